@@ -1,0 +1,3 @@
+"""Qwen3-VL on ONNX, at any image size, proven right."""
+
+__version__ = "0.1.0"

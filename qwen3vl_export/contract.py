@@ -1,0 +1,167 @@
+"""The graph contract: names, dtypes and shapes of every graph's inputs and outputs, declared once as data.
+
+Trace, manifest, runtime, packaging and tests read this declaration; nobody else spells a tensor name.
+A shape is a tuple of ints (fixed) and strings (named symbolic dims). `W = (1 + D) * H` is the width of wide features:
+columns `[0, H)` hold the embedding, columns `[k*H, (k+1)*H)` the k-th of D DeepStack maps (zero on text rows).
+
+Knows shapes only: nothing about weights, files or how a graph computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Shape = tuple[int | str, ...]
+
+VISION_ENCODER = "vision_encoder"
+EMBED_TOKENS = "embed_tokens"
+EMBEDDINGS = "embeddings"
+DECODER = "decoder_model_merged"
+
+PIXEL_VALUES = "pixel_values"
+IMAGE_GRID_THW = "image_grid_thw"
+IMAGE_FEATURES = "image_features"
+INPUT_IDS = "input_ids"
+INPUTS_EMBEDS = "inputs_embeds"
+ATTENTION_MASK = "attention_mask"
+POSITION_IDS = "position_ids"
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The numbers of one model that fix every shape. All come from the checkpoint's config; none has a default."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    num_deepstack: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+
+    @property
+    def patch_dim(self) -> int:
+        """Values of one flattened patch: `3 * 2 * 16 * 16 = 1536`."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def wide_size(self) -> int:
+        """`W = (1 + D) * H`."""
+        return (1 + self.num_deepstack) * self.hidden_size
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches that become one image token: `2 * 2 = 4`."""
+        return self.spatial_merge_size**2
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Facts:
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One graph input or output: `dtype` is a numpy name, or `"float"` for the graph's floating dtype."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file: its stem and its tensors, in order."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def past_name(layer: int, part: str) -> str:
+    return f"past_key_values.{layer}.{part}"
+
+
+def present_name(layer: int, part: str) -> str:
+    return f"present.{layer}.{part}"
+
+
+def bucket_name(height: int, width: int) -> str:
+    """Stem of a fixed encoder for a grid of `height` x `width` patches."""
+    return f"{VISION_ENCODER}_{height}x{width}"
+
+
+def vision_encoder(facts: Facts, name: str = VISION_ENCODER, grid: tuple[int, int] | None = None) -> Graph:
+    """The vision encoder; `grid` = (h, w) patches binds it to one image of that size."""
+    patches: int | str = "num_patches"
+    images: int | str = "num_images"
+    tokens: int | str = "num_image_tokens"
+    if grid is not None:
+        patches, images, tokens = grid[0] * grid[1], 1, grid[0] * grid[1] // facts.merge_unit
+    return Graph(
+        name,
+        inputs=(
+            Tensor(PIXEL_VALUES, "float", (patches, facts.patch_dim)),
+            Tensor(IMAGE_GRID_THW, "int64", (images, 3)),
+        ),
+        outputs=(Tensor(IMAGE_FEATURES, "float", (tokens, facts.wide_size)),),
+    )
+
+
+def embed_tokens(facts: Facts) -> Graph:
+    """Token ids to wide rows; for runtimes that scatter image features themselves."""
+    return Graph(
+        EMBED_TOKENS,
+        inputs=(Tensor(INPUT_IDS, "int64", ("batch_size", "sequence_length")),),
+        outputs=(Tensor(INPUTS_EMBEDS, "float", ("batch_size", "sequence_length", facts.wide_size)),),
+    )
+
+
+def embeddings(facts: Facts) -> Graph:
+    """Token ids and image features to wide rows, visual rows scattered in."""
+    return Graph(
+        EMBEDDINGS,
+        inputs=(
+            Tensor(INPUT_IDS, "int64", ("batch_size", "sequence_length")),
+            Tensor(IMAGE_FEATURES, "float", ("num_image_tokens", facts.wide_size)),
+        ),
+        outputs=(Tensor(INPUTS_EMBEDS, "float", ("batch_size", "sequence_length", facts.wide_size)),),
+    )
+
+
+def decoder(facts: Facts) -> Graph:
+    """Wide rows and a cache to logits and the longer cache."""
+    cache = ("batch_size", facts.num_key_value_heads)
+    layers = range(facts.num_hidden_layers)
+    past = tuple(
+        Tensor(past_name(i, part), "float", (*cache, "past_sequence_length", facts.head_dim))
+        for i in layers
+        for part in ("key", "value")
+    )
+    present = tuple(
+        Tensor(present_name(i, part), "float", (*cache, "total_sequence_length", facts.head_dim))
+        for i in layers
+        for part in ("key", "value")
+    )
+    return Graph(
+        DECODER,
+        inputs=(
+            Tensor(INPUTS_EMBEDS, "float", ("batch_size", "sequence_length", facts.wide_size)),
+            Tensor(ATTENTION_MASK, "int64", ("batch_size", "total_sequence_length")),
+            Tensor(POSITION_IDS, "int64", (3, "batch_size", "sequence_length")),
+            *past,
+        ),
+        outputs=(Tensor(LOGITS, "float", ("batch_size", "sequence_length", facts.vocab_size)), *present),
+    )

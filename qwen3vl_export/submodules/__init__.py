@@ -1,0 +1,1 @@
+"""Thin nn.Module wrappers over the transformers modules, one per graph of the contract."""
