@@ -1,0 +1,249 @@
+"""The PyTorch side: transformers' own Qwen3-VL in float32 with eager attention, asked the same questions.
+
+Takes prepared inputs (ids, mask, pixels, grids) and returns numpy arrays. Nothing of the model is reimplemented: rows,
+positions and DeepStack maps are recorded where transformers hands them to its language model, tokens come from its
+`generate`. Does not know the artifact or its runtime. Results are cached in memory by the content of the inputs.
+
+Legend: B batch, S tokens, P patches, I images, N image tokens, H hidden size, D DeepStack maps, W = (1 + D) * H, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+from transformers.cache_utils import DynamicCache
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from qwen3vl_export.errors import ParityError
+
+KEPT = 6  # cached results; the plan goes case by case, so a few are enough
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both sides are given. `image_grid_thw` lists images and videos in the order they appear in the prompts."""
+
+    input_ids: Ints  # [B, S]
+    attention_mask: Ints  # [B, S], zeros on the left
+    pixel_values: Floats  # [P, patch_dim]
+    image_grid_thw: Ints  # [I, 3]
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 over shapes and bytes."""
+        digest = hashlib.sha256()
+        for array in (self.input_ids, self.attention_mask, self.pixel_values, self.image_grid_thw):
+            digest.update(repr((array.shape, str(array.dtype))).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """One forward pass over the prompt."""
+
+    position_ids: Ints  # [3, B, S]
+    rope_deltas: Ints  # [B, 1]
+    inputs_embeds: Floats  # [B, S, W]
+    image_features: Floats  # [N, W]
+    logits: Floats  # [B, S, V]
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Greedy decoding: the chosen ids and the logits each was chosen from."""
+
+    ids: Ints  # [B, T]
+    logits: Floats  # [B, T, V]
+
+
+class Reference:
+    """A checkpoint loaded with transformers.
+
+    Args:
+        checkpoint: directory with config.json and safetensors.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        if not (checkpoint / "config.json").is_file():
+            raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
+        self.model = Qwen3VLForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.stop_ids = eos_ids(self.model.generation_config)
+        self.model.generation_config = GenerationConfig(do_sample=False)  # no sampling, no stop, nothing inherited
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
+        self.seconds = 0.0  # spent in PyTorch
+        self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+    # What the checks ask for.
+
+    def vision(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
+        """Wide features of the vision tower alone: [P, patch_dim], [I, 3] -> [N, W]."""
+
+        def compute() -> Floats:
+            found = self.model.model.visual(torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw))
+            return torch.cat([found.pooler_output, *found.deepstack_features], dim=-1).numpy()
+
+        empty = np.empty((0, 0), np.int64)
+        return self._remember(("vision", Inputs(empty, empty, pixel_values, image_grid_thw).key), compute)
+
+    def prefill(self, inputs: Inputs) -> Prefill:
+        """The whole model over the prompt."""
+        return self._remember(("prefill", inputs.key), lambda: self._prefill(inputs))
+
+    def generate(self, inputs: Inputs, new_tokens: int, stop: bool = False) -> Greedy:
+        """`new_tokens` greedy tokens; with `stop` fewer if every row ends its turn."""
+        key = ("generate", inputs.key, new_tokens, stop)
+        return self._remember(key, lambda: self._generate(inputs, new_tokens, stop))
+
+    def decoder(self, inputs_embeds: Floats, attention_mask: Ints, position_ids: Ints) -> Floats:
+        """Language model and head alone: wide rows [B, S, W], [B, S], [3, B, S] -> logits [B, S, V]."""
+
+        def compute() -> Floats:
+            hidden, *maps = torch.from_numpy(inputs_embeds).split(self.model.config.text_config.hidden_size, dim=-1)
+            everywhere = torch.ones(hidden.shape[:2], dtype=torch.bool)
+            output = self.model.model.language_model(
+                inputs_embeds=hidden,
+                attention_mask=torch.from_numpy(attention_mask),
+                position_ids=torch.from_numpy(position_ids),
+                visual_pos_masks=everywhere,  # text rows of the maps are zero
+                deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
+            )
+            return self.model.lm_head(output.last_hidden_state).numpy()
+
+        return self._timed(compute)
+
+    # How.
+
+    def _prefill(self, inputs: Inputs) -> Prefill:
+        seen: dict[str, Any] = {}
+
+        def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.update(kwargs)
+
+        kwargs = self._kwargs(inputs)
+        position_ids, rope_deltas = self._positions(kwargs)
+        if not inputs.image_grid_thw.size:  # without pictures transformers counts padding into the positions
+            kwargs["position_ids"] = position_ids
+        with hook(self.model.model.language_model, record):
+            logits = self.model(**kwargs, past_key_values=DynamicCache(config=self.model.config.text_config)).logits
+        hidden, visual = seen["inputs_embeds"], seen["visual_pos_masks"]
+        wide = hidden.new_zeros(*hidden.shape[:2], (1 + self._num_maps) * hidden.shape[-1])
+        wide[..., : hidden.shape[-1]] = hidden
+        if visual is not None:
+            wide[visual] = torch.cat([hidden[visual], *seen["deepstack_visual_embeds"]], dim=-1)
+        features = wide[visual] if visual is not None else wide.new_empty(0, wide.shape[-1])
+        used = seen["position_ids"]
+        return Prefill(used.numpy(), rope_deltas.numpy(), wide.numpy(), features.numpy(), logits.numpy())
+
+    def _generate(self, inputs: Inputs, new_tokens: int, stop: bool) -> Greedy:
+        kwargs = self._kwargs(inputs)
+        output = self.model.generate(
+            **kwargs,
+            max_new_tokens=new_tokens,
+            eos_token_id=self.stop_ids if stop else None,
+            pad_token_id=self.stop_ids[0],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        ids = output.sequences[:, inputs.input_ids.shape[1] :]
+        return Greedy(ids.numpy(), torch.stack(output.logits, dim=1).numpy())
+
+    def _positions(self, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
+        found: tuple[Tensor, Tensor] = self.model.model.get_rope_index(**{name: kwargs.get(name) for name in names})
+        return found
+
+    def _kwargs(self, inputs: Inputs) -> dict[str, Any]:
+        """The model's keyword arguments: pictures and videos apart, as transformers wants them."""
+        config = self.model.config
+        kinds = np.zeros_like(inputs.input_ids)
+        kinds[inputs.input_ids == config.image_token_id] = 1
+        kinds[inputs.input_ids == config.video_token_id] = 2
+        kwargs: dict[str, Any] = {
+            "input_ids": torch.from_numpy(inputs.input_ids),
+            "attention_mask": torch.from_numpy(inputs.attention_mask),
+            "mm_token_type_ids": torch.from_numpy(kinds),
+        }
+        row_kinds = np.array(kinds_of_rows(kinds, inputs.image_grid_thw), np.int64)
+        patch_kinds = np.repeat(row_kinds, inputs.image_grid_thw.prod(1))
+        for kind, pixels, grid in (
+            (1, "pixel_values", "image_grid_thw"),
+            (2, "pixel_values_videos", "video_grid_thw"),
+        ):
+            if (row_kinds == kind).any():
+                kwargs[pixels] = torch.from_numpy(inputs.pixel_values[patch_kinds == kind])
+                kwargs[grid] = torch.from_numpy(inputs.image_grid_thw[row_kinds == kind])
+        return kwargs
+
+    @property
+    def _num_maps(self) -> int:
+        return len(self.model.config.vision_config.deepstack_visual_indexes)
+
+    def _remember(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        if key not in self._cache:
+            self._cache[key] = self._timed(compute)
+            while len(self._cache) > KEPT:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _timed(self, compute: Callable[[], Any]) -> Any:
+        model: Qwen3VLModel = self.model.model
+        model.rope_deltas = None  # transformers keeps it between calls
+        start = time.perf_counter()
+        with torch.no_grad():
+            result = compute()
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def kinds_of_rows(kinds: Ints, image_grid_thw: Ints) -> list[int]:
+    """1 (image) or 2 (video) for each row of the grid, read off the prompts.
+
+    A run of equal visual tokens is one image or one frame of a video, since markers stand between them.
+    Args: `kinds`: [B, S] of 0 text, 1 image, 2 video.
+    """
+    runs = [kind for row in kinds.tolist() for kind, _ in groupby(row) if kind]
+    found, at = [], 0
+    for t in image_grid_thw[:, 0].tolist():
+        if at >= len(runs):
+            raise ParityError(f"image_grid_thw has {len(image_grid_thw)} rows, the prompts hold fewer pictures")
+        found.append(runs[at])
+        at += t if runs[at] == 2 else 1
+    if at != len(runs):
+        raise ParityError(f"the prompts hold {len(runs)} pictures and frames, image_grid_thw accounts for {at}")
+    return found
+
+
+def eos_ids(config: GenerationConfig) -> list[int]:
+    found = config.eos_token_id
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+@contextmanager
+def hook(module: torch.nn.Module, function: Callable[..., None]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(function, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,98 @@
+"""The measures on numbers whose distance is known by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from parity_tests import measures
+
+ROWS = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
+
+
+def test_equal_arrays_are_at_distance_zero() -> None:
+    found = measures.closeness(ROWS, ROWS)
+    assert found["max_abs"] == 0.0
+    assert found["worst_token_cosine"] == pytest.approx(1.0, abs=1e-15)
+
+
+def test_max_abs_is_the_largest_difference() -> None:
+    assert measures.max_abs(ROWS, ROWS + np.array([[0, 0], [0, -0.5]])) == 0.5
+
+
+def test_the_worst_token_is_not_hidden_by_the_mean() -> None:
+    truth = np.ones((100, 8), np.float32)
+    guess = truth.copy()
+    guess[42] = -1
+    found = measures.closeness(guess, truth)
+    assert found["mean_cosine"] == pytest.approx(0.98)
+    assert found["worst_token_cosine"] == pytest.approx(-1.0)
+    assert found["worst_token"] == 42
+
+
+def test_cosine_of_zero_rows() -> None:
+    zero = np.zeros_like(ROWS)
+    assert measures.token_cosines(zero, zero).tolist() == [1.0, 1.0]
+    assert measures.token_cosines(zero, ROWS).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_numbers_stay_non_finite(bad: float) -> None:
+    guess = ROWS.copy()
+    guess[0, 0] = bad
+    with np.errstate(invalid="ignore"):
+        assert not math.isfinite(measures.max_abs(guess, ROWS) or 0.0)
+        assert measures.differences(guess, guess) == (1 if math.isnan(bad) else 0)
+        assert measures.logit_closeness(guess, ROWS)["top1_agreement"] is None
+
+
+def test_nothing_to_compare_is_null_and_not_zero() -> None:
+    empty = np.empty((0, 4), np.float32)
+    assert measures.max_abs(empty, empty) is None
+    assert measures.differences(empty, empty) is None
+    assert measures.nmse(empty, empty) is None
+    assert set(measures.closeness(empty, empty).values()) == {None}
+    assert measures.logit_closeness(empty, empty)["max_abs"] is None
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(measures.ShapeMismatch, match=r"shape \(1, 2\), the reference has \(2, 2\)"):
+        measures.max_abs(ROWS[:1], ROWS)
+
+
+def test_kl_divergence_by_hand() -> None:
+    truth, guess = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert measures.kl_divergence(guess, truth)[0] == pytest.approx(expected)
+
+
+def test_nmse_by_hand() -> None:
+    assert measures.nmse(np.array([1.0, 1.0]), np.array([1.0, 2.0])) == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "length"), [([1, 2, 3], [1, 2, 3], 3), ([1, 2], [1, 2, 3], 2), ([9], [1], 0), ([], [1], 0)]
+)
+def test_common_prefix(a: list[int], b: list[int], length: int) -> None:
+    assert measures.common_prefix(a, b) == length
+
+
+def explain(candidate: list[float], reference: list[float]) -> measures.Difference:
+    guess, truth = np.array(candidate), np.array(reference)
+    return measures.explain_difference(0, 3, int(guess.argmax()), guess, int(truth.argmax()), truth, margin=1e-3)
+
+
+def test_a_near_tie_is_recognised() -> None:
+    found = explain([1.0004, 1.0, 0.0], [1.0, 1.0003, 0.0])
+    assert found.near_tie
+    assert found.candidate_gap == pytest.approx(4e-4)
+
+
+def test_a_gap_beyond_the_margin_is_no_near_tie() -> None:
+    assert not explain([1.002, 1.0, 0.0], [1.0, 1.0003, 0.0]).near_tie
+
+
+def test_a_token_outside_the_top_two_is_no_near_tie() -> None:
+    assert not explain([1.0, 1.0001, 1.0002], [1.0002, 1.0001, 1.0]).near_tie

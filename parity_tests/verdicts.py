@@ -1,0 +1,119 @@
+"""From measures to verdicts, by the thresholds of `tolerances.yaml`.
+
+Knows rules and numbers; does not know what was measured, or how. The strictness lives here: a rule whose measure is
+missing, None, NaN or Inf fails, and so does a check that compared nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from qwen3vl_export.errors import ParityError
+
+from .measures import Measures
+
+TOLERANCES = Path(__file__).with_name("tolerances.yaml")
+SIGNS: dict[str, str] = {"max": "≤", "min": "≥", "equals": "="}
+Kind = Literal["max", "min", "equals"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One limit on one measure, with its reason and source."""
+
+    measure: str
+    kind: Kind
+    limit: float
+    reason: str
+    source: str
+
+    def holds(self, value: float | int | bool) -> bool:
+        if self.kind == "equals":
+            return value == self.limit
+        return value <= self.limit if self.kind == "max" else value >= self.limit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule applied to one value; `value` is None where nothing was measured."""
+
+    measure: str
+    kind: Kind
+    limit: float
+    value: float | None
+    passed: bool
+
+    def __str__(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:.3g}"
+        return f"{self.measure} {value} ({SIGNS[self.kind]} {self.limit:.6g})"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All rules of one precision: stage -> rules, plus the settings measures need."""
+
+    name: str
+    rules: Mapping[str, tuple[Rule, ...]]
+    settings: Mapping[str, float]
+
+    def judge(self, stage: str, measures: Measures, compared: int) -> list[Verdict]:
+        """Apply every rule of `stage`.
+
+        Args:
+            compared: how many numbers were compared; none is a failure of its own.
+        """
+        if not self.rules.get(stage):
+            raise ParityError(f"{TOLERANCES.name}: profile {self.name} has no rule for {stage}", "Add one")
+        verdicts = [Verdict("compared", "min", 1, compared, compared >= 1)]
+        for rule in self.rules[stage]:
+            value = measures.get(rule.measure)
+            passed = value is not None and math.isfinite(value) and rule.holds(value)
+            verdicts.append(
+                Verdict(rule.measure, rule.kind, rule.limit, None if value is None else float(value), passed)
+            )
+        return verdicts
+
+
+def parse_rule(where: str, measure: str, entry: Mapping[str, Any]) -> Rule:
+    kinds = [kind for kind in SIGNS if kind in entry]
+    unknown = set(entry) - {*SIGNS, "reason", "source"}
+    if len(kinds) != 1 or unknown or not entry.get("reason") or not entry.get("source"):
+        raise ParityError(
+            f"{where}.{measure}: needs one of max, min, equals, and a reason and a source; found {sorted(entry)}",
+            "Every threshold says why it is what it is",
+        )
+    kind: Kind = kinds[0]  # type: ignore[assignment]
+    return Rule(measure, kind, float(entry[kind]), entry["reason"].strip(), entry["source"].strip())
+
+
+@cache
+def load_profiles(path: Path = TOLERANCES) -> dict[str, Profile]:
+    """Every profile of a tolerances file, strictly read."""
+    profiles = {}
+    for name, stages in yaml.safe_load(path.read_text("utf-8")).items():
+        settings = {key: float(entry["value"]) for key, entry in stages.pop("settings").items()}
+        rules = {
+            stage: tuple(parse_rule(f"{path.name}: {name}.{stage}", measure, rule) for measure, rule in entries.items())
+            for stage, entries in stages.items()
+        }
+        profiles[name] = Profile(name, rules, settings)
+    return profiles
+
+
+def load_profile(name: str) -> Profile:
+    """One profile by name.
+
+    Raises:
+        ParityError: there is no such profile.
+    """
+    profiles = load_profiles()
+    if name not in profiles:
+        raise ParityError(f"{TOLERANCES.name}: no profile named {name}", f"It has {', '.join(profiles)}")
+    return profiles[name]
