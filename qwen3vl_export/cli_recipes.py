@@ -1,0 +1,131 @@
+"""The `recipes` commands: list, show, check, schema, pin. Knows nothing about building."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from .console import complain, console, say, table
+from .errors import Qwen3VLExportError, RecipeError
+from .recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="List, show, check and pin recipes: the YAML files that say what to build.",
+)
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+
+
+@app.command("list")
+def list_() -> None:
+    """List the recipes that can be built by name.
+
+    Example: `qwen3vl-export recipes list`
+    """
+    rows = []
+    for name, file in list_recipes().items():
+        try:
+            recipe = load_recipe(file)
+        except RecipeError as error:
+            rows.append((name, "", "", "", f"cannot be read: {error}"))
+            continue
+        rows.append((name, _sizes(recipe), recipe.target, recipe.dtype, recipe.description))
+    if not rows:
+        raise RecipeError("no recipes in ./recipes", "Run this where the recipes directory lies")
+    rows.sort(key=lambda row: _natural(row[0]))
+    console().print(table("", ("recipe", "sizes", "target", "dtype", "description"), rows, wrap="description"))
+    say("Build one: qwen3vl-export build tiny")
+
+
+@app.command()
+def show(
+    recipe: RecipeName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
+) -> None:
+    """Show a recipe as it will be built: inheritance resolved, every default filled in.
+
+    Example: `qwen3vl-export recipes show tiny-buckets`
+    """
+    values = load_recipe(recipe).to_json_dict()
+    if as_json:
+        typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None), nl=False)
+
+
+@app.command()
+def check(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to check; every shipped one unless said.")
+    ] = None,
+) -> None:
+    """Check recipes without building: keys, types, combinations. Ends with 2 if one is wrong.
+
+    Example: `qwen3vl-export recipes check recipes/mine.yaml`
+    """
+    names = recipes or [str(file) for file in list_recipes().values()]
+    if not names:
+        raise RecipeError("no recipes in ./recipes", "Name one: qwen3vl-export recipes check FILE")
+    wrong = 0
+    for name in names:
+        try:
+            load_recipe(name)
+            say(f"ok     {find_recipe(name)}")
+        except Qwen3VLExportError as error:
+            wrong += 1
+            complain(str(error))
+    if wrong:
+        raise typer.Exit(RecipeError.exit_code)
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to a file instead of the screen.")] = None,
+) -> None:
+    """Print the JSON Schema of a recipe, for editors that complete and check YAML.
+
+    Example: `qwen3vl-export recipes schema --out recipes/recipe.schema.json`
+    """
+    text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text + "\n", "utf-8")
+        say(f"{out} written")
+
+
+@app.command()
+def pin(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipes whose checkpoint is on the Hub.")],
+) -> None:
+    """Write the commit a checkpoint's revision points at now into the recipe, so that builds repeat.
+
+    Example: `qwen3vl-export recipes pin qwen3-vl-2b-instruct`
+    """
+    from .recipe_pin import pin as pin_recipe
+
+    for name in recipes:
+        file, commit, changed = pin_recipe(name)
+        say(f"{file}: {'pinned to' if changed else 'already pinned to'} {commit}")
+
+
+def _natural(name: str) -> tuple[object, ...]:
+    """Sort key: the tiny recipes first, then by number, so that 8b comes before 30b."""
+    return (
+        not name.startswith("tiny"),
+        *((int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)),
+    )
+
+
+def _sizes(recipe: Recipe) -> str:
+    if recipe.vision.grid == "dynamic":
+        return "any"
+    if recipe.vision.grid == "fixed":
+        return "x".join(str(side) for side in recipe.vision.sizes[0])
+    return f"{len(recipe.vision.sizes)} buckets"

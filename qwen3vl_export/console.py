@@ -1,0 +1,55 @@
+"""The terminal of the command line: one console for results, one for complaints, and the look of tables.
+
+On a terminal, colours and the terminal's width; in a pipe or CI, plain wide lines. Knows nothing about what it prints.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+PIPE_WIDTH = 200  # columns where nobody's terminal wraps: a table row stays one line
+
+
+def console() -> Console:
+    """Console for results, on standard output as it is now."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def say(text: str) -> None:
+    """Print one line of plain text, never wrapped and never read as markup."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Print one red line to standard error."""
+    line = " ".join(text.split())
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] [red]{escape(line)}[/]", soft_wrap=True)
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), wrap: str = ""
+) -> Table:
+    """A plain table; columns named in `right` are right-aligned, only the column named `wrap` may break."""
+    result = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        result.add_column(column, justify=justify, no_wrap=column != wrap, overflow="fold", header_style="dim")
+    for row in rows:
+        result.add_row(*(escape(str(cell)) for cell in row))
+    return result
+
+
+def size(count: int) -> str:
+    """`1536` reads `1.5 KB`; units of 1024."""
+    amount = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if amount < 1024 or unit == "GB":
+            break
+        amount /= 1024
+    return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
