@@ -1,0 +1,1 @@
+"""Parity tests: the exported graphs against PyTorch, and the pictures they are asked about."""

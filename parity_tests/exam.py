@@ -1,0 +1,146 @@
+"""The held-out exam: questions with known answers, at many picture sizes.
+
+Knows the questions and nothing of the model. Training draws from `random.Random` seeded with strings that start with
+"train"; every question here is seeded with a string that starts with "exam", so the two never share a stream: a picture
+(its shapes, places, sizes, shades and noise) is not one that was trained on. Questions without a picture come from a
+small closed set (sums, repeated words) and may have been seen; they are reported on their own.
+"""
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image
+
+from parity_tests.pictures import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
+from parity_tests.questions import (
+    CLIP_KINDS,
+    GRID_KINDS,
+    MANY_KINDS,
+    NUMBER_KINDS,
+    SCENE_KINDS,
+    Turn,
+    ask_clip,
+    ask_grid,
+    ask_many,
+    ask_number,
+    ask_scene,
+    ask_text,
+)
+
+EXAM_SEED = 4242
+EXAM_SIZES = (  # width, height; several are no multiple of the 32-pixel merge cell
+    (64, 64),
+    (96, 64),
+    (64, 160),
+    (128, 128),
+    (160, 96),
+    (192, 192),
+    (224, 160),
+    (150, 211),
+    (301, 97),
+    (256, 256),
+    (320, 192),
+    (192, 384),
+    (512, 128),
+    (384, 384),
+    (448, 320),
+    (512, 512),
+    (640, 480),
+)
+CLIP_SIZES = ((96, 96), (128, 96), (96, 160), (160, 128))
+ONE_PICTURE = (  # one round of questions for a size; `exam` repeats it as often as needed
+    *SCENE_KINDS,
+    "number",
+    "grid_all",
+    "at",
+    "digit_last",
+    "count_by",
+    "grid_row",
+    "describe",
+    "number",
+    "exists",
+    "grid_cell",
+    "where",
+    "digit_first",
+    "relation",
+    "grid_column",
+    "count",
+    "digit_count",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    kind: str
+    size: tuple[int, int] | None  # width, height; None where there is no picture or several of different sizes
+    images: tuple[Image.Image, ...]
+    frames: tuple[Image.Image, ...]  # of a video, half a second apart
+    prompt: str
+    answer: str
+
+
+def exam(per_size: int = 20) -> list[Question]:
+    """`per_size` questions for each size, then twice as many on several pictures and as many on none."""
+    questions = [
+        one_picture(size, index, ONE_PICTURE[index % len(ONE_PICTURE)])
+        for size in EXAM_SIZES
+        for index in range(per_size)
+    ]
+    questions += [several_pictures(index, MANY_KINDS[index % len(MANY_KINDS)]) for index in range(2 * per_size)]
+    questions += [no_picture(index) for index in range(per_size)]
+    return questions
+
+
+def video_exam(count: int = 24) -> list[Question]:
+    questions = []
+    for index in range(count):
+        rng = stream("clip", index)
+        size = CLIP_SIZES[index % len(CLIP_SIZES)]
+        clip = draw_clip(rng, *size, frame_count=rng.choice((4, 6, 8)))
+        turn = ask_clip(clip, CLIP_KINDS[index % len(CLIP_KINDS)])
+        questions.append(Question(f"clip-{index}", turn.kind, size, (), clip.frames, turn.prompt, turn.answer))
+    return questions
+
+
+def stream(*key: object) -> random.Random:
+    return random.Random("-".join(["exam", str(EXAM_SEED), *map(str, key)]))
+
+
+def one_picture(size: tuple[int, int], index: int, kind: str) -> Question:
+    rng = stream("{}x{}".format(*size), index)
+    if kind in GRID_KINDS and max_digit_rows(size[1]) < 2:
+        kind = "number"  # too low for two rows of digits
+    while True:
+        image, turn = ask_one(rng, size, kind)
+        if turn is not None:
+            name = "{}x{}-{}".format(*size, index)
+            return Question(name, turn.kind, size, (image,), (), turn.prompt, turn.answer)
+
+
+def ask_one(rng: random.Random, size: tuple[int, int], kind: str) -> tuple[Image.Image, Turn | None]:
+    if kind in SCENE_KINDS:
+        picture = draw_scene(rng, *size, count=rng.randint(2 if kind == "relation" else 1, 4))
+        return picture.image, ask_scene(rng, picture, kind)
+    columns = rng.randint(1, max_digit_columns(size[0]))
+    if kind in NUMBER_KINDS:
+        picture = draw_digits(rng, *size, rows=1, columns=columns)
+        return picture.image, ask_number(picture, kind)
+    picture = draw_digits(rng, *size, rows=rng.randint(2, max_digit_rows(size[1])), columns=columns)
+    return picture.image, ask_grid(rng, picture, kind)
+
+
+def several_pictures(index: int, kind: str) -> Question:
+    rng = stream("many", index)
+    turn = None
+    while turn is None:
+        sizes = rng.sample(EXAM_SIZES[:10], 3 if kind != "more" and rng.random() < 0.25 else 2)
+        pictures = [draw_scene(rng, *size, count=rng.randint(1, 3)) for size in sizes]
+        turn = ask_many(rng, pictures, kind)
+    images = tuple(picture.image for picture in pictures)
+    return Question(f"many-{index}", turn.kind, None, images, (), turn.prompt, turn.answer)
+
+
+def no_picture(index: int) -> Question:
+    turn = ask_text(stream("text", index))
+    return Question(f"text-{index}", turn.kind, None, (), (), turn.prompt, turn.answer)

@@ -1,0 +1,1 @@
+"""Parts of scripts/train_tiny.py. They make the tiny checkpoint; nothing that is shipped imports them."""
