@@ -67,6 +67,7 @@ ONE_PICTURE = (  # one round of questions for a size; `exam` repeats it as often
     "count",
     "digit_count",
 )
+STRIDE = 5  # every size starts elsewhere in the round, so that few questions per size still ask every kind
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Question:
 def exam(per_size: int = 20) -> list[Question]:
     """`per_size` questions for each size, then twice as many on several pictures and as many on none."""
     questions = [
-        one_picture(size, index, ONE_PICTURE[index % len(ONE_PICTURE)])
-        for size in EXAM_SIZES
+        one_picture(size, index, ONE_PICTURE[(STRIDE * nth + index) % len(ONE_PICTURE)])
+        for nth, size in enumerate(EXAM_SIZES)
         for index in range(per_size)
     ]
     questions += [several_pictures(index, MANY_KINDS[index % len(MANY_KINDS)]) for index in range(2 * per_size)]
