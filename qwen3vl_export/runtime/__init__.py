@@ -1,0 +1,19 @@
+"""Runs an exported Qwen3-VL with numpy, onnxruntime, Pillow, tokenizers and jinja2: no torch, no transformers.
+
+    from qwen3vl_export.runtime import Image, Qwen3VL
+
+    model = Qwen3VL.load("artifacts/tiny")
+    for piece in model.stream([Image("cat.jpg"), "What is this?"]):
+        print(piece, end="", flush=True)
+
+The way of a question: `messages` (one form) → `prompt` (text) and `images`, `preprocess` (patches) → `tokenizer`,
+`positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) → text. `model`
+ties them together; `session` and `external` open the graphs.
+"""
+
+from .images import Image, Video
+from .model import Qwen3VL
+from .prepare import Prepared
+from .sampling import GREEDY, Sampling
+
+__all__ = ["GREEDY", "Image", "Prepared", "Qwen3VL", "Sampling", "Video"]

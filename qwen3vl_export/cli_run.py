@@ -1,0 +1,179 @@
+"""The commands `run` and `chat`: an artifact answering on the terminal.
+
+Knows the terminal; the answers come from `runtime`, which is imported when a command is called.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from .console import complain, console
+from .errors import InputError, Qwen3VLExportError
+
+if TYPE_CHECKING:
+    from .runtime import Image, Qwen3VL
+
+DESCRIBE = "Describe this image."
+HELP = """\
+[bold]/image FILE[/]  show a picture with your next question; several are possible
+[bold]/reset[/]       forget the conversation
+[bold]/help[/]        show this
+[bold]/quit[/]        leave, as Ctrl-D does
+Ctrl-C stops an answer. Anything else is a question."""
+
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory, such as artifacts/tiny.")]
+MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Stop an answer after this many tokens.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(metavar="T", min=0, help="0 is greedy; higher is more varied. The checkpoint's unless said."),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed draws the same answer.")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Threads to use; onnxruntime's choice unless said.")
+]
+
+
+def run(
+    artifact: Artifact,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; repeat it for several.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The question; read from standard input if '-'."),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    threads: Threads = None,
+) -> None:
+    """Ask one question, with or without pictures, and stream the answer.
+
+    Example: `qwen3vl-export run artifacts/tiny --image cat.jpg --prompt "What is this?"`
+    """
+    from .runtime import Image, Qwen3VL
+
+    images = image or []
+    if prompt is None and not images:
+        raise InputError("nothing was asked", 'Add --prompt "What is 2+3?" or --image FILE')
+    text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
+    model = Qwen3VL.load(artifact, threads)
+    content = [*(Image(path) for path in images), text]
+    for piece in model.stream(content, max_new_tokens, temperature=temperature, seed=seed):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def chat(
+    artifact: Artifact,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    threads: Threads = None,
+) -> None:
+    """Talk with a model on the terminal: questions, pictures, streamed answers.
+
+    Type /image FILE to show a picture, /reset to start over, /quit to leave. Ctrl-C stops an answer, not the chat.
+    """
+    from .runtime import Qwen3VL
+
+    with suppress(ImportError):
+        import readline  # noqa: F401 - gives the input line editing and a history
+
+    screen = console()
+    model = Qwen3VL.load(artifact, threads)
+    screen.print(f"[bold]{escape(model.artifact.manifest.name)}[/]  [dim]/image FILE, /reset, /help, /quit[/]")
+    talk = Talk(model, screen, max_new_tokens, {"temperature": temperature, "seed": seed})
+    while True:
+        try:
+            line = screen.input("[bold cyan]>[/] ").strip()
+        except KeyboardInterrupt:
+            screen.print()
+            continue
+        except EOFError:
+            screen.print()
+            return
+        if line == "/quit":
+            return
+        try:
+            talk.take(line)
+        except Qwen3VLExportError as error:
+            complain(str(error))
+
+
+@dataclass
+class Talk:
+    """A conversation in progress: what was said, and the pictures waiting for the next question."""
+
+    model: Qwen3VL
+    screen: Console
+    max_new_tokens: int
+    settings: dict[str, Any]
+    said: list[dict[str, Any]] = field(default_factory=list)
+    waiting: list[Image] = field(default_factory=list)
+
+    def take(self, line: str) -> None:
+        """One line the user typed: a command or a question."""
+        command, _, rest = line.partition(" ")
+        if not line:
+            return
+        if command == "/image":
+            self.show(rest.strip())
+        elif command == "/reset":
+            self.said.clear()
+            self.waiting.clear()
+            self.screen.print("[dim]forgotten[/]")
+        elif command == "/help":
+            self.screen.print(HELP)
+        elif command.startswith("/") and not Path(command).exists():
+            raise InputError(f"{command}: no such command", "Type /help")
+        else:
+            self.ask(line)
+
+    def show(self, name: str) -> None:
+        """Open a picture now, so that a wrong name is told at once."""
+        from .runtime import Image
+        from .runtime.images import open_image
+
+        if not name:
+            raise InputError("/image needs a file", "Type /image FILE")
+        picture = open_image(Path(name.strip("'\"")).expanduser())
+        self.waiting.append(Image(picture))
+        self.screen.print(f"[dim]{escape(name)}: {picture.width}x{picture.height}, ask about it[/]")
+
+    def ask(self, question: str) -> None:
+        """Stream an answer. It becomes part of the conversation, also if Ctrl-C cut it short; an error undoes the turn."""
+        turn: dict[str, Any] = {"role": "user", "content": [*self.waiting, question]}
+        pieces: list[str] = []
+        start = time.perf_counter()
+        first = start
+        with suppress(KeyboardInterrupt):
+            for piece in self.answer([*self.said, turn]):
+                if not pieces:
+                    first = time.perf_counter()
+                pieces.append(piece)
+                self.screen.print(piece, end="", markup=False, soft_wrap=True)
+        self.screen.print()
+        self.said += [turn, {"role": "assistant", "content": "".join(pieces)}]
+        self.waiting.clear()
+        rest = time.perf_counter() - first
+        rate = f", then {(len(pieces) - 1) / rest:.1f} tokens/s" if len(pieces) > 1 and rest > 0 else ""
+        self.screen.print(f"[dim]first token after {first - start:.2f} s{rate}[/]")
+
+    def answer(self, messages: list[dict[str, Any]]) -> Iterator[str]:
+        """One piece for each token."""
+        from .runtime.sampling import override
+
+        prepared = self.model.prepare([messages])
+        return self.model.pieces(prepared, self.max_new_tokens, override(self.model.sampling, **self.settings))

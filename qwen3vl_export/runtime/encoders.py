@@ -1,0 +1,112 @@
+"""Which vision encoder sees which picture, and the calls that turn patches into features.
+
+An artifact has either one encoder that takes any grid (then all pictures go through it in one call), or one or more
+encoders each bound to a single grid (then every picture is resized to one of those grids, and every picture and every
+frame of a video is a call of its own: exact, because attention never leaves a frame).
+
+**The bucket rule**, `closest-aspect-then-smallest-sufficient`: keep the grids whose shape is closest to the picture's,
+by `|log(grid aspect / picture aspect)|`; among those take the smallest with at least as many patches as `smart_resize`
+would give the picture; if none has that many, the largest.
+
+Knows grids, pixels and graphs; nothing about prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..artifact import Encoder, Manifest
+from ..contract import IMAGE_FEATURES, IMAGE_GRID_THW, PIXEL_VALUES, Facts
+from ..errors import ArtifactError, InputError
+from .arrays import Floats, Ints
+from .decoder import no_features
+from .session import Sessions
+
+BUCKET_RULE = "closest-aspect-then-smallest-sufficient"
+SAME_ASPECT = 1e-9  # two logarithms this close are the same aspect ratio
+
+Grid = tuple[int, int]
+
+
+def fixed_grids(manifest: Manifest) -> tuple[Grid, ...]:
+    """The (h, w) patch grids the artifact is bound to; empty if one of its encoders takes any."""
+    if any(encoder.grid is None for encoder in manifest.encoders):
+        return ()
+    grids = tuple(encoder.grid for encoder in manifest.encoders if encoder.grid is not None)
+    if len(grids) > 1 and manifest.encoder_rule != BUCKET_RULE:
+        raise ArtifactError(f"manifest.json: unknown encoder_rule {manifest.encoder_rule!r}", "Update qwen3vl-export")
+    return grids
+
+
+def choose_grid(grids: Sequence[Grid], height: int, width: int, wanted: Grid) -> Grid:
+    """The grid for a picture of `height` x `width` pixels that `smart_resize` would give `wanted` patches.
+
+    `grids` are the fixed ones, by the rule above; without any, `wanted` it is.
+    """
+    if not grids:
+        return wanted
+    distance = {grid: abs(math.log(grid[1] / grid[0]) - math.log(width / height)) for grid in grids}
+    nearest = min(distance.values())
+    closest = sorted(
+        (grid for grid in grids if distance[grid] - nearest < SAME_ASPECT), key=lambda grid: (math.prod(grid), grid)
+    )
+    return next((grid for grid in closest if math.prod(grid) >= math.prod(wanted)), closest[-1])
+
+
+def check_grids(pixel_rows: int, grid_thw: Ints, facts: Facts) -> None:
+    """Refuse grids no encoder can take.
+
+    Raises:
+        InputError: not [I, 3], a side that is no multiple of the merge size, or patches that do not add up.
+    """
+    if grid_thw.ndim != 2 or grid_thw.shape[1] != 3:
+        raise InputError(f"{IMAGE_GRID_THW} has shape {list(grid_thw.shape)}", "Expected [num_images, 3]")
+    merge = facts.spatial_merge_size
+    for time, height, width in grid_thw.tolist():
+        if min(time, height, width) < 1 or height % merge or width % merge:
+            raise InputError(
+                f"{IMAGE_GRID_THW}: a grid of {time}x{height}x{width} patches",
+                f"Height and width must be multiples of the merge size {merge}, and none of the three 0",
+            )
+    if (total := int(grid_thw.prod(axis=1).sum())) != pixel_rows:
+        raise InputError(
+            f"{PIXEL_VALUES} has {pixel_rows} rows, {IMAGE_GRID_THW} adds up to {total}", "Pass the patches of one call"
+        )
+
+
+def encode(sessions: Sessions, encoders: Sequence[Encoder], pixel_values: Floats, grid_thw: Ints) -> Floats:
+    """Features of all pictures, [sum of t*h*w / 4, W], in the order of `grid_thw`.
+
+    Args:
+        pixel_values: float32 [P, patch_dim].
+        grid_thw: int64 [I, 3]; no rows give no features, without a call.
+
+    Raises:
+        InputError: grids that are impossible, or that no encoder of the artifact is bound to.
+    """
+    facts = sessions.facts
+    check_grids(len(pixel_values), grid_thw, facts)
+    if not len(grid_thw):
+        return no_features(sessions)
+    for encoder in encoders:
+        if encoder.grid is None:
+            return call(sessions, encoder.graph, pixel_values, grid_thw)
+    graphs = {encoder.grid: encoder.graph for encoder in encoders}
+    features, start = [], 0
+    for time, height, width in grid_thw.tolist():
+        if (height, width) not in graphs:
+            have = ", ".join(f"{grid[0]}x{grid[1]}" for grid in graphs if grid is not None)
+            raise InputError(f"no encoder for a grid of {height}x{width} patches", f"The artifact has {have}")
+        for _ in range(time):
+            patches = pixel_values[start : start + height * width]
+            features.append(call(sessions, graphs[height, width], patches, np.array([[1, height, width]])))
+            start += height * width
+    return np.concatenate(features)
+
+
+def call(sessions: Sessions, graph: str, pixel_values: Floats, grid_thw: Ints) -> Floats:
+    features: Floats = sessions.run(graph, {PIXEL_VALUES: pixel_values, IMAGE_GRID_THW: grid_thw}, [IMAGE_FEATURES])[0]
+    return features

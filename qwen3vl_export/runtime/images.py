@@ -1,0 +1,160 @@
+"""Pictures from anywhere to 8-bit RGB.
+
+Colour follows transformers 5.23: a file (or its bytes) goes through `image_utils.load_image`, which turns the picture
+upright by its EXIF tag and drops alpha; a PIL image or an array goes through `image_transforms.convert_to_rgb`, which
+leaves the orientation alone and lays alpha over white. One departure: 16-bit gray keeps its upper 8 bits here, where
+Pillow's own conversion would turn everything over 255 white.
+
+Knows nothing about sizes, patches or models.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+Source = str | Path | bytes | PIL.Image.Image | NDArray[Any]
+
+FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
+CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture in a message: a path, a `data:` URL, the bytes of a file, a PIL image, or an array.
+
+    Arrays are [h, w], [h, w, c] or [c, h, w] with c of 1, 3 or 4; uint8, uint16, or floats in [0, 1].
+    """
+
+    source: Source
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video in a message: its frames in order, already sampled, `fps` of them a second."""
+
+    frames: Sequence[Source]
+    fps: float = 2.0
+
+
+def open_image(source: Source) -> PIL.Image.Image:
+    """The picture as an RGB image.
+
+    Raises:
+        InputError: no such file, not a picture, damaged, or without pixels.
+    """
+    if isinstance(source, Path):
+        return from_file(source)
+    if isinstance(source, str):
+        return from_text(source)
+    if isinstance(source, bytes):
+        return from_encoded(source, "image bytes")
+    if isinstance(source, PIL.Image.Image):
+        return over_white(with_pixels(source, "image"))
+    if isinstance(source, np.ndarray):
+        return from_array(source)
+    raise InputError(f"an image cannot be a {type(source).__name__}", "Pass a path, bytes, a PIL image or an array")
+
+
+def from_text(source: str) -> PIL.Image.Image:
+    """A path or a `data:image/...;base64,...` URL."""
+    if source.startswith(("http://", "https://")):
+        raise InputError(f"{source}: images are not fetched from the network", "Download it and pass the file")
+    if not source.startswith("data:"):
+        return from_file(Path(source.removeprefix("file://")))
+    try:
+        return from_encoded(base64.b64decode(source.partition(",")[2], validate=True), "data URL")
+    except binascii.Error as error:
+        raise InputError(f"data URL: not base64 ({error})", "Expected data:image/png;base64,...") from error
+
+
+def from_file(path: Path) -> PIL.Image.Image:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image file", "Check the path") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "Pass an image file") from error
+    return from_encoded(data, str(path))
+
+
+def from_encoded(data: bytes, name: str) -> PIL.Image.Image:
+    """Decode the bytes of an image file; `name` is how errors call it."""
+    if not data:
+        raise InputError(f"{name}: the file is empty", f"Pass a {FORMATS} file")
+    try:
+        with PIL.Image.open(BytesIO(data)) as image:
+            image.load()
+            upright = PIL.ImageOps.exif_transpose(image)
+    except PIL.UnidentifiedImageError as error:
+        raise InputError(f"{name}: not an image Pillow can read", f"Pass a {FORMATS} file") from error
+    except Exception as error:  # decoders meet damaged files with OSError, SyntaxError, struct.error, IndexError, ...
+        raise InputError(f"{name}: damaged or truncated image ({error})", "Save it again or pass another") from error
+    return eight_bit(with_pixels(upright, name)).convert("RGB")
+
+
+def from_array(array: NDArray[Any]) -> PIL.Image.Image:
+    """[h, w], [h, w, c] or [c, h, w] of uint8, uint16 or floats in [0, 1]."""
+    shape = array.shape
+    if array.ndim == 3 and shape[2] not in CHANNELS and shape[0] in CHANNELS:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
+        raise InputError(f"image array of shape {shape}", "Expected [h, w], [h, w, c] or [c, h, w] with c of 1, 3 or 4")
+    if 0 in array.shape:
+        raise InputError(f"image array of shape {shape} has no pixels", "Pass an image of at least 1x1")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return over_white(PIL.Image.fromarray(np.ascontiguousarray(to_uint8(array))))
+
+
+def to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale to 8 bits. Floats are cut, not rounded, as `image_transforms.to_pil_image` does."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
+        return (array.astype(np.float64) * 255).astype(np.float32).astype(np.uint8)
+    raise InputError(f"image array of {array.dtype}", "Expected uint8, uint16, or floats between 0 and 1")
+
+
+def with_pixels(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    if 0 in image.size:
+        raise InputError(f"{name}: {image.width}x{image.height}, it has no pixels", "Pass an image of at least 1x1")
+    return image
+
+
+def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """RGB, with whatever is transparent laid over white."""
+    image = eight_bit(image)
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return PIL.Image.alpha_composite(white, layer).convert("RGB")
+
+
+def eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Gray of 16 bits, 32 bits or floats to 8 bits; every other mode as it is."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    gray = np.asarray(image)
+    if image.mode == "F":
+        return PIL.Image.fromarray((np.clip(gray, 0, 1) * 255).astype(np.uint8))
+    if image.mode == "I" and gray.max() <= 255:  # an 8-bit picture in a wide container
+        return PIL.Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8))
+    return PIL.Image.fromarray((np.clip(gray, 0, 65535) >> 8).astype(np.uint8))

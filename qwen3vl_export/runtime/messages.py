@@ -1,0 +1,96 @@
+"""What a caller may say, made into one form: messages whose content is a list of text and picture items.
+
+Accepted: a string, an `Image` or `Video`, a list of those (all one user turn), or messages with `role` and `content` as
+transformers and the OpenAI API write them. Pictures leave the messages and are listed in order of appearance.
+
+Knows the forms of messages; nothing about templates or pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError
+from .images import Image, Video
+
+Part = str | Image | Video
+Content = Part | Sequence[Part] | Sequence[Mapping[str, Any]]
+Message = Mapping[str, Any]
+
+IMAGE_KEYS = ("image", "path", "url", "base64")
+VIDEO_KEYS = ("video", "frames")
+
+
+def as_messages(content: Content) -> list[Message]:
+    """A conversation from any accepted form.
+
+    Raises:
+        InputError: nothing was said, or an item is of no known form.
+    """
+    if isinstance(content, str | Image | Video):
+        return [{"role": "user", "content": [content]}]
+    items: list[Any] = list(content)
+    if not items:
+        raise InputError("the conversation is empty", "Pass a question, or messages")
+    if all(isinstance(item, Mapping) and "role" in item for item in items):
+        return items
+    return [{"role": "user", "content": items}]
+
+
+def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Image | Video]]:
+    """Messages a chat template can read, `{"type": "image"}` standing for each picture, and the pictures in order.
+
+    Raises:
+        InputError: an item of a message's content is of no known form.
+    """
+    media: list[Image | Video] = []
+    plain: list[dict[str, Any]] = []
+    for message in messages:
+        content = message.get("content")
+        if content is not None and not isinstance(content, str):
+            parts = content if isinstance(content, Sequence) else [content]
+            content = [item_of(part, media) for part in parts]
+        plain.append({**message, "content": content})
+    return plain, media
+
+
+def item_of(part: Any, media: list[Image | Video]) -> dict[str, Any]:
+    """One content item for the template; a picture in it is appended to `media`."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    medium = part if isinstance(part, Image | Video) else medium_of(part)
+    if medium is None:
+        return dict(part)
+    media.append(medium)
+    return {"type": "image" if isinstance(medium, Image) else "video"}
+
+
+def medium_of(part: Any) -> Image | Video | None:
+    """The picture in a mapping such as `{"type": "image", "image": ...}`; None if it is text."""
+    if not isinstance(part, Mapping):
+        raise InputError(f"a message holds a {type(part).__name__}", "Use text, Image(...) or Video(...)")
+    kind = part.get("type")
+    if kind == "text" or (kind is None and "text" in part):
+        return None
+    if kind == "image_url" or "image_url" in part:
+        target = part["image_url"]
+        return Image(target["url"] if isinstance(target, Mapping) else target)
+    if kind == "video" or "video" in part:
+        frames = first_of(part, VIDEO_KEYS)
+        if isinstance(frames, Video):
+            return frames
+        if isinstance(frames, str | bytes) or not isinstance(frames, Sequence):
+            raise InputError("a video is given as a list of frames", 'Use {"type": "video", "video": [frame, ...]}')
+        return Video(frames, float(part.get("fps", Video.fps)))
+    if kind == "image" or "image" in part:
+        source = first_of(part, IMAGE_KEYS)
+        return source if isinstance(source, Image) else Image(source)
+    raise InputError(f"a message holds an item of type {kind!r}", "Known types are text, image, image_url and video")
+
+
+def first_of(part: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    for key in keys:
+        if part.get(key) is not None:
+            return part[key]
+    raise InputError(f"a message holds an item of type {part.get('type')!r} without data", f"Give {' or '.join(keys)}")

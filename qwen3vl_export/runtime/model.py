@@ -1,0 +1,163 @@
+"""An artifact as an object that answers: `Qwen3VL`.
+
+Each public method is one stage, so that a harness can compare every stage of the very code that answers users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifact import Artifact, open_artifact
+from ..contract import Facts
+from . import decoder, encoders
+from .arrays import Floats, Ints
+from .decoder import Cache
+from .generate import PREFILL_CHUNK, Step, generate
+from .messages import Content, Message, as_messages
+from .prepare import Prepared, Preparer
+from .sampling import Sampling, from_generation_config, override
+from .session import Sessions
+from .tokenizer import StreamDecoder
+
+MAX_NEW_TOKENS = 512
+
+
+class Qwen3VL:
+    """A model that was exported to ONNX, with its tokenizer, chat template and picture processing.
+
+    `Qwen3VL.load` is the way to get one. Graphs are opened when first used.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        self.artifact = artifact
+        self.sessions = Sessions(artifact, threads)
+        self.preparer = Preparer(artifact)
+        self.tokenizer = self.preparer.tokenizer
+        config = artifact.json_file("generation_config.json")
+        self.sampling = from_generation_config(config)
+        self.stop_ids = self._stop_ids(config.get("eos_token_id"))
+
+    @classmethod
+    def load(cls, path: str | Path, threads: int | None = None, check: bool = True) -> Qwen3VL:
+        """Open an artifact directory.
+
+        Args:
+            threads: threads of one operator; None leaves the number to onnxruntime.
+            check: compare every file with the manifest's sha256 first.
+
+        Raises:
+            ArtifactError: no artifact, an altered file, or an onnxruntime that is too old.
+        """
+        return cls(open_artifact(Path(path), check), threads)
+
+    @property
+    def facts(self) -> Facts:
+        return self.artifact.manifest.facts
+
+    def _stop_ids(self, configured: int | Sequence[int] | None) -> frozenset[int]:
+        if configured is None:
+            eos = self.tokenizer.id_of(self.tokenizer.special.get("eos_token", ""))
+            return frozenset() if eos is None else frozenset({eos})
+        return frozenset({configured} if isinstance(configured, int) else configured)
+
+    # One answer, as text.
+
+    def stream(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> Iterator[str]:
+        """The answer, piece by piece as it is made; the pieces never split a character.
+
+        The pictures and the prompt are checked at once, before the first piece is asked for.
+
+        Args:
+            content: a question, `[Image("cat.jpg"), "What is this?"]`, or messages with `role` and `content`.
+            settings: `temperature` (0 is greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`; what is not given is
+                as the checkpoint's `generation_config.json` says.
+
+        Raises:
+            InputError: a picture, message or setting that cannot be used, or a prompt longer than the context.
+        """
+        sampling = override(self.sampling, **settings)
+        prepared = self.prepare([as_messages(content)])
+        return (piece for piece in self.pieces(prepared, max_new_tokens, sampling) if piece)
+
+    def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
+        """The whole answer; arguments as `stream`."""
+        return "".join(self.stream(content, max_new_tokens, **settings))
+
+    def pieces(
+        self, prepared: Prepared, max_new_tokens: int = MAX_NEW_TOKENS, sampling: Sampling | None = None
+    ) -> Iterator[str]:
+        """One string for each token of the first row's answer, empty while a character is incomplete; then the rest."""
+        text = StreamDecoder(self.tokenizer)
+        for step in self.generate_steps(prepared, max_new_tokens, sampling):
+            token = int(step.tokens[0])
+            yield "" if token in self.stop_ids else text.push(token)
+        if rest := text.finish():
+            yield rest
+
+    # The stages.
+
+    def prepare(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> Prepared:
+        """Conversations to arrays, one row each, padded on the left; `variables` go to the chat template."""
+        return self.preparer(conversations, **variables)
+
+    def encode_images(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
+        """Patches [P, patch_dim] of the pictures of grids int64 [I, 3] to features [T, W]."""
+        return encoders.encode(self.sessions, self.artifact.manifest.encoders, pixel_values, image_grid_thw)
+
+    def embed(self, input_ids: Ints, image_features: Floats) -> Floats:
+        """Token ids int64 [B, S] and features [T, W] to wide rows [B, S, W]."""
+        return decoder.embed(self.sessions, input_ids, image_features)
+
+    def empty_cache(self, batch: int) -> Cache:
+        """The cache before the first token: key and value of each layer, [B, kv heads, 0, head_dim]."""
+        return decoder.empty_cache(self.sessions, batch)
+
+    def decode(
+        self,
+        inputs_embeds: Floats,
+        attention_mask: Ints,
+        position_ids: Ints,
+        past: Cache | None = None,
+        num_logits_to_keep: int = 0,
+    ) -> tuple[Floats, Cache]:
+        """Wide rows [B, S, W] after `past` to logits [B, kept, V] and the longer cache; see `decoder.decode`."""
+        past = self.empty_cache(len(inputs_embeds)) if past is None else past
+        return decoder.decode(self.sessions, inputs_embeds, attention_mask, position_ids, past, num_logits_to_keep)
+
+    def generate_steps(
+        self,
+        prepared: Prepared,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        sampling: Sampling | None = None,
+        prefill_chunk: int | None = PREFILL_CHUNK,
+        stop_ids: frozenset[int] | None = None,
+    ) -> Iterator[Step]:
+        """Tokens of all rows, step by step, each with its logits.
+
+        Args:
+            sampling: None is the checkpoint's.
+            prefill_chunk: tokens of the prompt per call of the decoder; None is all of them.
+            stop_ids: None is the checkpoint's; an empty set never stops before `max_new_tokens`.
+        """
+        features = self.encode_images(prepared.pixel_values, prepared.image_grid_thw)
+        sampling = self.sampling if sampling is None else sampling
+        stop_ids = self.stop_ids if stop_ids is None else stop_ids
+        return generate(self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk)
+
+    def generate_ids(
+        self,
+        prepared: Prepared,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        sampling: Sampling | None = None,
+        prefill_chunk: int | None = PREFILL_CHUNK,
+        stop_ids: frozenset[int] | None = None,
+    ) -> list[list[int]]:
+        """The generated ids of each row, up to and with its stop token; arguments as `generate_steps`."""
+        rows: list[list[int]] = [[] for _ in prepared.input_ids]
+        for step in self.generate_steps(prepared, max_new_tokens, sampling, prefill_chunk, stop_ids):
+            for row, token, alive in zip(rows, step.tokens.tolist(), step.alive.tolist(), strict=True):
+                if alive:
+                    row.append(token)
+        return rows

@@ -1,0 +1,174 @@
+"""Conversations to the arrays the graphs read: the whole of what transformers calls a processor.
+
+Knows how text, pictures and positions fit together; runs no graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from ..artifact import Artifact
+from ..contract import Facts
+from ..errors import ArtifactError, InputError
+from . import positions, prompt
+from .arrays import Float32, Ints
+from .encoders import choose_grid, fixed_grids
+from .images import Image, Video, open_image
+from .messages import Message, split_media
+from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, pixel_rules, video_grid
+from .tokenizer import Tokenizer
+
+IMAGE_RULES = "preprocessor_config.json"
+VIDEO_RULES = "video_preprocessor_config.json"
+TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch of B prompts of at most S tokens, with the I pictures of all of them.
+
+    Shorter rows are padded on the left. `image_grid_thw` and `is_video` follow the order of the tokens, row after row;
+    a video of t merged frames is one row of the grid.
+    """
+
+    texts: tuple[str, ...]  # the prompts, placeholders expanded
+    input_ids: Ints  # [B, S]
+    attention_mask: Ints  # [B, S], 0 on padding
+    position_ids: Ints  # [3, B, S]
+    rope_deltas: Ints  # [B, 1]; the next position of a row is this plus its number of tokens
+    pixel_values: Float32  # [P, patch_dim]
+    image_grid_thw: Ints  # [I, 3]
+    is_video: tuple[bool, ...]  # I of them
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image or video as patches, and what takes the place of its placeholder."""
+
+    patches: Float32  # [t * h * w, patch_dim]
+    grid: tuple[int, int, int]  # t, h, w
+    placeholder: str
+    text: str
+    is_video: bool
+
+
+class Preparer:
+    """Prepares conversations for one artifact."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.facts: Facts = artifact.manifest.facts
+        self.grids = fixed_grids(artifact.manifest)
+        self.tokenizer = Tokenizer(artifact.root)
+        self.image_token = self.tokenizer.token(self.facts.image_token_id)
+        self.video_token = self.tokenizer.token(self.facts.video_token_id)
+
+    @cached_property
+    def image_rules(self) -> PixelRules:
+        return pixel_rules(self.artifact.json_file(IMAGE_RULES), self.facts, IMAGE_RULES)
+
+    @cached_property
+    def video_rules(self) -> PixelRules:
+        return pixel_rules(self.artifact.json_file(VIDEO_RULES), self.facts, VIDEO_RULES)
+
+    @cached_property
+    def template(self) -> jinja2.Template:
+        path = self.artifact.root / TEMPLATE
+        source = path.read_text("utf-8") if path.is_file() else self.tokenizer.config.get("chat_template")
+        if not isinstance(source, str):
+            raise ArtifactError(f"{self.artifact.root}: no {TEMPLATE}", f"Rebuild: {self.artifact.build_command}")
+        return prompt.compile_template(source)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The token that fills short rows; its value never matters, because the mask hides it."""
+        token_id = self.tokenizer.id_of(self.tokenizer.special.get("pad_token", ""))
+        return 0 if token_id is None else token_id
+
+    def __call__(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> Prepared:
+        """One row for each conversation; `variables` go to the chat template.
+
+        Raises:
+            InputError: a picture or a message that cannot be used, or a prompt longer than the context.
+        """
+        if not conversations:
+            raise InputError("no conversation was given", "Pass at least one")
+        texts, rows, pictures = [], [], []
+        for conversation in conversations:
+            messages, media = split_media(conversation)
+            own = [self.picture(medium) for medium in media]
+            text = prompt.render(self.template, messages, self.tokenizer.special, **variables)
+            replacements = [(picture.placeholder, picture.text) for picture in own]
+            text = prompt.expand(text, (self.image_token, self.video_token), replacements)
+            texts.append(text)
+            rows.append(self.checked(self.tokenizer.encode(text)))
+            pictures += own
+        return self.arrays(texts, rows, pictures)
+
+    def checked(self, ids: list[int]) -> list[int]:
+        limit = self.facts.max_position_embeddings
+        if len(ids) > limit:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens, the context holds {limit}: {len(ids) - limit} over",
+                "Shorten the text, or use fewer or smaller pictures",
+            )
+        if not ids:
+            raise InputError("the prompt is empty", "Pass a question")
+        return ids
+
+    def picture(self, medium: Image | Video) -> Picture:
+        if isinstance(medium, Video):
+            return self.video_picture(medium)
+        image = open_image(medium.source)
+        wanted = image_grid(image.height, image.width, self.image_rules, self.facts)
+        height, width = choose_grid(self.grids, image.height, image.width, wanted)
+        patches = image_to_patches(image, (height, width), self.image_rules, self.facts)
+        tokens = height * width // self.facts.merge_unit
+        text = prompt.image_text(self.image_token, tokens)
+        return Picture(patches, (1, height, width), self.image_token, text, is_video=False)
+
+    def video_picture(self, video: Video) -> Picture:
+        if not video.fps > 0:
+            raise InputError(f"a video of {video.fps} frames per second", "Use a number above 0")
+        frames = [open_image(frame) for frame in video.frames]
+        sizes = {frame.size for frame in frames}
+        if len(sizes) > 1:
+            raise InputError(f"a video whose frames have sizes {sorted(sizes)}", "All frames must have one size")
+        width, height = sizes.pop() if sizes else (1, 1)
+        wanted = video_grid(len(frames), height, width, self.video_rules, self.facts)
+        grid = choose_grid(self.grids, height, width, wanted)
+        patches = frames_to_patches(frames, grid, self.video_rules, self.facts)
+        seconds = prompt.frame_seconds(len(frames), video.fps, self.facts.temporal_patch_size)
+        start = self.tokenizer.token(self.facts.vision_start_token_id)
+        end = self.tokenizer.token(self.facts.vision_end_token_id)
+        tokens = grid[0] * grid[1] // self.facts.merge_unit
+        text = prompt.video_text((start, self.video_token, end), tokens, seconds)
+        return Picture(patches, (len(seconds), *grid), self.video_token, text, is_video=True)
+
+    def arrays(self, texts: Sequence[str], rows: Sequence[Sequence[int]], pictures: Sequence[Picture]) -> Prepared:
+        length = max(map(len, rows))
+        input_ids = np.full((len(rows), length), self.pad_id, np.int64)
+        attention_mask = np.zeros((len(rows), length), np.int64)
+        for index, ids in enumerate(rows):
+            input_ids[index, length - len(ids) :] = ids
+            attention_mask[index, length - len(ids) :] = 1
+        grid_thw = np.array([picture.grid for picture in pictures], np.int64).reshape(-1, 3)
+        empty = np.zeros((0, self.facts.patch_dim), np.float32)
+        pixel_values = np.concatenate([empty, *(picture.patches for picture in pictures)])
+        position_ids, rope_deltas = positions.rope_index(input_ids, attention_mask, grid_thw, self.facts)
+        return Prepared(
+            tuple(texts),
+            input_ids,
+            attention_mask,
+            position_ids,
+            rope_deltas,
+            pixel_values,
+            grid_thw,
+            tuple(picture.is_video for picture in pictures),
+        )

@@ -1,0 +1,185 @@
+"""RGB pictures and frames to the patches a vision encoder reads.
+
+Sizes and pixels equal transformers 5.23: `Qwen2VLImageProcessorPil` for images, the rules of `Qwen3VLVideoProcessor`
+for frames (which resizes with torchvision there and with Pillow here, so pixels of resized frames differ by a few 8-bit
+steps). Patches are listed in 2x2 merge blocks: the four patches that become one token are neighbours.
+
+Knows sizes and pixels; nothing about prompts or graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from ..contract import Facts
+from ..errors import ArtifactError, InputError
+from .arrays import Bytes, Float32
+
+MAX_ASPECT = 200
+RESCALE = 1 / 255
+
+
+@dataclass(frozen=True)
+class PixelRules:
+    """What a preprocessor JSON says: the budget in pixels, and how 8-bit values become floats.
+
+    `min_pixels` and `max_pixels` bound one image, or all frames of a video together. `cap_frame_tokens` is the video
+    processor's optional limit of tokens per frame, None if the checkpoint does not set it.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rescale: float
+    cap_frame_tokens: int | None
+
+
+def pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
+    """Read `preprocessor_config.json` or `video_preprocessor_config.json`, already parsed; `name` is for errors.
+
+    Raises:
+        ArtifactError: it lacks a value, or contradicts the graphs.
+    """
+    try:
+        size = config.get("size") or {}
+        low = config.get("min_pixels") or size["shortest_edge"]
+        high = config.get("max_pixels") or size["longest_edge"]
+        geometry = (config["patch_size"], config["temporal_patch_size"], config["merge_size"])
+        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{name}: cannot read {error}", "Rebuild the artifact") from error
+    built = (facts.patch_size, facts.temporal_patch_size, facts.spatial_merge_size)
+    if geometry != built:
+        raise ArtifactError(f"{name}: patch, temporal patch, merge are {geometry}, the graphs have {built}", "Rebuild")
+    if not 0 < low <= high:
+        raise ArtifactError(f"{name}: pixel budget {low} to {high} holds no image", "Correct size.shortest_edge")
+    cap = int(config.get("max_video_tokens") or 768) if config.get("cap_pixels_per_frame") else None
+    return PixelRules(int(low), int(high), mean, std, float(config.get("rescale_factor") or RESCALE), cap)
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Height and width, multiples of `factor`, near the given ones and inside the budget of pixels.
+
+    Equal to `smart_resize` of transformers' `image_processing_qwen2_vl`; halves round to even, as Python's `round`.
+
+    Raises:
+        InputError: one side is over 200 times the other.
+    """
+    check_aspect(height, width)
+    return fit(height, width, factor, 1, 1, min_pixels, max_pixels)
+
+
+def smart_resize_video(
+    frames: int, height: int, width: int, factor: int, temporal_factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """As `smart_resize` for each of `frames` frames, with a budget for all frames together.
+
+    Equal to `smart_resize` of transformers' `video_processing_qwen3_vl`.
+
+    Raises:
+        InputError: fewer than `temporal_factor` frames, or one side over 200 times the other.
+    """
+    if frames < temporal_factor:
+        raise InputError(f"a video of {frames} frames: at least {temporal_factor} are needed", "Send it as an image")
+    if height < factor or width < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    check_aspect(height, width)
+    depth = round(frames / temporal_factor) * temporal_factor
+    return fit(height, width, factor, frames, depth, min_pixels, max_pixels)
+
+
+def check_aspect(height: int, width: int) -> None:
+    aspect = max(height, width) / min(height, width)
+    if aspect > MAX_ASPECT:
+        raise InputError(f"an image of {width}x{height}: one side is {aspect:.0f} times the other", "At most 200 works")
+
+
+def fit(
+    height: int, width: int, factor: int, frames: int, depth: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Both sides rounded to `factor`; where `depth` such frames leave the budget, `frames` of them scaled into it."""
+    rounded = (round(height / factor) * factor, round(width / factor) * factor)
+    volume = depth * rounded[0] * rounded[1]
+    if volume > max_pixels:
+        shrink = math.sqrt(frames * height * width / max_pixels)
+        return (
+            max(factor, math.floor(height / shrink / factor) * factor),
+            max(factor, math.floor(width / shrink / factor) * factor),
+        )
+    if volume < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
+        return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return rounded
+
+
+def image_grid(height: int, width: int, rules: PixelRules, facts: Facts) -> tuple[int, int]:
+    """(h, w) patches an image of `height` x `width` pixels gets."""
+    size = smart_resize(height, width, facts.patch_size * facts.spatial_merge_size, rules.min_pixels, rules.max_pixels)
+    return size[0] // facts.patch_size, size[1] // facts.patch_size
+
+
+def video_grid(frames: int, height: int, width: int, rules: PixelRules, facts: Facts) -> tuple[int, int]:
+    """(h, w) patches each frame of a video gets."""
+    factor = facts.patch_size * facts.spatial_merge_size
+    high = rules.max_pixels
+    if rules.cap_frame_tokens is not None and frames:
+        share = min(rules.cap_frame_tokens * factor**2, rules.max_pixels // frames)
+        high = max(share, int(rules.min_pixels * 1.05)) * frames
+    size = smart_resize_video(frames, height, width, factor, facts.temporal_patch_size, rules.min_pixels, high)
+    return size[0] // facts.patch_size, size[1] // facts.patch_size
+
+
+def image_to_patches(image: PIL.Image.Image, grid: tuple[int, int], rules: PixelRules, facts: Facts) -> Float32:
+    """One RGB image resized to `grid` = (h, w) patches: float32 [h * w, patch_dim], the picture in every time slot."""
+    frame = resized(image, grid, facts)
+    return to_patches(np.stack([frame] * facts.temporal_patch_size), rules, facts)
+
+
+def frames_to_patches(
+    frames: Sequence[PIL.Image.Image], grid: tuple[int, int], rules: PixelRules, facts: Facts
+) -> Float32:
+    """RGB frames resized to `grid` = (h, w) patches: float32 [t * h * w, patch_dim], t = ceil(len(frames) / 2).
+
+    An odd number of frames is completed by repeating the last one.
+    """
+    stack = [resized(frame, grid, facts) for frame in frames]
+    stack += [stack[-1]] * (-len(stack) % facts.temporal_patch_size)
+    return to_patches(np.stack(stack), rules, facts)
+
+
+def resized(image: PIL.Image.Image, grid: tuple[int, int], facts: Facts) -> Bytes:
+    """uint8 [h * 16, w * 16, 3]."""
+    size = (grid[1] * facts.patch_size, grid[0] * facts.patch_size)
+    return np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC))
+
+
+def to_patches(frames: Bytes, rules: PixelRules, facts: Facts) -> Float32:
+    """uint8 [frames, height, width, c] to float32 [t * h * w, c * temporal * patch * patch]."""
+    time, patch, merge = facts.temporal_patch_size, facts.patch_size, facts.spatial_merge_size
+    count, height, width, channels = frames.shape
+    blocks = frames.reshape(
+        count // time, time, height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels
+    )
+    # [t, time, H, mh, ph, W, mw, pw, c] -> [t, H, W, mh, mw, c, time, ph, pw]
+    blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    table = value_table(rules)
+    pixels = np.empty(blocks.shape, np.float32)
+    for channel in range(channels):
+        pixels[:, :, :, :, :, channel] = table[channel][blocks[:, :, :, :, :, channel]]
+    return pixels.reshape(-1, facts.patch_dim)
+
+
+def value_table(rules: PixelRules) -> Float32:
+    """float32 [c, 256]: what each 8-bit value of each channel becomes, rounded as transformers rounds it."""
+    scaled = (np.arange(256, dtype=np.float64) * rules.rescale).astype(np.float32)
+    mean, std = np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
+    table: Float32 = (scaled[None, :] - mean[:, None]) / std[:, None]
+    return table

@@ -1,0 +1,155 @@
+"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p and a repetition penalty.
+
+The order and meaning of the steps are those of transformers' `RepetitionPenaltyLogitsProcessor`,
+`TemperatureLogitsWarper`, `TopKLogitsWarper` and `TopPLogitsWarper`. Draws come from numpy, so a seed gives the same
+text on every machine that computes the same logits, though not the text torch would draw.
+
+Knows numbers; nothing about graphs or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArtifactError, InputError
+from .arrays import Floats, Ints
+
+NO_CHANCE = -np.inf
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose; the defaults are greedy. `top_k` 0 and `top_p` 1 keep every token; `seed` None is a new one."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.do_sample and not 0 < self.temperature < np.inf:
+            raise InputError(f"temperature is {self.temperature}", "Use a number above 0, or 0 for greedy answers")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}", "Use 0 for all tokens, or a number above 0")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}", "Use a number between 0 and 1")
+        if not 0 < self.repetition_penalty < np.inf:
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}", "Use a number above 0; 1 is none")
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"seed is {self.seed}", "Use 0 or above")
+
+
+GREEDY = Sampling()
+
+
+def from_generation_config(config: Mapping[str, Any]) -> Sampling:
+    """The checkpoint's own settings; what it leaves out is as `GenerationConfig` has it (top_k 50)."""
+    return Sampling(
+        do_sample=bool(config.get("do_sample") or False),
+        temperature=float(given(config, "temperature", 1.0)),
+        top_k=int(given(config, "top_k", 50)),
+        top_p=float(given(config, "top_p", 1.0)),
+        repetition_penalty=float(given(config, "repetition_penalty", 1.0)),
+    )
+
+
+def given(config: Mapping[str, Any], name: str, default: float) -> float:
+    value: float | None = config.get(name)
+    return default if value is None else value
+
+
+def override(
+    base: Sampling,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+) -> Sampling:
+    """`base` with what the caller gave. A temperature decides whether to sample at all: 0 is greedy."""
+    changes: dict[str, Any] = {
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    if temperature is not None:
+        changes |= {"do_sample": temperature != 0, "temperature": temperature or 1.0}
+    return replace(base, **{name: value for name, value in changes.items() if value is not None})
+
+
+class Chooser:
+    """Chooses one token for each row of a batch. Every row has a generator of its own, so that rows do not affect
+    one another."""
+
+    def __init__(self, sampling: Sampling, rows: int) -> None:
+        self.sampling = sampling
+        seeds = np.random.SeedSequence(sampling.seed).spawn(rows)
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def __call__(self, logits: Floats, seen: Sequence[Ints], step: int) -> Ints:
+        """Token ids int64 [B].
+
+        Args:
+            logits: [B, V] of the last token of each row.
+            seen: for each row the ids so far, prompt included and padding not, which the repetition penalty lowers.
+            step: how many tokens were generated before, for the error.
+
+        Raises:
+            ArtifactError: logits that are not numbers.
+        """
+        if np.isnan(logits).any():
+            raise ArtifactError(
+                f"the decoder's logits are not numbers (NaN) at step {step}", "Use an artifact of higher precision"
+            )
+        chosen = [
+            choose(row, ids, self.sampling, generator)
+            for row, ids, generator in zip(logits, seen, self._generators, strict=True)
+        ]
+        return np.array(chosen, np.int64)
+
+
+def choose(logits: Floats, seen: Ints, sampling: Sampling, generator: np.random.Generator) -> int:
+    """One token id from the logits [V] of one row."""
+    scores = penalized(logits, seen, sampling.repetition_penalty)
+    if not sampling.do_sample:
+        return int(scores.argmax())
+    chances = np.cumsum(probabilities(warped(scores, sampling)), dtype=np.float64)
+    return int(np.searchsorted(chances / chances[-1], generator.random(), side="right"))
+
+
+def penalized(logits: Floats, seen: Ints, penalty: float) -> Floats:
+    """Tokens already seen made less likely: positive logits divided by the penalty, negative ones multiplied."""
+    if penalty == 1:
+        return logits
+    scores = logits.astype(np.float32)
+    old = scores[seen]
+    scores[seen] = np.where(old < 0, old * penalty, old / penalty)
+    return scores
+
+
+def warped(scores: Floats, sampling: Sampling) -> Floats:
+    """Logits [V] after temperature, top-k and top-p; a token that dropped out has -inf."""
+    scores = scores.astype(np.float32) / np.float32(sampling.temperature)
+    if 0 < sampling.top_k < len(scores):
+        least = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+        scores[scores < least] = NO_CHANCE
+    if sampling.top_p < 1:
+        order = np.argsort(scores, kind="stable")  # least likely first
+        below = np.cumsum(probabilities(scores[order])) <= 1 - sampling.top_p
+        below[-1] = False  # the likeliest always stays
+        scores[order[below]] = NO_CHANCE
+    return scores
+
+
+def probabilities(scores: Floats) -> Floats:
+    """Softmax of [V]."""
+    exponentials = np.exp(scores - scores.max())
+    result: Floats = exponentials / exponentials.sum()
+    return result
