@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_recipes
+from . import __version__, cli_recipes, cli_run
 from .console import complain, say
 from .errors import Qwen3VLExportError
 
@@ -107,9 +107,7 @@ def build(
     checkpoint: Annotated[
         str | None, typer.Option(metavar="DIR_OR_REPO", help="Use this checkpoint instead of the recipe's.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write; artifacts/NAME unless said.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; artifacts/NAME unless said.")] = None,
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Also keep the graph as it was after every stage, under stages/.")
     ] = False,
@@ -152,13 +150,8 @@ def verify(
     raise typer.Exit(verify_artifact(artifact, matrix.value if matrix else None, checkpoint))
 
 
-try:  # until the runtime's commands exist
-    from . import cli_run
-except ImportError:
-    pass
-else:
-    app.command()(cli_run.run)
-    app.command()(cli_run.chat)
+app.command()(cli_run.run)
+app.command()(cli_run.chat)
 
 
 @app.command()
