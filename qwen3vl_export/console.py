@@ -37,6 +37,7 @@ def table(
 ) -> Table:
     """A plain table; columns named in `right` are right-aligned, only the column named `wrap` may break."""
     result = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    result.show_header = any(columns)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in right else "left"
         result.add_column(column, justify=justify, no_wrap=column != wrap, overflow="fold", header_style="dim")

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifact import Manifest, open_artifact
+from .contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from .errors import ArtifactError
 
 if TYPE_CHECKING:
     import onnx
 
+_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # ONNX's names that numpy does not use
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 
 
@@ -77,12 +79,18 @@ def inspect_path(path: Path) -> Inspection:
         artifact = open_artifact(path, check=False)
         graphs = tuple(
             inspect_graph(artifact.graph_path(name), stages=entry.get("stages", ()), root=path)
-            for name, entry in artifact.manifest.graphs.items()
+            for name, entry in sorted(artifact.manifest.graphs.items(), key=lambda item: _reading_order(item[0]))
         )
         return Inspection(str(path), graphs, artifact.manifest)
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or directory", "Name an artifact directory or an .onnx file")
     return Inspection(str(path), (inspect_graph(path),))
+
+
+def _reading_order(name: str) -> tuple[int, str]:
+    """Graphs as data flows through them: vision, tokens, decoder."""
+    flow = (VISION_ENCODER, EMBED_TOKENS, EMBEDDINGS, DECODER)
+    return next((place for place, stem in enumerate(flow) if name.startswith(stem)), len(flow)), name
 
 
 def inspect_graph(path: Path, stages: Sequence[Any] = (), root: Path | None = None) -> GraphReport:
@@ -145,11 +153,16 @@ def _operators(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:
-    from onnx import TensorProto
-
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim)
-    return Port(value.name, TensorProto.DataType.Name(tensor.elem_type).lower(), shape)
+    return Port(value.name, _dtype(tensor.elem_type), shape)
+
+
+def _dtype(number: int) -> str:
+    from onnx import TensorProto
+
+    name: str = TensorProto.DataType.Name(number)
+    return _NAMES.get(name, name.lower())
 
 
 def _weights(initializers: Sequence[onnx.TensorProto]) -> dict[str, Weights]:
@@ -157,11 +170,14 @@ def _weights(initializers: Sequence[onnx.TensorProto]) -> dict[str, Weights]:
 
     found: dict[str, Weights] = {}
     for tensor in initializers:
-        name = TensorProto.DataType.Name(tensor.data_type)
-        bits = _BITS.get(name) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        name = _dtype(tensor.data_type)
+        bits = (
+            _BITS.get(TensorProto.DataType.Name(tensor.data_type))
+            or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        )
         size = math.ceil(math.prod(tensor.dims) * bits / 8)
-        before = found.get(name.lower(), Weights(0, 0))
-        found[name.lower()] = Weights(before.count + 1, before.bytes + size)
+        before = found.get(name, Weights(0, 0))
+        found[name] = Weights(before.count + 1, before.bytes + size)
     return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
 
 

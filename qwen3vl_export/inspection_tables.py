@@ -39,26 +39,25 @@ def _show_manifest(path: str, manifest: Manifest) -> None:
         ("built with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
         ("needs", f"onnxruntime >= {manifest.min_onnxruntime}"),
     ]
-    console().print(table("", ("", ""), [row for row in rows if row[1]]))
+    console().print(table("", ("", ""), [row for row in rows if row[1]], wrap=""))
 
 
 def _show_graph(graph: GraphReport) -> None:
     out = console()
     opset = ", ".join(f"{domain} {version}" for domain, version in graph.opset.items())
-    out.rule(style="dim")
-    say(f"{graph.file}: {size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
+    say(f"\n{graph.file}: {size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
     for file, count in graph.data.items():
         say(f"{file}: {size(count) if count >= 0 else 'MISSING'} weights")
     columns = ("", "name", "dtype", "shape")
     ports = [*_rows("input", graph.inputs), *_rows("output", graph.outputs)]
-    out.print(table("inputs and outputs", columns, ports, wrap="shape"))
+    out.print("", table("inputs and outputs", columns, ports, wrap="shape"))
     weights = [(dtype, found.count, size(found.bytes)) for dtype, found in graph.weights.items()]
-    out.print(table("weights", ("dtype", "tensors", "size"), weights, right=("tensors", "size")))
+    out.print("", table("weights", ("dtype", "tensors", "size"), weights, right=("tensors", "size")))
     ops = sorted(graph.ops.items(), key=lambda item: (-item[1], item[0]))
-    out.print(table("operators", ("operator", "count"), ops, right=("count",)))
+    out.print("", table("operators", ("operator", "count"), ops, right=("count",)))
     if graph.stages:
         stages, rows = _stage_rows(graph.stages)
-        out.print(table("build stages", stages, rows, right=stages[1:]))
+        out.print("", table("build stages", stages, rows, right=stages[1:]))
 
 
 def _rows(kind: str, ports: Sequence[Port]) -> list[tuple[str, str, str, str]]:
@@ -78,7 +77,7 @@ def _rows(kind: str, ports: Sequence[Port]) -> list[tuple[str, str, str, str]]:
 def _stage_rows(stages: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the manifest's stage records; a record's operator counts become their number."""
     records: list[Mapping[str, Any]] = [stage for stage in stages if isinstance(stage, Mapping)]
-    columns = list(dict.fromkeys(key for record in records for key in record))
+    columns = list(dict.fromkeys(["stage", *(key for record in records for key in record)]))
     rows = [[_cell(key, record.get(key, "")) for key in columns] for record in records]
     return ["kinds of operator" if column == "ops" else column for column in columns], rows
 
