@@ -27,6 +27,7 @@ INPUT_IDS = "input_ids"
 INPUTS_EMBEDS = "inputs_embeds"
 ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
+NUM_LOGITS_TO_KEEP = "num_logits_to_keep"
 LOGITS = "logits"
 
 
@@ -74,11 +75,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One graph input or output: `dtype` is a numpy name, or `"float"` for the graph's floating dtype."""
+    """One graph input or output: `dtype` is a numpy name, or `"float"` for the graph's floating dtype.
+
+    An input with a `default` is optional: the graph carries that value as its initializer.
+    """
 
     name: str
     dtype: str
     shape: Shape
+    default: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def vision_encoder(facts: Facts, name: str = VISION_ENCODER, grid: tuple[int, in
     return Graph(
         name,
         inputs=(
-            Tensor(PIXEL_VALUES, "float", (patches, facts.patch_dim)),
+            Tensor(PIXEL_VALUES, "float32", (patches, facts.patch_dim)),
             Tensor(IMAGE_GRID_THW, "int64", (images, 3)),
         ),
         outputs=(Tensor(IMAGE_FEATURES, "float", (tokens, facts.wide_size)),),
@@ -142,7 +147,10 @@ def embeddings(facts: Facts) -> Graph:
 
 
 def decoder(facts: Facts) -> Graph:
-    """Wide rows and a cache to logits and the longer cache."""
+    """Wide rows and a cache to logits and the longer cache.
+
+    `num_logits_to_keep` = n computes logits for the last n rows only; 0, its default, for all.
+    """
     cache = ("batch_size", facts.num_key_value_heads)
     layers = range(facts.num_hidden_layers)
     past = tuple(
@@ -162,6 +170,7 @@ def decoder(facts: Facts) -> Graph:
             Tensor(ATTENTION_MASK, "int64", ("batch_size", "total_sequence_length")),
             Tensor(POSITION_IDS, "int64", (3, "batch_size", "sequence_length")),
             *past,
+            Tensor(NUM_LOGITS_TO_KEEP, "int64", (), default=0),
         ),
-        outputs=(Tensor(LOGITS, "float", ("batch_size", "sequence_length", facts.vocab_size)), *present),
+        outputs=(Tensor(LOGITS, "float", ("batch_size", "num_logits", facts.vocab_size)), *present),
     )

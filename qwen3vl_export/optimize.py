@@ -1,0 +1,44 @@
+"""Optimization: the one visible list of rewrites per target. `ir.Model -> ir.Model`.
+
+A rewrite is a function of one model; adding one is adding a line to `PASSES`. Runs on skeletons, after `simplify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from .lowering import lower
+from .simplify import clean
+
+Rewrite = Callable[[ir.Model], ir.Model]
+
+
+def forget_tracing(model: ir.Model) -> ir.Model:
+    """Drop the tracer's notes and the shapes it guessed inside the graph; inputs and outputs keep theirs."""
+    model = passes.ClearMetadataAndDocStringPass()(model).model
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        node.doc_string = None
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape = None
+                value.type = None
+    model.producer_name, model.producer_version = "qwen3vl_export", None
+    model.doc_string = None
+    return model
+
+
+PASSES: dict[str, tuple[Rewrite, ...]] = {
+    "ort": (lower("ort"), clean, forget_tracing),
+    "portable": (lower("portable"), clean, forget_tracing),
+}
+
+
+def optimize(model: ir.Model, target: str) -> ir.Model:
+    """Apply the target's rewrites in order."""
+    for rewrite in PASSES[target]:
+        model = rewrite(model)
+    return model

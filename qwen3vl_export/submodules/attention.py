@@ -1,0 +1,133 @@
+"""Attention for tracing: what transformers' attention interface emits into the graph, per target.
+
+`AttentionInterface.register` is transformers' own extension point: the HF attention modules stay as they are and call
+these functions. Vision attention becomes one placeholder op, `GridAttention`, that `lowering.py` replaces later; text attention becomes `GroupQueryAttention` (ort) or MatMul and Softmax (portable).
+
+Legend: B batch, N query heads, K key/value heads, S new tokens, T all tokens, E head size, P patches, D vision width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from .geometry import PLACEHOLDER_DOMAIN
+
+GRID_ATTENTION = "GridAttention"
+
+VISION = "onnx_flash_grid"  # "flash" in the name makes the HF vision attention hand over all patches in one call
+TEXT = {"ort": "onnx_group_query", "portable": "onnx_eager"}
+
+
+class LayerCache:
+    """The cache one traced forward sees: past keys and values in, present keys and values out.
+
+    Stands in for `transformers.Cache` inside the HF layers, which only call `update`.
+    """
+
+    def __init__(self, past: list[tuple[Tensor, Tensor]]) -> None:
+        self.past = past
+        self.present: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Hands the new keys and values through; the attention function joins them with the past."""
+        return key, value
+
+
+def grid_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Block attention of the vision tower: every frame of every image attends to itself only.
+
+    Args:
+        query, key, value: [1, heads, P, E].
+        kwargs: `cu_seq_lens_q` carries the segments of `geometry.py`, int64 [M, 3] or [M, 4]; one constant row if the
+            encoder is bound to one image.
+
+    Returns:
+        [1, P, heads, E].
+    """
+    _, heads, patches, size = query.shape
+    flat = [x.transpose(1, 2).reshape(patches, heads * size) for x in (query, key, value)]
+    out = torch.onnx.ops.symbolic(
+        f"{PLACEHOLDER_DOMAIN}::{GRID_ATTENTION}",
+        (*flat, kwargs["cu_seq_lens_q"]),
+        {"num_heads": heads, "head_size": size, "scale": float(kwargs["scaling"])},
+        dtype=query.dtype,
+        shape=(patches, heads * size),
+        version=1,
+    )
+    return out.reshape(1, patches, heads, size), None
+
+
+def group_query_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """`com.microsoft::GroupQueryAttention` over past and new keys; causal by itself.
+
+    Args:
+        query, key, value: [B, N, S, E], [B, K, S, E], [B, K, S, E], rotated.
+        attention_mask: float [B, 1, S, T], added to the scores: hides the left padding of a batch.
+
+    Returns:
+        [B, S, N * E].
+    """
+    batch, heads, new, size = query.shape
+    key_heads = key.shape[1]
+    cache: LayerCache = kwargs["layer_cache"]
+    past_key, past_value = cache.past[module.layer_idx]
+    total = past_key.shape[2] + new
+    out, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (
+            query.transpose(1, 2).reshape(batch, new, heads * size),
+            key.transpose(1, 2).reshape(batch, new, key_heads * size),
+            value.transpose(1, 2).reshape(batch, new, key_heads * size),
+            past_key,
+            past_value,
+            kwargs["seqlens_k"],
+            kwargs["total_sequence_length"],
+            None,
+            None,
+            None,
+            attention_mask,
+        ),
+        {"num_heads": heads, "kv_num_heads": key_heads, "scale": float(kwargs["scaling"])},
+        dtypes=(query.dtype, key.dtype, value.dtype),
+        shapes=(
+            (batch, new, heads * size),
+            (batch, key_heads, total, size),
+            (batch, key_heads, total, size),
+        ),
+        version=1,
+    )
+    cache.present.append((present_key, present_value))
+    return out, None
+
+
+def eager_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The same attention in standard ops; see `group_query_attention`. `attention_mask` is causal here.
+
+    Source: transformers `modeling_qwen3_vl.eager_attention_forward`.
+    """
+    batch, heads, new, size = query.shape
+    cache: LayerCache = kwargs["layer_cache"]
+    past_key, past_value = cache.past[module.layer_idx]
+    key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+    cache.present.append((key, value))
+    groups = heads // key.shape[1]
+    grouped = query.reshape(batch, key.shape[1], groups, new, size)  # query head n reads key head n // groups
+    scores = grouped @ key.transpose(2, 3).unsqueeze(2) * kwargs["scaling"] + attention_mask.unsqueeze(1)
+    weights = scores.to(torch.float32).softmax(-1).to(query.dtype)
+    out = (weights @ value.unsqueeze(2)).reshape(batch, heads, new, size)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(VISION, grid_attention)
+AttentionInterface.register(TEXT["ort"], group_query_attention)
+AttentionInterface.register(TEXT["portable"], eager_attention)

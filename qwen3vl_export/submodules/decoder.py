@@ -1,0 +1,120 @@
+"""The text decoder to trace: HF layers over wide rows, in-graph M-RoPE, and a cache that goes in and comes out.
+
+Source: transformers `Qwen3VLTextModel.forward`, `Qwen3VLTextRotaryEmbedding`. Differences, each exact: DeepStack maps
+arrive on the feature axis and are added to every row (zero on text rows), and each rotary frequency reads its own
+position axis instead of three full tables being interleaved.
+
+Legend: B batch, S new tokens, T all tokens, H hidden size, E head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import LayerCache
+
+
+def mrope_axes(sections: list[int]) -> list[int]:
+    """Which of the (t, h, w) axes turns each of the E / 2 frequencies: T H W T H W … while sections last, then T.
+
+    Args:
+        sections: frequencies per axis, e.g. [24, 20, 20]; sums to E / 2.
+    """
+    axes = [0] * sum(sections)
+    for axis in (1, 2):
+        for index in range(axis, sections[axis] * 3, 3):
+            axes[index] = axis
+    return axes
+
+
+class MultimodalRotary(nn.Module):
+    """position_ids int64 [3, B, S] -> cos, sin [B, S, E]; angles in float32, nothing baked per position."""
+
+    inv_freq: Tensor
+    axes: Tensor
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        rope = config.rope_parameters
+        size = config.head_dim
+        inv_freq = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("axes", torch.tensor(mrope_axes(rope["mrope_section"])), persistent=False)
+        self.dtype = dtype
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        own = position_ids.index_select(0, self.axes)  # [E / 2, B, S]
+        angles = own.permute(1, 2, 0).to(torch.float32) * self.inv_freq
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+
+class Decoder(nn.Module):
+    """inputs_embeds [B, S, (1 + D) * H], attention_mask int64 [B, T], position_ids int64 [3, B, S], past -> logits, cache
+
+    `num_logits_to_keep` int64 scalar: logits of that many last rows, 0 for all.
+
+    Args:
+        language_model: `Qwen3VLTextModel`, its weights fake, its attention one of `attention.TEXT`.
+        lm_head: the output projection.
+    """
+
+    def __init__(self, language_model: Any, lm_head: nn.Linear) -> None:
+        super().__init__()
+        self.language_model: Any = language_model
+        self.lm_head = lm_head
+        self.hidden_size = language_model.config.hidden_size
+        self.rotary = MultimodalRotary(language_model.config, lm_head.weight.dtype)
+        self.causal = language_model.config._attn_implementation == "onnx_eager"
+
+    def _bias(self, attention_mask: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+        """float [B, 1, S, T] added to scores: half the lowest number at padding and, portable, the future."""
+        hidden = (attention_mask == 0)[:, None, None, :].expand(-1, 1, rows, -1)
+        if self.causal:
+            keys = torch.arange(attention_mask.shape[1])
+            queries = torch.arange(rows) + (attention_mask.shape[1] - rows)
+            hidden = hidden | (keys[None, :] > queries[:, None])
+        return torch.where(hidden, torch.finfo(dtype).min / 2, 0.0).to(dtype)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: list[tuple[Tensor, Tensor]],
+        num_logits_to_keep: Tensor,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        model = self.language_model
+        hidden, *deepstack = torch.split(inputs_embeds, self.hidden_size, dim=-1)
+        cache = LayerCache(past_key_values)
+        rotary = self.rotary(position_ids)
+        total = torch.tensor(0, dtype=torch.int32) + attention_mask.shape[1]
+        seqlens_k = (total - 1).expand(attention_mask.shape[0])
+        bias = self._bias(attention_mask, inputs_embeds.shape[1], inputs_embeds.dtype)
+        for index, layer in enumerate(model.layers):
+            hidden = layer(
+                hidden,
+                position_embeddings=rotary,
+                attention_mask=bias,
+                past_key_values=cache,
+                layer_cache=cache,
+                seqlens_k=seqlens_k,
+                total_sequence_length=total,
+            )
+            if index < len(deepstack):
+                hidden = hidden + deepstack[index]
+        kept = torch.onnx.ops.symbolic(  # the last n rows; -0 is the first row, so 0 keeps them all
+            "Slice",
+            (
+                hidden,
+                (-num_logits_to_keep).reshape(1),
+                torch.tensor([torch.iinfo(torch.int64).max]),
+                torch.tensor([1]),
+            ),
+            dtype=hidden.dtype,
+            shape=hidden.shape,
+        )
+        return self.lm_head(model.norm(kept)), cache.present

@@ -1,0 +1,67 @@
+"""The vision encoder to trace: HF blocks and mergers between this project's geometry and the wide output.
+
+Source: transformers `Qwen3VLVisionModel.forward`. Differences, each exact: the patch embedding Conv3d (kernel = stride)
+is one matrix product, geometry is vectorised, attention is the placeholder of `attention.py`, and merged features and
+DeepStack maps leave on one feature axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import geometry
+
+SEGMENTS = {"ort": geometry.image_segments, "portable": geometry.chunk_segments}
+
+
+class VisionEncoder(nn.Module):
+    """pixel_values float32 [P, patch_dim], image_grid_thw int64 [I, 3] -> image_features [P / 4, (1 + D) * H].
+
+    Args:
+        visual: `Qwen3VLVisionModel`, its weights fake.
+        target: key of `SEGMENTS`.
+        grid: the only (h, w) in patches this encoder takes, or None for any number of images of any grid.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, visual: Any, target: str, grid: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        config = visual.config
+        self.visual: Any = visual
+        self.segments = SEGMENTS[target]
+        self.grid = grid
+        self.merge = config.spatial_merge_size
+        self.side = round(config.num_position_embeddings**0.5)
+        self.taps = list(config.deepstack_visual_indexes)
+        spatial_dim = config.hidden_size // config.num_heads // 2
+        theta = config.rope_parameters["rope_theta"]
+        inv_freq = 1.0 / theta ** (torch.arange(0, spatial_dim, 2, dtype=torch.float32) / spatial_dim)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        visual = self.visual
+        pixel_values, image_grid_thw = geometry.guard_patches(pixel_values, image_grid_thw, self.merge, self.grid)
+        if self.grid is not None:
+            image_grid_thw = torch.tensor([[1, *self.grid]], dtype=torch.int64)
+        patches = geometry.locate_patches(image_grid_thw, pixel_values.shape[0], self.merge)
+        taps, weights = geometry.interpolation_taps(patches, self.side)
+        rotary = geometry.rotary_tables(patches, self.inv_freq)
+        segments = self.segments(image_grid_thw)
+
+        projection = visual.patch_embed.proj
+        kernel = projection.weight.reshape(projection.out_channels, -1)  # [D, patch_dim]
+        hidden = F.linear(pixel_values.to(kernel.dtype), kernel, projection.bias)
+        positions = (visual.pos_embed(taps) * weights[:, :, None]).sum(1)
+        hidden = hidden + positions.to(hidden.dtype)
+
+        maps = []
+        for index, block in enumerate(visual.blocks):
+            hidden = block(hidden, cu_seqlens=segments, max_seqlen=0, position_embeddings=rotary)
+            if index in self.taps:
+                maps.append(visual.deepstack_merger_list[self.taps.index(index)](hidden))
+        return torch.cat([visual.merger(hidden), *maps], dim=-1)
