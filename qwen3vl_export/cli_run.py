@@ -153,7 +153,7 @@ class Talk:
         self.screen.print(f"[dim]{escape(name)}: {picture.width}x{picture.height}, ask about it[/]")
 
     def ask(self, question: str) -> None:
-        """Stream an answer. It becomes part of the conversation, also if Ctrl-C cut it short; an error undoes the turn."""
+        """Stream an answer. What was said becomes part of the conversation, also if Ctrl-C cut it short."""
         turn: dict[str, Any] = {"role": "user", "content": [*self.waiting, question]}
         pieces: list[str] = []
         start = time.perf_counter()
@@ -165,6 +165,8 @@ class Talk:
                 pieces.append(piece)
                 self.screen.print(piece, end="", markup=False, soft_wrap=True)
         self.screen.print()
+        if not pieces:
+            return
         self.said += [turn, {"role": "assistant", "content": "".join(pieces)}]
         self.waiting.clear()
         rest = time.perf_counter() - first

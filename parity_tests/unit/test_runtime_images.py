@@ -1,0 +1,151 @@
+"""Pictures from anywhere: colour as transformers has it, and one clear error for each bad one."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import load_image
+
+from qwen3vl_export.errors import InputError
+from qwen3vl_export.runtime.images import open_image
+
+RNG = np.random.default_rng(5)
+PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
+
+
+def noise(mode: str) -> PIL.Image.Image:
+    image = PIL.Image.fromarray(RNG.integers(0, 256, (6, 9, 4), np.uint8), "RGBA" if mode == "RGBA" else None)
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+def pixels(image: PIL.Image.Image) -> Any:
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("RGB", ".png"),
+        ("RGB", ".jpg"),
+        ("RGB", ".webp"),
+        ("RGBA", ".png"),
+        ("LA", ".png"),
+        ("P", ".gif"),
+        ("P", ".png"),
+        ("L", ".png"),
+        ("1", ".png"),
+        ("CMYK", ".jpg"),
+        ("CMYK", ".tiff"),
+    ],
+)
+def test_files_equal_load_image(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"picture{suffix}"
+    noise(mode).save(path)
+    with PIL.Image.open(path) as opened:
+        expected = np.asarray(load_image(opened))
+    for source in (path, str(path), f"file://{path}", path.read_bytes()):
+        np.testing.assert_array_equal(pixels(open_image(source)), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_file_is_turned_upright_by_its_exif_tag(tmp_path: Path, orientation: int) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    noise("RGB").save(path, exif=exif)
+    image = open_image(path)
+    assert image.size == ((9, 6) if orientation < 5 else (6, 9))
+    with PIL.Image.open(path) as opened:
+        np.testing.assert_array_equal(pixels(image), np.asarray(load_image(opened)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "CMYK", "YCbCr"])
+def test_pil_images_equal_convert_to_rgb(mode: str) -> None:
+    image = noise(mode)
+    np.testing.assert_array_equal(pixels(open_image(image)), convert_to_rgb(image, return_numpy=True))
+
+
+def test_a_transparent_palette_colour_lies_over_white() -> None:
+    image = noise("P")
+    image.info["transparency"] = 0
+    np.testing.assert_array_equal(pixels(open_image(image)), convert_to_rgb(image, return_numpy=True))
+
+
+def test_sixteen_bit_gray_keeps_its_upper_bits(tmp_path: Path) -> None:
+    deep = RNG.integers(0, 65536, (5, 7), np.uint16)
+    path = tmp_path / "deep.png"
+    PIL.Image.fromarray(deep).save(path)
+    for source in (path, PIL.Image.fromarray(deep), PIL.Image.fromarray(deep.astype(np.int32)), deep):
+        np.testing.assert_array_equal(pixels(open_image(source))[:, :, 0], deep >> 8)
+
+
+def test_arrays_of_every_layout() -> None:
+    colour = RNG.integers(0, 256, (6, 9, 3), np.uint8)
+    for array in (colour, colour.transpose(2, 0, 1), (colour / 255).astype(np.float64)):
+        np.testing.assert_allclose(pixels(open_image(array)), colour, atol=1)
+    gray = colour[:, :, 0]
+    for array in (gray, gray[:, :, None], gray[None]):
+        np.testing.assert_array_equal(pixels(open_image(array)), np.stack([gray] * 3, axis=2))
+    checks = gray > 128
+    assert set(pixels(open_image(checks)).flat) == {0, 255}
+
+
+def test_data_url() -> None:
+    buffer = io.BytesIO()
+    image = noise("RGB")
+    image.save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    np.testing.assert_array_equal(pixels(open_image(url)), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (Path("nowhere.png"), "nowhere.png: no such image file"),
+        (PHOTO.parent, "cannot be read"),
+        (b"", "the file is empty"),
+        (b"not a picture", "not an image Pillow can read"),
+        (PHOTO.read_bytes()[:5000], "damaged or truncated"),
+        (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
+        (np.zeros((5, 5, 2), np.uint8), r"image array of shape \(5, 5, 2\)"),
+        (np.zeros(4, np.uint8), r"image array of shape \(4,\)"),
+        (np.full((4, 4), 2.0), "image array of float64"),
+        (np.zeros((4, 4), np.int64), "image array of int64"),
+        (PIL.Image.new("RGB", (0, 5)), "0x5, it has no pixels"),
+        ("https://example.org/cat.png", "not fetched from the network"),
+        ("data:image/png;base64,@@", "not base64"),
+        (None, "cannot be a NoneType"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_bad_images_are_one_clear_line(source: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        open_image(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".webp", ".bmp", ".tiff"])
+def test_damage_anywhere_is_an_input_error_or_a_picture(suffix: str) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.open(PHOTO).convert("RGB").resize((64, 48)).save(buffer, PIL.Image.registered_extensions()[suffix])
+    whole = buffer.getvalue()
+    refused = 0
+    for _ in range(40):
+        broken = bytearray(whole)
+        for position in RNG.integers(0, len(whole), 12):
+            broken[position] = RNG.integers(0, 256)
+        try:
+            assert open_image(bytes(broken)).mode == "RGB"
+        except InputError:
+            refused += 1
+        with pytest.raises(InputError):
+            open_image(whole[: int(RNG.integers(1, min(64, len(whole))))])
+    assert refused or suffix == ".bmp"
