@@ -44,7 +44,9 @@ def test_smart_resize_equals_transformers(height: int, width: int, budget: dict[
 
 @settings(max_examples=1000, deadline=None)
 @given(st.integers(2, 800), SIDES, SIDES, st.sampled_from([OFFICIAL_VIDEO, *BUDGETS]))
-def test_smart_resize_of_videos_equals_transformers(frames: int, height: int, width: int, budget: dict[str, int]) -> None:
+def test_smart_resize_of_videos_equals_transformers(
+    frames: int, height: int, width: int, budget: dict[str, int]
+) -> None:
     try:
         expected = video_smart_resize(frames, height, width, 2, 32, **budget)
     except ValueError:
@@ -129,7 +131,10 @@ CONFIG: dict[str, Any] = {
 def test_rules_of_a_config() -> None:
     assert pixel_rules(CONFIG, FACTS, "p.json") == RULES
     older = CONFIG | {"min_pixels": 1024, "max_pixels": 2048}
-    assert (pixel_rules(older, FACTS, "p.json").min_pixels, pixel_rules(older, FACTS, "p.json").max_pixels) == (1024, 2048)
+    assert (pixel_rules(older, FACTS, "p.json").min_pixels, pixel_rules(older, FACTS, "p.json").max_pixels) == (
+        1024,
+        2048,
+    )
     assert pixel_rules(CONFIG | {"cap_pixels_per_frame": True}, FACTS, "p.json").cap_frame_tokens == 768
 
 
