@@ -104,7 +104,7 @@ class Matrix(_Strict):
 
     seed: int
     new_tokens: int = Field(gt=0)
-    prefill_chunks: list[int] = Field(min_length=1)
+    prefill_chunk: int = Field(gt=0)
     exam_questions: dict[str, int]
     cases: list[Case] = Field(min_length=1)
 

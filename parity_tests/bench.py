@@ -1,0 +1,163 @@
+"""The two sides of a comparison, side by side: an artifact in the shipped runtime, and its checkpoint in PyTorch.
+
+Prepares each case once and hands both sides the same arrays. Knows how to ask the runtime; measures nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
+from qwen3vl_export.runtime.generate import PREFILL_CHUNK
+
+from .matrix import Case, Matrix, Prompt
+from .pixels import PixelReference
+from .prompts import PromptReference
+from .reference import KEPT, Greedy, Inputs, Reference
+from .verdicts import Profile
+
+FPS = 2.0  # frames per second of every clip in the matrix
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Past = Any  # the runtime's cache, opaque here
+
+
+@dataclass
+class Bench:
+    """Everything a check needs.
+
+    Args:
+        checkpoint: the directory PyTorch loads.
+        profile: thresholds and settings of the artifact's precision.
+    """
+
+    artifact: Artifact
+    runtime: Qwen3VL
+    checkpoint: Path
+    matrix: Matrix
+    profile: Profile
+    exam_per_size: int
+    candidate_seconds: float = 0.0  # spent in the artifact's runtime
+    kept: dict[str, Any] = field(default_factory=dict)  # for checks that build on one another
+    scores: dict[str, Any] = field(default_factory=dict)  # of the exam, by group
+    _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
+
+    @cached_property
+    def reference(self) -> Reference:
+        return Reference(self.checkpoint)
+
+    @cached_property
+    def pixel_reference(self) -> PixelReference:
+        return PixelReference(self.checkpoint)
+
+    @cached_property
+    def prompt_reference(self) -> PromptReference:
+        return PromptReference(self.checkpoint, FPS)
+
+    @property
+    def fixed_grids(self) -> list[tuple[int, int]]:
+        """The (h, w) patch grids the artifact is bound to; empty if it takes any."""
+        encoders = self.artifact.manifest.encoders
+        return [] if any(e.grid is None for e in encoders) else [e.grid for e in encoders if e.grid is not None]
+
+    def prepared(self, case: Case) -> Prepared:
+        """The runtime's preparation of a case."""
+        return self._prepare(case)[1]
+
+    def prompts(self, case: Case) -> list[Prompt]:
+        return self._prepare(case)[0]
+
+    def inputs(self, case: Case) -> Inputs:
+        return as_inputs(self.prepared(case))
+
+    def vision_inputs(self, case: Case) -> tuple[Floats, Ints]:
+        """Patches [P, patch_dim] and grids [I, 3]: the case's pictures, or random patches for a vision-only case."""
+        if case.is_vision_only:
+            return self.matrix.random_pixels(case, self.artifact.manifest.facts.patch_dim), case.grid_thw
+        inputs = self.inputs(case)
+        return inputs.pixel_values, inputs.image_grid_thw
+
+    def prepare(self, prompts: Sequence[Prompt]) -> Prepared:
+        with self.timing():
+            return self.runtime.prepare([conversation(prompt) for prompt in prompts])
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Counts the time inside as the artifact's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.candidate_seconds += time.perf_counter() - start
+
+    def once(self, key: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, remembered for the checks of the same case."""
+        if key not in self.kept:
+            while len(self.kept) >= KEPT:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[key] = compute()
+        return self.kept[key]
+
+    # The runtime, asked one stage at a time.
+
+    def encode(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
+        with self.timing():
+            return self.runtime.encode_images(pixel_values, image_grid_thw)
+
+    def embed(self, input_ids: Ints, image_features: Floats) -> Floats:
+        with self.timing():
+            return self.runtime.embed(input_ids, image_features)
+
+    def decode(self, embeds: Floats, mask: Ints, position_ids: Ints, past: Past = None) -> tuple[Floats, Past]:
+        with self.timing():
+            return self.runtime.decode(embeds, mask, position_ids, past)
+
+    def generate(self, prepared: Prepared, new_tokens: int, stop: bool, chunk: int | None = PREFILL_CHUNK) -> Greedy:
+        """Greedy tokens of the runtime's own loop, and the logits of each step; with `stop` fewer if every row ends."""
+        stop_ids = self.runtime.stop_ids
+        self.runtime.stop_ids = stop_ids if stop else frozenset()
+        try:
+            with self.timing():
+                steps = list(self.runtime.generate_steps(prepared, new_tokens, GREEDY, chunk))
+        finally:
+            self.runtime.stop_ids = stop_ids
+        return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
+
+    @property
+    def num_maps(self) -> int:
+        return self.artifact.manifest.facts.num_deepstack
+
+    def no_features(self) -> Floats:
+        return np.empty((0, self.artifact.manifest.facts.wide_size), np.float32)
+
+    def _prepare(self, case: Case) -> tuple[list[Prompt], Prepared]:
+        if case.name not in self._prepared:
+            prompts = self.matrix.draw(case)
+            self._prepared[case.name] = (prompts, self.prepare(prompts))
+            while len(self._prepared) > KEPT:
+                self._prepared.popitem(last=False)
+        return self._prepared[case.name]
+
+
+def conversation(prompt: Prompt) -> list[dict[str, Any]]:
+    """One user turn in the runtime's message format."""
+    content: list[Any] = [{"type": "image", "image": Image(image)} for image in prompt.images]
+    if prompt.frames:
+        content.append({"type": "video", "video": Video(prompt.frames, FPS)})
+    return [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
+
+
+def as_inputs(prepared: Prepared) -> Inputs:
+    return Inputs(prepared.input_ids, prepared.attention_mask, prepared.pixel_values, prepared.image_grid_thw)

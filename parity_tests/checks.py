@@ -1,0 +1,249 @@
+"""The checks, one function per stage, in the order a value flows: prompt, pixels, features, rows, logits, tokens.
+
+Each drives the shipped runtime and returns a `Finding`: measures, not verdicts. Up to `decoder` a stage is given the
+reference's inputs, so that a fault shows in the stage it is in and not in all that follow; `prefill` and `generate` are end
+to end. Padding is never compared: what stands there has no meaning.
+
+Legend: B batch, S tokens, T new tokens, N image tokens, D DeepStack maps, W = (1 + D) * H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from . import measures
+from .bench import Bench, Floats, Ints
+from .matrix import Case
+from .measures import closeness, differences, logit_closeness, max_abs
+from .outcome import Finding
+from .reference import Greedy, Inputs
+
+
+def prompt(bench: Bench, case: Case) -> Finding:
+    """Token ids against transformers' chat template, placeholder expansion and tokenizer."""
+    prepared, inputs = bench.prepared(case), bench.inputs(case)
+    expected = bench.prompt_reference(bench.prompts(case), inputs.image_grid_thw)
+    found = [ids[mask == 1] for ids, mask in zip(prepared.input_ids, prepared.attention_mask, strict=True)]
+    wrong, where = 0, ""
+    for row, (ids, truth) in enumerate(zip(found, expected, strict=True)):
+        same = measures.common_prefix(ids.tolist(), truth)
+        if same < max(len(ids), len(truth)):
+            wrong += max(len(ids), len(truth)) - same
+            where = f"row {row} differs from token {same} on: {ids[same : same + 4].tolist()}, not {truth[same : same + 4]}"
+    left_padded = bool((np.diff(prepared.attention_mask, axis=1) >= 0).all())
+    return Finding(
+        {"id_differences": wrong, "left_padded": left_padded}, compared=sum(map(len, expected)), where=where
+    )
+
+
+def preprocess(bench: Bench, case: Case) -> Finding:
+    """Patch grids and pixel values against transformers' image processor."""
+    prepared = bench.prepared(case)
+    allowed = bench.fixed_grids
+    chosen = [tuple(grid[1:]) for grid in prepared.image_grid_thw.tolist()]
+    grids, pixels = bench.pixel_reference(bench.prompts(case), chosen if allowed else None)
+    wrong = differences(prepared.image_grid_thw, grids) or 0
+    wrong += sum(grid not in allowed for grid in chosen) if allowed else 0
+    where = f"grids {prepared.image_grid_thw.tolist()}, the reference has {grids.tolist()}" if wrong else ""
+    distance = None if wrong else max_abs(prepared.pixel_values, pixels)
+    return Finding({"grid_differences": wrong, "pixel_max_abs": distance}, compared=pixels.size, where=where)
+
+
+def positions(bench: Bench, case: Case) -> Finding:
+    """Three-axis positions and rope deltas against `get_rope_index`, padding included (both write 0 there)."""
+    prepared = bench.prepared(case)
+    expected = bench.reference.prefill(bench.inputs(case))
+    unequal = prepared.position_ids != expected.position_ids
+    where = ""
+    if unequal.any():
+        axis, row, token = np.argwhere(unequal)[0].tolist()
+        found = prepared.position_ids[:, row, token].tolist()
+        truth = expected.position_ids[:, row, token].tolist()
+        where = f"first at row {row}, token {token}: (t, h, w) = {found}, the reference has {truth}"
+    return Finding(
+        {
+            "position_differences": differences(prepared.position_ids, expected.position_ids),
+            "rope_delta_differences": differences(prepared.rope_deltas, expected.rope_deltas),
+        },
+        compared=expected.position_ids.size,
+        where=where,
+    )
+
+
+def vision(bench: Bench, case: Case) -> Finding:
+    """Features and each DeepStack map of the vision encoder, on the same patches."""
+    pixels, grid = bench.vision_inputs(case)
+    return vision_finding(bench.encode(pixels, grid), bench.reference.vision(pixels, grid), bench.num_maps, grid)
+
+
+def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: Ints) -> Finding:
+    """Measures for each part of wide features [N, W], and the worst over the parts."""
+    measures.check_shapes(candidate, reference)
+    names = ["features", *(f"deepstack_{index}" for index in range(num_maps))]
+    parts = zip(np.split(candidate, len(names), -1), np.split(reference, len(names), -1), strict=True)
+    each = {name: closeness(*pair) for name, pair in zip(names, parts, strict=True)}
+    worst = max(names, key=lambda name: _badness(each[name]["max_abs"]))
+    found = {f"{name}_{key}": value for name, part in each.items() for key, value in part.items()}
+    found["max_abs"] = each[worst]["max_abs"]
+    found["worst_token_cosine"] = min((each[name]["worst_token_cosine"] for name in names), key=lambda c: -_badness(c, -1))
+    where = f"worst in {worst}, token {each[worst]['worst_token']} of {len(candidate)}, grid {grid.tolist()}"
+    return Finding(found, compared=candidate.size, where=where)
+
+
+def embeddings(bench: Bench, case: Case) -> Finding:
+    """Wide rows with the reference's features scattered in, bit for bit."""
+    inputs = bench.inputs(case)
+    expected = bench.reference.prefill(inputs)
+    rows = bench.embed(inputs.input_ids, expected.image_features)
+    wrong = differences(rows, expected.inputs_embeds)
+    where = ""
+    if wrong:
+        row, token = np.argwhere((rows != expected.inputs_embeds).any(-1))[0].tolist()
+        where = f"first at row {row}, token {token} (id {inputs.input_ids[row, token]})"
+    found = {"differences": wrong, "max_abs": max_abs(rows, expected.inputs_embeds)}
+    return Finding(found, compared=rows.size, where=where)
+
+
+def decoder(bench: Bench, case: Case) -> Finding:
+    """The decoder alone over the reference's rows and positions: logits at every token of the prompt."""
+    inputs = bench.inputs(case)
+    expected = bench.reference.prefill(inputs)
+    logits, _ = bench.decode(expected.inputs_embeds, inputs.attention_mask, expected.position_ids)
+    return logits_finding(logits, expected.logits, inputs)
+
+
+def prefill(bench: Bench, case: Case) -> Finding:
+    """The whole artifact, pictures to logits, at every token of the prompt."""
+    prepared, inputs = bench.prepared(case), bench.inputs(case)
+    features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
+    rows = bench.embed(prepared.input_ids, features)
+    logits, _ = bench.decode(rows, prepared.attention_mask, prepared.position_ids)
+    return logits_finding(logits, bench.reference.prefill(inputs).logits, inputs)
+
+
+def chunked(bench: Bench, case: Case) -> Finding:
+    """The prompt in chunks through the cache against the prompt in one call: logits and the cache left behind.
+
+    Then the same through the runtime's own loop, whose chunks also cut the pictures' features apart.
+    """
+    inputs = bench.inputs(case)
+    expected = bench.reference.prefill(inputs)
+    rows, position_ids = expected.inputs_embeds, expected.position_ids
+    once, cache_once = bench.decode(rows, inputs.attention_mask, position_ids)
+    pieces, cache, length = [], None, rows.shape[1]
+    for start in range(0, length, bench.matrix.prefill_chunk):
+        end = min(start + bench.matrix.prefill_chunk, length)
+        logits, cache = bench.decode(
+            rows[:, start:end], inputs.attention_mask[:, :end], position_ids[:, :, start:end], cache
+        )
+        pieces.append(logits)
+    seen = inputs.attention_mask.astype(bool)
+    left = max(max_abs(swap(a)[seen], swap(b)[seen]) or 0.0 for a, b in zip(cache, cache_once, strict=True))
+    found = logit_closeness(np.concatenate(pieces, axis=1)[seen], once[seen])
+    loop_once = bench.generate(bench.prepared(case), 1, stop=False, chunk=None)
+    loop_chunked = bench.generate(bench.prepared(case), 1, stop=False, chunk=bench.matrix.prefill_chunk)
+    found |= {"cache_max_abs": left, "loop_max_abs": max_abs(loop_chunked.logits, loop_once.logits)}
+    return Finding({**found, "chunks": len(pieces)}, compared=int(seen.sum()) * once.shape[-1])
+
+
+def decode(bench: Bench, case: Case) -> Finding:
+    """Each step of decoding with the cache, on the reference's tokens: logits of every new token."""
+    expected = _greedy(bench, case)
+    logits = _teacher_forced(bench, case, expected)
+    step = int(np.abs(logits - expected.logits).max((0, 2)).argmax())
+    where = f"worst at step {step} of {logits.shape[1]}"
+    return Finding(logit_closeness(logits, expected.logits), compared=logits.size, where=where)
+
+
+def generate(bench: Bench, case: Case) -> Finding:
+    """The runtime's own greedy generation, token for token.
+
+    Where the sides part at a near-tie, the steps after it are compared on the reference's tokens.
+    """
+    expected = _greedy(bench, case)
+    steps = expected.ids.shape[1]
+    found = bench.generate(bench.prepared(case), steps, stop=False)
+    margin = bench.profile.settings["near_tie_margin"]
+    parted, firsts = [], []
+    for row, (ids, truth) in enumerate(zip(found.ids.tolist(), expected.ids.tolist(), strict=True)):
+        first = measures.common_prefix(ids, truth)
+        firsts.append(first)
+        if first == steps:
+            continue
+        logits = _teacher_forced(bench, case, expected)[row].copy()
+        logits[first] = found.logits[row, first]  # up to here the histories are the same
+        for step in range(first, steps):
+            token = int(logits[step].argmax())
+            if token != truth[step]:
+                mine, theirs = logits[step], expected.logits[row, step]
+                parted.append(measures.explain_difference(row, step, token, mine, truth[step], theirs, margin))
+    bad = [difference for difference in parted if not difference.near_tie]
+    where = f"row {bad[0].row} parts at token {bad[0].step}: {bad[0].candidate_token}, not {bad[0].reference_token}" if bad else ""
+    counts = {
+        "tokens": expected.ids.size,
+        "identical_prefix": min(firsts),
+        "near_ties": len(parted) - len(bad),
+        "unexplained_differences": len(bad),
+    }
+    return Finding(counts, compared=expected.ids.size, where=where, differences=parted)
+
+
+STAGES: dict[str, Callable[[Bench, Case], Finding]] = {
+    "prompt": prompt,
+    "preprocess": preprocess,
+    "positions": positions,
+    "vision": vision,
+    "embeddings": embeddings,
+    "decoder": decoder,
+    "prefill": prefill,
+    "chunked": chunked,
+    "decode": decode,
+    "generate": generate,
+}
+
+
+def logits_finding(logits: Floats, expected: Floats, inputs: Inputs) -> Finding:
+    """Closeness over the tokens that are not padding."""
+    measures.check_shapes(logits, expected)
+    seen = inputs.attention_mask.astype(bool)
+    worst = np.abs(logits - expected).max(-1)[seen].argmax()
+    row, token = np.argwhere(seen)[worst].tolist()
+    where = f"worst at row {row}, token {token} of {seen.shape[1]} (id {inputs.input_ids[row, token]})"
+    return Finding(logit_closeness(logits[seen], expected[seen]), compared=int(seen.sum()) * logits.shape[-1], where=where)
+
+
+def swap(cache: Floats) -> Floats:
+    """[B, heads, S, E] -> [B, S, heads, E]."""
+    return cache.transpose(0, 2, 1, 3)
+
+
+def _greedy(bench: Bench, case: Case) -> Greedy:
+    return bench.reference.generate(bench.inputs(case), bench.matrix.new_tokens)
+
+
+def _teacher_forced(bench: Bench, case: Case, expected: Greedy) -> Floats:
+    """Logits [B, T, V] of the decoder given the reference's prompt rows and, one by one, its tokens."""
+
+    def compute() -> Floats:
+        inputs = bench.inputs(case)
+        start = bench.reference.prefill(inputs)
+        mask = inputs.attention_mask
+        logits, past = bench.decode(start.inputs_embeds, mask, start.position_ids)
+        steps = [logits[:, -1:]]
+        tokens = mask.sum(1, keepdims=True)
+        for step in range(expected.ids.shape[1] - 1):
+            mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
+            rows = bench.embed(expected.ids[:, step : step + 1], bench.no_features())
+            position = np.broadcast_to(start.rope_deltas + tokens + step, (3, len(mask), 1)).copy()
+            logits, past = bench.decode(rows, mask, position, past)
+            steps.append(logits)
+        return np.concatenate(steps, axis=1)
+
+    return bench.once(f"teacher-forced {case.name}", compute)
+
+
+def _badness(value: float | None, sign: int = 1) -> float:
+    """Sort key that puts None and NaN last, where the worst is."""
+    return np.inf if value is None or np.isnan(value) else sign * value

@@ -1,0 +1,166 @@
+"""`verify`: carry out the plan of an artifact, show it, and write the evidence into the artifact.
+
+pytest (`test_parity.py`) carries out the same plan on the same bench, one test per check.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
+from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.errors import CheckpointError, ParityError
+from qwen3vl_export.recipe import recipe_dirs
+from qwen3vl_export.runtime import Qwen3VL
+
+from .bench import Bench
+from .matrix import load_matrix
+from .outcome import Outcome
+from .plan import Check, Plan, carry_out, plan
+from .report import Report, show, write
+from .verdicts import load_profile
+
+PIPE_WIDTH = 160
+
+
+def verify(
+    artifact: Path,
+    matrix: str | None = None,
+    checkpoint: Path | None = None,
+    check_files: bool = True,
+    write_report: bool = True,
+) -> int:
+    """Compare an artifact with PyTorch, stage by stage: 0 if everything passed, 1 if not.
+
+    Args:
+        artifact: directory that a build wrote; `parity.json` and `parity.xml` are written into it.
+        matrix: quick, standard or full; None is the recipe's choice.
+        checkpoint: directory of the checkpoint, if it is not where the recipe says.
+        check_files: refuse an artifact whose files are not those of its manifest.
+
+    Raises:
+        ArtifactError, CheckpointError, ParityError: there is nothing that could be compared.
+    """
+    report = run(open_bench(artifact, matrix, checkpoint, check_files), matrix, progress())
+    show(report, terminal())
+    if write_report:
+        write(artifact / PARITY, report.to_json())
+        write(artifact / JUNIT, report.to_junit())
+    return 0 if report.passed else 1
+
+
+def open_bench(
+    artifact: Path, matrix: str | None = None, checkpoint: Path | None = None, check_files: bool = True
+) -> Bench:
+    """An artifact and its checkpoint, side by side; PyTorch's half loads when first asked."""
+    opened = open_artifact(artifact, check=check_files)
+    cases = load_matrix()
+    recipe = opened.manifest.recipe
+    tier = matrix or recipe["parity"]["matrix"]
+    return Bench(
+        artifact=opened,
+        runtime=Qwen3VL(opened),
+        checkpoint=find_checkpoint(opened, checkpoint),
+        matrix=cases,
+        profile=load_profile(recipe["parity"].get("tolerances") or recipe["dtype"]),
+        exam_per_size=cases.exam_questions.get(tier, 0),
+    )
+
+
+def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
+    """The directory of the checkpoint an artifact was built from, its files compared with the manifest's record.
+
+    Raises:
+        CheckpointError: it cannot be found, or is another one.
+    """
+    record = artifact.manifest.checkpoint
+    found = opened(artifact, given)
+    have = found.provenance()["files"]
+    if wrong := sorted(name for name, digest in record["files"].items() if have.get(name) != digest):
+        raise CheckpointError(
+            f"{found.root}: {wrong[0]} is not the one this artifact was built from", "Rebuild it, or pass --checkpoint DIR"
+        )
+    return found.root
+
+
+def opened(artifact: Artifact, given: Path | None) -> Checkpoint:
+    """The checkpoint given, else the recorded one: a directory beside the recipes, or a repository at its commit."""
+    if given is not None:
+        return open_checkpoint(str(given.resolve()))
+    source, revision = (artifact.manifest.checkpoint[key] for key in ("source", "revision"))
+    if revision != "local":
+        return open_checkpoint(source, revision)
+    for base in recipe_dirs():
+        if (base / source).is_dir():
+            return open_checkpoint(str(base / source))
+    raise CheckpointError(f"{source}: no such checkpoint beside the recipes", "Pass --checkpoint DIR")
+
+
+def run(bench: Bench, matrix: str | None = None, track: Callable[[Sequence[Check]], object] = iter) -> Report:
+    """Carry out the whole plan of the bench's artifact.
+
+    Args:
+        track: wraps the checks to show progress.
+    """
+    start = time.perf_counter()
+    planned = plan(matrix, bench.artifact)
+    outcomes = [carry_out(bench, check) for check in track(planned.checks)]  # type: ignore[attr-defined]
+    return report_of(bench, planned, outcomes, time.perf_counter() - start)
+
+
+def report_of(bench: Bench, planned: Plan, outcomes: Sequence[Outcome], seconds: float) -> Report:
+    """Outcomes with what they rest on."""
+    manifest = bench.artifact.manifest
+    torch_seconds = bench.reference.seconds if "reference" in vars(bench) else 0.0
+    return Report(
+        artifact=manifest.name,
+        manifest_sha256=bench.artifact.manifest_sha256,
+        checkpoint={key: manifest.checkpoint[key] for key in ("source", "revision")},
+        matrix=planned.matrix,
+        seed=bench.matrix.seed,
+        profile=bench.profile,
+        outcomes=outcomes,
+        planned=len(planned.checks),
+        left_out=planned.left_out,
+        seconds={"total": seconds, "pytorch": torch_seconds, "artifact": bench.candidate_seconds},
+    )
+
+
+def terminal() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def progress() -> Callable[[Sequence[Check]], object]:
+    """A progress bar on a terminal; a plain line for every case elsewhere."""
+
+    def bar(checks: Sequence[Check]) -> object:
+        console = terminal()
+        if not console.is_terminal:
+            yield from lines(checks, console)
+            return
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=console, transient=True) as shown:
+            task = shown.add_task("", total=len(checks))
+            for check in checks:
+                shown.update(task, description=check.id)
+                yield check
+                shown.advance(task)
+
+    def lines(checks: Sequence[Check], console: Console) -> object:
+        last = ""
+        for index, check in enumerate(checks):
+            if check.name != last:
+                console.print(f"[{index + 1}/{len(checks)}] {check.name}", markup=False)
+            last = check.name
+            yield check
+
+    return bar
+
+
+__all__ = ["ParityError", "find_checkpoint", "open_bench", "run", "verify"]

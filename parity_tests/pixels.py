@@ -1,0 +1,94 @@
+"""What transformers makes of a prompt's pictures: patch grids and pixel values.
+
+Images go through `Qwen2VLImageProcessorPil` whole. Frames follow `Qwen3VLVideoProcessor`: its own size rule and its own
+patch order; that class resizes with torchvision, here Pillow's filter stands in, as it does for images.
+An artifact bound to fixed grids has no counterpart in transformers for the choice of size; there the pictures are resized
+to the grid under test first, and everything after the resize is transformers'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import SizeDict
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
+
+from .matrix import Prompt
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Grid = tuple[int, int]
+
+
+class PixelReference:
+    """The processors of one checkpoint directory."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.images = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
+        self.frames = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)  # for its per-frame functions
+        self.video_config: dict[str, Any] = json.loads((checkpoint / "video_preprocessor_config.json").read_text("utf-8"))
+
+    def __call__(self, prompts: Sequence[Prompt], bound: Sequence[Grid] | None = None) -> tuple[Ints, Floats]:
+        """Grids [I, 3] and patches [P, patch_dim] of all pictures in the order of the prompts.
+
+        Args:
+            bound: for each picture the (h, w) patches it must become, or None for transformers' choice.
+        """
+        grids, patches, index = [], [], 0
+        for prompt in prompts:
+            for image in prompt.images:
+                grid, values = self.of_image(image, bound[index] if bound else None)
+                grids.append(grid)
+                patches.append(values)
+                index += 1
+            if prompt.frames:
+                grid, values = self.of_frames(prompt.frames, bound[index] if bound else None)
+                grids.append(grid)
+                patches.append(values)
+                index += 1
+        return np.concatenate(grids).astype(np.int64), np.concatenate(patches)
+
+    def of_image(self, image: Image.Image, bound: Grid | None) -> tuple[Ints, Floats]:
+        if bound is None:
+            found = self.images([image], return_tensors="np")
+        else:
+            pixels = self._resized(image, bound[0] * self.images.patch_size, bound[1] * self.images.patch_size)
+            found = self.images([pixels], do_resize=False, input_data_format="channels_first", return_tensors="np")
+        return found["image_grid_thw"], found["pixel_values"]
+
+    def of_frames(self, frames: Sequence[Image.Image], bound: Grid | None) -> tuple[Ints, Floats]:
+        config = self.video_config
+        patch, merge, time = (config[name] for name in ("patch_size", "merge_size", "temporal_patch_size"))
+        if bound is None:
+            height, width = smart_resize(
+                len(frames),
+                frames[0].height,
+                frames[0].width,
+                temporal_factor=time,
+                factor=patch * merge,
+                min_pixels=config["size"]["shortest_edge"],
+                max_pixels=config["size"]["longest_edge"],
+            )
+        else:
+            height, width = bound[0] * patch, bound[1] * patch
+        values = []
+        for frame in frames:
+            pixels = self.frames.rescale(self._resized(frame, height, width), 1 / 255)
+            values.append(self.frames.normalize(pixels, config["image_mean"], config["image_std"]))
+        stack = torch.from_numpy(np.stack(values)[None].astype(np.float32))
+        patches, *grid = Qwen3VLVideoProcessor.patchify(None, stack, patch, merge, time)
+        return np.array([grid]), patches[0].numpy()
+
+    def _resized(self, image: Image.Image, height: int, width: int) -> NDArray[Any]:
+        """uint8 [3, height, width]."""
+        pixels = self.frames.process_image(image, do_convert_rgb=True)
+        return PilBackend.resize(self.frames, pixels, SizeDict(height=height, width=width), self.frames.resample)

@@ -1,0 +1,127 @@
+"""Which checks an artifact gets: the one list that `verify` and pytest both run.
+
+Case by case, and within a case in the order a value flows, so that the first failure names the area and the reference's
+cache stays small. What cannot be checked on an artifact is not forgotten but listed with its reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qwen3vl_export.artifact import Artifact, Manifest
+from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
+from qwen3vl_export.errors import Qwen3VLExportError
+
+from . import exam_checks
+from .bench import Bench
+from .checks import STAGES
+from .diagnose import diagnose
+from .matrix import Case, Matrix, load_matrix
+from .measures import ShapeMismatch
+from .outcome import Finding, Outcome, judged
+
+EXAM_STAGES = ("exam", "accuracy")
+ORDER = (*STAGES, *EXAM_STAGES)
+PICTURE_STAGES = ("preprocess", "vision")
+NEEDS = {
+    "vision": {VISION_ENCODER},
+    "embeddings": {EMBEDDINGS},
+    "decoder": {DECODER},
+    "prefill": {VISION_ENCODER, EMBEDDINGS, DECODER},
+    "chunked": {VISION_ENCODER, EMBEDDINGS, DECODER},
+    "decode": {EMBEDDINGS, DECODER},
+    "generate": {VISION_ENCODER, EMBEDDINGS, DECODER},
+    "exam": {VISION_ENCODER, EMBEDDINGS, DECODER},
+    "accuracy": {VISION_ENCODER, EMBEDDINGS, DECODER},
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison, to be carried out on a bench."""
+
+    stage: str
+    name: str
+    run: Callable[[Bench], Finding]
+    case: Case | None = None
+
+    @property
+    def id(self) -> str:
+        """Reads as the matrix: `vision[users-case-16x16-after-24x24]`."""
+        return f"{self.stage}[{self.name}]"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checks of one artifact, and what is left out: id -> reason."""
+
+    matrix: str
+    checks: tuple[Check, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def plan(matrix: str | None, artifact: Artifact) -> Plan:
+    """Every check of a tier; None is the tier the artifact's recipe names.
+
+    Raises:
+        ParityError: no such tier.
+    """
+    manifest = artifact.manifest
+    tier = matrix or manifest.recipe["parity"]["matrix"]
+    cases = for_artifact(load_matrix(), tier, manifest)
+    checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
+    if manifest.recipe["parity"].get("held_out"):
+        checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
+        checks.append(Check("accuracy", "all-questions", exam_checks.accuracy))
+        left_out = {}
+    else:
+        left_out = dict.fromkeys(("exam", "accuracy"), "the recipe says held_out: false")
+    have = graphs_of(manifest)
+    for check in list(checks):
+        if missing := NEEDS.get(check.stage, set()) - have:
+            checks.remove(check)
+            left_out[check.id] = f"the artifact has no {', '.join(sorted(missing))}"
+    return Plan(tier, tuple(checks), left_out)
+
+
+def for_artifact(matrix: Matrix, tier: str, manifest: Manifest) -> list[Case]:
+    """The tier's cases; an artifact bound to grids gets those grids instead of the vision-only cases."""
+    cases = matrix.of_tier(tier)
+    grids = [encoder.grid for encoder in manifest.encoders if encoder.grid is not None]
+    if not grids:
+        return cases
+    bound = [Case(name=f"grid-{h}x{w}", tier="quick", grids=[f"1x{h}x{w}"]) for h, w in grids]
+    return [case for case in cases if not case.is_vision_only] + bound
+
+
+def graphs_of(manifest: Manifest) -> set[str]:
+    """Names of the graphs; any encoder counts as the vision encoder."""
+    return {VISION_ENCODER if name.startswith(VISION_ENCODER) else name for name in manifest.graphs}
+
+
+def stages_of(case: Case) -> list[str]:
+    if case.is_vision_only:
+        return ["vision"]
+    return [stage for stage in STAGES if case.has_pictures or stage not in PICTURE_STAGES]
+
+
+def check_of(stage: str, case: Case) -> Check:
+    return Check(stage, case.name, lambda bench: STAGES[stage](bench, case), case)
+
+
+def carry_out(bench: Bench, check: Check) -> Outcome:
+    """Run one check and judge it; whatever goes wrong becomes a failed outcome, never an exception."""
+    start = time.perf_counter()
+    try:
+        finding = check.run(bench)
+    except ShapeMismatch as error:
+        return Outcome(check.stage, check.name, time.perf_counter() - start, error=str(error))
+    except Qwen3VLExportError as error:
+        return Outcome(check.stage, check.name, time.perf_counter() - start, error=str(error))
+    except Exception as error:  # a crash of either side must not end the run or hide the other checks
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Outcome(check.stage, check.name, time.perf_counter() - start, error=reason)
+    outcome = judged(check.stage, check.name, finding, bench.profile, time.perf_counter() - start)
+    return outcome if outcome.passed else diagnose(bench, outcome, check.case)

@@ -1,0 +1,67 @@
+"""What transformers makes of a prompt's text: chat template, placeholder expansion, tokens.
+
+The expansion is `Qwen3VLProcessor`'s own code. The class itself cannot be built without torchvision, so its two methods
+run on a stand-in that holds the attributes they read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+from .matrix import Prompt
+
+
+class PromptReference:
+    """Tokenizer and chat template of one checkpoint directory.
+
+    Args:
+        fps: frames per second of every video.
+    """
+
+    def __init__(self, checkpoint: Path, fps: float) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.fps = fps
+        config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+        vision = config["vision_config"]
+        sizes = SimpleNamespace(merge_size=vision["spatial_merge_size"], temporal_patch_size=vision["temporal_patch_size"])
+        token = self.tokenizer.convert_ids_to_tokens
+        self.processor = SimpleNamespace(
+            image_token=token(config["image_token_id"]),
+            video_token=token(config["video_token_id"]),
+            vision_start_token=token(config["vision_start_token_id"]),
+            vision_end_token=token(config["vision_end_token_id"]),
+            image_processor=sizes,
+            video_processor=sizes,
+            _calculate_timestamps=lambda *args: Qwen3VLProcessor._calculate_timestamps(None, *args),
+        )
+
+    def __call__(self, prompts: Sequence[Prompt], image_grid_thw: NDArray[np.int64]) -> list[list[int]]:
+        """Token ids of each prompt; `image_grid_thw` [I, 3] lists the pictures of all prompts in order."""
+        grids = list(image_grid_thw)
+        return [self.tokenizer(self.text(prompt, grids))["input_ids"] for prompt in prompts]
+
+    def text(self, prompt: Prompt, grids: list[NDArray[np.int64]]) -> str:
+        """The rendered prompt, placeholders expanded; takes its pictures' grids off the front of `grids`."""
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in prompt.images]
+        content += [{"type": "video"}] if prompt.frames else []
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        for _ in prompt.images:
+            found = {"image_grid_thw": [grids.pop(0)]}
+            expanded = Qwen3VLProcessor.replace_image_token(self.processor, found, 0)
+            text = text.replace(self.processor.image_token, expanded.replace("<", "\0"), 1)
+        if prompt.frames:
+            metadata = SimpleNamespace(fps=self.fps, frames_indices=list(range(len(prompt.frames))))
+            found = {"video_grid_thw": [grids.pop(0)], "video_metadata": [metadata]}
+            expanded = Qwen3VLProcessor.replace_video_token(self.processor, found, 0)
+            text = text.replace(self.processor.video_token, expanded.replace("<", "\0"), 1)
+        return text.replace("\0", "<")  # so that no replacement was found again inside another

@@ -1,0 +1,208 @@
+"""The evidence of one verification: `parity.json`, a JUnit file, and the summary on the terminal.
+
+Knows outcomes and how to show them; compares nothing. Files are written beside their final name and moved there, so
+that an artifact never holds half a report. A stage that was not measured is null in the JSON and a dash on the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .measures import Difference
+from .outcome import Outcome, json_ready
+from .plan import EXAM_STAGES, ORDER
+from .verdicts import SIGNS, Profile, Rule
+
+FORMAT = 1
+PACKAGES = ("qwen3vl-export", "torch", "transformers", "onnxruntime", "numpy", "pillow", "tokenizers")
+EXAM_MEASURES = ("questions", "accuracy", "reference_accuracy")
+SHOWN_FAILURES = 12
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All outcomes of one run and what they rest on."""
+
+    artifact: str
+    manifest_sha256: str
+    checkpoint: dict[str, Any]
+    matrix: str
+    seed: int
+    profile: Profile
+    outcomes: Sequence[Outcome]
+    planned: int
+    left_out: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if not outcome.passed]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything planned was carried out and passed; a run that compared nothing did not."""
+        return bool(self.outcomes) and len(self.outcomes) == self.planned and not self.failures
+
+    @property
+    def near_ties(self) -> list[tuple[str, Difference]]:
+        return [(outcome.id, tie) for outcome in self.outcomes for tie in outcome.near_ties]
+
+    def worst(self, stage: str, rule: Rule) -> float | None:
+        """The value of a rule's measure that comes closest to breaking it, NaN first; None if never measured."""
+        values = [o.measures.get(rule.measure) for o in self.outcomes if o.stage == stage]
+        numbers = [float(value) for value in values if value is not None]
+        if not numbers:
+            return None
+        if any(number != number for number in numbers):
+            return float("nan")
+        if rule.kind == "equals":
+            return max(numbers, key=lambda number: abs(number - rule.limit))
+        return min(numbers) if rule.kind == "min" else max(numbers)
+
+    def summary(self) -> dict[str, Any]:
+        """Per stage: how many checks, how many failed, and the worst of each measure; null for a stage not run."""
+        found: dict[str, Any] = {}
+        for stage in ORDER:
+            own = [outcome for outcome in self.outcomes if outcome.stage == stage]
+            worst = {rule.measure: self.worst(stage, rule) for rule in self.profile.rules.get(stage, ())}
+            failed = sum(not outcome.passed for outcome in own)
+            found[stage] = {"checks": len(own), "failed": failed, "worst": worst} if own else None
+        return found
+
+    def to_json(self) -> str:
+        exam = {
+            outcome.case: {key: outcome.measures.get(key) for key in EXAM_MEASURES}
+            for outcome in self.outcomes
+            if outcome.stage in EXAM_STAGES
+        }
+        values = {
+            "format": FORMAT,
+            "passed": self.passed,
+            "artifact": self.artifact,
+            "manifest_sha256": self.manifest_sha256,
+            "checkpoint": self.checkpoint,
+            "matrix": self.matrix,
+            "seed": self.seed,
+            "planned": self.planned,
+            "carried_out": len(self.outcomes),
+            "summary": self.summary(),
+            "exam": exam or None,
+            "near_ties": [{"check": name, **asdict(tie)} for name, tie in self.near_ties],
+            "left_out": self.left_out,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "versions": versions(),
+            "hardware": hardware(),
+            "profile": {
+                "name": self.profile.name,
+                "settings": dict(self.profile.settings),
+                "rules": {stage: [asdict(rule) for rule in rules] for stage, rules in self.profile.rules.items()},
+            },
+            "checks": [outcome.to_json() for outcome in self.outcomes],
+        }
+        return json.dumps(json_ready(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_junit(self) -> str:
+        """One test case per check."""
+        suite = ElementTree.Element(
+            "testsuite",
+            name=f"parity {self.artifact}",
+            tests=str(self.planned),
+            failures=str(len(self.failures)),
+            errors=str(self.planned - len(self.outcomes)),
+            time=f"{self.seconds.get('total', 0.0):.2f}",
+        )
+        for outcome in self.outcomes:
+            attributes = {"classname": f"parity.{outcome.stage}", "name": outcome.id, "time": f"{outcome.seconds:.3f}"}
+            case = ElementTree.SubElement(suite, "testcase", attributes)
+            if not outcome.passed:
+                ElementTree.SubElement(case, "failure", message=outcome.message)
+        ElementTree.indent(suite)
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions, null for a package that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and operating system; null where the system does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or None,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def show(report: Report, console: Console) -> None:
+    """Verdict first to last: a line per measure, then near-ties, failures and what was left out."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("stage", "passed", "measure", "worst", "limit", ""):
+        table.add_column(name, justify="right" if name in ("passed", "worst", "limit") else "left")
+    for stage, entry in report.summary().items():
+        rules = report.profile.rules.get(stage, ())
+        if entry is None:
+            table.add_row(stage, NOTHING, "[dim]not measured[/]")
+            continue
+        count = f"{entry['checks'] - entry['failed']} of {entry['checks']}"
+        for index, rule in enumerate(rules):
+            value = entry["worst"][rule.measure]
+            good = value is not None and value == value and rule.holds(value)
+            table.add_row(
+                stage if index == 0 else "",
+                ("" if index else f"[bold red]{count}[/]" if entry["failed"] else count),
+                rule.measure,
+                NOTHING if value is None else f"{value:.7g}" if rule.kind == "min" else f"{value:.3g}",
+                f"{SIGNS[rule.kind]} {rule.limit:.6g}",
+                "[green]ok[/]" if good else "[bold red]FAILED[/]",
+            )
+    console.print(table)
+    for name, tie in report.near_ties:
+        console.print(
+            f"[yellow]near-tie[/] {escape(name)}: token {tie.step} of row {tie.row} is {tie.candidate_token}, PyTorch's "
+            f"is {tie.reference_token}; logits differ by {tie.candidate_gap:.1e} and {tie.reference_gap:.1e}"
+        )
+    for outcome in report.failures[:SHOWN_FAILURES]:
+        console.print(f"[bold red]failed[/] {escape(outcome.message)}", soft_wrap=True)
+    if len(report.failures) > SHOWN_FAILURES:
+        console.print(f"[red]… and {len(report.failures) - SHOWN_FAILURES} more, all in parity.json[/]")
+    for name, reason in report.left_out.items():
+        console.print(f"[dim]not checked: {escape(name)} ({escape(reason)})[/]")
+    total, torch, ours = (report.seconds.get(key, 0.0) for key in ("total", "pytorch", "artifact"))
+    verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
+    console.print(
+        f"{verdict}: {len(report.outcomes) - len(report.failures)} of {report.planned} checks of the {report.matrix} "
+        f"matrix in {total:.0f} s (PyTorch {torch:.0f} s, artifact {ours:.0f} s)"
+    )
