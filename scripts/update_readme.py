@@ -1,0 +1,125 @@
+"""Writes the tables of README.md from an artifact's parity.json, so that no figure there is typed by hand.
+
+    python scripts/update_readme.py [artifacts/tiny] [--check]
+
+`--check` changes nothing and fails if the tables are not those of the artifact. Evidence that did not pass, or that
+belongs to another manifest, is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_export.artifact import PARITY, open_artifact
+from qwen3vl_export.errors import ParityError, Qwen3VLExportError
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+SIGNS = {"max": "≤", "min": "≥", "equals": "="}
+TITLES = {
+    "prompt": "prompt text and tokens",
+    "preprocess": "resized pixels",
+    "positions": "3-axis positions",
+    "vision": "vision encoder, with every DeepStack map",
+    "embeddings": "token and picture embeddings",
+    "decoder": "decoder on given embeddings",
+    "prefill": "whole prefill",
+    "chunked": "prefill in chunks",
+    "decode": "decoding with a cache",
+    "generate": "64 greedy tokens",
+    "exam": "exam answers",
+    "accuracy": "exam, all sizes together",
+}
+
+
+def evidence(artifact: Path) -> dict[str, Any]:
+    """The artifact's parity.json.
+
+    Raises:
+        ArtifactError: the artifact is altered.
+        ParityError: there is no evidence, it did not pass, or it is another build's.
+    """
+    opened = open_artifact(artifact)
+    path = artifact / PARITY
+    again = f"Run: qwen3vl-export verify {artifact}"
+    if not path.is_file():
+        raise ParityError(f"{path}: is missing", again)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if found["manifest_sha256"] != opened.manifest_sha256:
+        raise ParityError(f"{path}: belongs to another build", again)
+    if not found["passed"]:
+        raise ParityError(f"{path}: did not pass", "Nothing is published from a failed verification")
+    return found
+
+
+def parity_table(found: dict[str, Any]) -> Iterator[str]:
+    versions, ties = found["versions"], len(found["near_ties"])
+    yield (
+        f"`{found['artifact']}`, {found['matrix']} matrix: **{found['carried_out']} of {found['planned']} checks pass**"
+        f" against transformers {versions['transformers']} on torch {versions['torch']}, with onnxruntime "
+        f"{versions['onnxruntime']}; {ties or 'no'} near-tie{'' if ties == 1 else 's'}."
+    )
+    yield ""
+    yield "| compared with PyTorch | checks | measure | worst | limit |"
+    yield "|---|--:|---|--:|--:|"
+    for stage, entry in found["summary"].items():
+        if entry is None:
+            continue
+        for index, rule in enumerate(found["profile"]["rules"][stage]):
+            worst = entry["worst"][rule["measure"]]
+            title = f"{TITLES.get(stage, stage)} | {entry['checks']}" if index == 0 else " | "
+            limit = f"{SIGNS[rule['kind']]} {rule['limit']:g}"
+            yield f"| {title} | {rule['measure'].replace('_', ' ')} | {shown(worst, rule['kind'])} | {limit} |"
+
+
+def exam_table(found: dict[str, Any]) -> Iterator[str]:
+    yield "| pictures | questions | right through ONNX | right in PyTorch |"
+    yield "|---|--:|--:|--:|"
+    for case, entry in (found["exam"] or {}).items():
+        scores = (f"{entry[key]:.0%}" for key in ("accuracy", "reference_accuracy"))
+        yield f"| {case.replace('-', ' ')} | {entry['questions']:.0f} | {' | '.join(scores)} |"
+
+
+def shown(value: float | str | None, kind: str) -> str:
+    if not isinstance(value, int | float):
+        return "not measured" if value is None else value
+    return f"{value:.7f}" if kind == "min" and value > 0.99 else f"{value:.2g}"
+
+
+def filled(text: str, name: str, lines: Iterator[str]) -> str:
+    """The text with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ParityError(f"{README.name}: has no <!-- {name} --> … <!-- /{name} -->", "Put the markers back")
+    body = "\n".join(lines)
+    return pattern.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the tables of README.md from an artifact's parity.json.")
+    parser.add_argument("artifact", nargs="?", type=Path, default=ROOT / "artifacts" / "tiny")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if the tables differ")
+    options = parser.parse_args()
+    try:
+        found = evidence(options.artifact)
+        before = README.read_text("utf-8")
+        after = filled(filled(before, "parity", parity_table(found)), "exam", exam_table(found))
+    except Qwen3VLExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.check:
+        print("README.md is current" if after == before else "README.md differs: run scripts/update_readme.py")
+        return int(after != before)
+    README.write_text(after, "utf-8")
+    print("README.md is current" if after == before else "README.md updated")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
