@@ -1,4 +1,4 @@
-"""Prompts character for character as `apply_chat_template` and `Qwen3VLProcessor` make them, and messages of every form."""
+"""Prompts, character for character as transformers makes them, and messages of every form."""
 
 from __future__ import annotations
 

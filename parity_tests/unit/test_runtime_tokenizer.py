@@ -20,7 +20,7 @@ THEIRS = AutoTokenizer.from_pretrained(TINY)
 TEXTS = [
     "What is this?",
     "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is this?<|im_end|>\n<|im_start|>assistant\n",
-    "naïve café, Straße, Ω, 你好，世界",
+    "naïve café, Straße, Ω, 你好 世界",
     "🙂👩‍👩‍👧‍👦🇩🇪 e\u0301",
     "  leading, trailing  \n\n\ttabs \r\n",
     "<think>\n</think><tool_call>{}",

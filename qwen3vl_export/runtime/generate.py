@@ -40,6 +40,9 @@ def prefill(
 ) -> tuple[Floats, Cache]:
     """Logits [B, V] of each row's last token, and the cache of the prompt.
 
+    A batch that takes more than one chunk goes row after row, because `GroupQueryAttention` continues a cache by
+    several tokens only for a single row. Padding is left out then: its place in the cache is zero, and masked as ever.
+
     Args:
         image_features: [T, W], of all pictures in the order of their tokens.
         chunk: tokens per call; None puts the whole prompt through in one.
@@ -47,23 +50,43 @@ def prefill(
     batch, length = prepared.input_ids.shape
     if chunk is not None and chunk < 1:
         raise InputError(f"prefill_chunk is {chunk}", "At least 1 works; None is the whole prompt at once")
+    chunk = length if chunk is None else chunk
     visual = visual_tokens(prepared.input_ids, sessions.facts)
     if int(visual.sum()) != len(image_features):
         raise InputError(
             f"the prompt has {int(visual.sum())} image tokens, there are {len(image_features)} features",
             "Encode the pictures of this prompt",
         )
-    feature_row = visual.cumsum().reshape(visual.shape) - 1  # rows count on from one prompt to the next
-    cache = empty_cache(sessions, batch)
-    logits: Floats | None = None
-    for start in range(0, length, chunk or length):
-        end = min(start + (chunk or length), length)
-        here = slice(start, end)
+    ids, mask, positions = prepared.input_ids, prepared.attention_mask, prepared.position_ids
+    if batch == 1 or length <= chunk:
+        return prefill_rows(sessions, ids, mask, positions, image_features, chunk)
+    logits, caches = [], []
+    bounds = np.cumsum([0, *visual.sum(axis=1)])
+    for row in range(batch):
+        kept = slice(length - int(mask[row].sum()), length)
+        features = image_features[bounds[row] : bounds[row + 1]]
+        here = (slice(row, row + 1), kept)
+        of_row, cache = prefill_rows(sessions, ids[here], mask[here], positions[:, *here], features, chunk)
+        logits.append(of_row)
+        caches.append([np.pad(part, ((0, 0), (0, 0), (kept.start, 0), (0, 0))) for part in cache])
+    return np.concatenate(logits), tuple(np.concatenate(parts) for parts in zip(*caches, strict=True))
+
+
+def prefill_rows(
+    sessions: Sessions, ids: Ints, mask: Ints, positions: Ints, image_features: Floats, chunk: int
+) -> tuple[Floats, Cache]:
+    """`prefill` of rows [B, S] together, `chunk` tokens at a time; only a chunk's wide rows are in memory at once."""
+    length = ids.shape[1]
+    visual = visual_tokens(ids, sessions.facts)
+    feature_row = visual.cumsum().reshape(visual.shape) - 1  # features are counted on from one row to the next
+    cache = empty_cache(sessions, len(ids))
+    for start in range(0, length, chunk):
+        here = slice(start, min(start + chunk, length))
         features = image_features[feature_row[:, here][visual[:, here]]]
-        inputs_embeds = embed(sessions, prepared.input_ids[:, here], features)
-        mask, positions = prepared.attention_mask[:, :end], prepared.position_ids[:, :, here]
-        logits, cache = decode(sessions, inputs_embeds, mask, positions, cache, num_logits_to_keep=1)
-    assert logits is not None  # a prompt has at least one token
+        inputs_embeds = embed(sessions, ids[:, here], features)
+        logits, cache = decode(
+            sessions, inputs_embeds, mask[:, : here.stop], positions[:, :, here], cache, num_logits_to_keep=1
+        )
     return logits[:, -1], cache
 
 

@@ -73,7 +73,7 @@ class Sessions:
 
     def session_options(self, graph: str) -> Any:
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only; they are also raised
+        options.log_severity_level = 4  # nothing short of a crash: errors are raised and told once
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if graph.startswith(VISION_ENCODER):
