@@ -87,6 +87,12 @@ def test_sixteen_bit_gray_keeps_its_upper_bits(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels(open_image(source))[:, :, 0], deep >> 8)
 
 
+def test_gray_in_wide_containers() -> None:
+    gray = RNG.integers(0, 256, (5, 7), np.uint8)
+    for wide in (gray.astype(np.int32), (gray / 255).astype(np.float32)):
+        np.testing.assert_allclose(pixels(open_image(PIL.Image.fromarray(wide)))[:, :, 0], gray, atol=1)
+
+
 def test_arrays_of_every_layout() -> None:
     colour = RNG.integers(0, 256, (6, 9, 3), np.uint8)
     for array in (colour, colour.transpose(2, 0, 1), (colour / 255).astype(np.float64)):

@@ -170,3 +170,24 @@ def test_an_altered_file_is_refused(tiny_artifact: Path, tmp_path: Path) -> None
         Qwen3VL.load(copy)
     with pytest.raises(ArtifactError, match=r"no manifest\.json here"):
         Qwen3VL.load(tmp_path)
+
+
+@pytest.mark.parametrize("bound", ["tiny_fixed_artifact", "tiny_buckets_artifact"])
+def test_bound_encoders_give_the_features_of_the_free_one(
+    model: Qwen3VL, bound: str, request: pytest.FixtureRequest
+) -> None:
+    """Same patches, same grids: call after call, frame after frame, as in one call."""
+    fixed = Qwen3VL.load(request.getfixturevalue(bound), threads=1)
+    grids = {encoder.grid for encoder in fixed.artifact.manifest.encoders}
+    prepared = fixed.prepare([as_messages([Image(PHOTO), Video(CLIP), Image(PICTURE), "What is this?"])])
+    assert {(height, width) for _, height, width in prepared.image_grid_thw.tolist()} <= grids
+    features = fixed.encode_images(prepared.pixel_values, prepared.image_grid_thw)
+    free = model.encode_images(prepared.pixel_values, prepared.image_grid_thw)
+    np.testing.assert_allclose(features, free, atol=1e-4)
+    assert fixed.generate_ids(prepared, 8, GREEDY) == model.generate_ids(prepared, 8, GREEDY)
+
+
+def test_a_grid_no_encoder_is_bound_to(tiny_fixed_artifact: Path) -> None:
+    fixed = Qwen3VL.load(tiny_fixed_artifact)
+    with pytest.raises(InputError, match=r"no encoder for a grid of 2x2 patches\. The artifact has "):
+        fixed.encode_images(np.zeros((4, fixed.facts.patch_dim), np.float32), np.array([[1, 2, 2]]))
