@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
-from qwen3vl_export.errors import CheckpointError, ParityError
+from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL
 
@@ -84,7 +85,8 @@ def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
     have = found.provenance()["files"]
     if wrong := sorted(name for name, digest in record["files"].items() if have.get(name) != digest):
         raise CheckpointError(
-            f"{found.root}: {wrong[0]} is not the one this artifact was built from", "Rebuild it, or pass --checkpoint DIR"
+            f"{found.root}: {wrong[0]} is not the one this artifact was built from",
+            "Rebuild it, or pass --checkpoint DIR",
         )
     return found.root
 
@@ -102,15 +104,22 @@ def opened(artifact: Artifact, given: Path | None) -> Checkpoint:
     raise CheckpointError(f"{source}: no such checkpoint beside the recipes", "Pass --checkpoint DIR")
 
 
-def run(bench: Bench, matrix: str | None = None, track: Callable[[Sequence[Check]], object] = iter) -> Report:
-    """Carry out the whole plan of the bench's artifact.
+def run(
+    bench: Bench,
+    matrix: str | None = None,
+    track: Callable[[Sequence[Check]], Iterable[Check]] = iter,
+    only: Callable[[Check], bool] = lambda check: True,
+) -> Report:
+    """Carry out the plan of the bench's artifact.
 
     Args:
         track: wraps the checks to show progress.
+        only: which checks of the plan; all of them unless said.
     """
     start = time.perf_counter()
     planned = plan(matrix, bench.artifact)
-    outcomes = [carry_out(bench, check) for check in track(planned.checks)]  # type: ignore[attr-defined]
+    planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
+    outcomes = [carry_out(bench, check) for check in track(planned.checks)]
     return report_of(bench, planned, outcomes, time.perf_counter() - start)
 
 
@@ -136,10 +145,10 @@ def terminal() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-def progress() -> Callable[[Sequence[Check]], object]:
+def progress() -> Callable[[Sequence[Check]], Iterable[Check]]:
     """A progress bar on a terminal; a plain line for every case elsewhere."""
 
-    def bar(checks: Sequence[Check]) -> object:
+    def bar(checks: Sequence[Check]) -> Iterator[Check]:
         console = terminal()
         if not console.is_terminal:
             yield from lines(checks, console)
@@ -152,7 +161,7 @@ def progress() -> Callable[[Sequence[Check]], object]:
                 yield check
                 shown.advance(task)
 
-    def lines(checks: Sequence[Check], console: Console) -> object:
+    def lines(checks: Sequence[Check], console: Console) -> Iterator[Check]:
         last = ""
         for index, check in enumerate(checks):
             if check.name != last:
@@ -161,6 +170,3 @@ def progress() -> Callable[[Sequence[Check]], object]:
             yield check
 
     return bar
-
-
-__all__ = ["ParityError", "find_checkpoint", "open_bench", "run", "verify"]
