@@ -23,9 +23,9 @@ from qwen3vl_export.runtime import Qwen3VL
 from .bench import Bench
 from .matrix import load_matrix
 from .outcome import Outcome
-from .plan import Check, Plan, carry_out, plan
+from .plan import Check, Plan, Subject, carry_out, plan
 from .report import Report, show, write
-from .verdicts import load_profile
+from .verdicts import Profile, load_profile
 
 PIPE_WIDTH = 160
 
@@ -48,11 +48,11 @@ def verify(
     Raises:
         ArtifactError, CheckpointError, ParityError: there is nothing that could be compared.
     """
-    report = run(open_bench(artifact, matrix, checkpoint, check_files), matrix, progress())
+    bench = open_bench(artifact, matrix, checkpoint, check_files)
+    report = run(bench, matrix, progress())
     show(report, terminal())
     if write_report:
-        write(artifact / PARITY, report.to_json())
-        write(artifact / JUNIT, report.to_junit())
+        write_evidence(bench.artifact, report)
     return 0 if report.passed else 1
 
 
@@ -62,14 +62,13 @@ def open_bench(
     """An artifact and its checkpoint, side by side; PyTorch's half loads when first asked."""
     opened = open_artifact(artifact, check=check_files)
     cases = load_matrix()
-    recipe = opened.manifest.recipe
-    tier = matrix or recipe["parity"]["matrix"]
+    tier = matrix or opened.manifest.recipe["parity"]["matrix"]
     return Bench(
         artifact=opened,
         runtime=Qwen3VL(opened),
         checkpoint=find_checkpoint(opened, checkpoint),
         matrix=cases,
-        profile=load_profile(recipe["parity"].get("tolerances") or recipe["dtype"]),
+        profile=profile_of(opened),
         exam_per_size=cases.exam_questions.get(tier, 0),
     )
 
@@ -81,7 +80,7 @@ def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
         CheckpointError: it cannot be found, or is another one.
     """
     record = artifact.manifest.checkpoint
-    found = opened(artifact, given)
+    found = recorded(artifact, given)
     have = found.provenance()["files"]
     if wrong := sorted(name for name, digest in record["files"].items() if have.get(name) != digest):
         raise CheckpointError(
@@ -91,7 +90,7 @@ def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
     return found.root
 
 
-def opened(artifact: Artifact, given: Path | None) -> Checkpoint:
+def recorded(artifact: Artifact, given: Path | None) -> Checkpoint:
     """The checkpoint given, else the recorded one: a directory beside the recipes, or a repository at its commit."""
     if given is not None:
         return open_checkpoint(str(given.resolve()))
@@ -117,28 +116,43 @@ def run(
         only: which checks of the plan; all of them unless said.
     """
     start = time.perf_counter()
-    planned = plan(matrix, bench.artifact)
+    planned = plan(matrix, Subject.of_manifest(bench.artifact.manifest))
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = [carry_out(bench, check) for check in track(planned.checks)]
-    return report_of(bench, planned, outcomes, time.perf_counter() - start)
-
-
-def report_of(bench: Bench, planned: Plan, outcomes: Sequence[Outcome], seconds: float) -> Report:
-    """Outcomes with what they rest on."""
-    manifest = bench.artifact.manifest
     torch_seconds = bench.reference.seconds if "reference" in vars(bench) else 0.0
+    total = time.perf_counter() - start
+    seconds = {"total": total, "pytorch": torch_seconds, "artifact": bench.candidate_seconds}
+    return report_of(bench.artifact, bench.profile, planned, outcomes, seconds)
+
+
+def report_of(
+    artifact: Artifact, profile: Profile, planned: Plan, outcomes: Sequence[Outcome], seconds: dict[str, float]
+) -> Report:
+    """Outcomes with what they rest on."""
     return Report(
-        artifact=manifest.name,
-        manifest_sha256=bench.artifact.manifest_sha256,
-        checkpoint={key: manifest.checkpoint[key] for key in ("source", "revision")},
+        artifact=artifact.manifest.name,
+        manifest_sha256=artifact.manifest_sha256,
+        checkpoint={key: artifact.manifest.checkpoint[key] for key in ("source", "revision")},
         matrix=planned.matrix,
-        seed=bench.matrix.seed,
-        profile=bench.profile,
+        seed=load_matrix().seed,
+        profile=profile,
         outcomes=outcomes,
         planned=len(planned.checks),
         left_out=planned.left_out,
-        seconds={"total": seconds, "pytorch": torch_seconds, "artifact": bench.candidate_seconds},
+        seconds=seconds,
     )
+
+
+def write_evidence(artifact: Artifact, report: Report) -> None:
+    """`parity.json` and `parity.xml` into the artifact."""
+    write(artifact.root / PARITY, report.to_json())
+    write(artifact.root / JUNIT, report.to_junit())
+
+
+def profile_of(artifact: Artifact) -> Profile:
+    """The thresholds the recipe names; its dtype's own unless it names some."""
+    recipe = artifact.manifest.recipe
+    return load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
 
 
 def terminal() -> Console:

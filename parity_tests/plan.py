@@ -7,12 +7,14 @@ cache stays small. What cannot be checked on an artifact is not forgotten but li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from qwen3vl_export.artifact import Artifact, Manifest
+from qwen3vl_export.artifact import Manifest
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import Qwen3VLExportError
+from qwen3vl_export.recipe_model import Recipe
 
 from . import exam_checks
 from .bench import Bench
@@ -54,6 +56,29 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a plan depends on, known from a recipe before it is built as well as from an artifact.
+
+    `grids`: (h, w) patches the encoders are bound to, empty if any will do; `graphs`: graphs there are, every encoder
+    under the one name.
+    """
+
+    recipe: Mapping[str, Any]
+    grids: tuple[tuple[int, int], ...]
+    graphs: frozenset[str]
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> Subject:
+        grids = tuple(encoder.grid for encoder in manifest.encoders if encoder.grid is not None)
+        names = (VISION_ENCODER if name.startswith(VISION_ENCODER) else name for name in manifest.graphs)
+        return cls(manifest.recipe, grids, frozenset(names))
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, patch_size: int = 16) -> Subject:
+        return cls(recipe.to_json_dict(), recipe.vision.patch_grids(patch_size), frozenset(recipe.graphs))
+
+
+@dataclass(frozen=True)
 class Plan:
     """The checks of one artifact, and what is left out: id -> reason."""
 
@@ -62,43 +87,35 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def plan(matrix: str | None, artifact: Artifact) -> Plan:
-    """Every check of a tier; None is the tier the artifact's recipe names.
+def plan(matrix: str | None, subject: Subject) -> Plan:
+    """Every check of a tier; None is the tier the recipe names.
 
     Raises:
         ParityError: no such tier.
     """
-    manifest = artifact.manifest
-    tier = matrix or manifest.recipe["parity"]["matrix"]
-    cases = for_artifact(load_matrix(), tier, manifest)
+    tier = matrix or subject.recipe["parity"]["matrix"]
+    cases = cases_for(load_matrix(), tier, subject)
     checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
-    if manifest.recipe["parity"].get("held_out"):
+    if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
         checks.append(Check("accuracy", "all-questions", exam_checks.accuracy))
         left_out = {}
     else:
-        left_out = dict.fromkeys(("exam", "accuracy"), "the recipe says held_out: false")
-    have = graphs_of(manifest)
+        left_out = dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
     for check in list(checks):
-        if missing := NEEDS.get(check.stage, set()) - have:
+        if missing := NEEDS.get(check.stage, set()) - subject.graphs:
             checks.remove(check)
             left_out[check.id] = f"the artifact has no {', '.join(sorted(missing))}"
     return Plan(tier, tuple(checks), left_out)
 
 
-def for_artifact(matrix: Matrix, tier: str, manifest: Manifest) -> list[Case]:
-    """The tier's cases; an artifact bound to grids gets those grids instead of the vision-only cases."""
+def cases_for(matrix: Matrix, tier: str, subject: Subject) -> list[Case]:
+    """The tier's cases; encoders bound to grids get those grids instead of the vision-only cases."""
     cases = matrix.of_tier(tier)
-    grids = [encoder.grid for encoder in manifest.encoders if encoder.grid is not None]
-    if not grids:
+    if not subject.grids:
         return cases
-    bound = [Case(name=f"grid-{h}x{w}", tier="quick", grids=[f"1x{h}x{w}"]) for h, w in grids]
+    bound = [Case(name=f"grid-{h}x{w}", tier="quick", grids=[f"1x{h}x{w}"]) for h, w in subject.grids]
     return [case for case in cases if not case.is_vision_only] + bound
-
-
-def graphs_of(manifest: Manifest) -> set[str]:
-    """Names of the graphs; any encoder counts as the vision encoder."""
-    return {VISION_ENCODER if name.startswith(VISION_ENCODER) else name for name in manifest.graphs}
 
 
 def stages_of(case: Case) -> list[str]:

@@ -1,0 +1,19 @@
+"""The parity checks as tests, one for each line of a plan: `test_parity[vision[users-case-16x16-after-24x24]]`.
+
+With --artifact DIR: that artifact, the matrix its recipe names unless --matrix says another. Without: freshly built
+tiny artifacts with the quick matrix. Same plan, same bench and same verdicts as `verify`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from .bench import Bench
+from .conftest import OUTCOME
+from .plan import Check, carry_out
+
+
+def test_parity(check: Check, bench: Bench, request: pytest.FixtureRequest) -> None:
+    outcome = carry_out(bench, check)
+    request.node.stash[OUTCOME] = outcome
+    assert outcome.passed, outcome.message
