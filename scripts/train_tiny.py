@@ -12,9 +12,13 @@ an interrupted training continues with what would have come next (`--resume`). A
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections import defaultdict
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import torch
@@ -36,10 +40,11 @@ from scripts.tiny_training.optimize import (
     learning_rate,
     set_learning_rate,
 )
+from scripts.tiny_training.parallel import PROCESSES, average_gradients, join
 from scripts.tiny_training.tokenizer import save_tokenizer, train_tokenizer
 
+STATE, TOKENIZER = "state.pt", "tokenizer.json"
 LOG_EVERY, SAVE_EVERY, EXPORT_EVERY = 50, 250, 1000
-THREADS = 2
 
 
 class Training:
@@ -47,22 +52,14 @@ class Training:
 
     def __init__(self, out: Path, seed: int, steps: int, resume: bool) -> None:
         self.out, self.seed, self.steps, self.step = out, seed, steps, 0
-        self.tokenizer_file = out / "tokenizer.json"
-        if not resume:
-            if self.state_file.exists():
-                raise SystemExit(f"{self.state_file} exists: continue with --resume or choose another --out")
-            save_tokenizer(train_tokenizer(), out)
-        self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
+        self.state_file = out / STATE
+        self.tokenizer = Tokenizer.from_file(str(out / TOKENIZER))
         self.model = build_model(build_config(self.tokenizer), seed)
         use_text_attention(self.model)
         self.heads = build_heads(self.model)
         self.optimizers = build_optimizers(self.model, self.heads)
         if resume:
             self.load()
-
-    @property
-    def state_file(self) -> Path:
-        return self.out / "state.pt"
 
     def save(self) -> None:
         state = {
@@ -86,7 +83,7 @@ class Training:
         torch.set_rng_state(state["random"])
 
     def learn(self, batch: Batch) -> tuple[float, float, Output]:
-        """One step; returns the answer loss, the auxiliary loss and the output."""
+        """One step with this process's share of a batch; returns the answer loss, the auxiliary loss and the output."""
         set_learning_rate(self.optimizers, learning_rate(self.step, self.steps))
         weight = auxiliary_weight(self.step / self.steps)
         auxiliary = torch.zeros(())
@@ -96,6 +93,7 @@ class Training:
                 auxiliary = auxiliary_loss(self.heads, output.visual, torch.from_numpy(batch.token_labels))
         loss = answer_loss(output)
         (loss + weight * auxiliary).backward()
+        average_gradients([*self.model.parameters(), *self.heads.parameters()])
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -105,7 +103,7 @@ class Training:
 
 
 class Log:
-    """Running means since the last line, one JSON object per line."""
+    """Running means since the last line, one JSON object per line; of the first process's share of the batches."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -143,22 +141,44 @@ def mean(values: list[float] | list[bool]) -> float:
 
 
 def train(out: Path, seed: int, steps: int, resume: bool) -> None:
-    training = Training(out, seed, steps, resume)
-    parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    print(f"{parameters:,} parameters; step {training.step} of {steps}", flush=True)
-    batches = stream(training.tokenizer_file, seed, training.step, steps)
-    log = Log()
+    """This process and one more train; another one draws the pictures."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # an orderly exit ends the other processes too
+    start = 0
+    if resume:
+        start = torch.load(out / STATE, weights_only=True)["step"]
+    elif (out / STATE).exists():
+        raise SystemExit(f"{out / STATE} exists: continue with --resume or choose another --out")
+    else:
+        save_tokenizer(train_tokenizer(), out)
+    rendezvous = out / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
+    shares = stream(out / TOKENIZER, seed, start, steps, PROCESSES)
+    for rank in range(1, PROCESSES):
+        arguments = rank, rendezvous, shares[rank], out, seed, steps, resume
+        multiprocessing.get_context("spawn").Process(target=run, args=arguments, daemon=True).start()
+    run(0, rendezvous, shares[0], out, seed, steps, resume)
+    report(out / "checkpoint")
+
+
+def run(rank: int, rendezvous: Path, batches: Queue, out: Path, seed: int, steps: int, resume: bool) -> None:
+    """All processes compute the same weights; the first one logs and saves them."""
+    join(rank, rendezvous)
+    training, log = Training(out, seed, steps, resume), Log()
+    first = rank == 0
+    if first:
+        parameters = sum(parameter.numel() for parameter in training.model.parameters())
+        print(f"{parameters:,} parameters; step {training.step} of {steps}", flush=True)
     training.model.train()
     while training.step < steps:
         batch = batches.get()
         log.add(batch, *training.learn(batch))
-        if training.step % LOG_EVERY == 0:
+        done = training.step == steps
+        if first and training.step % LOG_EVERY == 0:
             log.write(training.step, learning_rate(training.step, steps))
-        if training.step % SAVE_EVERY == 0 or training.step == steps:
+        if first and (done or training.step % SAVE_EVERY == 0):
             training.save()
-        if training.step % EXPORT_EVERY == 0 or training.step == steps:
+        if first and (done or training.step % EXPORT_EVERY == 0):
             export(training.model, training.tokenizer, out / "checkpoint")
-    report(out / "checkpoint")
 
 
 def report(checkpoint: Path, per_size: int = 20) -> None:
@@ -174,7 +194,6 @@ def main() -> None:
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="only take the exam with this checkpoint")
     parser.add_argument("--per-size", type=int, default=20, help="exam questions per picture size")
     arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
     if arguments.evaluate:
         report(arguments.evaluate, arguments.per_size)
     elif arguments.out:

@@ -8,6 +8,7 @@ Shapes: B samples, S tokens, P patches, M visual tokens.
 import multiprocessing
 import random
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ class Encoder:
         return int(visual) + sum(10 + len(self.ids(turn.prompt)) + len(self.ids(turn.answer)) for turn in sample.turns)
 
 
-def batch_pair(encoder: Encoder, seed: int, pair: int, progress: float) -> tuple[Batch, Batch]:
+def sample_pair(encoder: Encoder, seed: int, pair: int, progress: float) -> list[list[Sample]]:
     """Two batches of one area: short samples in one and long samples in the other, so that little is padding."""
     rng = random.Random(f"train-{seed}-{pair}")
     stage = stage_at(progress)
@@ -151,20 +152,21 @@ def batch_pair(encoder: Encoder, seed: int, pair: int, progress: float) -> tuple
     samples.sort(key=encoder.estimate_length)
     halves = [samples[: round(1.2 * size)], samples[round(1.2 * size) :]]
     rng.shuffle(halves)
-    return encoder.batch(halves[0]), encoder.batch(halves[1])
+    return halves
 
 
-def stream(tokenizer_file: Path, seed: int, start: int, steps: int) -> "multiprocessing.Queue[Batch]":
-    """A queue that a background process fills with the batches of steps `start`, `start` + 1, ..."""
+def stream(tokenizer_file: Path, seed: int, start: int, steps: int, shards: int) -> list[Queue]:
+    """Queues that a process fills with the batches of steps `start`, `start` + 1, ..., each dealt out to all."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue(QUEUE_SIZE)
-    context.Process(target=fill, args=(queue, tokenizer_file, seed, start, steps), daemon=True).start()
-    return queue
+    queues = [context.Queue(QUEUE_SIZE) for _ in range(shards)]
+    context.Process(target=fill, args=(queues, tokenizer_file, seed, start, steps), daemon=True).start()
+    return queues
 
 
-def fill(queue: "multiprocessing.Queue[Batch]", tokenizer_file: Path, seed: int, start: int, steps: int) -> None:
+def fill(queues: list[Queue], tokenizer_file: Path, seed: int, start: int, steps: int) -> None:
     encoder = Encoder(Tokenizer.from_file(str(tokenizer_file)))
     for pair in range(start // 2, (steps + 1) // 2):
-        for offset, batch in enumerate(batch_pair(encoder, seed, pair, progress=2 * pair / steps)):
+        for offset, samples in enumerate(sample_pair(encoder, seed, pair, progress=2 * pair / steps)):
             if 2 * pair + offset >= start:
-                queue.put(batch)
+                for shard, queue in enumerate(queues):  # neighbours in length go to different shards
+                    queue.put(encoder.batch(samples[shard :: len(queues)]))
