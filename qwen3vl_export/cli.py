@@ -30,6 +30,7 @@ EXTRAS = {
 OS_ERRORS = {
     errno.ENOSPC: "disk full",
     errno.EDQUOT: "disk quota used up",
+    errno.EFBIG: "file too large for this file system or limit",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "read-only file system",

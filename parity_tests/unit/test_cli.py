@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from qwen3vl_export import __version__, cli
 from qwen3vl_export.errors import BuildError, ParityError
@@ -19,8 +24,36 @@ from qwen3vl_export.errors import BuildError, ParityError
 ROOT = Path(__file__).parents[2]
 
 
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, list(arguments))
+@dataclass
+class Ended:
+    """How a command ended and what it printed, without the colours some CI services ask for."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    exception: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.stdout, self.stderr = (re.sub(r"\x1b\[[0-9;]*m", "", text) for text in (self.stdout, self.stderr))
+
+
+def invoke(*arguments: str) -> Ended:
+    """The command in this process."""
+    result = CliRunner().invoke(cli.app, list(arguments))
+    return Ended(result.exit_code, result.stdout, result.stderr, result.exception)
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "qwen3vl_export", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    options = {"cwd": ROOT, "env": environment, **options}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def end(process: subprocess.Popen[str]) -> Ended:
+    stdout, stderr = process.communicate()
+    return Ended(process.returncode, stdout, stderr)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **functions: object) -> None:
@@ -28,11 +61,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **functions: object) 
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**functions))  # type: ignore[misc]
 
 
-def assert_one_line(result: Result, expected: str, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
+def assert_one_line(result: Ended, expected: str, code: int = 2) -> None:
+    assert result.exit_code == code, result
     assert expected in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
-    assert "Traceback" not in result.output
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -96,7 +129,7 @@ def test_build_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stand_in(monkeypatch, "qwen3vl_export.pipeline", build=build)
     result = invoke("build", "tiny", "--checkpoint", "here", "--out", "there", "--keep-stages", "--force")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result
     assert seen.pop("recipe").name == "tiny"  # type: ignore[attr-defined]
     assert seen.pop("log")
     assert seen == {"checkpoint": "here", "out": Path("there"), "keep_stages": True, "force": True}
@@ -171,32 +204,45 @@ def test_recipes_schema_is_written(tmp_path: Path) -> None:
 
 def test_as_a_module_in_a_pipe() -> None:
     """A real process: exit code, one line, nothing on standard output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qwen3vl_export", "build", "tinny"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: tinny: no recipe of that name. Did you mean tiny?\n"
-    assert done.stdout == ""
+    done = end(start("build", "tinny"))
+    assert done == Ended(2, "", "error: tinny: no recipe of that name. Did you mean tiny?\n")
 
 
 def test_without_the_export_extra(tmp_path: Path) -> None:
     """Where torch is not installed, the commands that do not need it work and the others say what to install."""
     for name in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('blocked', name={name!r})")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "qwen3vl_export", *arguments]
-        path = os.pathsep.join([str(tmp_path), str(ROOT)])
-        environment = {**os.environ, "PYTHONPATH": path}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
+    blocked = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     for arguments in (["recipes", "check"], ["run", "--help"], ["chat", "--help"]):
-        assert run(*arguments).returncode == 0
-    done = run("build", "tiny")
-    assert done.returncode == 2
-    assert "Install it: pip install 'qwen3vl-export[export]'" in done.stderr
-    assert done.stderr.count("\n") == 1
+        assert end(start(*arguments, env=blocked)).exit_code == 0
+    assert_one_line(end(start("build", "tiny", env=blocked)), "Install it: pip install 'qwen3vl-export[export]'")
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    process = start("build", "tiny", "--out", str(tmp_path / "out"), env={"PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    process.stdout.readline()  # the checkpoint is open, the directory is being written
+    process.send_signal(signal.SIGINT)
+    assert_one_line(end(process), "error: interrupted", 130)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_may_not_write_enough_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the write itself fails, in the middle of the weights."""
+
+    recipe = tmp_path / "tokens.yaml"
+    tiny = ROOT / "recipes" / "tiny.yaml"
+    recipe.write_text(f"extends: {tiny}\ngraphs: [embed_tokens]\nparity: {{held_out: false}}\n")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = end(start("build", str(recipe), "--out", str(tmp_path / "out"), preexec_fn=limit))
+    assert_one_line(done, "file too large")
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_pinning_without_a_network_is_one_line(tmp_path: Path) -> None:
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    source = "Qwen/Qwen3-VL-2B-Instruct"
+    assert_one_line(end(start("recipes", "pin", "qwen3-vl-2b-instruct", env=offline)), f"error: {source}: the Hugging")
