@@ -1,0 +1,122 @@
+"""The documents keep up with the code: every recipe key explained, every command shown exists, figures generated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from qwen3vl_export import cli
+from qwen3vl_export.recipe import Recipe
+from qwen3vl_export.recipe_model import Checkpoint, Packaging, Parity, Quantization, Vision
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md")
+
+
+def text(document: str) -> str:
+    return (ROOT / document).read_text("utf-8")
+
+
+def keys(model: type[BaseModel], below: str = "") -> Iterator[str]:
+    blocks = {
+        "checkpoint": Checkpoint,
+        "vision": Vision,
+        "quantization": Quantization,
+        "parity": Parity,
+        "packaging": Packaging,
+    }
+    for name in model.model_fields:
+        if model is Recipe and name in blocks:
+            yield from keys(blocks[name], f"{name}.")
+        else:
+            yield below + name
+
+
+@pytest.mark.parametrize("key", list(keys(Recipe)))
+def test_every_recipe_key_is_documented(key: str) -> None:
+    page = text("docs/recipes.md")
+    last = key.rpartition(".")[2]
+    assert f"| `{key}`" in page or f"`.{last}`" in page
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text(document)):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def shown_commands() -> list[str]:
+    lines = [line for document in DOCUMENTS for line in text(document).splitlines()]
+    return sorted({line[2:].split("#")[0].strip() for line in lines if line.startswith("$ qwen3vl-export ")})
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_every_command_shown_exists(line: str) -> None:
+    words = shlex.split(line)[1:]
+    depth = 2 if words[0] == "recipes" else 1
+    result = CliRunner().invoke(cli.app, [*words[:depth], "--help"])
+    assert result.exit_code == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
+    for option in (word for word in words if word.startswith("--")):
+        assert option in plain
+
+
+@pytest.fixture
+def update_readme() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "scripts" / "update_readme.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def found(**changes: Any) -> dict[str, Any]:
+    rule = {"measure": "max_abs", "kind": "max", "limit": 1e-4}
+    values = {
+        "artifact": "tiny",
+        "matrix": "quick",
+        "planned": 2,
+        "near_ties": [],
+        "versions": {"transformers": "5", "torch": "2", "onnxruntime": "1"},
+        "checks": [{"passed": True}, {"passed": False}],
+        "summary": {"vision": {"checks": 2, "failed": 1, "worst": {"max_abs": None}}, "decode": None},
+        "profile": {"rules": {"vision": [rule], "decode": [rule]}},
+        "exam": {"64x64": {"questions": 4, "accuracy": 0.75, "reference_accuracy": 1.0}},
+    }
+    return {**values, **changes}
+
+
+def test_tables_say_what_was_and_was_not_measured(update_readme: ModuleType) -> None:
+    lines = list(update_readme.parity_table(found()))
+    assert "**1 of 2 checks pass**" in lines[0]
+    assert lines[-1] == "| vision encoder, with every DeepStack map | 2 | max abs not measured |"
+    assert list(update_readme.exam_table(found()))[-1] == "| 64x64 | 4 | 75% | 100% |"
+
+
+def test_only_what_stands_between_the_markers_changes(update_readme: ModuleType) -> None:
+    before = "a\n<!-- parity -->\nold\n<!-- /parity -->\nb\n"
+    assert update_readme.filled(before, "parity", iter(["new", "er"])) == before.replace("old", "new\ner")
+
+
+def test_failed_or_foreign_evidence_is_refused(update_readme: ModuleType, monkeypatch: Any, tmp_path: Path) -> None:
+    class Opened:
+        manifest_sha256 = "ours"
+
+    monkeypatch.setattr(update_readme, "open_artifact", lambda _: Opened)
+    for values, reason in (
+        ({"manifest_sha256": "theirs", "passed": True}, "another build"),
+        ({"manifest_sha256": "ours", "passed": False}, "did not pass"),
+    ):
+        (tmp_path / "parity.json").write_text(json.dumps(values))
+        with pytest.raises(update_readme.ParityError, match=reason):
+            update_readme.evidence(tmp_path)
