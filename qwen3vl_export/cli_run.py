@@ -97,7 +97,7 @@ def chat(
     talk = Talk(model, screen, max_new_tokens, {"temperature": temperature, "seed": seed})
     while True:
         try:
-            line = screen.input("[bold cyan]>[/] ").strip()
+            line = input("> ").strip()  # plain, so that readline knows how wide it is
         except KeyboardInterrupt:
             screen.print()
             continue
@@ -110,6 +110,8 @@ def chat(
             talk.take(line)
         except Qwen3VLExportError as error:
             complain(str(error))
+        except KeyboardInterrupt:  # while a picture was read; an answer deals with it itself
+            screen.print()
 
 
 @dataclass
