@@ -1,8 +1,10 @@
-"""Writes the tables of README.md from an artifact's parity.json, so that no figure there is typed by hand.
+"""Writes the tables and the session of README.md from an artifact, so that nothing measured there is typed by hand.
+
+The tables come from its parity.json, the session from running the demonstration on it.
 
     python scripts/update_readme.py [artifacts/tiny] [--check]
 
-`--check` changes nothing and fails if the tables are not those of the artifact. Evidence that did not pass, or that
+`--check` changes nothing and fails if the README says something else than the artifact does. Evidence that did not pass, or that
 belongs to another manifest, is refused.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +90,17 @@ def exam_table(found: dict[str, Any]) -> Iterator[str]:
         yield f"| {case.replace('-', ' ')} | {entry['questions']:.0f} | {' | '.join(scores)} |"
 
 
+def session(artifact: Path) -> Iterator[str]:
+    """What the demonstration prints; setting up, building and verifying come before it and are left out."""
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), str(artifact)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    yield "```console"
+    yield "$ ./scripts/demo"
+    yield "[…]"
+    yield done.stdout.strip()
+    yield "```"
+
+
 def shown(value: float | str | None, rule: dict[str, Any]) -> str:
     """A value with its limit; a cosine keeps the digits that tell it from 1."""
     if not isinstance(value, int | float):
@@ -105,14 +119,16 @@ def filled(text: str, name: str, lines: Iterator[str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the tables of README.md from an artifact's parity.json.")
+    parser = argparse.ArgumentParser(description="Write the tables and the session of README.md.")
     parser.add_argument("artifact", nargs="?", type=Path, default=ROOT / "artifacts" / "tiny")
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if the tables differ")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
     options = parser.parse_args()
     try:
         found = evidence(options.artifact)
         before = README.read_text("utf-8")
-        after = filled(filled(before, "parity", parity_table(found)), "exam", exam_table(found))
+        after = filled(before, "parity", parity_table(found))
+        after = filled(after, "session", session(options.artifact))
+        after = filled(after, "exam", exam_table(found))
     except Qwen3VLExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
