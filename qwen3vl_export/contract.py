@@ -15,6 +15,11 @@ from typing import Any
 
 Shape = tuple[int | str, ...]
 
+# How a runtime picks the encoder for a picture; the manifest names one, `runtime/encoders.py` explains and obeys it.
+ANY_GRID = "any-grid"
+ONLY_GRID = "only-grid"
+BUCKET_RULE = "closest-aspect-then-smallest-sufficient"
+
 VISION_ENCODER = "vision_encoder"
 EMBED_TOKENS = "embed_tokens"
 EMBEDDINGS = "embeddings"

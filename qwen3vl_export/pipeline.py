@@ -33,11 +33,10 @@ from .weights import WeightFile, attach
 
 Log = Callable[[str], None]
 
-BUCKET_RULE = "closest-aspect-then-smallest-sufficient"
 STAGES_DIR = "stages"
 PREPROCESSOR = "preprocessor_config.json"
 NEEDED_FILES = ("config.json", "generation_config.json", PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
-GRID_RULES = {"dynamic": "any-grid", "fixed": "only-grid", "buckets": BUCKET_RULE}
+GRID_RULES = {"dynamic": contract.ANY_GRID, "fixed": contract.ONLY_GRID, "buckets": contract.BUCKET_RULE}
 
 
 def build(

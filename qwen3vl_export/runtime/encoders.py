@@ -19,13 +19,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..artifact import Encoder, Manifest
-from ..contract import IMAGE_FEATURES, IMAGE_GRID_THW, PIXEL_VALUES, Facts
+from ..contract import BUCKET_RULE, IMAGE_FEATURES, IMAGE_GRID_THW, PIXEL_VALUES, Facts
 from ..errors import ArtifactError, InputError
 from .arrays import Floats, Ints
 from .decoder import no_features
 from .session import Sessions
 
-BUCKET_RULE = "closest-aspect-then-smallest-sufficient"
 SAME_ASPECT = 1e-9  # two logarithms this close are the same aspect ratio
 
 Grid = tuple[int, int]

@@ -1,7 +1,8 @@
 """Attention for tracing: what transformers' attention interface emits into the graph, per target.
 
 `AttentionInterface.register` is transformers' own extension point: the HF attention modules stay as they are and call
-these functions. Vision attention becomes one placeholder op, `GridAttention`, that `lowering.py` replaces later; text attention becomes `GroupQueryAttention` (ort) or MatMul and Softmax (portable).
+these functions. Vision attention becomes one placeholder op, `GridAttention`, that `lowering.py` replaces later; text
+attention becomes `GroupQueryAttention` (ort) or MatMul and Softmax (portable).
 
 Legend: B batch, N query heads, K key/value heads, S new tokens, T all tokens, E head size, P patches, D vision width.
 """
@@ -51,16 +52,17 @@ def grid_attention(
         [1, P, heads, E].
     """
     _, heads, patches, size = query.shape
-    flat = [x.transpose(1, 2).reshape(patches, heads * size) for x in (query, key, value)]
+    # float32 whatever the model's dtype: onnxruntime's CPU MultiHeadAttention has no other, and scores want the range
+    flat = [x.transpose(1, 2).reshape(patches, heads * size).to(torch.float32) for x in (query, key, value)]
     out = torch.onnx.ops.symbolic(
         f"{PLACEHOLDER_DOMAIN}::{GRID_ATTENTION}",
         (*flat, kwargs["cu_seq_lens_q"]),
         {"num_heads": heads, "head_size": size, "scale": float(kwargs["scaling"])},
-        dtype=query.dtype,
+        dtype=torch.float32,
         shape=(patches, heads * size),
         version=1,
     )
-    return out.reshape(1, patches, heads, size), None
+    return out.reshape(1, patches, heads, size).to(query.dtype), None
 
 
 def group_query_attention(

@@ -53,7 +53,10 @@ class MultimodalRotary(nn.Module):
 
 
 class Decoder(nn.Module):
-    """inputs_embeds [B, S, (1 + D) * H], attention_mask int64 [B, T], position_ids int64 [3, B, S], past -> logits, cache
+    """Wide rows and the past to logits [B, n, V] and the longer cache.
+
+    Inputs: inputs_embeds [B, S, (1 + D) * H], attention_mask int64 [B, T], position_ids int64 [3, B, S], per layer a
+    past key and value [B, K, T - S, E].
 
     `num_logits_to_keep` int64 scalar: logits of that many last rows, 0 for all.
 
