@@ -4,8 +4,8 @@ The tables come from its parity.json, the session from running the demonstration
 
     python scripts/update_readme.py [artifacts/tiny] [--check]
 
-`--check` changes nothing and fails if the README says something else than the artifact does. Evidence that did not pass, or that
-belongs to another manifest, is refused.
+`--check` changes nothing and fails if the README says something else than the artifact does. Evidence that
+did not pass, or that belongs to another manifest, is refused.
 """
 
 from __future__ import annotations
