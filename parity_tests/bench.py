@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
-from qwen3vl_export.runtime.generate import PREFILL_CHUNK
+from qwen3vl_export.runtime.generate import PREFILL_CHUNK, prefill
 
 from .matrix import Case, Matrix, Prompt
 from .pixels import PixelReference
@@ -123,6 +123,12 @@ class Bench:
     def decode(self, embeds: Floats, mask: Ints, position_ids: Ints, past: Past = None) -> tuple[Floats, Past]:
         with self.timing():
             return self.runtime.decode(embeds, mask, position_ids, past)
+
+    def prefill(self, prepared: Prepared, chunk: int | None) -> tuple[Floats, Past]:
+        """Logits [B, V] of the last tokens, and the cache."""
+        features = self.encode(prepared.pixel_values, prepared.image_grid_thw)
+        with self.timing():
+            return prefill(self.runtime.sessions, prepared, features, chunk)
 
     def generate(self, prepared: Prepared, new_tokens: int, stop: bool, chunk: int | None = PREFILL_CHUNK) -> Greedy:
         """Greedy tokens of the runtime's own loop, and the logits of each step; with `stop` fewer if every row ends."""

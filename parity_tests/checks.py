@@ -1,8 +1,8 @@
 """The checks, one function per stage, in the order a value flows: prompt, pixels, features, rows, logits, tokens.
 
 Each drives the shipped runtime and returns a `Finding`: measures, not verdicts. Up to `decoder` a stage is given the
-reference's inputs, so that a fault shows in the stage it is in and not in all that follow; `prefill` and `generate` are end
-to end. Padding is never compared: what stands there has no meaning.
+reference's inputs, so that a fault shows in the stage it is in and not in all that follow; `prefill` and `generate` are
+end to end. Padding is never compared: what stands there has no meaning.
 
 Legend: B batch, S tokens, T new tokens, N image tokens, D DeepStack maps, W = (1 + D) * H.
 """
@@ -31,11 +31,10 @@ def prompt(bench: Bench, case: Case) -> Finding:
         same = measures.common_prefix(ids.tolist(), truth)
         if same < max(len(ids), len(truth)):
             wrong += max(len(ids), len(truth)) - same
-            where = f"row {row} differs from token {same} on: {ids[same : same + 4].tolist()}, not {truth[same : same + 4]}"
+            here = slice(same, same + 4)
+            where = f"row {row} differs from token {same} on: {ids[here].tolist()}, not {truth[here]}"
     left_padded = bool((np.diff(prepared.attention_mask, axis=1) >= 0).all())
-    return Finding(
-        {"id_differences": wrong, "left_padded": left_padded}, compared=sum(map(len, expected)), where=where
-    )
+    return Finding({"id_differences": wrong, "left_padded": left_padded}, compared=sum(map(len, expected)), where=where)
 
 
 def preprocess(bench: Bench, case: Case) -> Finding:
@@ -58,7 +57,7 @@ def positions(bench: Bench, case: Case) -> Finding:
     unequal = prepared.position_ids != expected.position_ids
     where = ""
     if unequal.any():
-        axis, row, token = np.argwhere(unequal)[0].tolist()
+        row, token = np.argwhere(unequal.any(0))[0].tolist()
         found = prepared.position_ids[:, row, token].tolist()
         truth = expected.position_ids[:, row, token].tolist()
         where = f"first at row {row}, token {token}: (t, h, w) = {found}, the reference has {truth}"
@@ -87,7 +86,8 @@ def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: In
     worst = max(names, key=lambda name: _badness(each[name]["max_abs"]))
     found = {f"{name}_{key}": value for name, part in each.items() for key, value in part.items()}
     found["max_abs"] = each[worst]["max_abs"]
-    found["worst_token_cosine"] = min((each[name]["worst_token_cosine"] for name in names), key=lambda c: -_badness(c, -1))
+    cosines = [part["worst_token_cosine"] for part in each.values()]
+    found["worst_token_cosine"] = max(cosines, key=lambda cosine: _badness(cosine, sign=-1))
     where = f"worst in {worst}, token {each[worst]['worst_token']} of {len(candidate)}, grid {grid.tolist()}"
     return Finding(found, compared=candidate.size, where=where)
 
@@ -124,28 +124,17 @@ def prefill(bench: Bench, case: Case) -> Finding:
 
 
 def chunked(bench: Bench, case: Case) -> Finding:
-    """The prompt in chunks through the cache against the prompt in one call: logits and the cache left behind.
+    """The runtime's prefill in chunks against its prefill in one call: last logits, and the cache left behind.
 
-    Then the same through the runtime's own loop, whose chunks also cut the pictures' features apart.
+    The cache holds every layer at every token, so no token's difference can hide behind the last one.
     """
-    inputs = bench.inputs(case)
-    expected = bench.reference.prefill(inputs)
-    rows, position_ids = expected.inputs_embeds, expected.position_ids
-    once, cache_once = bench.decode(rows, inputs.attention_mask, position_ids)
-    pieces, cache, length = [], None, rows.shape[1]
-    for start in range(0, length, bench.matrix.prefill_chunk):
-        end = min(start + bench.matrix.prefill_chunk, length)
-        logits, cache = bench.decode(
-            rows[:, start:end], inputs.attention_mask[:, :end], position_ids[:, :, start:end], cache
-        )
-        pieces.append(logits)
-    seen = inputs.attention_mask.astype(bool)
-    left = max(max_abs(swap(a)[seen], swap(b)[seen]) or 0.0 for a, b in zip(cache, cache_once, strict=True))
-    found = logit_closeness(np.concatenate(pieces, axis=1)[seen], once[seen])
-    loop_once = bench.generate(bench.prepared(case), 1, stop=False, chunk=None)
-    loop_chunked = bench.generate(bench.prepared(case), 1, stop=False, chunk=bench.matrix.prefill_chunk)
-    found |= {"cache_max_abs": left, "loop_max_abs": max_abs(loop_chunked.logits, loop_once.logits)}
-    return Finding({**found, "chunks": len(pieces)}, compared=int(seen.sum()) * once.shape[-1])
+    prepared = bench.prepared(case)
+    logits, cache = bench.prefill(prepared, bench.matrix.prefill_chunk)
+    once, cache_once = bench.prefill(prepared, None)
+    seen = prepared.attention_mask.astype(bool)
+    parts = [np.stack([by_token(part)[seen] for part in both]) for both in (cache, cache_once)]
+    found = {"max_abs": max_abs(logits, once), "cache_max_abs": max_abs(*parts)}
+    return Finding(found, compared=parts[0].size)
 
 
 def decode(bench: Bench, case: Case) -> Finding:
@@ -180,7 +169,9 @@ def generate(bench: Bench, case: Case) -> Finding:
                 mine, theirs = logits[step], expected.logits[row, step]
                 parted.append(measures.explain_difference(row, step, token, mine, truth[step], theirs, margin))
     bad = [difference for difference in parted if not difference.near_tie]
-    where = f"row {bad[0].row} parts at token {bad[0].step}: {bad[0].candidate_token}, not {bad[0].reference_token}" if bad else ""
+    where = (
+        "row {0.row} parts at token {0.step}: {0.candidate_token}, not {0.reference_token}".format(*bad) if bad else ""
+    )
     counts = {
         "tokens": expected.ids.size,
         "identical_prefix": min(firsts),
@@ -211,10 +202,10 @@ def logits_finding(logits: Floats, expected: Floats, inputs: Inputs) -> Finding:
     worst = np.abs(logits - expected).max(-1)[seen].argmax()
     row, token = np.argwhere(seen)[worst].tolist()
     where = f"worst at row {row}, token {token} of {seen.shape[1]} (id {inputs.input_ids[row, token]})"
-    return Finding(logit_closeness(logits[seen], expected[seen]), compared=int(seen.sum()) * logits.shape[-1], where=where)
+    return Finding(logit_closeness(logits[seen], expected[seen]), compared=logits[seen].size, where=where)
 
 
-def swap(cache: Floats) -> Floats:
+def by_token(cache: Floats) -> Floats:
     """[B, heads, S, E] -> [B, S, heads, E]."""
     return cache.transpose(0, 2, 1, 3)
 

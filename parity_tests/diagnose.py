@@ -1,7 +1,7 @@
 """What a failing result looks like: PyTorch with a known mistake in it.
 
-For each suspect the reference is computed again with that mistake. If the artifact's result is then as close to it as it is
-far from the truth, the mistake is named. No verdict depends on this; it turns "max_abs 4.1" into a place to look.
+For each suspect the reference is computed again with that mistake. If the artifact's result is far closer to that than
+to the truth, the mistake is named. No verdict depends on this; it turns "max_abs 4.1" into a place to look.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ def suspects_of(bench: Bench, stage: str, case: Case) -> tuple[Floats, Floats, d
     mask = inputs.attention_mask
     seen = mask.astype(bool)
     logits, _ = bench.decode(start.inputs_embeds, mask, start.position_ids)
-    later = {
-        name: lambda s=suspect: s(reference, start, mask)[seen] for name, suspect in DECODER_SUSPECTS.items()
-    }
+    later = {name: lambda s=suspect: s(reference, start, mask)[seen] for name, suspect in DECODER_SUSPECTS.items()}
     return logits[seen], start.logits[seen], later
 
 

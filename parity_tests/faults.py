@@ -1,8 +1,8 @@
 """Mistakes planted on purpose: each is a known way to get Qwen3-VL wrong, and verification must find every one.
 
 A fault copies a good artifact, edits one graph of the copy, and seals it again (sizes and sha256 in the manifest), so
-that only the numbers can give it away. Most faults are put in front of a graph's inputs or behind its outputs, where the
-contract fixes the names; the others look for the piece of the graph they break and say so when it is not there.
+that only the numbers can give it away. Most faults are put in front of a graph's inputs or behind its outputs, where
+the contract fixes the names; the others look for the piece of the graph they break and say so when it is not there.
 Adding a fault is adding a function and a line to FAULTS.
 """
 
@@ -121,7 +121,7 @@ def mrope_blocked(model: ModelProto, facts: Facts) -> None:
 
 
 def half_pixel_interpolation(model: ModelProto, facts: Facts) -> None:
-    """align_corners=False: patch i reads the table at `(i + 0.5) * side / size - 0.5`, not `i * (side - 1) / (size - 1)`."""
+    """align_corners=False: patch i reads at `(i + 0.5) * side / size - 0.5`, not at `i * (side - 1) / (size - 1)`."""
     makers = {output: node for node in model.graph.node for output in node.output}
     floors = [node for node in model.graph.node if node.op_type == "Floor"]
     sources = {node.input[0] for node in floors if makers.get(node.input[0], NodeProto()).op_type == "Div"}

@@ -28,6 +28,7 @@ from .report import Report, show, write
 from .verdicts import Profile, load_profile
 
 PIPE_WIDTH = 160
+SMALL = 200_000_000  # bytes of an artifact; below it threads cost more than they bring
 
 
 def verify(
@@ -62,10 +63,11 @@ def open_bench(
     """An artifact and its checkpoint, side by side; PyTorch's half loads when first asked."""
     opened = open_artifact(artifact, check=check_files)
     cases = load_matrix()
+    size = sum(record.bytes for record in opened.manifest.files.values())
     tier = matrix or opened.manifest.recipe["parity"]["matrix"]
     return Bench(
         artifact=opened,
-        runtime=Qwen3VL(opened),
+        runtime=Qwen3VL(opened, threads=1 if size < SMALL else None),
         checkpoint=find_checkpoint(opened, checkpoint),
         matrix=cases,
         profile=profile_of(opened),

@@ -170,7 +170,14 @@ def draw_picture(text: str, default_seed: str) -> Image.Image:
     match = parse(PICTURE, text)
     size = int(match["width"]), int(match["height"])
     rng = random.Random(match["seed"] or default_seed)
-    kinds: dict[str, Any] = {"drawn": drawn, "digits": digits, "noise": noise, "photo": photo, "gray": gray, "rgba": rgba}
+    kinds: dict[str, Any] = {
+        "drawn": drawn,
+        "digits": digits,
+        "noise": noise,
+        "photo": photo,
+        "gray": gray,
+        "rgba": rgba,
+    }
     if match["kind"] not in kinds:
         raise ParityError(f"{CASES.name}: no picture kind {match['kind']}", f"Choose one of {', '.join(kinds)}")
     image: Image.Image = kinds[match["kind"]](rng, size)
@@ -227,8 +234,12 @@ def load_matrix(path: Path = CASES) -> Matrix:
     try:
         return Matrix.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except yaml.YAMLError as error:
-        raise ParityError(f"{path.name}: not YAML: {' '.join(str(error).split())}", "Quote what holds a ? or a :") from error
+        raise ParityError(
+            f"{path.name}: not YAML: {' '.join(str(error).split())}", "Quote what holds a ? or a :"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ParityError(f"{path.name}: {where}: {first['msg']}", "See the top of the file for what a line may say") from error
+        raise ParityError(
+            f"{path.name}: {where}: {first['msg']}", "See the top of the file for what a line may say"
+        ) from error

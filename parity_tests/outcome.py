@@ -1,7 +1,7 @@
 """What one check found: its measures, the verdicts over them, and whether it passed.
 
-Knows no check and no threshold. An outcome turns into JSON without losing what matters: unmeasured is null, and a number
-that JSON cannot hold is the word NaN or Infinity.
+Knows no check and no threshold. An outcome turns into JSON without losing what matters: unmeasured is null, and a
+number that JSON cannot hold is the word NaN or Infinity.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Outcome:
     def from_json(cls, values: dict[str, Any]) -> Outcome:
         """The inverse of `to_json`."""
         known = {key: value for key, value in numbers_back(values).items() if key not in ("id", "passed")}
-        known["verdicts"] = [Verdict(**verdict) for verdict in known["verdicts"]]
-        known["differences"] = [Difference(**difference) for difference in known["differences"]]
+        known["verdicts"] = tuple(Verdict(**verdict) for verdict in known["verdicts"])
+        known["differences"] = tuple(Difference(**difference) for difference in known["differences"])
         return cls(**known)
 
 
@@ -82,7 +82,7 @@ def judged(stage: str, case: str, finding: Finding, profile: Profile, seconds: f
     """The outcome of a finding under a profile."""
     verdicts = profile.judge(stage, finding.measures, finding.compared)
     measures = {"compared": finding.compared, **finding.measures}
-    return Outcome(stage, case, seconds, measures, verdicts, finding.where, finding.differences)
+    return Outcome(stage, case, seconds, measures, tuple(verdicts), finding.where, tuple(finding.differences))
 
 
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

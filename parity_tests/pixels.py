@@ -2,8 +2,8 @@
 
 Images go through `Qwen2VLImageProcessorPil` whole. Frames follow `Qwen3VLVideoProcessor`: its own size rule and its own
 patch order; that class resizes with torchvision, here Pillow's filter stands in, as it does for images.
-An artifact bound to fixed grids has no counterpart in transformers for the choice of size; there the pictures are resized
-to the grid under test first, and everything after the resize is transformers'.
+An artifact bound to fixed grids has no counterpart in transformers for the choice of size; there the pictures are
+resized to the grid under test first, and everything after the resize is transformers'.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class PixelReference:
     def __init__(self, checkpoint: Path) -> None:
         self.images = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.frames = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)  # for its per-frame functions
-        self.video_config: dict[str, Any] = json.loads((checkpoint / "video_preprocessor_config.json").read_text("utf-8"))
+        self.video_config: dict[str, Any] = json.loads(
+            (checkpoint / "video_preprocessor_config.json").read_text("utf-8")
+        )
 
     def __call__(self, prompts: Sequence[Prompt], bound: Sequence[Grid] | None = None) -> tuple[Ints, Floats]:
         """Grids [I, 3] and patches [P, patch_dim] of all pictures in the order of the prompts.

@@ -32,7 +32,9 @@ class PromptReference:
         self.fps = fps
         config = json.loads((checkpoint / "config.json").read_text("utf-8"))
         vision = config["vision_config"]
-        sizes = SimpleNamespace(merge_size=vision["spatial_merge_size"], temporal_patch_size=vision["temporal_patch_size"])
+        sizes = SimpleNamespace(
+            merge_size=vision["spatial_merge_size"], temporal_patch_size=vision["temporal_patch_size"]
+        )
         token = self.tokenizer.convert_ids_to_tokens
         self.processor = SimpleNamespace(
             image_token=token(config["image_token_id"]),

@@ -4,7 +4,8 @@ Takes prepared inputs (ids, mask, pixels, grids) and returns numpy arrays. Nothi
 positions and DeepStack maps are recorded where transformers hands them to its language model, tokens come from its
 `generate`. Does not know the artifact or its runtime. Results are cached in memory by the content of the inputs.
 
-Legend: B batch, S tokens, P patches, I images, N image tokens, H hidden size, D DeepStack maps, W = (1 + D) * H, V vocabulary.
+Legend: B batch, S tokens, T new tokens, V vocabulary; P patches, I images, N image tokens; H hidden size, D DeepStack
+maps, W = (1 + D) * H.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The evidence of one verification: `parity.json`, a JUnit file, and the summary on the terminal.
 
 Knows outcomes and how to show them; compares nothing. Files are written beside their final name and moved there, so
-that an artifact never holds half a report. A stage that was not measured is null in the JSON and a dash on the terminal.
+that an artifact never holds half a report. A stage that was not measured is null in the JSON and says so on the
+terminal.
 """
 
 from __future__ import annotations
@@ -191,8 +192,8 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     for name, tie in report.near_ties:
         console.print(
-            f"[yellow]near-tie[/] {escape(name)}: token {tie.step} of row {tie.row} is {tie.candidate_token}, PyTorch's "
-            f"is {tie.reference_token}; logits differ by {tie.candidate_gap:.1e} and {tie.reference_gap:.1e}"
+            f"[yellow]near-tie[/] {escape(name)}: token {tie.step} of row {tie.row} is {tie.candidate_token}, PyTorch "
+            f"chose {tie.reference_token}; logits differ by {tie.candidate_gap:.1e} and {tie.reference_gap:.1e}"
         )
     for outcome in report.failures[:SHOWN_FAILURES]:
         console.print(f"[bold red]failed[/] {escape(outcome.message)}", soft_wrap=True)

@@ -1,7 +1,7 @@
-"""A stand-in for the artifact's graphs: the same contract, computed by PyTorch, with a mistake wherever a test wants one.
+"""A stand-in for the artifact's graphs: the same contract, computed by PyTorch, with a mistake where a test wants one.
 
-The rest of the runtime (prompts, pixels, positions, cache, generation loop) is the shipped one, so a test of the harness
-needs no export and takes no build.
+The rest of the runtime (prompts, pixels, positions, cache, generation loop) is the shipped one, so a test of the
+harness needs no build.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def torch_bench(checkpoint: Path, matrix: Matrix, profile: Profile, exam_per_siz
         facts=opened.facts,
         encoders=(Encoder(VISION_ENCODER, None),),
         encoder_rule="",
-        graphs=dict.fromkeys((VISION_ENCODER, EMBEDDINGS, DECODER), {}),
+        graphs={name: {} for name in (VISION_ENCODER, EMBEDDINGS, DECODER)},
         tools={},
         min_onnxruntime="1.0",
     )

@@ -1,0 +1,97 @@
+"""The matrix file: what it must cover, and that a mistake in it is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_tests.matrix import CASES, TIERS, Case, load_matrix
+from parity_tests.plan import Subject, plan
+from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
+from qwen3vl_export.errors import ParityError
+
+MATRIX = load_matrix()
+GRAPHS = frozenset((VISION_ENCODER, EMBEDDINGS, DECODER))
+
+
+def subject(
+    held_out: bool = False, grids: tuple[tuple[int, int], ...] = (), graphs: frozenset[str] = GRAPHS
+) -> Subject:
+    return Subject({"parity": {"matrix": "quick", "held_out": held_out}}, grids, graphs)
+
+
+def test_standard_covers_what_it_must() -> None:
+    cases = MATRIX.of_tier("standard")
+    names = {case.name for case in cases}
+    assert sum(case.has_pictures for case in cases) >= 24
+    assert "users-case-16x16-after-24x24" in names
+    assert any(not case.has_pictures and not case.is_vision_only for case in cases)
+    assert any(case.has_video for case in cases)
+    assert any(case.batch for case in cases)
+    assert any(case.grids == ["1x2x2"] for case in cases)
+    assert {len(case.images) for case in cases} >= {1, 2, 3}
+
+
+def test_the_users_case_is_a_16x16_grid() -> None:
+    case = next(case for case in MATRIX.cases if case.name == "users-case-16x16-after-24x24")
+    assert [image.size for image in MATRIX.draw(case)[0].images] == [(16 * 16, 16 * 16)]
+
+
+def test_tiers_contain_one_another() -> None:
+    quick, standard, full = ({case.name for case in MATRIX.of_tier(tier)} for tier in TIERS)
+    assert quick < standard < full
+
+
+def test_pictures_are_reproducible_and_equal_seeds_are_equal_pictures() -> None:
+    case = Case(name="twins", tier="quick", images=["noise 9x7 #3", "noise 9x7 #3", "noise 9x7"], ask="?")
+    first, second, other = (np.asarray(image) for image in MATRIX.draw(case)[0].images)
+    assert (first == second).all()
+    assert (first != other).any()
+    assert (np.asarray(MATRIX.draw(case)[0].images[2]) == other).all()
+
+
+def test_an_unknown_tier_is_refused() -> None:
+    with pytest.raises(ParityError, match="no matrix named gigantic"):
+        MATRIX.of_tier("gigantic")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{name: a, tier: quick, images: [drawn 4x4], question: What}", "cases.0.question"),
+        ("{name: a, tier: quick, images: [drawn 4by4], ask: What}", "does not read as"),
+        ("{name: a, tier: quick, grids: [1x2x2], ask: What}", "exactly one of ask, batch and grids"),
+        ("{name: a, tier: sometimes, ask: What}", "cases.0.tier"),
+        ("{name: a, tier: quick, ask: What?}", "not YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "cases.yaml"
+    head = CASES.read_text("utf-8").partition("cases:")[0]
+    path.write_text(f"{head}cases:\n  - {line}\n", "utf-8")
+    with pytest.raises(ParityError, match=message) as caught:
+        load_matrix(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_are_unique_and_read_as_the_matrix() -> None:
+    ids = [check.id for check in plan("full", subject(held_out=True)).checks]
+    assert len(ids) == len(set(ids))
+    assert "vision[users-case-16x16-after-24x24]" in ids
+    assert "exam[256x256]" in ids
+
+
+def test_bound_encoders_get_their_own_grids() -> None:
+    vision_only = {
+        check.name for check in plan(None, subject(grids=((24, 24), (8, 16)))).checks if "grid" in check.name
+    }
+    assert vision_only == {"grid-24x24", "grid-8x16"}
+
+
+def test_what_cannot_be_checked_is_listed() -> None:
+    planned = plan(None, subject(graphs=frozenset((VISION_ENCODER,))))
+    assert {check.stage for check in planned.checks} == {"prompt", "preprocess", "positions", "vision"}
+    assert planned.left_out["decoder[text-only]"] == "the artifact has no decoder_model_merged"
+    assert planned.left_out["exam"] == "the recipe says held_out: false"
