@@ -92,7 +92,6 @@ def build_submodule(
     if name.startswith(contract.VISION_ENCODER):
         with _fake(mode, dtype):
             visual = Qwen3VLVisionModel(config.vision_config)
-        visual.config._attn_implementation = attention.VISION  # after construction: there it would look for a kernel
         module = VisionEncoder(visual, target, grid)
         graph = contract.vision_encoder(facts, name, grid)
     elif name == contract.DECODER:

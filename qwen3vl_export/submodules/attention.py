@@ -1,8 +1,8 @@
-"""Attention for tracing: what transformers' attention interface emits into the graph, per target.
+"""Attention for tracing: the ops that attention puts into the graph, per target.
 
-`AttentionInterface.register` is transformers' own extension point: the HF attention modules stay as they are and call
-these functions. Vision attention becomes one placeholder op, `GridAttention`, that `lowering.py` replaces later; text
-attention becomes `GroupQueryAttention` (ort) or MatMul and Softmax (portable).
+Vision attention is one placeholder op, `GridAttention`, that `lowering.py` replaces later. Text attention enters by
+`AttentionInterface.register`, transformers' own extension point: the HF layers stay as they are and call it. It becomes
+`GroupQueryAttention` (ort) or MatMul and Softmax (portable).
 
 Legend: B batch, N query heads, K key/value heads, S new tokens, T all tokens, E head size, P patches, D vision width.
 """
@@ -19,7 +19,6 @@ from .geometry import PLACEHOLDER_DOMAIN
 
 GRID_ATTENTION = "GridAttention"
 
-VISION = "onnx_flash_grid"  # "flash" in the name makes the HF vision attention hand over all patches in one call
 TEXT = {"ort": "onnx_group_query", "portable": "onnx_eager"}
 
 
@@ -38,31 +37,46 @@ class LayerCache:
         return key, value
 
 
-def grid_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Block attention of the vision tower: every frame of every image attends to itself only.
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:
+    """Half-split rotation of every head, in float32, as the standard op `RotaryEmbedding` (opset 23).
+
+    Source: transformers `apply_rotary_pos_emb_vision`.
 
     Args:
-        query, key, value: [1, heads, P, E].
-        kwargs: `cu_seq_lens_q` carries the segments of `geometry.py`, int64 [M, 3] or [M, 4]; one constant row if the
-            encoder is bound to one image.
+        x: [P, heads * E].
+        rotary: cos and sin, float32 [P, E / 2].
 
     Returns:
-        [1, P, heads, E].
+        float32 [P, heads * E].
     """
-    _, heads, patches, size = query.shape
-    # float32 whatever the model's dtype: onnxruntime's CPU MultiHeadAttention has no other, and scores want the range
-    flat = [x.transpose(1, 2).reshape(patches, heads * size).to(torch.float32) for x in (query, key, value)]
+    cos, sin = rotary
+    rows = x.to(torch.float32)[None]
+    turned = torch.onnx.ops.rotary_embedding(rows, cos[None], sin[None], num_heads=heads)
+    return turned[0]
+
+
+def grid_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, heads: int, scale: float) -> Tensor:
+    """Block attention of the vision tower: every frame of every image attends to itself only.
+
+    float32 whatever the model's dtype: onnxruntime's CPU MultiHeadAttention has no other, and scores want the range.
+
+    Args:
+        query, key, value: [P, heads * E].
+        segments: of `geometry.py`, int64 [M, 3] or [M, 4]; one constant row if the encoder is bound to one image.
+
+    Returns:
+        [P, heads * E] in the dtype of `value`.
+    """
+    patches, width = value.shape
     out = torch.onnx.ops.symbolic(
         f"{PLACEHOLDER_DOMAIN}::{GRID_ATTENTION}",
-        (*flat, kwargs["cu_seq_lens_q"]),
-        {"num_heads": heads, "head_size": size, "scale": float(kwargs["scaling"])},
+        (query.to(torch.float32), key.to(torch.float32), value.to(torch.float32), segments),
+        {"num_heads": heads, "head_size": width // heads, "scale": float(scale)},
         dtype=torch.float32,
-        shape=(patches, heads * size),
+        shape=(patches, width),
         version=1,
     )
-    return out.reshape(1, patches, heads, size).to(query.dtype), None
+    return out.to(value.dtype)
 
 
 def group_query_attention(
@@ -130,6 +144,5 @@ def eager_attention(
     return out.transpose(1, 2), None
 
 
-AttentionInterface.register(VISION, grid_attention)
 AttentionInterface.register(TEXT["ort"], group_query_attention)
 AttentionInterface.register(TEXT["portable"], eager_attention)

@@ -117,13 +117,12 @@ def interpolation_taps(patches: Patches, side: int) -> tuple[Tensor, Tensor]:
 
 
 def rotary_tables(patches: Patches, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [P, head_dim], of the axial rotary embedding: row angles, column angles, both repeated.
+    """cos and sin, float32 [P, head_dim / 2], of the axial rotary embedding: row angles, then column angles.
 
     Args:
         inv_freq: float32 [head_dim / 4].
     """
     angles = torch.cat([patches.row[:, None] * inv_freq, patches.column[:, None] * inv_freq], dim=1)
-    angles = torch.cat([angles, angles], dim=1)
     return angles.cos(), angles.sin()
 
 

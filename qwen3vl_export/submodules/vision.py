@@ -1,8 +1,8 @@
-"""The vision encoder to trace: HF blocks and mergers between this project's geometry and the wide output.
+"""The vision encoder to trace: HF weights and norms, this project's geometry and attention, wide output.
 
-Source: transformers `Qwen3VLVisionModel.forward`. Differences, each exact: the patch embedding Conv3d (kernel = stride)
-is one matrix product, geometry is vectorised, attention is the placeholder of `attention.py`, and merged features and
-DeepStack maps leave on one feature axis.
+Source: transformers `Qwen3VLVisionModel.forward`, `Qwen3VLVisionAttention.forward`. Differences, each exact: the patch
+embedding Conv3d (kernel = stride) is one matrix product, geometry is vectorised, queries, keys and values stay
+[patches, width] from projection to attention, and merged features and DeepStack maps leave on one feature axis.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import geometry
+from .attention import grid_attention, rotate
 
 SEGMENTS = {"ort": geometry.image_segments, "portable": geometry.chunk_segments}
 
@@ -54,14 +55,23 @@ class VisionEncoder(nn.Module):
         segments = self.segments(image_grid_thw)
 
         projection = visual.patch_embed.proj
-        kernel = projection.weight.reshape(projection.out_channels, -1)  # [D, patch_dim]
+        kernel = projection.weight.reshape(projection.out_channels, -1)  # [width, patch_dim]
         hidden = F.linear(pixel_values.to(kernel.dtype), kernel, projection.bias)
         positions = (visual.pos_embed(taps) * weights[:, :, None]).sum(1)
         hidden = hidden + positions.to(hidden.dtype)
 
         maps = []
         for index, block in enumerate(visual.blocks):
-            hidden = block(hidden, cu_seqlens=segments, max_seqlen=0, position_embeddings=rotary)
+            hidden = hidden + self._attend(block.attn, block.norm1(hidden), rotary, segments)
+            hidden = hidden + block.mlp(block.norm2(hidden))
             if index in self.taps:
                 maps.append(visual.deepstack_merger_list[self.taps.index(index)](hidden))
         return torch.cat([visual.merger(hidden), *maps], dim=-1)
+
+    @staticmethod
+    def _attend(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], segments: Tensor) -> Tensor:
+        """[P, width] -> [P, width]: projections of the HF module around rotation and block attention."""
+        query, key, value = torch.split(attention.qkv(hidden), attention.dim, dim=-1)
+        heads = attention.num_heads
+        query, key = rotate(query, rotary, heads), rotate(key, rotary, heads)
+        return attention.proj(grid_attention(query, key, value, segments, heads, attention.scaling))  # type: ignore[no-any-return]
