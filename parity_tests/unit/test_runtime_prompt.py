@@ -61,6 +61,13 @@ def test_rendering_equals_transformers(name: str, tools: Any, generation: bool) 
     assert prompt.render(template, messages, SPECIAL, generation, tools=tools) == expected[0]
 
 
+def test_blocks_on_lines_of_their_own_leave_no_space() -> None:
+    source = "{% for m in messages %}\n    {% if m.role %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n"
+    conversation = CONVERSATIONS["text"]
+    expected, _ = render_jinja_template([conversation], chat_template=source)
+    assert prompt.render(prompt.compile_template(source), conversation, {}) == expected[0] == "  What is 2+3?\n"
+
+
 def test_template_helpers() -> None:
     template = prompt.compile_template("{{ {'a': '<é>'} | tojson }}{% for x in [1, 2] %}{% break %}{% endfor %}")
     assert prompt.render(template, [], {}) == '{"a": "<é>"}'

@@ -106,7 +106,19 @@ def test_locations_are_found_wherever_a_tensor_may_be() -> None:
     sparse = onnx.SparseTensorProto(values=external_tensor("v", "sparse-values"), dims=[4])
     sparse.indices.CopyFrom(external_tensor("i", "sparse-indices"))
     model.graph.sparse_initializer.append(sparse)
-    expected = {"in-branch", "in-node", "in-function", "initializer", "sparse-values", "sparse-indices"}
+    listed = onnx.SparseTensorProto(values=external_tensor("v", "in-attribute"), dims=[4])
+    model.graph.node[0].attribute.append(helper.make_attribute("sparse_value", listed))
+    model.graph.node[0].attribute.append(helper.make_attribute("tensors", [external_tensor("t", "in-list")]))
+    expected = {
+        "in-attribute",
+        "in-list",
+        "in-branch",
+        "in-node",
+        "in-function",
+        "initializer",
+        "sparse-values",
+        "sparse-indices",
+    }
     assert external_locations(model.SerializeToString()) == expected
 
 
