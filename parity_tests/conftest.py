@@ -32,7 +32,12 @@ from .outcome import Outcome
 from .plan import Check, Plan, Subject, plan
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = ("tiny", "tiny-fixed", "tiny-buckets")  # verified with the quick matrix where no artifact is given
+RECIPES = (
+    "tiny",
+    "tiny-portable",
+    "tiny-fixed",
+    "tiny-buckets",
+)  # verified with the quick matrix where no artifact is given
 OUTCOME = pytest.StashKey[Outcome]()
 STARTED = pytest.StashKey[float]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()

@@ -106,6 +106,7 @@ class Matrix(_Strict):
     new_tokens: int = Field(gt=0)
     prefill_chunk: int = Field(gt=0)
     exam_questions: dict[str, int]
+    accuracy_from: int
     cases: list[Case] = Field(min_length=1)
 
     def of_tier(self, tier: str) -> list[Case]:

@@ -87,21 +87,26 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def plan(matrix: str | None, subject: Subject) -> Plan:
+def plan(name: str | None, subject: Subject) -> Plan:
     """Every check of a tier; None is the tier the recipe names.
 
     Raises:
         ParityError: no such tier.
     """
-    tier = matrix or subject.recipe["parity"]["matrix"]
-    cases = cases_for(load_matrix(), tier, subject)
+    tier = name or subject.recipe["parity"]["matrix"]
+    matrix = load_matrix()
+    left_out: dict[str, str] = {}
+    cases = cases_for(matrix, tier, subject)
     checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
     if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
-        checks.append(Check("accuracy", "all-questions", exam_checks.accuracy))
-        left_out = {}
+        per_size = matrix.exam_questions[tier]
+        if per_size >= matrix.accuracy_from:
+            checks.append(Check("accuracy", "all-questions", exam_checks.accuracy))
+        else:
+            left_out["accuracy"] = f"{per_size} questions per picture size are too few to judge by"
     else:
-        left_out = dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
+        left_out |= dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
     for check in list(checks):
         if missing := NEEDS.get(check.stage, set()) - subject.graphs:
             checks.remove(check)

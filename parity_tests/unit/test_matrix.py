@@ -81,6 +81,13 @@ def test_ids_are_unique_and_read_as_the_matrix() -> None:
     assert len(ids) == len(set(ids))
     assert "vision[users-case-16x16-after-24x24]" in ids
     assert "exam[256x256]" in ids
+    assert "accuracy[all-questions]" in ids
+
+
+def test_few_questions_do_not_judge_accuracy() -> None:
+    planned = plan("quick", subject(held_out=True))
+    assert {check.stage for check in planned.checks} >= {"exam"}
+    assert "too few" in planned.left_out["accuracy"]
 
 
 def test_bound_encoders_get_their_own_grids() -> None:

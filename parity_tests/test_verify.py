@@ -1,0 +1,93 @@
+"""`verify` from end to end: exit code, evidence, and what it refuses to compare."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from parity_tests import harness, plan
+from parity_tests.faults import FAULTS
+from parity_tests.matrix import Matrix, load_matrix
+from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, sha256_file
+from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
+
+SMALL = ("minimum-64x64", "text-only", "grid-2x2")
+
+
+@pytest.fixture
+def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny artifact whose recipe asks for no exam."""
+    copy = tmp_path / "tiny"
+    shutil.copytree(tiny_artifact, copy)
+    manifest = json.loads((copy / MANIFEST).read_text("utf-8"))
+    manifest["recipe"]["parity"]["held_out"] = False
+    (copy / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three cases instead of thirteen."""
+    whole = load_matrix()
+    few = whole.model_copy(update={"cases": [case for case in whole.cases if case.name in SMALL]})
+
+    def load() -> Matrix:
+        return few
+
+    monkeypatch.setattr(harness, "load_matrix", load)
+    monkeypatch.setattr(plan, "load_matrix", load)
+
+
+def test_a_good_artifact_passes_and_carries_the_evidence(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness.verify(artifact, "quick") == 0
+    shown = capsys.readouterr().out
+    assert "passed: 19 of 19 checks of the quick matrix" in shown
+    assert "not checked: exam" in shown
+    evidence = json.loads((artifact / PARITY).read_text("utf-8"))
+    assert evidence["passed"] is True
+    assert evidence["manifest_sha256"] == sha256_file(artifact / MANIFEST)
+    assert evidence["matrix"] == "quick"
+    assert evidence["summary"]["vision"]["worst"]["max_abs"] < 1e-4
+    assert evidence["summary"]["exam"] is None
+    assert evidence["versions"]["torch"]
+    assert evidence["hardware"]["cores"]
+    assert ElementTree.parse(artifact / JUNIT).getroot().get("failures") == "0"
+
+
+def test_a_faulty_artifact_fails_and_the_evidence_says_so(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty = FAULTS[0].plant(artifact, tmp_path / "faulty")
+    assert harness.verify(faulty, "quick") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "FAILED" in shown
+    assert FAULTS[0].says in shown
+    assert json.loads((faulty / PARITY).read_text("utf-8"))["passed"] is False
+
+
+def test_an_altered_file_is_refused(artifact: Path) -> None:
+    (artifact / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(ArtifactError, match="was altered"):
+        harness.verify(artifact, "quick")
+    assert not (artifact / PARITY).exists()
+
+
+def test_another_checkpoint_is_refused(artifact: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(harness.find_checkpoint(harness.open_artifact(artifact)), other)
+    rules = other / "preprocessor_config.json"
+    rules.write_text(rules.read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is not the one this artifact was built from"):
+        harness.verify(artifact, "quick", checkpoint=other)
+
+
+def test_an_unknown_profile_is_refused(artifact: Path) -> None:
+    manifest = json.loads((artifact / MANIFEST).read_text("utf-8"))
+    manifest["recipe"]["parity"]["tolerances"] = "generous"
+    (artifact / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(ParityError, match="no profile named generous"):
+        harness.verify(artifact, "quick")
