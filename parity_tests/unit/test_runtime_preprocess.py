@@ -32,7 +32,7 @@ PROCESSOR = pil_reference.Qwen2VLImageProcessorPil.from_pretrained(TINY)
 RULES = PixelRules(4096, 262144, (0.5,) * 3, (0.5,) * 3, 1 / 255, None)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(SIDES, SIDES, st.sampled_from(BUDGETS))
 def test_smart_resize_equals_transformers(height: int, width: int, budget: dict[str, int]) -> None:
     if max(height, width) > 200 * min(height, width):
@@ -42,7 +42,7 @@ def test_smart_resize_equals_transformers(height: int, width: int, budget: dict[
         assert smart_resize(height, width, 32, **budget) == pil_reference.smart_resize(height, width, 32, **budget)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.integers(2, 800), SIDES, SIDES, st.sampled_from([OFFICIAL_VIDEO, *BUDGETS]))
 def test_smart_resize_of_videos_equals_transformers(
     frames: int, height: int, width: int, budget: dict[str, int]
