@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from .artifact import Manifest
@@ -16,8 +16,10 @@ def show(found: Inspection) -> None:
     """Print an inspection."""
     if found.manifest is not None:
         _show_manifest(found.path, found.manifest)
+    seen: set[str] = set()
     for graph in found.graphs:
-        _show_graph(graph)
+        _show_graph(graph, seen)
+        seen.update(graph.data)
 
 
 def _show_manifest(path: str, manifest: Manifest) -> None:
@@ -33,7 +35,7 @@ def _show_manifest(path: str, manifest: Manifest) -> None:
         ("target, dtype", f"{manifest.recipe.get('target')}, {manifest.recipe.get('dtype')}"),
         (
             "picture sizes",
-            ", ".join("any" if e.grid is None else f"{e.grid[0]}x{e.grid[1]}" for e in manifest.encoders),
+            ", ".join(_picture_size(encoder.grid, manifest.facts.patch_size) for encoder in manifest.encoders),
         ),
         ("encoder rule", manifest.encoder_rule),
         ("built with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
@@ -42,12 +44,19 @@ def _show_manifest(path: str, manifest: Manifest) -> None:
     console().print(table("", ("", ""), [row for row in rows if row[1]], wrap=""))
 
 
-def _show_graph(graph: GraphReport) -> None:
+def _picture_size(grid: tuple[int, int] | None, patch_size: int) -> str:
+    """Height x width in pixels of the pictures an encoder takes."""
+    return "any" if grid is None else f"{grid[0] * patch_size}x{grid[1] * patch_size}"
+
+
+def _show_graph(graph: GraphReport, seen: Set[str]) -> None:
+    """Print one graph; weight files in `seen` were shown with an earlier one."""
     out = console()
     opset = ", ".join(f"{domain} {version}" for domain, version in graph.opset.items())
     say(f"\n{graph.file}: {size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
     for file, count in graph.data.items():
-        say(f"{file}: {size(count) if count >= 0 else 'MISSING'} weights")
+        shared = ", shared with the graph above" if file in seen else ""
+        say(f"{file}: {size(count) if count >= 0 else 'MISSING'} weights{shared}")
     columns = ("", "name", "dtype", "shape")
     ports = [*_rows("input", graph.inputs), *_rows("output", graph.outputs)]
     out.print("", table("inputs and outputs", columns, ports, wrap="shape"))
