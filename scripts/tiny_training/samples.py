@@ -31,6 +31,7 @@ class Stage:
     areas: dict[str, int]
     media: dict[str, int]
     scene_kinds: dict[str, int]
+    many_kinds: dict[str, int]
     easy: float  # share of scenes that have only one or two shapes
 
 
@@ -47,12 +48,16 @@ ALL_KINDS = {
     "relation": 14,
     "look": 4,
 }
+LAST_KINDS = ALL_KINDS | {"count": 16, "count_by": 30, "describe": 12, "shape": 6, "color": 7, "exists": 12}
 MANY_KINDS = {"which": 40, "more": 14, "many_count": 16, "many_describe": 10, "many_at": 20}
+LAST_MANY_KINDS = {"which": 55, "more": 14, "many_count": 14, "many_describe": 12, "many_at": 12}
 ALL_MEDIA = {"scene": 43, "number": 14, "grid": 12, "many": 19, "photo": 4, "text": 4, "clip": 4}
+LAST_MEDIA = {"scene": 42, "number": 10, "grid": 12, "many": 25, "photo": 4, "text": 5, "clip": 2}
 STAGES = (
-    Stage(0.00, {"S": 40, "M": 60}, {"scene": 78, "number": 17, "text": 5}, FIRST_KINDS, easy=0.85),
-    Stage(0.14, {"S": 35, "M": 52, "L": 13}, ALL_MEDIA, ALL_KINDS, easy=0.3),
-    Stage(0.40, {"S": 25, "M": 45, "L": 22, "XL": 8}, ALL_MEDIA, ALL_KINDS, easy=0.1),
+    Stage(0.00, {"S": 40, "M": 60}, {"scene": 78, "number": 17, "text": 5}, FIRST_KINDS, MANY_KINDS, easy=0.85),
+    Stage(0.14, {"S": 35, "M": 52, "L": 13}, ALL_MEDIA, ALL_KINDS, MANY_KINDS, easy=0.3),
+    Stage(0.40, {"S": 25, "M": 45, "L": 22, "XL": 8}, ALL_MEDIA, ALL_KINDS, MANY_KINDS, easy=0.1),
+    Stage(0.68, {"S": 28, "M": 44, "L": 21, "XL": 7}, LAST_MEDIA, LAST_KINDS, LAST_MANY_KINDS, easy=0.1),
 )
 PACKED = 0.8  # share of samples whose questions share one picture prefix instead of following each other
 WITHOUT_POSITIONS = 0.2  # share of samples whose position table is zeroed: only M-RoPE tells where things are
@@ -156,7 +161,7 @@ def several(rng: random.Random, stage: Stage, limits: tuple[int, int]) -> tuple[
     most = 2 if rng.random() < stage.easy else 3
     limits = min(limits[0], 37_000), min(limits[1], 65_000)
     scenes = [pictures.draw_scene(rng, *random_size(rng, limits), rng.randint(1, most)) for _ in range(number)]
-    return tuple(map(still, scenes)), lambda: questions.ask_many(rng, scenes, choose(rng, MANY_KINDS))
+    return tuple(map(still, scenes)), lambda: questions.ask_many(rng, scenes, choose(rng, stage.many_kinds))
 
 
 def photo(rng: random.Random, limits: tuple[int, int]) -> tuple[tuple[Medium, ...], Asker]:
