@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = (
     "tiny",
     "tiny-portable",
+    "tiny-fp16",
     "tiny-fixed",
     "tiny-buckets",
 )  # verified with the quick matrix where no artifact is given
