@@ -86,7 +86,7 @@ def exam_table(found: dict[str, Any]) -> Iterator[str]:
     yield "| pictures | questions | right through ONNX | right in PyTorch |"
     yield "|---|--:|--:|--:|"
     for case, entry in (found["exam"] or {}).items():
-        scores = (f"{entry[key]:.0%}" for key in ("accuracy", "reference_accuracy"))
+        scores = (f"{100 * entry[key]:.3g}%" for key in ("accuracy", "reference_accuracy"))
         yield f"| {case.replace('-', ' ')} | {entry['questions']:.0f} | {' | '.join(scores)} |"
 
 
