@@ -54,8 +54,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def source_digest() -> str:
-    """sha256 over everything a tiny build reads, so that a kept build is never stale."""
-    digest = hashlib.sha256()
+    """sha256 over everything a tiny build depends on, tool versions included, so that a kept build is never stale."""
+    from qwen3vl_export.stages import tool_versions
+
+    digest = hashlib.sha256(repr(tool_versions()).encode())
     for pattern in SOURCES:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())

@@ -20,6 +20,7 @@ from transformers import Qwen3VLConfig
 from .artifact import CHECKPOINT_FILES, sha256_file
 from .contract import Facts
 from .errors import CheckpointError
+from .hub import download
 
 SUPPORTED = "qwen3_vl"
 INDEX = "model.safetensors.index.json"
@@ -138,24 +139,8 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
         return Checkpoint(local.resolve(), name or local.resolve().name, "local", _read_config(local))
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise CheckpointError(f"{local}: no such checkpoint directory", "Give a directory, or a repository as org/name")
-    root, commit = _download(source, revision)
+    root, commit = download(source, revision, [*CHECKPOINT_FILES, "*.safetensors", INDEX, "LICENSE*"])
     return Checkpoint(root, source, commit, _read_config(root))
-
-
-def _download(repository: str, revision: str) -> tuple[Path, str]:
-    """Directory and resolved commit of a repository, through huggingface_hub and its cache."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = [*CHECKPOINT_FILES, "*.safetensors", INDEX, "LICENSE*"]
-    try:
-        commit = HfApi().model_info(repository, revision=revision).sha or revision
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns)), commit
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{repository}@{revision}: cannot be downloaded ({reason})", "Pass a local copy with --checkpoint DIR"
-        ) from error
 
 
 def _read_config(root: Path) -> Qwen3VLConfig:

@@ -6,45 +6,13 @@ Knows nothing about downloading: only the name of the commit is asked for.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import yaml
 
-from .errors import CheckpointError, RecipeError
+from .errors import RecipeError
+from .hub import COMMIT, resolve_commit
 from .recipe import find_recipe, load_recipe
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
-TIMEOUT = 20.0  # seconds to wait for the Hub
-
-
-def resolve_commit(source: str, revision: str) -> str:
-    """The commit a revision of a Hub repository points at now.
-
-    Raises:
-        CheckpointError: the Hub cannot be reached, or knows no such repository or revision.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        commit = HfApi().model_info(source, revision=revision, timeout=TIMEOUT).sha
-    except GatedRepoError:
-        raise CheckpointError(f"{source}: access to it must be asked for", "Then: hf auth login") from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{source}: has no revision {revision}", "Write revision: main") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{source}: the Hub has no such repository, or it is private", "Check the name, or: hf auth login"
-        ) from None
-    except Exception as error:  # which HTTP library raises depends on huggingface_hub's version
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{source}: the Hugging Face Hub cannot be reached ({reason})", "Try again when online"
-        ) from None
-    if commit is None or not COMMIT.fullmatch(commit):
-        raise CheckpointError(f"{source}: the Hub named no commit for {revision}", "Try again later")
-    return commit
 
 
 def pin(path_or_name: str | Path) -> tuple[Path, str, bool]:

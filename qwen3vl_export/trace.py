@@ -24,6 +24,7 @@ from .submodules import Submodule
 
 OPSET = 23  # RMSNormalization and RotaryEmbedding are standard ops from here on
 WEIGHTS = "weights/"
+STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
 # Sizes the example inputs have. Distinct, none of them 0 or 1, so that the tracer can confuse no two dims.
 EXAMPLE_DIMS = {
@@ -69,6 +70,8 @@ def trace(submodule: Submodule, dtype: torch.dtype) -> ir.Model:
     model.graph.name = graph.name
     _name_tensors(model, graph)
     _lift_weights(model)
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop(STACK_TRACE, None)  # names this machine's directories
     return model
 
 

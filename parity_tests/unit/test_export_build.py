@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -22,6 +23,8 @@ from qwen3vl_export.contract import Graph, Tensor
 from qwen3vl_export.errors import ArtifactError, BuildError
 from qwen3vl_export.pipeline import build
 from qwen3vl_export.recipe import load_recipe
+from qwen3vl_export.submodules import build_submodule
+from qwen3vl_export.trace import trace
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "checkpoints" / "tiny"
@@ -216,3 +219,10 @@ def test_optional_logits_count_keeps_the_last_rows(tiny_artifact: Path) -> None:
     assert every.shape == (2, 6, facts.vocab_size) and last.shape == (2, 2, facts.vocab_size)
     assert np.allclose(every[:, -2:], last, atol=1e-5)
     assert torch.equal(torch.tensor(every).argmax(-1)[:, -2:], torch.tensor(last).argmax(-1))
+
+
+def test_nothing_in_the_tracers_notes_names_this_machine() -> None:
+    checkpoint = open_checkpoint(str(TINY))
+    submodule = build_submodule(checkpoint, contract.EMBEDDINGS, "ort", torch.float32)
+    notes = ir.to_proto(trace(submodule, torch.float32)).SerializeToString()
+    assert str(ROOT).encode() not in notes and b"site-packages" not in notes

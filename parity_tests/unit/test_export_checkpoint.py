@@ -125,3 +125,34 @@ def test_a_sharded_checkpoint_reads_as_one(copy: Path) -> None:
     opened = open_checkpoint(str(copy))
     check_tensors(opened, torch.float32)
     assert all(torch.equal(opened.read(name), tensors[name]) for name in names)
+
+
+def test_a_repository_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*args: object, **kwargs: object) -> object:
+        raise ConnectionResetError("[Errno 104] Connection reset\nsecond line")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(
+        CheckpointError, match=r"cannot be reached \(\[Errno 104\] Connection reset\).*--checkpoint DIR"
+    ):
+        open_checkpoint("Qwen/Qwen3-VL-2B-Instruct")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(CheckpointError, match=r"Qwen/Qwen3-VL-2B-Instruct@aaaaaaaaaaaa: cannot be downloaded"):
+        open_checkpoint("Qwen/Qwen3-VL-2B-Instruct", "a" * 40)
+
+
+def test_a_commit_in_the_cache_needs_no_network(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, object]] = []
+
+    def cached(repository: str, **kwargs: object) -> str:
+        asked.append({"repository": repository, **kwargs})
+        return str(copy)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    opened = open_checkpoint("org/name", "b" * 40)
+    assert (opened.source, opened.revision) == ("org/name", "b" * 40)
+    assert asked[0]["revision"] == "b" * 40 and "*.safetensors" in asked[0]["allow_patterns"]  # type: ignore[operator]
