@@ -79,7 +79,9 @@ def build(
                 submodule = build_submodule(opened, name, recipe.target, dtype, grid)
                 keep = keep_under(directory / STAGES_DIR, submodule.graph, opened, recipe) if keep_stages else None
                 stages = Stages(name, log, keep)
-                entries[name] = export_graph(submodule, opened, recipe, dtype, data[data_stem(name)], stages)
+                file = data[data_stem(name)]
+                model = export_graph(submodule, opened, recipe.target, dtype, file, stages)
+                entries[name] = graph_entry(submodule.graph, model, file, stages, recipe.dtype)
         for name in entries:
             check_graph(graphs / f"{name}.onnx")
         copy_settings(opened, recipe, directory)
@@ -89,26 +91,29 @@ def build(
 
 
 def export_graph(
-    submodule: Submodule,
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    dtype: torch.dtype,
-    data: WeightFile,
-    stages: Stages,
-) -> dict[str, Any]:
-    """One graph from its submodule to its `.onnx` file; returns its entry in the manifest."""
+    submodule: Submodule, checkpoint: Checkpoint, target: str, dtype: torch.dtype, data: WeightFile, stages: Stages
+) -> ir.Model:
+    """One graph from its submodule to its `.onnx` file beside `data`."""
     model = stages.done("traced", trace(submodule, dtype))
     model = stages.done("simplified", simplify(model))
-    model = stages.done("optimized", optimize(model, recipe.target))
+    model = stages.done("optimized", optimize(model, target))
     model = stages.done("written", attach(model, submodule.graph, checkpoint, data))
-    path = data.path.with_name(f"{submodule.graph.name}.onnx")
-    ir.save(model, path)
+    ir.save(model, data.path.with_name(f"{submodule.graph.name}.onnx"))
+    return model
+
+
+def graph_entry(graph: Graph, model: ir.Model, data: WeightFile, stages: Stages, dtype: str) -> dict[str, Any]:
+    """What the manifest says of one graph."""
+    tensors = {
+        kind: {t.name: {"dtype": dtype if t.dtype == "float" else t.dtype, "shape": list(t.shape)} for t in declared}
+        for kind, declared in (("inputs", graph.inputs), ("outputs", graph.outputs))
+    }
     return {
-        "file": f"{GRAPH_DIR}/{path.name}",
+        "file": f"{GRAPH_DIR}/{graph.name}.onnx",
         "data": [f"{GRAPH_DIR}/{data.path.name}"],
         "opset": dict(sorted(model.graph.opset_imports.items())),
         "stages": stages.records,
-        **tensors_json(submodule.graph, recipe.dtype),
+        **tensors,
     }
 
 
@@ -153,14 +158,6 @@ def keep_under(
             ir.save(attach(runnable, graph, checkpoint, data), folder / f"{graph.name}.onnx")
 
     return keep
-
-
-def tensors_json(graph: Graph, dtype: str) -> dict[str, Any]:
-    """Inputs and outputs of the contract as the manifest shows them."""
-    return {
-        kind: {t.name: {"dtype": dtype if t.dtype == "float" else t.dtype, "shape": list(t.shape)} for t in tensors}
-        for kind, tensors in (("inputs", graph.inputs), ("outputs", graph.outputs))
-    }
 
 
 def check_graph(path: Path) -> None:

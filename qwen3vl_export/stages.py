@@ -25,12 +25,12 @@ class Stages:
 
     Attributes:
         name: the graph's name.
-        log: takes one line.
+        log: takes one line; silent unless given.
         keep: called with a stage's name and its model, to store a copy; or None.
     """
 
     name: str
-    log: Callable[[str], None]
+    log: Callable[[str], None] = lambda line: None
     keep: Callable[[str, ir.Model], None] | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
 

@@ -120,26 +120,23 @@ def one(side: str, case: str, work: Path, threads: int) -> None:
 
 def export(work: Path, size: str, depth: int | None) -> None:
     """A random checkpoint and the encoder of both targets, under `work`."""
-    import onnx_ir as ir
     import torch
 
     from parity_tests.official import config, write_checkpoint
     from qwen3vl_export.checkpoint import open_checkpoint
     from qwen3vl_export.contract import VISION_ENCODER
-    from qwen3vl_export.optimize import optimize
-    from qwen3vl_export.simplify import simplify
+    from qwen3vl_export.pipeline import export_graph
+    from qwen3vl_export.stages import Stages
     from qwen3vl_export.submodules import build_submodule
-    from qwen3vl_export.trace import trace
-    from qwen3vl_export.weights import WeightFile, attach
+    from qwen3vl_export.weights import WeightFile
 
     source = write_checkpoint(work / "checkpoint", config(size, layers=1, depth=depth, vocab_size=64))
     checkpoint = open_checkpoint(str(source))
     for target in ("ort", "portable"):
         (work / target).mkdir()
         submodule = build_submodule(checkpoint, VISION_ENCODER, target, torch.float32)
-        model = optimize(simplify(trace(submodule, torch.float32)), target)
         with WeightFile.create(work / target, VISION_ENCODER) as data:
-            ir.save(attach(model, submodule.graph, checkpoint, data), work / target / f"{VISION_ENCODER}.onnx")
+            export_graph(submodule, checkpoint, target, torch.float32, data, Stages(VISION_ENCODER))
 
 
 @app.command()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -16,26 +15,25 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from qwen3vl_export import contract
 from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.optimize import optimize
+from qwen3vl_export.pipeline import export_graph
 from qwen3vl_export.simplify import simplify
+from qwen3vl_export.stages import Stages
 from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.trace import trace, weight_inputs
-from qwen3vl_export.weights import WeightFile, attach
+from qwen3vl_export.weights import WeightFile
 
 from ..official import config, write_checkpoint
 
 GRIDS = [[1, 16, 16], [2, 6, 10], [1, 2, 30]]
 
 
-def skeleton(checkpoint: Checkpoint, name: str, target: str = "ort") -> ir.Model:
-    submodule = build_submodule(checkpoint, name, target, torch.float32)
-    return optimize(simplify(trace(submodule, torch.float32)), target)
-
-
 @pytest.mark.parametrize("size", ["2b", "8b"])
 def test_a_full_tower_is_traced_without_a_weight_and_without_a_fixed_dim(size: str) -> None:
     """`trace` raises if a dim was specialised; what is left to see is that no weight was lost, copied or made real."""
     of = config(size, layers=1)
-    model = skeleton(Checkpoint(Path("nowhere"), "random", "local", of), contract.VISION_ENCODER)
+    checkpoint = Checkpoint(Path("nowhere"), "random", "local", of)
+    submodule = build_submodule(checkpoint, contract.VISION_ENCODER, "ort", torch.float32)
+    model = optimize(simplify(trace(submodule, torch.float32)), "ort")
     layers = sum(node.op_type == "MultiHeadAttention" for node in model.graph.all_nodes())
     assert layers == of.vision_config.depth
     with torch.device("meta"):
@@ -52,9 +50,8 @@ def test_a_tower_of_full_width_equals_pytorch(size: str, target: str, tmp_path: 
     of = config(size, layers=1, depth=4, vocab_size=64)
     checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "checkpoint", of)))
     submodule = build_submodule(checkpoint, contract.VISION_ENCODER, target, torch.float32)
-    model = optimize(simplify(trace(submodule, torch.float32)), target)
-    with WeightFile.create(tmp_path, "vision_encoder") as data:
-        ir.save(attach(model, submodule.graph, checkpoint, data), tmp_path / "vision_encoder.onnx")
+    with WeightFile.create(tmp_path, contract.VISION_ENCODER) as data:
+        export_graph(submodule, checkpoint, target, torch.float32, data, Stages(contract.VISION_ENCODER))
 
     reference = Qwen3VLVisionModel._from_config(of.vision_config, attn_implementation="eager").eval()
     prefix = "model.visual."
