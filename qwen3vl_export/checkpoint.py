@@ -7,7 +7,6 @@ read from the safetensors headers and `read` maps one tensor. Knows nothing abou
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,8 +106,7 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in its stored dtype, mapped from disk."""
-        with ExitStack() as stack:
-            shard = stack.enter_context(safe_open(self.tensors[name].file, framework="pt"))
+        with safe_open(self.tensors[name].file, framework="pt") as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
         return tensor
 

@@ -91,7 +91,7 @@ def attach(
 
 def _read(checkpoint: Checkpoint, name: str, layout: Layout, dtype: ir.DataType) -> np.ndarray:
     """One tensor from disk, cast and laid out."""
-    tensor = checkpoint.read(name).to(getattr(torch, dtype.name.lower(), None) or _TORCH[dtype])
+    tensor = checkpoint.read(name).to(_TORCH[dtype])
     for op, argument in layout:
         tensor = tensor.reshape(argument) if op == "Reshape" else tensor.permute(argument)
     array: np.ndarray = tensor.contiguous().numpy()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import LayerCache
+from .attention import TEXT, LayerCache
 
 
 def mrope_axes(sections: list[int]) -> list[int]:
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
         self.lm_head = lm_head
         self.hidden_size = language_model.config.hidden_size
         self.rotary = MultimodalRotary(language_model.config, lm_head.weight.dtype)
-        self.causal = language_model.config._attn_implementation == "onnx_eager"
+        self.causal = language_model.config._attn_implementation == TEXT["portable"]
 
     def _bias(self, attention_mask: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
         """float [B, 1, S, T] added to scores: half the lowest number at padding and, portable, the future."""
