@@ -25,6 +25,7 @@ from .matrix import Case, Matrix, Prompt
 from .pixels import PixelReference
 from .prompts import PromptReference
 from .reference import KEPT, Greedy, Inputs, Reference
+from .reference_cache import Store
 from .verdicts import Profile
 
 FPS = 2.0  # frames per second of every clip in the matrix
@@ -41,6 +42,7 @@ class Bench:
     Args:
         checkpoint: the directory PyTorch loads.
         profile: thresholds and settings of the artifact's precision.
+        store: PyTorch's results on disk; None computes them anew.
     """
 
     artifact: Artifact
@@ -49,6 +51,7 @@ class Bench:
     matrix: Matrix
     profile: Profile
     exam_per_size: int
+    store: Store | None = None
     candidate_seconds: float = 0.0  # spent in the artifact's runtime
     kept: dict[str, Any] = field(default_factory=dict)  # for checks that build on one another
     scores: dict[str, Any] = field(default_factory=dict)  # of the exam, by group
@@ -56,7 +59,7 @@ class Bench:
 
     @cached_property
     def reference(self) -> Reference:
-        return Reference(self.checkpoint)
+        return Reference(self.checkpoint, self.store)
 
     @cached_property
     def pixel_reference(self) -> PixelReference:

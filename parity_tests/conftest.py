@@ -30,6 +30,7 @@ from .harness import open_bench, profile_of, report_of, write_evidence
 from .matrix import TIERS
 from .outcome import Outcome
 from .plan import Check, Plan, Subject, plan
+from .reference_cache import DIRECTORY_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = (
@@ -43,6 +44,16 @@ OUTCOME = pytest.StashKey[Outcome]()
 STARTED = pytest.StashKey[float]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()
 SOURCES = ("qwen3vl_export/*.py", "qwen3vl_export/submodules/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*")
+
+
+def scratch() -> Path:
+    """What test runs keep from one another, outside the user's own cache."""
+    return Path(tempfile.gettempdir()) / f"qwen3vl-export-tests-{os.getuid()}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("artifact") is None:
+        os.environ.setdefault(DIRECTORY_VARIABLE, str(scratch()))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,7 +84,7 @@ def build_once(name: str) -> Path:
     """
     from qwen3vl_export.pipeline import build
 
-    parent = Path(tempfile.gettempdir()) / f"qwen3vl-export-tests-{os.getuid()}" / source_digest()
+    parent = scratch() / source_digest()
     parent.mkdir(parents=True, exist_ok=True)
     out = parent / name
     with FileLock(parent / f"{name}.lock"):

@@ -24,6 +24,7 @@ from .bench import Bench
 from .matrix import load_matrix
 from .outcome import Outcome
 from .plan import Check, Plan, Subject, carry_out, plan
+from .reference_cache import Store, default_directory, scope_of
 from .report import Report, show, write
 from .verdicts import Profile, load_profile
 
@@ -37,6 +38,7 @@ def verify(
     checkpoint: Path | None = None,
     check_files: bool = True,
     write_report: bool = True,
+    cache: Path | None = None,
 ) -> int:
     """Compare an artifact with PyTorch, stage by stage: 0 if everything passed, 1 if not.
 
@@ -45,11 +47,12 @@ def verify(
         matrix: quick, standard or full; None is the recipe's choice.
         checkpoint: directory of the checkpoint, if it is not where the recipe says.
         check_files: refuse an artifact whose files are not those of its manifest.
+        cache: directory for PyTorch's results; None is the user's cache directory.
 
     Raises:
         ArtifactError, CheckpointError, ParityError: there is nothing that could be compared.
     """
-    bench = open_bench(artifact, matrix, checkpoint, check_files)
+    bench = open_bench(artifact, matrix, checkpoint, check_files, cache)
     report = run(bench, matrix, progress())
     show(report, terminal())
     if write_report:
@@ -58,7 +61,11 @@ def verify(
 
 
 def open_bench(
-    artifact: Path, matrix: str | None = None, checkpoint: Path | None = None, check_files: bool = True
+    artifact: Path,
+    matrix: str | None = None,
+    checkpoint: Path | None = None,
+    check_files: bool = True,
+    cache: Path | None = None,
 ) -> Bench:
     """An artifact and its checkpoint, side by side; PyTorch's half loads when first asked."""
     opened = open_artifact(artifact, check=check_files)
@@ -72,6 +79,7 @@ def open_bench(
         matrix=cases,
         profile=profile_of(opened),
         exam_per_size=cases.exam_questions.get(tier, 0),
+        store=Store(cache or default_directory(), scope_of(opened.manifest.checkpoint["files"])),
     )
 
 
@@ -121,14 +129,19 @@ def run(
     planned = plan(matrix, Subject.of_manifest(bench.artifact.manifest))
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = [carry_out(bench, check) for check in track(planned.checks)]
-    torch_seconds = bench.reference.seconds if "reference" in vars(bench) else 0.0
     total = time.perf_counter() - start
-    seconds = {"total": total, "pytorch": torch_seconds, "artifact": bench.candidate_seconds}
-    return report_of(bench.artifact, bench.profile, planned, outcomes, seconds)
+    seconds = {"total": total, "pytorch": bench.reference.seconds, "artifact": bench.candidate_seconds}
+    cached = {"computed": bench.reference.computed, "from_disk": bench.reference.from_disk}
+    return report_of(bench.artifact, bench.profile, planned, outcomes, seconds, cached)
 
 
 def report_of(
-    artifact: Artifact, profile: Profile, planned: Plan, outcomes: Sequence[Outcome], seconds: dict[str, float]
+    artifact: Artifact,
+    profile: Profile,
+    planned: Plan,
+    outcomes: Sequence[Outcome],
+    seconds: dict[str, float],
+    reference_results: dict[str, int] | None = None,
 ) -> Report:
     """Outcomes with what they rest on."""
     return Report(
@@ -142,6 +155,7 @@ def report_of(
         planned=len(planned.checks),
         left_out=planned.left_out,
         seconds=seconds,
+        reference_results=reference_results,
     )
 
 

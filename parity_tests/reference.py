@@ -2,7 +2,8 @@
 
 Takes prepared inputs (ids, mask, pixels, grids) and returns numpy arrays. Nothing of the model is reimplemented: rows,
 positions and DeepStack maps are recorded where transformers hands them to its language model, tokens come from its
-`generate`. Does not know the artifact or its runtime. Results are cached in memory by the content of the inputs.
+`generate`. Does not know the artifact or its runtime. Results are remembered by the content of the inputs: a few in
+memory, all of them on disk (`reference_cache.py`). The checkpoint loads when something has to be computed.
 
 Legend: B batch, S tokens, T new tokens, V vocabulary; P patches, I images, N image tokens; H hidden size, D DeepStack
 maps, W = (1 + D) * H.
@@ -27,10 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 from transformers.cache_utils import DynamicCache
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from qwen3vl_export.errors import ParityError
+
+from .reference_cache import Store
 
 SMALL = 100_000_000  # parameters; below it threads cost more than they bring
 KEPT = 6  # cached results; the plan goes case by case, so a few are enough
@@ -78,24 +80,40 @@ class Greedy:
 
 
 class Reference:
-    """A checkpoint loaded with transformers.
+    """A checkpoint in transformers.
 
     Args:
         checkpoint: directory with config.json and safetensors.
+        store: results on disk; None computes everything anew.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, store: Store | None = None) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
-        self.model = Qwen3VLForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self.stop_ids = eos_ids(self.model.generation_config)
-        self.model.generation_config = GenerationConfig(do_sample=False)  # no sampling, no stop, nothing inherited
-        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
-        self.threads = 1 if self.model.num_parameters() < SMALL else torch.get_num_threads()
+        self.checkpoint = checkpoint
+        self.store = store
         self.seconds = 0.0  # spent in PyTorch
+        self.computed = 0  # results that PyTorch had to compute
+        self.from_disk = 0  # results an earlier run had computed
         self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+    stop_ids: list[int]  # known once the model is loaded
+
+    @cached_property
+    def model(self) -> Any:
+        """transformers' model; decoding is greedy and inherits nothing from the checkpoint's generation settings."""
+        start = time.perf_counter()
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            self.checkpoint, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.stop_ids = eos_ids(model.generation_config)
+        model.generation_config = GenerationConfig(do_sample=False)
+        self.seconds += time.perf_counter() - start
+        return model
+
+    @cached_property
+    def threads(self) -> int:
+        return 1 if self.model.num_parameters() < SMALL else torch.get_num_threads()
 
     # What the checks ask for.
 
@@ -114,16 +132,17 @@ class Reference:
         if not remember:
             return self._timed(compute)
         empty = np.empty((0, 0), np.int64)
-        return self._remember(("vision", Inputs(empty, empty, pixel_values, image_grid_thw).key), compute)
+        key = ("vision", Inputs(empty, empty, pixel_values, image_grid_thw).key)
+        return self._remember(key, np.ndarray, compute)
 
     def prefill(self, inputs: Inputs) -> Prefill:
         """The whole model over the prompt."""
-        return self._remember(("prefill", inputs.key), lambda: self._prefill(inputs))
+        return self._remember(("prefill", inputs.key), Prefill, lambda: self._prefill(inputs))
 
     def generate(self, inputs: Inputs, new_tokens: int, stop: bool = False) -> Greedy:
         """`new_tokens` greedy tokens; with `stop` fewer if every row ends its turn."""
         key = ("generate", inputs.key, new_tokens, stop)
-        return self._remember(key, lambda: self._generate(inputs, new_tokens, stop))
+        return self._remember(key, Greedy, lambda: self._generate(inputs, new_tokens, stop))
 
     def decoder(self, inputs_embeds: Floats, attention_mask: Ints, position_ids: Ints) -> Floats:
         """Language model and head alone: wide rows [B, S, W], [B, S], [3, B, S] -> logits [B, S, V]."""
@@ -209,13 +228,25 @@ class Reference:
     def _num_maps(self) -> int:
         return len(self.model.config.vision_config.deepstack_visual_indexes)
 
-    def _remember(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+    def _remember(self, key: tuple[Any, ...], kind: type, compute: Callable[[], Any]) -> Any:
         if key not in self._cache:
-            self._cache[key] = self._timed(compute)
+            self._cache[key] = self._recall(key, kind, compute)
             while len(self._cache) > KEPT:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]
+
+    def _recall(self, key: tuple[Any, ...], kind: type, compute: Callable[[], Any]) -> Any:
+        """From disk, or computed and then kept there."""
+        kept = self.store.get(key, kind) if self.store is not None else None
+        if kept is not None:
+            self.from_disk += 1
+            return kept
+        found = self._timed(compute)
+        self.computed += 1
+        if self.store is not None:
+            self.store.put(key, found)
+        return found
 
     def _timed(self, compute: Callable[[], Any]) -> Any:
         model: Qwen3VLModel = self.model.model

@@ -47,6 +47,7 @@ class Report:
     planned: int
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    reference_results: dict[str, int] | None = None  # how many PyTorch computed, how many were kept from earlier runs
 
     @property
     def failures(self) -> list[Outcome]:
@@ -104,6 +105,7 @@ class Report:
             "near_ties": [{"check": name, **asdict(tie)} for name, tie in self.near_ties],
             "left_out": self.left_out,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "reference_results": self.reference_results,
             "versions": versions(),
             "hardware": hardware(),
             "profile": {
@@ -201,9 +203,18 @@ def show(report: Report, console: Console) -> None:
         console.print(f"[red]… and {len(report.failures) - SHOWN_FAILURES} more, all in parity.json[/]")
     for name, reason in report.left_out.items():
         console.print(f"[dim]not checked: {escape(name)} ({escape(reason)})[/]")
-    total, torch, ours = (report.seconds.get(key, 0.0) for key in ("total", "pytorch", "artifact"))
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
     console.print(
         f"{verdict}: {len(report.outcomes) - len(report.failures)} of {report.planned} checks of the {report.matrix} "
-        f"matrix in {total:.0f} s (PyTorch {torch:.0f} s, artifact {ours:.0f} s)"
+        f"matrix in {time_spent(report)}"
     )
+
+
+def time_spent(report: Report) -> str:
+    """`9 s: onnxruntime 2.1 s (23 %), PyTorch 5.4 s for 33 of 210 results, the others kept from earlier runs`."""
+    total, torch, ours = (report.seconds.get(key, 0.0) for key in ("total", "pytorch", "artifact"))
+    text = f"{total:.0f} s: onnxruntime {ours:.1f} s ({ours / max(total, 1e-9):.0%}), PyTorch {torch:.1f} s"
+    counts = report.reference_results or {"from_disk": 0}
+    if counts["from_disk"]:
+        text += f" for {counts['computed']} of {sum(counts.values())} results, the others kept from earlier runs"
+    return text

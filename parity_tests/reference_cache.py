@@ -1,0 +1,117 @@
+"""PyTorch's results on disk, so that each is computed once: the store behind `Reference`.
+
+A result is found by the content of everything it depends on: the inputs, the checkpoint's bytes, the versions of torch
+and transformers, and the code that computed it. A changed byte in any of them is another name, so nothing is ever
+invalidated. Files appear whole or not at all, and are read back with a checksum; a damaged one counts as absent.
+
+Knows arrays and files; nothing about models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DIRECTORY_VARIABLE = "QWEN3VL_EXPORT_CACHE"
+BUDGET = (
+    8 * 1024**3
+)  # bytes; the results used longest ago go first. Logits of a published vocabulary are 0.6 MB a token
+SUFFIX = ".npz"
+
+
+def default_directory() -> Path:
+    """`reference` under `$QWEN3VL_EXPORT_CACHE`, else under `qwen3vl-export` in the user's cache directory."""
+    if given := os.environ.get(DIRECTORY_VARIABLE):
+        return Path(given) / "reference"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "qwen3vl-export" / "reference"
+
+
+def scope_of(checkpoint_files: Mapping[str, str]) -> str:
+    """What every result of one reference shares, as a hex digest.
+
+    Args:
+        checkpoint_files: sha256 of each file of the checkpoint, by name.
+    """
+    code = [Path(__file__).with_name(name).read_bytes() for name in ("reference.py", "reference_cache.py")]
+    digest = hashlib.sha256()
+    for part in (*code, repr(sorted(checkpoint_files.items())).encode()):
+        digest.update(hashlib.sha256(part).digest())
+    for package in ("torch", "transformers", "numpy"):
+        digest.update(f"{package} {version(package)}\n".encode())
+    return digest.hexdigest()
+
+
+class Store:
+    """Results of one reference: arrays, or dataclasses of arrays.
+
+    Args:
+        root: directory, made when first written to.
+        scope: what all results here share, see `scope_of`.
+        budget: bytes the directory may hold, whoever wrote them.
+    """
+
+    def __init__(self, root: Path, scope: str, budget: int = BUDGET) -> None:
+        self.root = root
+        self.scope = scope
+        self.budget = budget
+        self._held: int | None = None  # bytes, once counted
+
+    def path(self, key: tuple[Any, ...]) -> Path:
+        name = hashlib.sha256(f"{self.scope} {key!r}".encode()).hexdigest()
+        return self.root / name[:2] / f"{name}{SUFFIX}"
+
+    def get(self, key: tuple[Any, ...], kind: type) -> Any:
+        """The result kept under `key`, or None.
+
+        Args:
+            kind: what it was when it was put: `np.ndarray` or a dataclass of arrays.
+        """
+        path = self.path(key)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in arrays.files}
+            os.utime(path)  # used just now
+            return kind(**values) if is_dataclass(kind) else values["value"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return None  # damaged: as good as absent, and written anew
+
+    def put(self, key: tuple[Any, ...], value: Any) -> None:
+        """Keep a result; a disk that cannot take it costs time later and nothing else."""
+        path = self.path(key)
+        arrays = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {"value": value}
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as file:
+                    np.savez(file, **arrays)
+                size = partial.stat().st_size
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+            self._make_room(size)
+
+    def _make_room(self, added: int) -> None:
+        """Delete what was used longest ago until the budget is kept."""
+        if self._held is not None and self._held + added <= self.budget:
+            self._held += added
+            return
+        found = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.root.glob(f"*/*{SUFFIX}"))
+        self._held = sum(size for _, size, _ in found)
+        for _, size, path in found:
+            if self._held <= self.budget:
+                break
+            path.unlink(missing_ok=True)
+            self._held -= size
