@@ -6,8 +6,6 @@ Knows the terminal; the answers come from `runtime`, which is imported when a co
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ from .console import complain, console
 from .errors import InputError, Qwen3VLExportError
 
 if TYPE_CHECKING:
-    from .runtime import Image, Qwen3VL
+    from .runtime import Answer, Image, Qwen3VL
 
 DESCRIBE = "Describe this image."
 HELP = """\
@@ -37,13 +35,37 @@ Temperature = Annotated[
     float | None,
     typer.Option(metavar="T", min=0, help="0 is greedy; higher is more varied. The checkpoint's unless said."),
 ]
+TopK = Annotated[
+    int | None, typer.Option(metavar="K", min=0, help="Draw from the K likeliest tokens; 0 is all of them.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(metavar="P", min=0, max=1, help="Draw from the likeliest tokens that make up this probability."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(metavar="P", min=0, max=1, help="Draw from tokens at least this fraction as likely as the likeliest."),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(metavar="X", help="Above 1: tokens of prompt and answer become less likely.")
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option(metavar="X", min=-2, max=2, help="Above 0: tokens of the answer become less likely.")
+]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; repeat it for several.")
+]
+MaxTime = Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop an answer after this time.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed draws the same answer.")]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Threads to use; onnxruntime's choice unless said.")
 ]
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "seed")
+
 
 def run(
+    context: typer.Context,
     artifact: Artifact,
     image: Annotated[
         list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; repeat it for several.")
@@ -53,7 +75,14 @@ def run(
         typer.Option("--prompt", "-p", metavar="TEXT", help="The question; read from standard input if '-'."),
     ] = None,
     max_new_tokens: MaxNewTokens = 512,
+    stop: Stop = None,
+    max_time: MaxTime = None,
     temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
     seed: Seed = None,
     threads: Threads = None,
 ) -> None:
@@ -69,16 +98,29 @@ def run(
     text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
     model = Qwen3VL.load(artifact, threads)
     content = [*(Image(path) for path in images), text]
-    for piece in model.stream(content, max_new_tokens, temperature=temperature, seed=seed):
+    for piece in model.stream(content, max_new_tokens, stop=stop, max_time=max_time, **sampling(context)):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
 
 
+def sampling(context: typer.Context) -> dict[str, Any]:
+    """The sampling options of a command; None where none was given."""
+    return {name: context.params[name] for name in SAMPLING}
+
+
 def chat(
+    context: typer.Context,
     artifact: Artifact,
     max_new_tokens: MaxNewTokens = 512,
+    stop: Stop = None,
+    max_time: MaxTime = None,
     temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
     seed: Seed = None,
     threads: Threads = None,
 ) -> None:
@@ -94,7 +136,8 @@ def chat(
     screen = console()
     model = Qwen3VL.load(artifact, threads)
     screen.print(f"[bold]{escape(model.artifact.manifest.name)}[/]  [dim]/image FILE, /reset, /help, /quit[/]")
-    talk = Talk(model, screen, max_new_tokens, {"temperature": temperature, "seed": seed})
+    settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling(context)}
+    talk = Talk(model, screen, settings)
     while True:
         try:
             line = input("> ").strip()  # plain, so that readline knows how wide it is
@@ -120,8 +163,7 @@ class Talk:
 
     model: Qwen3VL
     screen: Console
-    max_new_tokens: int
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # for `Qwen3VL.stream`
     said: list[dict[str, Any]] = field(default_factory=list)
     waiting: list[Image] = field(default_factory=list)
 
@@ -157,27 +199,15 @@ class Talk:
     def ask(self, question: str) -> None:
         """Stream an answer. What was said becomes part of the conversation, also if Ctrl-C cut it short."""
         turn: dict[str, Any] = {"role": "user", "content": [*self.waiting, question]}
-        pieces: list[str] = []
-        start = time.perf_counter()
-        first = start
+        answer: Answer | None = None
         with suppress(KeyboardInterrupt):
-            for piece in self.answer([*self.said, turn]):
-                if not pieces:
-                    first = time.perf_counter()
-                pieces.append(piece)
+            answer = self.model.stream([*self.said, turn], **self.settings)
+            for piece in answer:
                 self.screen.print(piece, end="", markup=False, soft_wrap=True)
         self.screen.print()
-        if not pieces:
+        if answer is None or not answer.text:
             return
-        self.said += [turn, {"role": "assistant", "content": "".join(pieces)}]
+        self.said += [turn, {"role": "assistant", "content": answer.text}]
         self.waiting.clear()
-        rest = time.perf_counter() - first
-        rate = f", then {(len(pieces) - 1) / rest:.1f} tokens/s" if len(pieces) > 1 and rest > 0 else ""
-        self.screen.print(f"[dim]first token after {first - start:.2f} s{rate}[/]")
-
-    def answer(self, messages: list[dict[str, Any]]) -> Iterator[str]:
-        """One piece for each token."""
-        from .runtime.sampling import override
-
-        prepared = self.model.prepare([messages])
-        return self.model.pieces(prepared, self.max_new_tokens, override(self.model.sampling, **self.settings))
+        rate = f", then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
+        self.screen.print(f"[dim]first token after {answer.first_token_seconds:.2f} s{rate}[/]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qwen3vl_export.cli import app
-from qwen3vl_export.runtime import Image, Qwen3VL
+from qwen3vl_export.runtime import Answer, Image, Qwen3VL
+from qwen3vl_export.runtime.generate import Step
 
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
 
@@ -81,13 +83,13 @@ def test_an_error_does_not_end_the_chat(tiny_artifact: Path, answer: str) -> Non
 
 def test_the_conversation_grows_and_is_forgotten(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
-    pieces = Qwen3VL.pieces
+    answer = Qwen3VL.answer
 
-    def noted(self: Qwen3VL, prepared: Any, *arguments: Any) -> Iterator[str]:
+    def noted(self: Qwen3VL, prepared: Any, *arguments: Any) -> Answer:
         prompts.append(prepared.texts[0])
-        return pieces(self, prepared, *arguments)
+        return answer(self, prepared, *arguments)
 
-    monkeypatch.setattr(Qwen3VL, "pieces", noted)
+    monkeypatch.setattr(Qwen3VL, "answer", noted)
     typed = "What is 2+3?\nAnd 3+3?\n/reset\nWhat is 1+1?\n"
     assert call("chat", tiny_artifact, "--max-new-tokens", 4, typed=typed).exit_code == 0
     first, second, third = prompts
@@ -96,11 +98,14 @@ def test_the_conversation_grows_and_is_forgotten(tiny_artifact: Path, monkeypatc
 
 
 def test_ctrl_c_stops_the_answer_only(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any) -> Iterator[str]:
-        yield "half an ans"
+    steps = Qwen3VL.generate_steps
+    beginning = Qwen3VL.load(tiny_artifact).generate("Describe.", max_new_tokens=3, temperature=0)
+
+    def interrupted(*arguments: Any) -> Iterator[Step]:
+        yield from islice(steps(*arguments), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Qwen3VL, "pieces", interrupted)
-    done = call("chat", tiny_artifact, typed="What is 2+3?\n/reset\n")
+    monkeypatch.setattr(Qwen3VL, "generate_steps", interrupted)
+    done = call("chat", tiny_artifact, typed="Describe.\n/reset\n")
     assert done.exit_code == 0
-    assert "half an ans" in done.output and "forgotten" in done.output
+    assert f"> {beginning}\n" in done.output and "forgotten" in done.output

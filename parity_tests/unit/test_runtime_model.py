@@ -13,7 +13,7 @@ import pytest
 from qwen3vl_export.artifact import Artifact, open_artifact
 from qwen3vl_export.contract import EMBED_TOKENS, IMAGE_GRID_THW, INPUT_IDS, INPUTS_EMBEDS, PIXEL_VALUES
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Sampling, Video
+from qwen3vl_export.runtime import GREEDY, Image, Limits, Prepared, Qwen3VL, Sampling, Video
 from qwen3vl_export.runtime.decoder import embed_generated
 from qwen3vl_export.runtime.generate import prefill
 from qwen3vl_export.runtime.messages import as_messages
@@ -64,6 +64,24 @@ def test_a_seed_repeats_an_answer(model: Qwen3VL) -> None:
 def test_no_temperature_is_greedy(model: Qwen3VL) -> None:
     ids = model.generate_ids(model.prepare([as_messages(QUESTION)]), 12, GREEDY)[0]
     assert model.generate(QUESTION, max_new_tokens=12, temperature=0) == model.tokenizer.decode(ids)
+
+
+def test_a_batch_answers_as_its_questions_alone(model: Qwen3VL) -> None:
+    """Rows with no picture, one, two and a video, of different lengths."""
+    alone = [model.generate(conversation, 16, temperature=0) for conversation in CONVERSATIONS]
+    assert model.generate_batch(CONVERSATIONS, 16, temperature=0) == alone
+    letter = alone[0][-1]
+    stopped = [text.partition(letter)[0] for text in alone]
+    assert model.generate_batch(CONVERSATIONS, 16, temperature=0, stop=letter) == stopped
+    assert [model.generate(row, 16, temperature=0, stop=letter) for row in CONVERSATIONS] == stopped
+
+
+def test_penalties_and_min_p_reach_the_tokens(model: Qwen3VL) -> None:
+    plain = model.generate(QUESTION, max_new_tokens=24, temperature=0)
+    assert model.generate(QUESTION, max_new_tokens=24, temperature=9.0, min_p=1.0, seed=1) == plain
+    assert model.generate(QUESTION, max_new_tokens=24, temperature=0, repetition_penalty=20.0) != plain
+    drawn = {model.generate(QUESTION, 24, temperature=4.0, seed=1, presence_penalty=penalty) for penalty in (-2, 0, 2)}
+    assert len(drawn) == 3
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 512, None])
@@ -117,7 +135,7 @@ def test_stop_tokens_leave_no_text(model: Qwen3VL) -> None:
     prepared = model.prepare([as_messages(QUESTION)])
     ids = model.generate_ids(prepared, 64, GREEDY)[0]
     assert ids[-1] in model.stop_ids
-    assert "".join(model.pieces(prepared, 64, GREEDY)) == model.tokenizer.decode(ids[:-1])
+    assert model.answer(prepared, GREEDY, Limits(64)).read() == model.tokenizer.decode(ids[:-1])
 
 
 def test_the_answer_ends_with_the_context(tiny_artifact: Path) -> None:
@@ -155,7 +173,9 @@ def test_nothing_is_checked_late(model: Qwen3VL) -> None:
     with pytest.raises(InputError, match="temperature"):
         model.stream("Hi", temperature=-1.0)
     with pytest.raises(InputError, match="max_new_tokens is 0"):
-        list(model.stream("Hi", max_new_tokens=0))
+        model.stream("Hi", max_new_tokens=0)
+    with pytest.raises(InputError, match="stop is"):
+        model.stream("Hi", stop="")
     with pytest.raises(InputError, match="prefill_chunk is 0"):
         model.generate_ids(model.prepare([as_messages("Hi")]), 4, Sampling(), prefill_chunk=0)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -21,6 +22,7 @@ from qwen3vl_export.runtime.sampling import (
     Sampling,
     choose,
     from_generation_config,
+    less_present,
     override,
     penalized,
     probabilities,
@@ -35,19 +37,40 @@ SEEN = RNG.integers(0, 500, (8, 30))
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 20, 999])
 @pytest.mark.parametrize("top_p", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
-def test_scores_equal_transformers(temperature: float, top_k: int, top_p: float, penalty: float) -> None:
-    sampling = Sampling(True, temperature, top_k, top_p, penalty)
+def test_scores_equal_transformers(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float) -> None:
+    sampling = Sampling(True, temperature, top_k, top_p, min_p, penalty)
     expected, ids = torch.from_numpy(LOGITS), torch.from_numpy(SEEN)
     steps: list[Any] = [RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(temperature)]
     steps += [TopKLogitsWarper(top_k)] if top_k else []
     steps += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    steps += [MinPLogitsWarper(min_p)] if min_p else []
     for step in steps:
         expected = step(ids, expected)
     for row, seen, wanted in zip(LOGITS, SEEN, expected.numpy(), strict=True):
         before = row.copy()
         np.testing.assert_allclose(warped(penalized(row, seen, penalty), sampling), wanted, rtol=1e-6)
         np.testing.assert_array_equal(row, before)  # the caller's logits are left alone
+
+
+def test_the_presence_penalty_is_that_of_vllm() -> None:
+    """`logits -= presence_penalties * output_mask` (vllm/model_executor/layers/utils.py, apply_penalties)."""
+    for row, answer in zip(LOGITS, SEEN[:, :12], strict=True):
+        mask = np.isin(np.arange(len(row)), answer)
+        before = row.copy()
+        np.testing.assert_array_equal(less_present(row, answer, 1.5), row - np.float32(1.5) * mask)
+        np.testing.assert_array_equal(row, before)
+        assert less_present(row, answer, 0) is row and less_present(row, answer[:0], 1.5) is row
+
+
+def test_the_presence_penalty_counts_what_was_generated() -> None:
+    logits = np.array([[0.0, 1.0, 1.5, 3.0]], np.float32)
+    seen = [np.array([2, 3])]  # 2 is of the prompt, 3 was generated
+    penalty = Sampling(presence_penalty=2.0)
+    assert Chooser(penalty, 1)(logits, seen, 0).tolist() == [3]
+    assert Chooser(penalty, 1)(logits, seen, 1).tolist() == [2]
+    assert Chooser(penalty, 1)(logits, seen, 2).tolist() == [1]
 
 
 def test_greedy_is_the_largest() -> None:
@@ -88,7 +111,7 @@ def test_tokens_that_dropped_out_are_never_drawn() -> None:
 def test_half_precision_logits() -> None:
     generator = np.random.default_rng(1)
     half = LOGITS[0].astype(np.float16)
-    assert 0 <= choose(half, SEEN[0], Sampling(True, 0.7, 20, 0.8, 1.1), generator) < 500
+    assert 0 <= choose(half, SEEN[0], Sampling(True, 0.7, 20, 0.8, 0.05, 1.1, 1.5), generator, 3) < 500
 
 
 def test_nan_stops_and_names_the_step() -> None:
@@ -100,8 +123,11 @@ def test_nan_stops_and_names_the_step() -> None:
 
 def test_defaults_of_a_generation_config() -> None:
     assert from_generation_config({}) == Sampling(top_k=50)
-    official = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.0}
-    assert from_generation_config(official) == Sampling(True, 0.7, 20, 0.8, 1.0)
+    official = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
+    assert from_generation_config(official) == Sampling(True, 0.7, 20, 0.8, repetition_penalty=1.1)
+    assert from_generation_config({"min_p": 0.1, "presence_penalty": 1.5}) == Sampling(
+        top_k=50, min_p=0.1, presence_penalty=1.5
+    )
     assert from_generation_config({"top_k": None, "temperature": None, "do_sample": None}) == Sampling(top_k=50)
 
 
@@ -114,7 +140,7 @@ def test_a_temperature_decides_whether_to_sample() -> None:
 @pytest.mark.parametrize(
     "values",
     [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.5}, {"repetition_penalty": 0.0},
-     {"seed": -1}],
+     {"seed": -1}, {"min_p": -0.1}, {"min_p": 1.1}, {"presence_penalty": 2.5}, {"presence_penalty": float("nan")}],
 )  # fmt: skip
 def test_settings_that_mean_nothing(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):

@@ -7,13 +7,14 @@
         print(piece, end="", flush=True)
 
 The way of a question: `messages` (one form) → `prompt` (text) and `images`, `preprocess` (patches) → `tokenizer`,
-`positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) → text. `model`
-ties them together; `session` and `external` open the graphs.
+`positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) → `answer` (text).
+`model` ties them together; `session` and `external` open the graphs.
 """
 
+from .answer import Answer, Limits
 from .images import Image, Video
 from .model import Qwen3VL
 from .prepare import Prepared
 from .sampling import GREEDY, Sampling
 
-__all__ = ["GREEDY", "Image", "Prepared", "Qwen3VL", "Sampling", "Video"]
+__all__ = ["GREEDY", "Answer", "Image", "Limits", "Prepared", "Qwen3VL", "Sampling", "Video"]

@@ -5,6 +5,7 @@ Each public method is one stage, so that a harness can compare every stage of th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..artifact import Artifact, open_artifact
 from ..contract import Facts
 from . import decoder, encoders
+from .answer import Answer, Limits, read_rows
 from .arrays import Floats, Ints
 from .decoder import Cache
 from .generate import PREFILL_CHUNK, Step, generate
@@ -19,9 +21,9 @@ from .messages import Content, Message, as_messages
 from .prepare import Prepared, Preparer
 from .sampling import Sampling, from_generation_config, override
 from .session import Sessions
-from .tokenizer import StreamDecoder
 
-MAX_NEW_TOKENS = 512
+NO_LIMITS = Limits()
+MAX_NEW_TOKENS = NO_LIMITS.max_new_tokens
 
 
 class Qwen3VL:
@@ -64,37 +66,69 @@ class Qwen3VL:
 
     # One answer, as text.
 
-    def stream(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> Iterator[str]:
+    def stream(
+        self,
+        content: Content,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        *,
+        stop: str | Sequence[str] | None = None,
+        max_time: float | None = None,
+        **settings: Any,
+    ) -> Answer:
         """The answer, piece by piece as it is made; the pieces never split a character.
 
         The pictures and the prompt are checked at once, before the first piece is asked for.
 
         Args:
             content: a question, `[Image("cat.jpg"), "What is this?"]`, or messages with `role` and `content`.
-            settings: `temperature` (0 is greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`; what is not given is
-                as the checkpoint's `generation_config.json` says.
+            stop: strings the answer ends before.
+            max_time: seconds after which no further token is begun.
+            settings: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
+                `seed`; what is not given is as the checkpoint's `generation_config.json` says.
 
         Raises:
             InputError: a picture, message or setting that cannot be used, or a prompt longer than the context.
         """
+        started = time.perf_counter()
+        limits = Limits.of(max_new_tokens, stop, max_time)
         sampling = override(self.sampling, **settings)
-        prepared = self.prepare([as_messages(content)])
-        return (piece for piece in self.pieces(prepared, max_new_tokens, sampling) if piece)
+        return self.answer(self.prepare([as_messages(content)]), sampling, limits, started)
 
     def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
         """The whole answer; arguments as `stream`."""
-        return "".join(self.stream(content, max_new_tokens, **settings))
+        return self.stream(content, max_new_tokens, **settings).read()
 
-    def pieces(
-        self, prepared: Prepared, max_new_tokens: int = MAX_NEW_TOKENS, sampling: Sampling | None = None
-    ) -> Iterator[str]:
-        """One string for each token of the first row's answer, empty while a character is incomplete; then the rest."""
-        text = StreamDecoder(self.tokenizer)
-        for step in self.generate_steps(prepared, max_new_tokens, sampling):
-            token = int(step.tokens[0])
-            yield "" if token in self.stop_ids else text.push(token)
-        if rest := text.finish():
-            yield rest
+    def generate_batch(
+        self,
+        contents: Sequence[Content],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        *,
+        stop: str | Sequence[str] | None = None,
+        max_time: float | None = None,
+        **settings: Any,
+    ) -> list[str]:
+        """The whole answer to each question, computed together; arguments as `stream`.
+
+        Rows may differ in length and in number, kind and size of pictures. Each draws with a seed of its own.
+        """
+        started = time.perf_counter()
+        limits = Limits.of(max_new_tokens, stop, max_time)
+        sampling = override(self.sampling, **settings)
+        prepared = self.prepare([as_messages(content) for content in contents])
+        steps = self.generate_steps(prepared, max_new_tokens, sampling)
+        return read_rows(steps, len(contents), self.tokenizer, self.stop_ids, limits, started)
+
+    def answer(
+        self,
+        prepared: Prepared,
+        sampling: Sampling | None = None,
+        limits: Limits = NO_LIMITS,
+        started: float | None = None,
+    ) -> Answer:
+        """The answer to the first row of a prompt that is prepared; `started` as in `Answer`."""
+        started = time.perf_counter() if started is None else started
+        steps = self.generate_steps(prepared, limits.max_new_tokens, sampling)
+        return Answer(steps, self.tokenizer, self.stop_ids, limits, started)
 
     # The stages.
 

@@ -1,8 +1,10 @@
-"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p and a repetition penalty.
+"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p, min-p and two penalties.
 
 The order and meaning of the steps are those of transformers' `RepetitionPenaltyLogitsProcessor`,
-`TemperatureLogitsWarper`, `TopKLogitsWarper` and `TopPLogitsWarper`. Draws come from numpy, so a seed gives the same
-text on every machine that computes the same logits, though not the text torch would draw.
+`TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper` and `MinPLogitsWarper`. The presence penalty, which
+transformers does not have, is the OpenAI API's as vLLM computes it: after the repetition penalty, over generated tokens
+alone. Draws come from numpy, so a seed gives the same text on every machine that computes the same logits, though not
+the text torch would draw.
 
 Knows numbers; nothing about graphs or text.
 """
@@ -19,18 +21,21 @@ from ..errors import ArtifactError, InputError
 from .arrays import Floats, Ints
 
 NO_CHANCE = -np.inf
+MAX_PRESENCE_PENALTY = 2  # the range of the OpenAI API
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose; the defaults are greedy. `top_k` 0 and `top_p` 1 keep every token; `seed` None is a new one."""
+    """How to choose; the defaults are greedy and change nothing. The penalties count for greedy answers too."""
 
     do_sample: bool = False
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    top_k: int = 0  # draw from this many of the likeliest tokens; 0 is all
+    top_p: float = 1.0  # draw from the likeliest tokens that together have this probability
+    min_p: float = 0.0  # draw from tokens at least this fraction as likely as the likeliest
+    repetition_penalty: float = 1.0  # divides the logits of tokens in prompt or answer; 1 is none
+    presence_penalty: float = 0.0  # subtracted from the logits of tokens in the answer; 0 is none
+    seed: int | None = None  # None is a new one each time
 
     def __post_init__(self) -> None:
         if self.do_sample and not 0 < self.temperature < np.inf:
@@ -39,8 +44,12 @@ class Sampling:
             raise InputError(f"top_k is {self.top_k}", "Use 0 for all tokens, or a number above 0")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}", "Use a number between 0 and 1")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p is {self.min_p}", "Use a number between 0 and 1; 0 keeps every token")
         if not 0 < self.repetition_penalty < np.inf:
             raise InputError(f"repetition_penalty is {self.repetition_penalty}", "Use a number above 0; 1 is none")
+        if not -MAX_PRESENCE_PENALTY <= self.presence_penalty <= MAX_PRESENCE_PENALTY:
+            raise InputError(f"presence_penalty is {self.presence_penalty}", "Use a number from -2 to 2; 0 is none")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed is {self.seed}", "Use 0 or above")
 
@@ -55,7 +64,9 @@ def from_generation_config(config: Mapping[str, Any]) -> Sampling:
         temperature=float(given(config, "temperature", 1.0)),
         top_k=int(given(config, "top_k", 50)),
         top_p=float(given(config, "top_p", 1.0)),
+        min_p=float(given(config, "min_p", 0.0)),
         repetition_penalty=float(given(config, "repetition_penalty", 1.0)),
+        presence_penalty=float(given(config, "presence_penalty", 0.0)),
     )
 
 
@@ -69,14 +80,18 @@ def override(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
     seed: int | None = None,
 ) -> Sampling:
     """`base` with what the caller gave. A temperature decides whether to sample at all: 0 is greedy."""
     changes: dict[str, Any] = {
         "top_k": top_k,
         "top_p": top_p,
+        "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
         "seed": seed,
     }
     if temperature is not None:
@@ -99,7 +114,7 @@ class Chooser:
         Args:
             logits: [B, V] of the last token of each row.
             seen: for each row the ids so far, prompt included and padding not, which the repetition penalty lowers.
-            step: how many tokens were generated before, for the error.
+            step: how many of them were generated; those the presence penalty lowers.
 
         Raises:
             ArtifactError: logits that are not numbers.
@@ -109,15 +124,16 @@ class Chooser:
                 f"the decoder's logits are not numbers (NaN) at step {step}", "Use an artifact of higher precision"
             )
         chosen = [
-            choose(row, ids, self.sampling, generator)
+            choose(row, ids, self.sampling, generator, step)
             for row, ids, generator in zip(logits, seen, self._generators, strict=True)
         ]
         return np.array(chosen, np.int64)
 
 
-def choose(logits: Floats, seen: Ints, sampling: Sampling, generator: np.random.Generator) -> int:
-    """One token id from the logits [V] of one row."""
+def choose(logits: Floats, seen: Ints, sampling: Sampling, generator: np.random.Generator, generated: int = 0) -> int:
+    """One token id from the logits [V] of one row, whose last `generated` ids of `seen` are its answer so far."""
     scores = penalized(logits, seen, sampling.repetition_penalty)
+    scores = less_present(scores, seen[len(seen) - generated :], sampling.presence_penalty)
     if not sampling.do_sample:
         return int(scores.argmax())
     chances = np.cumsum(probabilities(warped(scores, sampling)), dtype=np.float64)
@@ -134,17 +150,30 @@ def penalized(logits: Floats, seen: Ints, penalty: float) -> Floats:
     return scores
 
 
+def less_present(logits: Floats, answer: Ints, penalty: float) -> Floats:
+    """Tokens of the answer so far lowered by the penalty, once however often they occur."""
+    if penalty == 0 or not len(answer):
+        return logits
+    scores = logits.astype(np.float32)
+    scores[answer] -= np.float32(penalty)  # an id that occurs twice is written twice, not lowered twice
+    return scores
+
+
 def warped(scores: Floats, sampling: Sampling) -> Floats:
-    """Logits [V] after temperature, top-k and top-p; a token that dropped out has -inf."""
+    """Logits [V] after temperature, top-k, top-p and min-p; a token that dropped out has -inf."""
     scores = scores.astype(np.float32) / np.float32(sampling.temperature)
     if 0 < sampling.top_k < len(scores):
         least = np.partition(scores, -sampling.top_k)[-sampling.top_k]
         scores[scores < least] = NO_CHANCE
     if sampling.top_p < 1:
-        order = np.argsort(scores, kind="stable")  # least likely first
+        left = np.flatnonzero(scores > NO_CHANCE)  # sorting the few that top-k left takes no time
+        order = left[np.argsort(scores[left], kind="stable")]  # least likely first
         below = np.cumsum(probabilities(scores[order])) <= 1 - sampling.top_p
         below[-1] = False  # the likeliest always stays
         scores[order[below]] = NO_CHANCE
+    if sampling.min_p > 0:
+        chances = probabilities(scores)
+        scores[chances < np.float32(sampling.min_p) * chances.max()] = NO_CHANCE
     return scores
 
 
