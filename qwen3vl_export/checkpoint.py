@@ -104,10 +104,15 @@ class Checkpoint:
                 raise CheckpointError(f"{self.root}: {name} is missing", "Download the checkpoint again")
         return [self.root / name for name in names]
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor in its stored dtype, mapped from disk."""
-        with safe_open(self.tensors[name].file, framework="pt") as shard:
-            tensor: torch.Tensor = shard.get_tensor(name)
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """One tensor in its stored dtype, mapped from disk; need not be contiguous.
+
+        Args:
+            rows: read only these of its first axis, e.g. the experts `slice(3, 4)`.
+        """
+        entry = self.tensors[name]
+        with safe_open(entry.file, framework="pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(name) if rows is None else shard.get_slice(name)[rows]
         return tensor
 
     def provenance(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The pipeline: a recipe and a checkpoint to an artifact directory. `build` and `export_graph` tell the whole story.
 
-recipe -> checkpoint -> trace -> simplify -> optimize -> weights -> artifact
+recipe -> checkpoint -> trace -> simplify -> optimize -> quantize -> weights -> artifact
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from .errors import BuildError, CheckpointError
 from .lowering import lower
 from .optimize import optimize
 from .output import whole_directory
+from .quantize import quantize, store_as
 from .recipe_model import Recipe
+from .recipe_quantize import KeepPrecision, Quantize
 from .simplify import simplify
 from .stages import Stages, tool_versions
 from .submodules import Submodule, build_submodule, check_tensors
@@ -36,6 +38,7 @@ Log = Callable[[str], None]
 STAGES_DIR = "stages"
 PREPROCESSOR = "preprocessor_config.json"
 NEEDED_FILES = ("config.json", "generation_config.json", PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
+KEEP = KeepPrecision()
 GRID_RULES = {"dynamic": contract.ANY_GRID, "fixed": contract.ONLY_GRID, "buckets": contract.BUCKET_RULE}
 
 
@@ -67,7 +70,8 @@ def build(
     with whole_directory(out, force) as directory:
         opened = open_for(recipe, checkpoint)
         log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
-        dtype: torch.dtype = getattr(torch, recipe.dtype)
+        dtype: torch.dtype = getattr(torch, recipe.compute_dtype)
+        stored = ir.DataType.BFLOAT16 if recipe.dtype == "bfloat16" else None
         check_tensors(opened, dtype)
         graphs = directory / GRAPH_DIR
         graphs.mkdir()
@@ -80,8 +84,9 @@ def build(
                 keep = keep_under(directory / STAGES_DIR, submodule.graph, opened, recipe) if keep_stages else None
                 stages = Stages(name, log, keep)
                 file = data[data_stem(name)]
-                model = export_graph(submodule, opened, recipe.target, dtype, file, stages)
-                entries[name] = graph_entry(submodule.graph, model, file, stages, recipe.dtype)
+                plan = recipe.quantize(name)
+                model = export_graph(submodule, opened, recipe.target, dtype, file, stages, plan, stored)
+                entries[name] = graph_entry(submodule.graph, model, file, stages, recipe.compute_dtype)
         for name in entries:
             check_graph(graphs / f"{name}.onnx")
         copy_settings(opened, recipe, directory)
@@ -91,12 +96,28 @@ def build(
 
 
 def export_graph(
-    submodule: Submodule, checkpoint: Checkpoint, target: str, dtype: torch.dtype, data: WeightFile, stages: Stages
+    submodule: Submodule,
+    checkpoint: Checkpoint,
+    target: str,
+    dtype: torch.dtype,
+    data: WeightFile,
+    stages: Stages,
+    plan: Quantize = KEEP,
+    stored: ir.DataType | None = None,
 ) -> ir.Model:
-    """One graph from its submodule to its `.onnx` file beside `data`."""
+    """One graph from its submodule to its `.onnx` file beside `data`.
+
+    Args:
+        plan: how its products or its table are quantized.
+        stored: dtype in which weights lie on disk, if not the one that is computed with.
+    """
     model = stages.done("traced", trace(submodule, dtype))
     model = stages.done("simplified", simplify(model))
     model = stages.done("optimized", optimize(model, target))
+    if plan.method != "none":
+        model = stages.done("quantized", quantize(model, plan, target))
+    if stored is not None:
+        model = stages.done("stored", store_as(model, stored))
     model = stages.done("written", attach(model, submodule.graph, checkpoint, data))
     ir.save(model, data.path.with_name(f"{submodule.graph.name}.onnx"))
     return model

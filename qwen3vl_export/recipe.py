@@ -17,8 +17,10 @@ from pydantic import BaseModel, ValidationError
 
 from .errors import RecipeError
 from .recipe_model import GRAPH_NAMES as GRAPH_NAMES
-from .recipe_model import SIZE_STEP, Impossible
+from .recipe_model import SIZE_STEP
 from .recipe_model import Recipe as Recipe
+from .recipe_quantize import METHODS
+from .recipe_strict import Impossible
 from .recipe_yaml import EXTENDS, Layers, read_layers
 
 SUFFIXES = (".yaml", ".yml")
@@ -125,6 +127,7 @@ def _first_mistake(layers: Layers, error: ValidationError) -> RecipeError:
     if len(mistakes) > 1:
         next = f"{next} ({len(mistakes) - 1} more mistake{'s' if len(mistakes) > 2 else ''})".lstrip()
     combined = isinstance(first.get("ctx", {}).get("error"), Impossible)  # the file read brought them together
+    path = _without_method(path)
     file = layers.file if combined else layers.origin(tuple(str(key) for key in path))
     return RecipeError(f"{file}: {_dotted(path)}: {what}", next)
 
@@ -143,6 +146,11 @@ def _describe(
         return path, "is missing", "Add it, or inherit it with extends:"
     if kind in ("missing", "too_long") and "sizes" in path:
         return path[:3], "a size is [height, width]", "Write sizes: [[384, 384]]"
+    if kind == "union_tag_not_found":
+        return (*path, "method"), "is missing", f"Known here: {', '.join(METHODS)}"
+    if kind == "union_tag_invalid":
+        tag = str(context["tag"])
+        return (*path, "method"), f"{_shown(tag)} is not one of {', '.join(METHODS)}", _did_you_mean(tag, METHODS)
     if kind == "literal_error":
         choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
         return path, f"{_shown(value)} is not one of {', '.join(choices)}", _did_you_mean(str(value), choices)
@@ -161,10 +169,18 @@ def _keys_at(path: Iterable[int | str]) -> list[str]:
     """The keys a recipe knows at a key path."""
     model: type[BaseModel] = Recipe
     for key in path:
+        if model is not Recipe and key in METHODS:  # pydantic names the method it read the block as
+            model = METHODS[str(key)]
+            continue
         annotation = model.model_fields[str(key)].annotation
         options = (annotation, *get_args(annotation))
         model = next(one for one in options if isinstance(one, type) and issubclass(one, BaseModel))
     return [EXTENDS, *model.model_fields] if model is Recipe else list(model.model_fields)
+
+
+def _without_method(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A key path as it is written: without the method that pydantic names after a graph of `quantization`."""
+    return (*path[:2], *path[3:]) if path[:1] == ("quantization",) and path[2:3] and path[2] in METHODS else path
 
 
 def _dotted(path: Iterable[int | str]) -> str:

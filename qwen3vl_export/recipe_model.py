@@ -9,7 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
+
+from .recipe_quantize import Quantization, Quantize
+from .recipe_strict import Impossible, Strict
 
 SIZE_STEP = 32  # pixels of one image token's side: patch_size * spatial_merge_size = 16 * 2
 MAX_ASPECT = 200  # the processor of Qwen3-VL refuses longer pictures
@@ -19,21 +22,7 @@ GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddi
 Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
 
 
-class Impossible(ValueError):
-    """Fields that are fine one by one and impossible together; `key` is the one to change."""
-
-    def __init__(self, key: str, what: str, next: str) -> None:
-        super().__init__(what)
-        self.key, self.what, self.next = key, what, next
-
-
-class _Strict(BaseModel):
-    """Unknown keys refused, no conversions (`"1"` is not 1), nothing changes after loading."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Checkpoint(_Strict):
+class Checkpoint(Strict):
     """Where the weights come from."""
 
     source: str = Field(min_length=1)
@@ -47,7 +36,7 @@ class Checkpoint(_Strict):
         return self.source.startswith((".", "/", "~"))
 
 
-class Vision(_Strict):
+class Vision(Strict):
     """Which picture sizes the vision encoder takes."""
 
     grid: Literal["dynamic", "fixed", "buckets"] = "dynamic"
@@ -81,35 +70,7 @@ class Vision(_Strict):
         return self
 
 
-class KeepPrecision(_Strict):
-    """No quantization: weights keep the recipe's dtype."""
-
-    method: Literal["none"] = "none"
-    """none: weights keep the recipe's dtype."""
-
-
-# A further method is a model like KeepPrecision with its own fields ({method, bits, block_size, keep}), added to this
-# union: `Annotated[KeepPrecision | Int8 | Int4, Field(discriminator="method")]`.
-Quantize = KeepPrecision
-
-
-class Quantization(_Strict):
-    """How the weights of each graph are stored."""
-
-    vision_encoder: Quantize = KeepPrecision()
-    """The vision tower."""
-    embeddings: Quantize = KeepPrecision()
-    """The token table; embed_tokens and embeddings share it."""
-    decoder_model_merged: Quantize = KeepPrecision()
-    """The language model."""
-
-    def of(self, graph: GraphName) -> Quantize:
-        """The plan of one graph."""
-        plan: Quantize = getattr(self, "embeddings" if graph == "embed_tokens" else graph)
-        return plan
-
-
-class Parity(_Strict):
+class Parity(Strict):
     """How the artifact is compared with PyTorch."""
 
     matrix: Literal["quick", "standard", "full"] = "standard"
@@ -120,14 +81,14 @@ class Parity(_Strict):
     """Also sit the trained tiny model's exam: only checkpoints that were trained on drawn pictures can."""
 
 
-class Packaging(_Strict):
+class Packaging(Strict):
     """Which runtimes the directory is laid out for."""
 
     runtimes: tuple[Literal["onnxruntime"], ...] = Field(default=("onnxruntime",), min_length=1)
     """Runtimes that must be able to load the directory."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """One build, described completely: equal recipes and checkpoints give equal bytes."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -138,8 +99,8 @@ class Recipe(_Strict):
     """Where the weights come from. A recipe that changes `source` starts afresh: it inherits no revision."""
     target: Literal["ort", "portable"] = "ort"
     """ort: onnxruntime's fused operators. portable: standard ONNX operators only."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Floating type of weights and activations."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Floating type of weights and activations. bfloat16 is that of the weights only: computing is in float32."""
     vision: Vision = Vision()
     """Which picture sizes the vision encoder takes."""
     graphs: tuple[GraphName, ...] = Field(default=GRAPH_NAMES, min_length=1)
@@ -160,6 +121,17 @@ class Recipe(_Strict):
         """The local checkpoint directory, or None where `checkpoint.source` is a Hub id."""
         return self._directory / Path(self.checkpoint.source).expanduser() if self.checkpoint.is_local else None
 
+    @property
+    def compute_dtype(self) -> Literal["float32", "float16"]:
+        """Floating type of activations, inputs and outputs: onnxruntime's CPU provider has no bfloat16 kernels."""
+        return "float16" if self.dtype == "float16" else "float32"
+
+    def quantize(self, graph: str) -> Quantize:
+        """How the weights of one graph are stored; embed_tokens and embeddings share a table, encoders a tower."""
+        stem = "vision_encoder" if graph.startswith("vision_encoder") else graph
+        plan: Quantize = getattr(self.quantization, "embeddings" if stem == "embed_tokens" else stem)
+        return plan
+
     def to_json_dict(self) -> dict[str, Any]:
         """Plain JSON values with every default filled in. An absolute source keeps its last name only: the same recipe
         and checkpoint must give the same bytes wherever they lie."""
@@ -178,9 +150,37 @@ class Recipe(_Strict):
                 "a float16 model cannot meet the float32 profile",
                 "Write tolerances: float16, or leave it out",
             )
+        self._quantization_is_possible()
         missing = [name for name in GRAPH_NAMES if name not in self.graphs]
         if self.parity.held_out and missing:
             raise Impossible(
                 "parity.held_out", f"the exam needs every graph, {missing[0]} is not exported", "Set held_out: false"
             )
         return self
+
+    def _quantization_is_possible(self) -> None:
+        plans = self.quantization
+        if plans.vision_encoder.method == "int4" and not plans.vision_encoder.accept_error:
+            raise Impossible(
+                "quantization.vision_encoder.accept_error",
+                "4-bit weights change the features of the vision tower by a tenth and more",
+                "Use method: int8, or accept it with accept_error: true",
+            )
+        if plans.embeddings.method == "int8_dynamic":
+            raise Impossible(
+                "quantization.embeddings.method",
+                "int8_dynamic quantizes products, and a table is only looked up",
+                "Use method: int8",
+            )
+        if self.target != "portable":
+            return
+        if plans.embeddings.method != "none":
+            raise Impossible(
+                "quantization.embeddings.method", "no standard operator looks up quantized rows", "Use method: none"
+            )
+        for graph in ("vision_encoder", "decoder_model_merged"):
+            plan = getattr(plans, graph)
+            if plan.method in ("int8", "int4") and not plan.symmetric:
+                raise Impossible(
+                    f"quantization.{graph}.symmetric", "the portable target has symmetric blocks only", "Remove it"
+                )

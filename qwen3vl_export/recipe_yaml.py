@@ -19,6 +19,7 @@ from .errors import RecipeError
 
 EXTENDS = "extends"
 OWN_KEYS = ("name", "description")  # say what this very file is, so a child never inherits them
+METHOD = "method"  # a block that names one starts afresh: the settings of another method mean nothing to it
 KeyPath = tuple[str, ...]
 
 
@@ -120,8 +121,8 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; anything else, lists included, is replaced."""
-    merged = dict(base)
+    """Mappings merge key by key, unless the upper one names a method; anything else, lists included, is replaced."""
+    merged = {} if METHOD in over else dict(base)
     for key, value in over.items():
         below = merged.get(key)
         merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
