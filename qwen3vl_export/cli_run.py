@@ -5,6 +5,7 @@ Knows the terminal; the answers come from `runtime`, which is imported when a co
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,6 +61,9 @@ Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same see
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Threads to use; onnxruntime's choice unless said.")
 ]
+AllowPrivateUrls = Annotated[
+    bool, typer.Option("--allow-private-urls", help="Also fetch pictures from this machine and its network.")
+]
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "seed")
 
@@ -68,7 +72,8 @@ def run(
     context: typer.Context,
     artifact: Artifact,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; repeat it for several.")
+        list[str] | None,
+        typer.Option("--image", "-i", metavar="FILE", help="A picture, also by URL; repeat it for several."),
     ] = None,
     prompt: Annotated[
         str | None,
@@ -85,18 +90,19 @@ def run(
     presence_penalty: PresencePenalty = None,
     seed: Seed = None,
     threads: Threads = None,
+    allow_private_urls: AllowPrivateUrls = False,
 ) -> None:
     """Ask one question, with or without pictures, and stream the answer.
 
     Example: `qwen3vl-export run artifacts/tiny --image cat.jpg --prompt "What is this?"`
     """
-    from .runtime import Image, Qwen3VL
+    from .runtime import Image, Qwen3VL, UrlRules
 
     images = image or []
     if prompt is None and not images:
         raise InputError("nothing was asked", 'Add --prompt "What is 2+3?" or --image FILE')
     text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
-    model = Qwen3VL.load(artifact, threads)
+    model = Qwen3VL.load(artifact, threads, url_rules=UrlRules(allow_private=allow_private_urls))
     content = [*(Image(path) for path in images), text]
     for piece in model.stream(content, max_new_tokens, stop=stop, max_time=max_time, **sampling(context)):
         sys.stdout.write(piece)
@@ -123,18 +129,19 @@ def chat(
     presence_penalty: PresencePenalty = None,
     seed: Seed = None,
     threads: Threads = None,
+    allow_private_urls: AllowPrivateUrls = False,
 ) -> None:
     """Talk with a model on the terminal: questions, pictures, streamed answers.
 
     Type /image FILE to show a picture, /reset to start over, /quit to leave. Ctrl-C stops an answer, not the chat.
     """
-    from .runtime import Qwen3VL
+    from .runtime import Qwen3VL, UrlRules
 
     with suppress(ImportError):
         import readline  # noqa: F401 - gives the input line editing and a history
 
     screen = console()
-    model = Qwen3VL.load(artifact, threads)
+    model = Qwen3VL.load(artifact, threads, url_rules=UrlRules(allow_private=allow_private_urls))
     screen.print(f"[bold]{escape(model.artifact.manifest.name)}[/]  [dim]/image FILE, /reset, /help, /quit[/]")
     settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling(context)}
     talk = Talk(model, screen, settings)
@@ -192,7 +199,7 @@ class Talk:
 
         if not name:
             raise InputError("/image needs a file", "Type /image FILE")
-        picture = open_image(Path(name.strip("'\"")).expanduser())
+        picture = open_image(os.path.expanduser(name.strip("'\"")), self.model.preparer.url_rules)
         self.waiting.append(Image(picture))
         self.screen.print(f"[dim]{escape(name)}: {picture.width}x{picture.height}, ask about it[/]")
 

@@ -126,7 +126,7 @@ def test_data_url() -> None:
         (np.full((4, 4), 2.0), "image array of float64"),
         (np.zeros((4, 4), np.int64), "image array of int64"),
         (PIL.Image.new("RGB", (0, 5)), "0x5, it has no pixels"),
-        ("https://example.org/cat.png", "not fetched from the network"),
+        ("http://127.0.0.1/cat.png", "127.0.0.1 is 127.0.0.1, an address that is not public"),
         ("data:image/png;base64,@@", "not base64"),
         (None, "cannot be a NoneType"),
     ],
@@ -155,3 +155,16 @@ def test_damage_anywhere_is_an_input_error_or_a_picture(suffix: str) -> None:
         with pytest.raises(InputError):
             open_image(whole[: int(RNG.integers(1, min(64, len(whole))))])
     assert refused or suffix == ".bmp"
+
+
+def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300 * 451 // 2)
+    assert open_image(PHOTO).size == (451, 300)  # twice as many are fine, without a warning
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300 * 451 // 2 - 1)
+    with pytest.raises(InputError, match=r"chelsea\.png: too many pixels"):
+        open_image(PHOTO)
+
+
+def test_a_file_url_may_be_quoted(tmp_path: Path) -> None:
+    (tmp_path / "a cat.png").write_bytes(PHOTO.read_bytes())
+    assert open_image(f"file://{tmp_path}/a%20cat.png").size == (451, 300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,3 +196,9 @@ def test_the_template_may_be_in_the_tokenizer_config(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"no chat_template\.jinja"):
         Preparer(artifact_without_graphs(tmp_path))([as_messages("Hi")])
+
+
+def test_base64_of_a_message_is_a_picture() -> None:
+    text = base64.b64encode(b"picture").decode()
+    for part in ({"type": "image", "base64": text}, {"type": "image", "image": f"data:;base64,{text}"}):
+        assert split_media(as_messages([part]))[1] == [Image(f"data:;base64,{text}")]

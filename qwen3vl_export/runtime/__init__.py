@@ -12,9 +12,10 @@ The way of a question: `messages` (one form) → `prompt` (text) and `images`, `
 """
 
 from .answer import Answer, Limits
+from .fetch import UrlRules
 from .images import Image, Video
 from .model import Qwen3VL
 from .prepare import Prepared
 from .sampling import GREEDY, Sampling
 
-__all__ = ["GREEDY", "Answer", "Image", "Limits", "Prepared", "Qwen3VL", "Sampling", "Video"]
+__all__ = ["GREEDY", "Answer", "Image", "Limits", "Prepared", "Qwen3VL", "Sampling", "UrlRules", "Video"]

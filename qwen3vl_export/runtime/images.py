@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import urllib.parse
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,6 +26,7 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .fetch import PUBLIC, SCHEMES, UrlRules, fetch, shown
 
 Source = str | Path | bytes | PIL.Image.Image | NDArray[Any]
 
@@ -33,7 +36,8 @@ CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Image:
-    """A picture in a message: a path, a `data:` URL, the bytes of a file, a PIL image, or an array.
+    """A picture in a message: a path, a URL (`http:`, `https:`, `file:`, `data:`), the bytes of a file, a PIL image, or
+    an array.
 
     Arrays are [h, w], [h, w, c] or [c, h, w] with c of 1, 3 or 4; uint8, uint16, or floats in [0, 1].
     """
@@ -49,16 +53,16 @@ class Video:
     fps: float = 2.0
 
 
-def open_image(source: Source) -> PIL.Image.Image:
-    """The picture as an RGB image.
+def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:
+    """The picture as an RGB image; `rules` are for URLs.
 
     Raises:
-        InputError: no such file, not a picture, damaged, or without pixels.
+        InputError: no such file, a URL that cannot be fetched, not a picture, damaged, too large, or without pixels.
     """
     if isinstance(source, Path):
         return from_file(source)
     if isinstance(source, str):
-        return from_text(source)
+        return from_text(source, rules)
     if isinstance(source, bytes):
         return from_encoded(source, "image bytes")
     if isinstance(source, PIL.Image.Image):
@@ -68,12 +72,14 @@ def open_image(source: Source) -> PIL.Image.Image:
     raise InputError(f"an image cannot be a {type(source).__name__}", "Pass a path, bytes, a PIL image or an array")
 
 
-def from_text(source: str) -> PIL.Image.Image:
-    """A path or a `data:image/...;base64,...` URL."""
-    if source.startswith(("http://", "https://")):
-        raise InputError(f"{source}: images are not fetched from the network", "Download it and pass the file")
+def from_text(source: str, rules: UrlRules) -> PIL.Image.Image:
+    """A path, or a URL."""
+    if source.startswith(SCHEMES):
+        return from_encoded(fetch(source, rules), shown(source))
+    if source.startswith("file://"):
+        return from_file(Path(urllib.parse.unquote(source.removeprefix("file://"))))
     if not source.startswith("data:"):
-        return from_file(Path(source.removeprefix("file://")))
+        return from_file(Path(source))
     try:
         return from_encoded(base64.b64decode(source.partition(",")[2], validate=True), "data URL")
     except binascii.Error as error:
@@ -95,9 +101,13 @@ def from_encoded(data: bytes, name: str) -> PIL.Image.Image:
     if not data:
         raise InputError(f"{name}: the file is empty", f"Pass a {FORMATS} file")
     try:
-        with PIL.Image.open(BytesIO(data)) as image:
-            image.load()
-            upright = PIL.ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(BytesIO(data)) as image:
+                image.load()
+                upright = PIL.ImageOps.exif_transpose(image)
+    except PIL.Image.DecompressionBombError as error:
+        raise InputError(f"{name}: too many pixels ({error})", "Make it smaller, or pass a PIL image") from error
     except PIL.UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image Pillow can read", f"Pass a {FORMATS} file") from error
     except Exception as error:  # decoders meet damaged files with OSError, SyntaxError, struct.error, IndexError, ...

@@ -85,6 +85,8 @@ def medium_of(part: Any) -> Image | Video | None:
         return Video(frames, float(part.get("fps", Video.fps)))
     if kind == "image" or "image" in part:
         source = first_of(part, IMAGE_KEYS)
+        if source is part.get("base64") and isinstance(source, str) and not source.startswith("data:"):
+            source = f"data:;base64,{source}"
         return source if isinstance(source, Image) else Image(source)
     raise InputError(f"a message holds an item of type {kind!r}", "Known types are text, image, image_url and video")
 

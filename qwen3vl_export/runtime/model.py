@@ -16,6 +16,7 @@ from . import decoder, encoders
 from .answer import Answer, Limits, read_rows
 from .arrays import Floats, Ints
 from .decoder import Cache
+from .fetch import PUBLIC, UrlRules
 from .generate import PREFILL_CHUNK, Step, generate
 from .messages import Content, Message, as_messages
 from .prepare import Prepared, Preparer
@@ -32,27 +33,30 @@ class Qwen3VL:
     `Qwen3VL.load` is the way to get one. Graphs are opened when first used.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None = None, url_rules: UrlRules = PUBLIC) -> None:
         self.artifact = artifact
         self.sessions = Sessions(artifact, threads)
-        self.preparer = Preparer(artifact)
+        self.preparer = Preparer(artifact, url_rules)
         self.tokenizer = self.preparer.tokenizer
         config = artifact.json_file("generation_config.json")
         self.sampling = from_generation_config(config)
         self.stop_ids = self._stop_ids(config.get("eos_token_id"))
 
     @classmethod
-    def load(cls, path: str | Path, threads: int | None = None, check: bool = True) -> Qwen3VL:
+    def load(
+        cls, path: str | Path, threads: int | None = None, check: bool = True, url_rules: UrlRules = PUBLIC
+    ) -> Qwen3VL:
         """Open an artifact directory.
 
         Args:
             threads: threads of one operator; None leaves the number to onnxruntime.
             check: compare every file with the manifest's sha256 first.
+            url_rules: size and time a picture's URL may cost, and whether it may be of a private address.
 
         Raises:
             ArtifactError: no artifact, an altered file, or an onnxruntime that is too old.
         """
-        return cls(open_artifact(Path(path), check), threads)
+        return cls(open_artifact(Path(path), check), threads, url_rules)
 
     @property
     def facts(self) -> Facts:

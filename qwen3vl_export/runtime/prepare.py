@@ -19,6 +19,7 @@ from ..errors import ArtifactError, InputError
 from . import positions, prompt
 from .arrays import Float32, Ints
 from .encoders import choose_grid, fixed_grids
+from .fetch import PUBLIC, UrlRules
 from .images import Image, Video, open_image
 from .messages import Message, split_media
 from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, pixel_rules, video_grid
@@ -59,10 +60,11 @@ class Picture:
 
 
 class Preparer:
-    """Prepares conversations for one artifact."""
+    """Prepares conversations for one artifact; `url_rules` say which URLs of pictures are fetched."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, url_rules: UrlRules = PUBLIC) -> None:
         self.artifact = artifact
+        self.url_rules = url_rules
         self.facts: Facts = artifact.manifest.facts
         self.grids = fixed_grids(artifact.manifest)
         self.tokenizer = Tokenizer(artifact.root)
@@ -125,7 +127,7 @@ class Preparer:
     def picture(self, medium: Image | Video) -> Picture:
         if isinstance(medium, Video):
             return self.video_picture(medium)
-        image = open_image(medium.source)
+        image = open_image(medium.source, self.url_rules)
         wanted = image_grid(image.height, image.width, self.image_rules, self.facts)
         height, width = choose_grid(self.grids, image.height, image.width, wanted)
         patches = image_to_patches(image, (height, width), self.image_rules, self.facts)
@@ -136,7 +138,7 @@ class Preparer:
     def video_picture(self, video: Video) -> Picture:
         if not video.fps > 0:
             raise InputError(f"a video of {video.fps} frames per second", "Use a number above 0")
-        frames = [open_image(frame) for frame in video.frames]
+        frames = [open_image(frame, self.url_rules) for frame in video.frames]
         sizes = {frame.size for frame in frames}
         if len(sizes) > 1:
             raise InputError(f"a video whose frames have sizes {sorted(sizes)}", "All frames must have one size")

@@ -1,0 +1,225 @@
+"""Files from http and https, with limits on address, size, time and redirects.
+
+A name is resolved once for each connection, its addresses are checked, and the connection is made to a checked address:
+a name that means another address a moment later (DNS rebinding) gains nothing. Redirects are requests like the first.
+Proxies of the environment are not used, because behind one the address could not be checked. Standard library alone.
+
+Knows addresses and HTTP; nothing about pictures.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .. import __version__
+from ..errors import InputError
+
+SCHEMES = ("http://", "https://")
+REDIRECTS = (301, 302, 303, 307, 308)
+CHUNK = 65536  # bytes read at a time
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+SAFE_IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # everything of RFC 3986 that has a meaning, and % of what is quoted already
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True)
+class UrlRules:
+    """What a URL may cost, and whether it may lead to this machine or its network."""
+
+    max_bytes: int = 64 * 2**20
+    timeout: float = 30.0  # seconds for all of it: names, connections, redirects, content
+    max_redirects: int = 5
+    allow_private: bool = False  # also loopback, link-local and every other address that is not public
+
+
+PUBLIC = UrlRules()
+
+
+def fetch(url: str, rules: UrlRules = PUBLIC) -> bytes:
+    """The content behind a URL.
+
+    Raises:
+        InputError: an address that is not public, an answer that is no success, too many redirects, more than
+            `max_bytes`, more than `timeout` seconds, or no connection.
+    """
+    deadline = time.monotonic() + rules.timeout
+    here = url
+    for _ in range(rules.max_redirects + 1):
+        result = request(here, rules, deadline)
+        if isinstance(result, bytes):
+            return result
+        here = urllib.parse.urljoin(here, result)
+        if not here.startswith(SCHEMES):
+            raise InputError(f"{shown(url)}: redirects to {here[:60]!r}", "Use a URL that leads to an image")
+    raise InputError(f"{shown(url)}: more than {rules.max_redirects} redirects", "Use the URL it ends at")
+
+
+def request(url: str, rules: UrlRules, deadline: float) -> bytes | str:
+    """One request: the content, or the location it redirects to."""
+    connection: Connection | None = None
+    response: http.client.HTTPResponse | None = None
+    try:
+        parts = urllib.parse.urlsplit(url)
+        kind = SecureConnection if parts.scheme == "https" else Connection
+        if not parts.hostname:
+            raise InputError(f"{shown(url)}: no host in this URL", "Expected https://host/path")
+        connection = kind(parts.hostname, parts.port, rules, deadline)
+        target = urllib.parse.quote(urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), SAFE_IN_URLS)
+        headers = {"User-Agent": f"qwen3vl-export/{__version__}", "Accept-Encoding": "identity", "Connection": "close"}
+        connection.request("GET", target, headers=headers)
+        response = connection.getresponse()
+        location = response.getheader("Location")
+        if response.status in REDIRECTS and location:
+            return location
+        if response.status != http.client.OK:
+            reason = f"{response.status} {response.reason}".strip()
+            raise InputError(f"{shown(url)}: the server answered {reason}", "Check the URL")
+        return content(url, response, rules, deadline)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        check_time(url, rules, deadline, error)
+        raise InputError(
+            f"{shown(url)}: {reason_of(error)}", "Check the URL, or download it and pass the file"
+        ) from error
+    finally:
+        if response is not None:
+            response.close()
+        if connection is not None:
+            connection.end()
+
+
+def content(url: str, response: http.client.HTTPResponse, rules: UrlRules, deadline: float) -> bytes:
+    """The body, in whole."""
+    parts: list[bytes] = []
+    total = response.length or 0
+    while total <= rules.max_bytes and (part := response.read(CHUNK)):
+        parts.append(part)
+        total = max(total, sum(map(len, parts)))
+    if total > rules.max_bytes:
+        raise InputError(
+            f"{shown(url)}: over {rules.max_bytes} bytes", "Use a smaller file, or download it and pass that"
+        )
+    check_time(url, rules, deadline)
+    if response.length:
+        raise InputError(f"{shown(url)}: the connection ended {response.length} bytes early", "Try again")
+    return b"".join(parts)
+
+
+def check_time(url: str, rules: UrlRules, deadline: float, cause: Exception | None = None) -> None:
+    """Whatever else went wrong: past the deadline, the time is the reason."""
+    if time.monotonic() >= deadline or isinstance(cause, TimeoutError):
+        raise InputError(
+            f"{shown(url)}: not finished after {rules.timeout:g} seconds", "Download it and pass the file"
+        ) from cause
+
+
+class Connection(http.client.HTTPConnection):
+    """A connection to a checked address that is cut at `deadline`, whatever it is doing.
+
+    A timeout of the socket bounds one operation, and a server that sends a byte now and then never meets it; so a timer
+    shuts the socket down.
+    """
+
+    def __init__(self, host: str, port: int | None, rules: UrlRules, deadline: float) -> None:
+        super().__init__(host, port)
+        self.rules = rules
+        self.deadline = deadline
+        self._socket: socket.socket | None = None  # `sock` is None once the response has taken it over
+        self._timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._cut)
+        self._timer.daemon = True
+
+    def connect(self) -> None:
+        self._timer.start()
+        self.sock = self._socket = connected(self.host, self.port, self.rules, self.deadline)
+
+    def _cut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # closed in the meantime
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not SSLSocket's, which drops the cipher state
+
+    def end(self) -> None:
+        """Close the connection; `close` alone leaves the timer."""
+        self._timer.cancel()
+        self.close()
+        if self._socket is not None:
+            self._socket.close()
+
+
+class SecureConnection(Connection):
+    """As `Connection`, with TLS and the system's certificate authorities."""
+
+    default_port = http.client.HTTPS_PORT
+
+    def connect(self) -> None:
+        super().connect()
+        context = ssl.create_default_context()
+        wrapped = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock = self._socket = wrapped
+        wrapped.do_handshake()  # now that the timer can reach it
+
+
+def connected(host: str, port: int, rules: UrlRules, deadline: float) -> socket.socket:
+    """A socket connected to the first address of `host` that is allowed and answers."""
+    refused: list[str] = []
+    failure: OSError | None = None
+    for family, kind, protocol, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        address = ipaddress.ip_address(where[0])
+        if not (rules.allow_private or is_public(address)):
+            refused.append(str(address))
+            continue
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.connect(where)
+        except OSError as error:
+            sock.close()
+            failure = error
+            continue
+        return sock
+    if refused and failure is None:
+        raise InputError(
+            f"{host} is {refused[0]}, an address that is not public",
+            "Pass the file, or allow it with UrlRules(allow_private=True)",
+        )
+    raise failure or OSError("no address")
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet, and so does the IPv4 address it may stand for."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if inner is None and address in NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast
+
+
+def shown(url: str) -> str:
+    """A URL for errors: not too long, and without name, password and query, which may hold a key."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"[:120]
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in a few words."""
+    if isinstance(error, socket.gaierror):
+        return "no such host"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return f"no secure connection ({error.reason})"
+    if isinstance(error, http.client.HTTPException):
+        return f"not an HTTP answer ({type(error).__name__})"
+    if isinstance(error, OSError):
+        return f"no connection ({error.strerror or error})"
+    return f"not a URL ({error})"
