@@ -24,6 +24,7 @@ from .errors import BuildError, CheckpointError
 from .lowering import lower
 from .optimize import optimize
 from .output import whole_directory
+from .packaging import package
 from .quantize import quantize, store_as
 from .recipe_model import Recipe
 from .recipe_quantize import KeepPrecision, Quantize
@@ -90,6 +91,7 @@ def build(
         for name in entries:
             check_graph(graphs / f"{name}.onnx")
         copy_settings(opened, recipe, directory)
+        package(directory, recipe.packaging.runtimes, opened.facts, entries)
         write_manifest(directory, recipe, opened, entries)
     log(f"{out}: {len(entries)} graphs, every one passes onnx.checker and strict shape inference")
     return out

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from .errors import RecipeError
+from .packaging import loadable_by
 from .recipe_model import GRAPH_NAMES as GRAPH_NAMES
 from .recipe_model import SIZE_STEP
 from .recipe_model import Recipe as Recipe
@@ -117,6 +118,11 @@ def _fill_in(layers: Layers) -> None:
     parity = layers.data.setdefault("parity", {})
     if isinstance(parity, dict) and isinstance(dtype := layers.data.get("dtype", "float32"), str):
         layers.data["parity"] = {"tolerances": dtype, **parity}
+    packaging = layers.data.setdefault("packaging", {})
+    vision, graphs = layers.data.get("vision", {}), layers.data.get("graphs", list(GRAPH_NAMES))
+    if isinstance(packaging, dict) and isinstance(vision, dict) and isinstance(graphs, list):
+        runtimes = loadable_by([str(graph) for graph in graphs], str(vision.get("grid", "dynamic")))
+        layers.data["packaging"] = {"runtimes": list(runtimes), **packaging}
 
 
 def _first_mistake(layers: Layers, error: ValidationError) -> RecipeError:

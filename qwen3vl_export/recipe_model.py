@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from .packaging import RUNTIMES, loadable_by
 from .recipe_quantize import Quantization, Quantize
 from .recipe_strict import Impossible, Strict
 
@@ -19,6 +20,7 @@ MAX_ASPECT = 200  # the processor of Qwen3-VL refuses longer pictures
 
 GraphName = Literal["vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged"]
 GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged")
+RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js"]
 Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
 
 
@@ -84,8 +86,8 @@ class Parity(Strict):
 class Packaging(Strict):
     """Which runtimes the directory is laid out for."""
 
-    runtimes: tuple[Literal["onnxruntime"], ...] = Field(default=("onnxruntime",), min_length=1)
-    """Runtimes that must be able to load the directory."""
+    runtimes: tuple[RuntimeName, ...] = Field(default=(), min_length=1)
+    """Runtimes that must be able to load the directory; every one that can load these graphs unless said."""
 
 
 class Recipe(Strict):
@@ -152,6 +154,13 @@ class Recipe(Strict):
             )
         self._quantization_is_possible()
         missing = [name for name in GRAPH_NAMES if name not in self.graphs]
+        for runtime in self.packaging.runtimes:
+            if runtime not in loadable_by(self.graphs, self.vision.grid):
+                needed = [name for name in RUNTIMES[runtime].graphs if name not in self.graphs]
+                what = f"{needed[0]}, which is not exported" if needed else "a vision encoder for any picture size"
+                raise Impossible(
+                    "packaging.runtimes", f"{runtime} needs {what}", f"Leave {runtime} out, or packaging.runtimes"
+                )
         if self.parity.held_out and missing:
             raise Impossible(
                 "parity.held_out", f"the exam needs every graph, {missing[0]} is not exported", "Set held_out: false"

@@ -147,6 +147,14 @@ MISTAKES = {
         TINY + "dtype: float16\nparity: {tolerances: float32}\n",
         "parity.tolerances: a float16 model cannot meet the float32 profile",
     ),
+    "runtime without its graph": (
+        TINY + "graphs: [embed_tokens]\nparity: {held_out: false}\npackaging: {runtimes: [transformers.js]}\n",
+        "packaging.runtimes: transformers.js needs vision_encoder, which is not exported. Leave transformers.js out",
+    ),
+    "runtime that takes any size": (
+        "extends: tiny-fixed.yaml\npackaging: {runtimes: [onnxruntime-genai]}\n",
+        "packaging.runtimes: onnxruntime-genai needs a vision encoder for any picture size",
+    ),
     "exam without a graph": (TINY + "graphs: [embeddings]\n", "parity.held_out: the exam needs every graph"),
     "graph twice": (TINY + "graphs: [embeddings, embeddings]\nparity: {held_out: false}\n", "graphs: a graph appears"),
     "syntax": ("vision: [\n", "wrong.yaml:2: expected"),
