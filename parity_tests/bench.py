@@ -6,7 +6,7 @@ Prepares each case once and hands both sides the same arrays. Knows how to ask t
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +55,7 @@ class Bench:
     candidate_seconds: float = 0.0  # spent in the artifact's runtime
     kept: dict[str, Any] = field(default_factory=dict)  # for checks that build on one another
     scores: dict[str, Any] = field(default_factory=dict)  # of the exam, by group
+    diagnosed: Counter[str] = field(default_factory=Counter)  # failures that were looked into, by stage
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @cached_property

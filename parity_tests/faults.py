@@ -1,161 +1,181 @@
 """Mistakes planted on purpose: each is a known way to get Qwen3-VL wrong, and verification must find every one.
 
-A fault copies a good artifact, edits one graph of the copy, and seals it again (sizes and sha256 in the manifest), so
-that only the numbers can give it away. Most faults are put in front of a graph's inputs or behind its outputs, where
-the contract fixes the names; the others look for the piece of the graph they break and say so when it is not there.
-Adding a fault is adding a function and a line to FAULTS.
+A fault copies a good artifact and breaks one thing: in a graph, in the weights, in a setting, or in the runtime while
+it is verified. A broken file is sealed again (size and sha256 in the manifest), so that only the numbers can give it
+away; one fault leaves the seal broken. Adding a fault is adding a function to `fault_graphs.py`, `fault_weights.py` or
+`fault_runtime.py` and a line to `FAULTS`.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto
 
 from qwen3vl_export.artifact import MANIFEST, Artifact, FileRecord, open_artifact, sha256_file
-from qwen3vl_export.contract import DECODER, IMAGE_FEATURES, INPUTS_EMBEDS, POSITION_IDS, VISION_ENCODER, Facts
+from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
 
-Edit = Callable[[ModelProto, Facts], None]
+from . import fault_graphs as graphs
+from . import fault_runtime as runtime
+from . import fault_weights as weights
+from .bench import Bench
+from .fault_weights import Weights
 
-
-class NotThere(LookupError):
-    """The graph has no such piece; it changed, and the fault has to follow."""
+IMAGE_SETTINGS = "preprocessor_config.json"
+TEMPLATE = "chat_template.jinja"
+Change = Callable[[Artifact], list[Path]]  # breaks the files of an artifact; says which it changed
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted mistake: the graph it is in, and what verification must say about it.
+    """One planted mistake, and what verification must say about it.
 
-    `stage` is the first check that must fail; `says` are words its message must hold, which name the area.
+    Attributes:
+        name: reads as a test's id.
+        stage: the first stage that must fail; "files" where the artifact must not even be opened.
+        says: words the failure's message must hold, which name the area.
+        change: breaks the files; None if they stay right.
+        during: breaks the runtime while it is verified.
+        graphs: which graphs compute something else; None if any check may be touched.
+        sealed: whether the manifest records the broken files.
     """
 
     name: str
-    graph: str
-    edit: Edit
     stage: str
     says: str
+    change: Change | None = None
+    during: Callable[[Bench], AbstractContextManager[None]] = lambda bench: nullcontext()
+    graphs: frozenset[str] | None = None
+    sealed: bool = True
 
     def plant(self, good: Path, out: Path) -> Path:
-        """A copy of the artifact `good` at `out`, with this mistake in it."""
-        shutil.copytree(good, out)
+        """A copy of the artifact `good` at `out`, with this mistake in its files."""
+        shutil.copytree(good, out, ignore=shutil.ignore_patterns("stages"))
         artifact = open_artifact(out, check=False)
-        path = artifact.graph_path(self.graph)
-        model = onnx.load(path, load_external_data=False)
-        self.edit(model, artifact.manifest.facts)
-        onnx.save(model, path)
-        seal(artifact, path)
+        changed = self.change(artifact) if self.change is not None else []
+        seal(artifact, changed if self.sealed else [])
         return out
 
 
-def seal(artifact: Artifact, changed: Path) -> None:
-    """Record the changed file in the manifest, as a build would have."""
-    name = changed.relative_to(artifact.root).as_posix()
-    record = FileRecord(changed.stat().st_size, sha256_file(changed))
-    manifest = replace(artifact.manifest, files={**artifact.manifest.files, name: record})
-    (artifact.root / MANIFEST).write_text(manifest.to_json(), "utf-8")
+def seal(artifact: Artifact, changed: list[Path]) -> None:
+    """Record changed files in the manifest, as a build would have; files that are gone leave it."""
+    files = {name: record for name, record in artifact.manifest.files.items() if (artifact.root / name).is_file()}
+    for path in changed:
+        files[path.relative_to(artifact.root).as_posix()] = FileRecord(path.stat().st_size, sha256_file(path))
+    (artifact.root / MANIFEST).write_text(replace(artifact.manifest, files=files).to_json(), "utf-8")
 
 
-# Editing graphs.
+def change_graph(graph: str, edit: Callable[[ModelProto, Facts], None], artifact: Artifact) -> list[Path]:
+    path = artifact.graph_path(graph)
+    model = onnx.load(path, load_external_data=False)
+    edit(model, artifact.manifest.facts)
+    onnx.save(model, path)
+    return [path]
 
 
-def constant(model: ModelProto, name: str, values: np.ndarray) -> str:
-    model.graph.initializer.append(numpy_helper.from_array(values, name))
-    return name
+def change_weights(graph: str, edit: Callable[[Weights, Facts], None], artifact: Artifact) -> list[Path]:
+    edit(Weights(artifact.graph_path(graph)), artifact.manifest.facts)
+    return [artifact.root / name for name in artifact.manifest.graphs[graph]["data"]]
 
 
-def before_input(model: ModelProto, name: str, nodes: Callable[[str, str], list[NodeProto]]) -> None:
-    """Put nodes between an input and its consumers: `nodes(from, to)`."""
-    changed = f"fault_{name}"
-    for node in model.graph.node:
-        node.input[:] = [changed if one == name else one for one in node.input]
-    for index, node in enumerate(nodes(name, changed)):
-        model.graph.node.insert(index, node)
+def change_setting(name: str, edit: Callable[[str], str], artifact: Artifact) -> list[Path]:
+    path = artifact.root / name
+    path.write_text(edit(path.read_text("utf-8")), "utf-8")
+    return [path]
 
 
-def after_output(model: ModelProto, name: str, nodes: Callable[[str, str], list[NodeProto]]) -> None:
-    """Put nodes between an output and the node that made it: `nodes(from, to)`."""
-    original = f"fault_{name}"
-    for node in model.graph.node:
-        node.output[:] = [original if one == name else one for one in node.output]
-    model.graph.node.extend(nodes(original, name))
+def in_graph(name: str, graph: str, edit: Callable[[ModelProto, Facts], None], stage: str, says: str) -> Fault:
+    return Fault(name, stage, says, partial(change_graph, graph, edit), graphs=frozenset({graph}))
 
 
-def first_columns_only(model: ModelProto, facts: Facts) -> str:
-    """A row [W] that is one in the columns of the plain features and zero in those of the DeepStack maps."""
-    mask = (np.arange(facts.wide_size) < facts.hidden_size).astype(np.float32)
-    return constant(model, "fault_mask", mask)
+def in_weights(name: str, graph: str, edit: Callable[[Weights, Facts], None], stage: str, says: str) -> Fault:
+    return Fault(name, stage, says, partial(change_weights, graph, edit), graphs=frozenset({graph}))
 
 
-# The mistakes.
+def in_setting(name: str, file: str, edit: Callable[[str], str], stage: str, says: str) -> Fault:
+    return Fault(name, stage, says, partial(change_setting, file, edit))
 
 
-def deepstack_dropped(model: ModelProto, facts: Facts) -> None:
-    mask = first_columns_only(model, facts)
-    before_input(model, INPUTS_EMBEDS, lambda a, b: [helper.make_node("Mul", [a, mask], [b])])
+def in_runtime(name: str, mistake: runtime.Mistake, stage: str, says: str, graph: str | None = None) -> Fault:
+    return Fault(name, stage, says, during=mistake, graphs=frozenset({graph}) if graph else None)
 
 
-def deepstack_not_encoded(model: ModelProto, facts: Facts) -> None:
-    mask = first_columns_only(model, facts)
-    after_output(model, IMAGE_FEATURES, lambda a, b: [helper.make_node("Mul", [a, mask], [b])])
-
-
-def mrope_axes_swapped(model: ModelProto, facts: Facts) -> None:
-    axes = constant(model, "fault_axes", np.array([0, 2, 1]))
-    before_input(model, POSITION_IDS, lambda a, b: [helper.make_node("Gather", [a, axes], [b], axis=0)])
-
-
-def mrope_blocked(model: ModelProto, facts: Facts) -> None:
-    """The table that says which axis turns which frequency, sorted: T T T … H H H … W W W."""
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL and list(tensor.dims) == [facts.head_dim // 2]:
-            axes = numpy_helper.to_array(tensor)
-            if axes.dtype == np.int64 and set(axes.tolist()) == {0, 1, 2}:
-                tensor.CopyFrom(numpy_helper.from_array(np.sort(axes), tensor.name))
-                return
-    raise NotThere("no int64 table of M-RoPE axes, one for each frequency")
-
-
-def half_pixel_interpolation(model: ModelProto, facts: Facts) -> None:
-    """align_corners=False: patch i reads at `(i + 0.5) * side / size - 0.5`, not at `i * (side - 1) / (size - 1)`."""
-    makers = {output: node for node in model.graph.node for output in node.output}
-    floors = [node for node in model.graph.node if node.op_type == "Floor"]
-    sources = {node.input[0] for node in floors if makers.get(node.input[0], NodeProto()).op_type == "Div"}
-    if len(sources) != 2:
-        raise NotThere(f"{len(sources)} interpolation coordinates (a Floor after a Div), expected one for each axis")
-    table = next(one for one in model.graph.initializer if one.name.endswith("pos_embed.weight"))
-    side = round(table.dims[0] ** 0.5)
-    half, one, zero, most, sides = (
-        constant(model, f"fault_{name}", np.array(value, np.float32))
-        for name, value in {"half": 0.5, "one": 1, "zero": 0, "most": side - 1, "side": side}.items()
-    )
-    for source in sources:
-        good, span = f"{source}_corners", makers[source].input[1]  # span = size - 1
-        makers[source].output[0] = good
-        steps = [
-            ("Mul", [good, span], "spread"),
-            ("Div", [f"{source}_spread", most], "index"),
-            ("Add", [f"{source}_index", half], "center"),
-            ("Mul", [f"{source}_center", sides], "scaled"),
-            ("Add", [span, one], "size"),
-            ("Div", [f"{source}_scaled", f"{source}_size"], "edge"),
-            ("Sub", [f"{source}_edge", half], "unclipped"),
-        ]
-        nodes = [helper.make_node(op, inputs, [f"{source}_{output}"]) for op, inputs, output in steps]
-        nodes.append(helper.make_node("Clip", [f"{source}_unclipped", zero, most], [source]))
-        at = list(model.graph.node).index(makers[source]) + 1
-        for offset, node in enumerate(nodes):
-            model.graph.node.insert(at + offset, node)
-
-
+FLIP = partial(change_weights, DECODER, weights.exponent_flipped)
 FAULTS = [
-    Fault("deepstack-dropped", DECODER, deepstack_dropped, "decoder", "DeepStack maps dropped"),
-    Fault("deepstack-not-encoded", VISION_ENCODER, deepstack_not_encoded, "vision", "DeepStack maps missing"),
-    Fault("mrope-blocked", DECODER, mrope_blocked, "decoder", "blocked instead of interleaved (decoder, M-RoPE)"),
-    Fault("mrope-axes-swapped", DECODER, mrope_axes_swapped, "decoder", "rows and columns swapped"),
-    Fault("half-pixel-interpolation", VISION_ENCODER, half_pixel_interpolation, "vision", "align_corners=False"),
+    # Files and settings.
+    Fault("corrupted-byte", "files", "sha256 differs from manifest.json", FLIP, sealed=False),
+    in_setting("turn-not-opened", TEMPLATE, weights.turn_not_opened, "prompt", "differs from token"),
+    in_setting(
+        "pixel-budget-of-qwen2-vl",
+        IMAGE_SETTINGS,
+        weights.setting(size={"shortest_edge": 3136, "longest_edge": 12845056}),
+        "preprocess",
+        "the reference has",
+    ),
+    in_setting(
+        "normalized-as-clip",
+        IMAGE_SETTINGS,
+        weights.setting(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]),
+        "preprocess",
+        "pixel_max_abs",
+    ),
+    # The runtime before the graphs.
+    in_runtime("one-image-token-more", runtime.one_image_token_more, "prompt", "consecutive image tokens"),
+    in_runtime("resized-bilinear", runtime.resize_bilinear, "preprocess", "pixel_max_abs"),
+    in_runtime("channels-reversed", runtime.channels_reversed, "preprocess", "pixel_max_abs"),
+    in_runtime("alpha-dropped", runtime.alpha_dropped, "preprocess", "pixel_max_abs"),
+    in_runtime("pictures-counted-as-text", runtime.pictures_counted_as_text, "positions", "(t, h, w) ="),
+    # The vision encoder.
+    in_graph(
+        "half-pixel-interpolation", VISION_ENCODER, graphs.half_pixel_interpolation, "vision", "align_corners=False"
+    ),
+    in_graph("grid-swapped", VISION_ENCODER, graphs.grid_swapped, "vision", "height and width of the grid swapped"),
+    in_runtime("merge-blocks-ignored", runtime.merge_blocks_ignored, "vision", "merge-block order", VISION_ENCODER),
+    in_weights(
+        "temporal-slice-dropped", VISION_ENCODER, weights.temporal_slice_dropped, "vision", "second frame of every"
+    ),
+    in_weights(
+        "patch-bias-lost", VISION_ENCODER, weights.patch_bias_lost, "vision", "bias of the patch embedding lost"
+    ),
+    in_weights("position-table-quantized", VISION_ENCODER, weights.position_table_quantized, "vision", "worst in"),
+    in_graph(
+        "vision-rotary-skipped", VISION_ENCODER, graphs.vision_rotary_skipped, "vision", "rotary embedding left out"
+    ),
+    in_graph(
+        "attention-across-images", VISION_ENCODER, graphs.attention_across_images, "vision", "attention across images"
+    ),
+    in_graph("attention-across-frames", VISION_ENCODER, graphs.attention_across_frames, "vision", "across the frames"),
+    in_graph("gelu-exact", VISION_ENCODER, graphs.gelu_exact, "vision", "exact GELU"),
+    in_graph("deepstack-not-encoded", VISION_ENCODER, graphs.deepstack_not_encoded, "vision", "DeepStack maps missing"),
+    in_graph(
+        "deepstack-maps-swapped", VISION_ENCODER, graphs.deepstack_swapped, "vision", "DeepStack maps 0 and 1 exchanged"
+    ),
+    in_runtime("one-token-of-another", runtime.one_token_of_another, "vision", "token 0 of", VISION_ENCODER),
+    # Features into the prompt.
+    in_runtime("features-exchanged", runtime.features_exchanged, "embeddings", "first at row 0", EMBEDDINGS),
+    in_runtime("features-counted-by-row", runtime.features_counted_by_row, "embeddings", "first at row 1", EMBEDDINGS),
+    in_runtime("video-not-scattered", runtime.video_not_scattered, "embeddings", "first at row 0", EMBEDDINGS),
+    # The decoder.
+    in_graph("deepstack-dropped", DECODER, graphs.deepstack_dropped, "decoder", "DeepStack maps dropped"),
+    in_graph("deepstack-one-layer-late", DECODER, graphs.deepstack_late, "decoder", "after the wrong layers"),
+    in_graph("mrope-blocked", DECODER, graphs.mrope_blocked, "decoder", "blocked instead of interleaved"),
+    in_graph("mrope-axes-swapped", DECODER, graphs.mrope_axes([0, 2, 1]), "decoder", "rows and columns swapped"),
+    in_graph("mrope-time-only", DECODER, graphs.mrope_axes([0, 0, 0]), "decoder", "one position axis used"),
+    in_graph("rope-theta-assumed", DECODER, graphs.rope_theta, "decoder", "decoder"),
+    in_graph("mask-ignored", DECODER, graphs.mask_ignored, "decoder", "attention mask ignored"),
+    in_graph("epsilon-1e-5", DECODER, graphs.epsilon, "decoder", "epsilon 1e-5"),
+    in_graph("qk-norm-skipped", DECODER, graphs.qk_norm_skipped, "decoder", "q and k norms left out"),
+    in_weights("lm-head-order", DECODER, weights.lm_head_order, "decoder", "decoder"),
+    in_weights("layer-duplicated", DECODER, weights.layer_duplicated, "decoder", "decoder"),
+    Fault("corrupted-byte-sealed", "decoder", "decoder", FLIP, graphs=frozenset({DECODER})),
+    in_runtime("one-nan", runtime.one_nan, "decoder", "max_abs nan", DECODER),
+    # The loop around it.
+    in_runtime("cache-off-by-one", runtime.cache_off_by_one, "chunked", "cache_max_abs", DECODER),
+    in_runtime("positions-from-token-count", runtime.positions_from_token_count, "generate", "parts at token"),
 ]

@@ -15,6 +15,7 @@ from parity_tests.matrix import Matrix, load_matrix
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, sha256_file
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
 
+FAULT = next(fault for fault in FAULTS if fault.name == "deepstack-dropped")
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")
 
 
@@ -61,11 +62,11 @@ def test_a_good_artifact_passes_and_carries_the_evidence(artifact: Path, capsys:
 def test_a_faulty_artifact_fails_and_the_evidence_says_so(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faulty = FAULTS[0].plant(artifact, tmp_path / "faulty")
+    faulty = FAULT.plant(artifact, tmp_path / "faulty")
     assert harness.verify(faulty, "quick") == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "FAILED" in shown
-    assert FAULTS[0].says in shown
+    assert FAULT.says in shown
     assert json.loads((faulty / PARITY).read_text("utf-8"))["passed"] is False
 
 

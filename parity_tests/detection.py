@@ -1,0 +1,85 @@
+"""Which check finds which planted fault first: the proof that verification can fail, as a table.
+
+Goes through the quick matrix in its order and stops at the first check that fails. Checks that cannot see a fault are
+passed over: those that run none of the graphs it is in; and for a fault in the making of inputs all that come after,
+because there both sides are given the same inputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from qwen3vl_export.errors import ArtifactError, ParityError
+
+from .bench import Bench
+from .faults import FAULTS, Fault
+from .harness import open_bench
+from .outcome import Outcome
+from .plan import NEEDS, Check, Subject, carry_out, plan
+from .reference import Reference
+
+MATRIX = "quick"
+INPUT_STAGES = ("prompt", "preprocess", "positions")
+
+
+def first_failure(fault: Fault, good: Path, scratch: Path, reference: Reference | None = None) -> Outcome | None:
+    """The outcome of the first check of the quick matrix that fails on `good` with the fault in it; None if all pass.
+
+    Args:
+        scratch: a directory for the broken copy.
+        reference: PyTorch's side, if it is loaded already.
+    """
+    broken = fault.plant(good, scratch / fault.name)
+    try:
+        bench = open_bench(broken, MATRIX)
+    except ArtifactError as error:
+        return Outcome("files", "manifest", 0.0, error=str(error))
+    if reference is not None:
+        vars(bench)["reference"] = reference
+    with fault.during(bench):
+        return next((outcome for outcome in outcomes(bench, fault) if not outcome.passed), None)
+
+
+def outcomes(bench: Bench, fault: Fault) -> Iterator[Outcome]:
+    for check in plan(MATRIX, Subject.of_manifest(bench.artifact.manifest)).checks:
+        if can_touch(fault, check):
+            yield carry_out(bench, check)
+
+
+def can_touch(fault: Fault, check: Check) -> bool:
+    if fault.stage in INPUT_STAGES:
+        return check.stage in INPUT_STAGES
+    return fault.graphs is None or bool(fault.graphs & NEEDS.get(check.stage, frozenset()))
+
+
+def rows(good: Path, log: Callable[[str], None] = lambda line: None) -> Iterator[str]:
+    """The lines of a Markdown table: each fault, the first check that found it, and what that check said.
+
+    Raises:
+        ParityError: a fault that nothing found.
+    """
+    yield "| fault | first check that finds it | what it says |"
+    yield "|---|---|---|"
+    reference = open_bench(good, MATRIX).reference
+    with tempfile.TemporaryDirectory() as scratch:
+        for fault in FAULTS:
+            found = first_failure(fault, good, Path(scratch), reference)
+            if found is None:
+                raise ParityError(f"{fault.name}: the quick matrix does not find it", "Add a case that does")
+            log(f"{fault.name}: {found.message}")
+            yield row(fault, found)
+
+
+def row(fault: Fault, found: Outcome) -> str:
+    return f"| {fault.name} | `{found.id}` | {summary(found)} |"
+
+
+def summary(found: Outcome) -> str:
+    """The diagnosis if there is one, else the measures that failed; without numbers, which differ between machines."""
+    if found.diagnosis:
+        return found.diagnosis
+    if found.error:
+        return found.error.split(": ", 1)[-1].split(". ")[0]
+    return ", ".join(verdict.measure for verdict in found.verdicts if not verdict.passed)

@@ -1,0 +1,164 @@
+"""Mistakes of a runtime: context managers inside which one thing is done wrong, every file of the artifact being right.
+
+They stand between the runtime and its graphs (`hooks.py`), or in the place of one function of the runtime. Knows how to
+break things; not whether anybody notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from qwen3vl_export.contract import (
+    DECODER,
+    EMBEDDINGS,
+    IMAGE_FEATURES,
+    IMAGE_GRID_THW,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    PIXEL_VALUES,
+    VISION_ENCODER,
+    Facts,
+)
+from qwen3vl_export.runtime import generate, images, positions, preprocess, prompt
+
+from .bench import Bench, Ints
+from .hooks import Arrays, hooked
+from .suspects import attribute, raster_order
+
+Mistake = Callable[[Bench], AbstractContextManager[None]]
+
+# One function of the runtime, replaced.
+
+
+def resize_bilinear(bench: Bench) -> AbstractContextManager[None]:
+    def resized(image: PIL.Image.Image, grid: tuple[int, int], facts: Facts) -> Any:
+        size = (grid[1] * facts.patch_size, grid[0] * facts.patch_size)
+        return np.asarray(image.resize(size, PIL.Image.Resampling.BILINEAR))
+
+    return attribute(preprocess, "resized", resized)
+
+
+def channels_reversed(bench: Bench) -> AbstractContextManager[None]:
+    resized = preprocess.resized
+    return attribute(preprocess, "resized", lambda *args: resized(*args)[:, :, ::-1])
+
+
+def alpha_dropped(bench: Bench) -> AbstractContextManager[None]:
+    """A picture in memory keeps the colours under its transparency."""
+    return attribute(images, "over_white", lambda image: image.convert("RGB"))
+
+
+def one_image_token_more(bench: Bench) -> AbstractContextManager[None]:
+    image_text = prompt.image_text
+    return attribute(prompt, "image_text", lambda token, tokens: image_text(token, tokens + 1))
+
+
+def pictures_counted_as_text(bench: Bench) -> AbstractContextManager[None]:
+    """Every token one position after the last, on all three axes."""
+
+    def rope_index(input_ids: Ints, attention_mask: Ints, grid_thw: Ints, facts: Facts) -> tuple[Ints, Ints]:
+        counted = (attention_mask.cumsum(1) - 1) * attention_mask
+        return np.stack([counted] * 3), np.zeros((len(input_ids), 1), np.int64)
+
+    return attribute(positions, "rope_index", rope_index)
+
+
+def positions_from_token_count(bench: Bench) -> AbstractContextManager[None]:
+    """Generated tokens continue at the number of tokens and not at the largest position."""
+    after = generate.next_positions
+    return attribute(generate, "next_positions", lambda deltas, lengths: after(deltas * 0, lengths))
+
+
+# Between the runtime and a graph.
+
+
+def merge_blocks_ignored(bench: Bench) -> AbstractContextManager[None]:
+    """Patches row by row, where the tower takes them in 2x2 blocks."""
+
+    def before(feeds: Arrays) -> Arrays:
+        order = raster_order(feeds[IMAGE_GRID_THW], bench.artifact.manifest.facts.spatial_merge_size)
+        return {**feeds, PIXEL_VALUES: feeds[PIXEL_VALUES][order]}
+
+    return hooked(bench, VISION_ENCODER, before=before)
+
+
+def one_token_of_another(bench: Bench) -> AbstractContextManager[None]:
+    """One token of every picture carries its neighbour's features: a mean over all tokens hardly moves."""
+
+    def after(feeds: Arrays, found: Arrays) -> Arrays:
+        features = found[IMAGE_FEATURES].copy()
+        features[0] = features[-1]
+        return {**found, IMAGE_FEATURES: features}
+
+    return hooked(bench, VISION_ENCODER, after=after)
+
+
+def features_exchanged(bench: Bench) -> AbstractContextManager[None]:
+    """The first two pictures' features change places."""
+
+    def before(feeds: Arrays) -> Arrays:
+        bounds = np.cumsum([0, *picture_lengths(bench, feeds[INPUT_IDS])])
+        parts = [feeds[IMAGE_FEATURES][first:last] for first, last in pairwise(bounds)]
+        rows = np.concatenate([*parts[1:2], *parts[:1], *parts[2:]]) if parts else feeds[IMAGE_FEATURES]
+        return {**feeds, IMAGE_FEATURES: rows}
+
+    return hooked(bench, EMBEDDINGS, before=before)
+
+
+def features_counted_by_row(bench: Bench) -> AbstractContextManager[None]:
+    """Every row of a batch starts at the first feature."""
+
+    def before(feeds: Arrays) -> Arrays:
+        counts = [int(row.sum()) for row in visual(bench, feeds[INPUT_IDS])]
+        picked = np.concatenate([np.arange(count) for count in counts]).astype(np.int64)
+        return {**feeds, IMAGE_FEATURES: feeds[IMAGE_FEATURES][picked]}
+
+    return hooked(bench, EMBEDDINGS, before=before)
+
+
+def video_not_scattered(bench: Bench) -> AbstractContextManager[None]:
+    """The features of videos never reach their tokens."""
+
+    def after(feeds: Arrays, found: Arrays) -> Arrays:
+        rows = found[INPUTS_EMBEDS].copy()
+        rows[feeds[INPUT_IDS] == bench.artifact.manifest.facts.video_token_id] = 0
+        return {**found, INPUTS_EMBEDS: rows}
+
+    return hooked(bench, EMBEDDINGS, after=after)
+
+
+def cache_off_by_one(bench: Bench) -> AbstractContextManager[None]:
+    """Every key and value one slot late."""
+
+    def before(feeds: Arrays) -> Arrays:
+        late: Arrays = {name: np.roll(array, 1, axis=2) for name, array in feeds.items() if name.startswith("past_")}
+        return {**feeds, **late}
+
+    return hooked(bench, DECODER, before=before)
+
+
+def one_nan(bench: Bench) -> AbstractContextManager[None]:
+    def after(feeds: Arrays, found: Arrays) -> Arrays:
+        logits = found[LOGITS].copy()
+        logits[..., -1, 0] = np.nan
+        return {**found, LOGITS: logits}
+
+    return hooked(bench, DECODER, after=after)
+
+
+def visual(bench: Bench, ids: Ints) -> Any:
+    """bool [B, S]: which ids stand for features."""
+    return positions.visual_tokens(ids, bench.artifact.manifest.facts)
+
+
+def picture_lengths(bench: Bench, ids: Ints) -> list[int]:
+    """Tokens of each picture or frame, in order."""
+    facts = bench.artifact.manifest.facts
+    return [length for row in ids for token, length in positions.runs(row, facts) if token is not None]

@@ -1,0 +1,103 @@
+"""Mistakes in an artifact's weights and settings: functions that break one thing in a file, in place.
+
+Weights are found by the parameter's name; `NotThere` says that the artifact has none of that name any more. Knows how
+to break things; not whether anybody notices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+from onnx.external_data_helper import ExternalDataInfo
+
+from qwen3vl_export.contract import Facts
+
+from .fault_graphs import NotThere
+
+
+class Weights:
+    """The weights of one graph, written in place.
+
+    Args:
+        path: the `.onnx` file; its external data lies beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = {one.name: one for one in onnx.load(path, load_external_data=False).graph.initializer}
+
+    def __call__(self, suffix: str) -> NDArray[Any]:
+        """The one weight whose name ends in `suffix`; what is assigned to its elements is written."""
+        found = [name for name in self.tensors if name.endswith(suffix)]
+        if len(found) != 1:
+            raise NotThere(f"{len(found)} weights named *{suffix}")
+        tensor = self.tensors[found[0]]
+        data = ExternalDataInfo(tensor)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        path = self.path.with_name(data.location)
+        array: NDArray[Any] = np.memmap(path, dtype, "r+", data.offset or 0, tuple(tensor.dims))
+        return array
+
+
+def temporal_slice_dropped(weights: Weights, facts: Facts) -> None:
+    """The patch embedding reads the first frame of two only."""
+    kernel = weights("patch_embed.proj.weight")
+    rows = kernel.reshape(-1, facts.in_channels, facts.temporal_patch_size, facts.patch_size**2)
+    rows[:, :, 1:] = 0
+
+
+def patch_bias_lost(weights: Weights, facts: Facts) -> None:
+    weights("patch_embed.proj.bias")[:] = 0
+
+
+def position_table_quantized(weights: Weights, facts: Facts) -> None:
+    """Learned positions on the 255 steps of a signed byte."""
+    table = weights("pos_embed.weight")
+    step = np.abs(table).max() / 127
+    table[:] = np.round(table / step) * step
+
+
+def lm_head_order(weights: Weights, facts: Facts) -> None:
+    """The head's values in the order of its transpose."""
+    head = weights("lm_head.weight")
+    head[:] = np.ascontiguousarray(head.T).reshape(head.shape)
+
+
+def layer_duplicated(weights: Weights, facts: Facts) -> None:
+    """Layer 2 holds the weights of layer 1."""
+    names = [name for name in weights.tensors if "layers.1." in name]
+    if not names:
+        raise NotThere("no weights of layer 1")
+    for name in names:
+        weights(name.replace("layers.1.", "layers.2."))[:] = weights(name)
+
+
+def exponent_flipped(weights: Weights, facts: Facts) -> None:
+    """One bit of the largest weight's exponent: four times as large, or as small."""
+    kernel = weights("layers.2.mlp.down_proj.weight")
+    largest = int(np.abs(kernel).argmax())
+    raw = kernel.reshape(-1)[largest : largest + 1].view(np.uint8)
+    raw[-1] ^= 1
+
+
+# Mistakes in settings.
+
+
+def turn_not_opened(template: str) -> str:
+    """A chat template that never writes the assistant's header."""
+    wrong = template.replace("if add_generation_prompt", "if false and add_generation_prompt")
+    if wrong == template:
+        raise NotThere("the chat template has no {% if add_generation_prompt %}")
+    return wrong
+
+
+def setting(**values: Any) -> Callable[[str], str]:
+    """Keys of a JSON file that say something else."""
+    return lambda text: json.dumps({**json.loads(text), **values}, indent=2) + "\n"

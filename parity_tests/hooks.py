@@ -1,0 +1,57 @@
+"""A place to stand between the runtime and its graphs: sees and may change what goes in and what comes out.
+
+Faults are planted here that live in a runtime and not in a file. Knows the runtime's sessions; nothing about mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .bench import Bench
+
+Arrays = dict[str, NDArray[Any]]
+Before = Callable[[Arrays], Arrays]  # feeds -> feeds
+After = Callable[[Arrays, Arrays], Arrays]  # feeds, outputs -> outputs
+
+
+def as_fed(feeds: Arrays) -> Arrays:
+    return feeds
+
+
+def as_found(feeds: Arrays, outputs: Arrays) -> Arrays:
+    return outputs
+
+
+class HookedSessions:
+    """The sessions of a runtime with one graph watched; everything else passes through."""
+
+    def __init__(self, sessions: Any, graph: str, before: Before, after: After) -> None:
+        self._sessions = sessions
+        self._graph = graph
+        self._before = before
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sessions, name)
+
+    def run(self, graph: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
+        if graph != self._graph:
+            return list(self._sessions.run(graph, feeds, outputs))
+        given = self._before(dict(feeds))
+        found = self._after(given, dict(zip(outputs, self._sessions.run(graph, given, outputs), strict=True)))
+        return [found[name] for name in outputs]
+
+
+@contextmanager
+def hooked(bench: Bench, graph: str, before: Before = as_fed, after: After = as_found) -> Iterator[None]:
+    """Inside, every run of `graph` goes through `before` and `after`."""
+    sessions = bench.runtime.sessions
+    bench.runtime.sessions = HookedSessions(sessions, graph, before, after)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        bench.runtime.sessions = sessions

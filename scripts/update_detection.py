@@ -1,0 +1,44 @@
+"""Writes the table of planted faults in docs/parity.md: each fault, and the first check that finds it.
+
+    python scripts/update_detection.py [artifacts/tiny] [--check]
+
+Plants every fault in a copy of the artifact and verifies it with the quick matrix. `--check` changes nothing and fails
+if the document says something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from update_readme import filled
+
+from parity_tests.detection import rows
+from qwen3vl_export.errors import Qwen3VLExportError
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "parity.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the table of planted faults in docs/parity.md.")
+    parser.add_argument("artifact", nargs="?", type=Path, default=ROOT / "artifacts" / "tiny")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
+    options = parser.parse_args()
+    before = DOCUMENT.read_text("utf-8")
+    try:
+        after = filled(before, "faults", rows(options.artifact, log=print))
+    except Qwen3VLExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.check:
+        print("docs/parity.md is current" if after == before else "docs/parity.md differs: run this without --check")
+        return int(after != before)
+    DOCUMENT.write_text(after, "utf-8")
+    print("docs/parity.md is current" if after == before else "docs/parity.md updated")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
