@@ -103,7 +103,7 @@ def test_video_text_equals_the_processor(count: int, fps: float) -> None:
     grid = np.array([[-(-count // 2), 4, 6]])
     inputs = {"video_grid_thw": grid, "video_metadata": [metadata]}
     expected = Qwen3VLProcessor.replace_video_token(processor, inputs, 0)
-    seconds = prompt.frame_seconds(count, fps, 2)
+    seconds = prompt.frame_seconds(range(count), fps, 2)
     assert prompt.video_text(("<|vision_start|>", "<|video_pad|>", "<|vision_end|>"), 6, seconds) == expected
 
 
@@ -169,6 +169,12 @@ def test_a_video_in_every_form() -> None:
         messages, media = split_media(as_messages([part, "What moves?"]))  # type: ignore[list-item]
         assert messages[0]["content"][0] == {"type": "video"}
         assert media == [Video(CLIP, 4)]
+    for part in (
+        {"type": "video", "video": "clip.mp4", "fps": 1},
+        {"type": "video_url", "video_url": {"url": "clip.mp4"}, "fps": 1},
+    ):
+        assert split_media(as_messages([part]))[1] == [Video("clip.mp4", sample_fps=1.0)]
+    assert split_media(as_messages([{"type": "video", "path": "clip.mp4"}]))[1] == [Video("clip.mp4")]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +184,7 @@ def test_a_video_in_every_form() -> None:
         ([3], "a message holds a int"),
         ([{"type": "audio", "audio": "x.wav"}], "an item of type 'audio'"),
         ([{"type": "image"}], "an item of type 'image' without data"),
-        ([{"type": "video", "video": "clip.mp4"}], "a video is given as a list of frames"),
+        ([{"type": "video"}], "an item of type 'video' without data"),
     ],
 )
 def test_content_of_no_known_form(content: Any, said: str) -> None:

@@ -6,16 +6,17 @@
     for piece in model.stream([Image("cat.jpg"), "What is this?"]):
         print(piece, end="", flush=True)
 
-The way of a question: `messages` (one form) → `prompt` (text) and `images`, `preprocess` (patches) → `tokenizer`,
-`positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) → `answer` (text).
-`model` ties them together; `session` and `external` open the graphs.
+The way of a question: `messages` (one form) → `prompt` (text) and `images`, `video`, `preprocess` (patches) →
+`tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) →
+`answer` (text). `model` ties them together; `session` and `external` open the graphs, `locate` and `fetch` files.
 """
 
 from .answer import Answer, Limits
 from .fetch import UrlRules
-from .images import Image, Video
+from .images import Image
 from .model import Qwen3VL
 from .prepare import Prepared
 from .sampling import GREEDY, Sampling
+from .video import Video
 
 __all__ = ["GREEDY", "Answer", "Image", "Limits", "Prepared", "Qwen3VL", "Sampling", "UrlRules", "Video"]

@@ -10,11 +10,7 @@ Knows nothing about sizes, patches or models.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import urllib.parse
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +22,8 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .fetch import PUBLIC, SCHEMES, UrlRules, fetch, shown
+from .fetch import PUBLIC, UrlRules
+from .locate import locate
 
 Source = str | Path | bytes | PIL.Image.Image | NDArray[Any]
 
@@ -45,45 +42,24 @@ class Image:
     source: Source
 
 
-@dataclass(frozen=True)
-class Video:
-    """A video in a message: its frames in order, already sampled, `fps` of them a second."""
-
-    frames: Sequence[Source]
-    fps: float = 2.0
-
-
 def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:
     """The picture as an RGB image; `rules` are for URLs.
 
     Raises:
         InputError: no such file, a URL that cannot be fetched, not a picture, damaged, too large, or without pixels.
     """
+    name = "image bytes"
+    if isinstance(source, str):
+        source, name = locate(source, rules)
     if isinstance(source, Path):
         return from_file(source)
-    if isinstance(source, str):
-        return from_text(source, rules)
     if isinstance(source, bytes):
-        return from_encoded(source, "image bytes")
+        return from_encoded(source, name)
     if isinstance(source, PIL.Image.Image):
         return over_white(with_pixels(source, "image"))
     if isinstance(source, np.ndarray):
         return from_array(source)
     raise InputError(f"an image cannot be a {type(source).__name__}", "Pass a path, bytes, a PIL image or an array")
-
-
-def from_text(source: str, rules: UrlRules) -> PIL.Image.Image:
-    """A path, or a URL."""
-    if source.startswith(SCHEMES):
-        return from_encoded(fetch(source, rules), shown(source))
-    if source.startswith("file://"):
-        return from_file(Path(urllib.parse.unquote(source.removeprefix("file://"))))
-    if not source.startswith("data:"):
-        return from_file(Path(source))
-    try:
-        return from_encoded(base64.b64decode(source.partition(",")[2], validate=True), "data URL")
-    except binascii.Error as error:
-        raise InputError(f"data URL: not base64 ({error})", "Expected data:image/png;base64,...") from error
 
 
 def from_file(path: Path) -> PIL.Image.Image:

@@ -9,17 +9,19 @@ Knows the forms of messages; nothing about templates or pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .images import Image, Video
+from .images import Image
+from .video import Video
 
 Part = str | Image | Video
 Content = Part | Sequence[Part] | Sequence[Mapping[str, Any]]
 Message = Mapping[str, Any]
 
 IMAGE_KEYS = ("image", "path", "url", "base64")
-VIDEO_KEYS = ("video", "frames")
+VIDEO_KEYS = ("video", "frames", "path", "url")
 
 
 def as_messages(content: Content) -> list[Message]:
@@ -76,19 +78,31 @@ def medium_of(part: Any) -> Image | Video | None:
     if kind == "image_url" or "image_url" in part:
         target = part["image_url"]
         return Image(target["url"] if isinstance(target, Mapping) else target)
+    if kind == "video_url" or "video_url" in part:
+        target = part["video_url"]
+        return video_of(target["url"] if isinstance(target, Mapping) else target, part.get("fps"))
     if kind == "video" or "video" in part:
-        frames = first_of(part, VIDEO_KEYS)
-        if isinstance(frames, Video):
-            return frames
-        if isinstance(frames, str | bytes) or not isinstance(frames, Sequence):
-            raise InputError("a video is given as a list of frames", 'Use {"type": "video", "video": [frame, ...]}')
-        return Video(frames, float(part.get("fps", Video.fps)))
+        return video_of(first_of(part, VIDEO_KEYS), part.get("fps"))
     if kind == "image" or "image" in part:
         source = first_of(part, IMAGE_KEYS)
         if source is part.get("base64") and isinstance(source, str) and not source.startswith("data:"):
             source = f"data:;base64,{source}"
         return source if isinstance(source, Image) else Image(source)
-    raise InputError(f"a message holds an item of type {kind!r}", "Known types are text, image, image_url and video")
+    raise InputError(
+        f"a message holds an item of type {kind!r}", "Known types: text, image, image_url, video, video_url"
+    )
+
+
+def video_of(source: Any, fps: float | None) -> Video:
+    """`fps` beside a list of frames is their rate; beside a file, how many a second the model sees, as in
+    qwen-vl-utils."""
+    if isinstance(source, Video):
+        return source
+    if fps is None:
+        return Video(source)
+    if isinstance(source, str | bytes | Path):
+        return Video(source, sample_fps=float(fps))
+    return Video(source, float(fps))
 
 
 def first_of(part: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -20,10 +20,11 @@ from . import positions, prompt
 from .arrays import Float32, Ints
 from .encoders import choose_grid, fixed_grids
 from .fetch import PUBLIC, UrlRules
-from .images import Image, Video, open_image
+from .images import Image, open_image
 from .messages import Message, split_media
 from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, pixel_rules, video_grid
 from .tokenizer import Tokenizer
+from .video import FrameRules, Video, frame_rules, open_video
 
 IMAGE_RULES = "preprocessor_config.json"
 VIDEO_RULES = "video_preprocessor_config.json"
@@ -78,6 +79,10 @@ class Preparer:
     @cached_property
     def video_rules(self) -> PixelRules:
         return pixel_rules(self.artifact.json_file(VIDEO_RULES), self.facts, VIDEO_RULES)
+
+    @cached_property
+    def frame_rules(self) -> FrameRules:
+        return frame_rules(self.artifact.json_file(VIDEO_RULES), VIDEO_RULES)
 
     @cached_property
     def template(self) -> jinja2.Template:
@@ -136,17 +141,11 @@ class Preparer:
         return Picture(patches, (1, height, width), self.image_token, text, is_video=False)
 
     def video_picture(self, video: Video) -> Picture:
-        if not video.fps > 0:
-            raise InputError(f"a video of {video.fps} frames per second", "Use a number above 0")
-        frames = [open_image(frame, self.url_rules) for frame in video.frames]
-        sizes = {frame.size for frame in frames}
-        if len(sizes) > 1:
-            raise InputError(f"a video whose frames have sizes {sorted(sizes)}", "All frames must have one size")
-        width, height = sizes.pop() if sizes else (1, 1)
-        wanted = video_grid(len(frames), height, width, self.video_rules, self.facts)
-        grid = choose_grid(self.grids, height, width, wanted)
-        patches = frames_to_patches(frames, grid, self.video_rules, self.facts)
-        seconds = prompt.frame_seconds(len(frames), video.fps, self.facts.temporal_patch_size)
+        clip = open_video(video, self.frame_rules, self.url_rules)
+        wanted = video_grid(len(clip.indices), clip.height, clip.width, self.video_rules, self.facts)
+        grid = choose_grid(self.grids, clip.height, clip.width, wanted)
+        patches = frames_to_patches(clip.frames, grid, self.video_rules, self.facts)
+        seconds = prompt.frame_seconds(clip.indices.tolist(), clip.fps, self.facts.temporal_patch_size)
         start = self.tokenizer.token(self.facts.vision_start_token_id)
         end = self.tokenizer.token(self.facts.vision_end_token_id)
         tokens = grid[0] * grid[1] // self.facts.merge_unit

@@ -1,8 +1,9 @@
 """RGB pictures and frames to the patches a vision encoder reads.
 
 Sizes and pixels equal transformers 5.23: `Qwen2VLImageProcessorPil` for images, the rules of `Qwen3VLVideoProcessor`
-for frames (which resizes with torchvision there and with Pillow here, so pixels of resized frames differ by a few 8-bit
-steps). Patches are listed in 2x2 merge blocks: the four patches that become one token are neighbours.
+for frames (which resizes with torchvision there and with Pillow here, so pixels of resized frames differ by some 8-bit
+steps, see docs/parity.md). Patches are listed in 2x2 merge blocks: the four patches that become one token are
+neighbours.
 
 Knows sizes and pixels; nothing about prompts or graphs.
 """
@@ -10,7 +11,7 @@ Knows sizes and pixels; nothing about prompts or graphs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,9 +145,9 @@ def image_to_patches(image: PIL.Image.Image, grid: tuple[int, int], rules: Pixel
 
 
 def frames_to_patches(
-    frames: Sequence[PIL.Image.Image], grid: tuple[int, int], rules: PixelRules, facts: Facts
+    frames: Iterable[PIL.Image.Image], grid: tuple[int, int], rules: PixelRules, facts: Facts
 ) -> Float32:
-    """RGB frames resized to `grid` = (h, w) patches: float32 [t * h * w, patch_dim], t = ceil(len(frames) / 2).
+    """RGB frames resized to `grid` = (h, w) patches: float32 [t * h * w, patch_dim], t = ceil(frames / 2).
 
     An odd number of frames is completed by repeating the last one.
     """

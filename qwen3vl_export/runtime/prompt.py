@@ -109,14 +109,14 @@ def video_text(tokens: tuple[str, str, str], frame_tokens: int, seconds: Sequenc
     return "".join(f"<{second:.1f} seconds>{start}{token * frame_tokens}{end}" for second in seconds)
 
 
-def frame_seconds(frames: int, fps: float, temporal: int) -> list[float]:
+def frame_seconds(indices: Sequence[int], fps: float, temporal: int) -> list[float]:
     """The time of each merged frame: halfway between the first and the last of its `temporal` frames.
 
-    Frame i is shown at i / fps; the last frame is repeated to complete the last group
-    (`Qwen3VLProcessor._calculate_timestamps`).
+    Frame i of the whole video is shown at i / fps, and `indices` are those the model sees. The last one is repeated to
+    complete the last group (`Qwen3VLProcessor._calculate_timestamps`).
     """
-    indexes = [*range(frames), *[frames - 1] * (-frames % temporal)]
-    times = [index / fps for index in indexes]
+    complete = [*indices, *[*indices[-1:]] * (-len(indices) % temporal)]
+    times = [index / fps for index in complete]
     return [(times[i] + times[i + temporal - 1]) / 2 for i in range(0, len(times), temporal)]
 
 

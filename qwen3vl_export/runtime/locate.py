@@ -1,0 +1,31 @@
+"""What a text stands for where a file is expected: a path, or the bytes behind a URL.
+
+Knows `http:`, `https:`, `file:` and `data:`; nothing about what is in the file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import urllib.parse
+from pathlib import Path
+
+from ..errors import InputError
+from .fetch import SCHEMES, UrlRules, fetch, shown
+
+
+def locate(source: str, rules: UrlRules) -> tuple[Path | bytes, str]:
+    """The file, or its bytes, and how errors call it.
+
+    Raises:
+        InputError: a `data:` URL that is not base64, or a URL that cannot be fetched.
+    """
+    if source.startswith(SCHEMES):
+        return fetch(source, rules), shown(source)
+    if source.startswith("data:"):
+        try:
+            return base64.b64decode(source.partition(",")[2], validate=True), "data URL"
+        except binascii.Error as error:
+            raise InputError(f"data URL: not base64 ({error})", "Expected data:image/png;base64,...") from error
+    path = Path(urllib.parse.unquote(source[len("file://") :]) if source.startswith("file://") else source)
+    return path, str(path)
