@@ -95,6 +95,12 @@ def build_once(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+def built() -> Callable[[str], Path]:
+    """The artifact of a shipped tiny recipe, by name. Shared: copy it before changing anything in it."""
+    return build_once
+
+
+@pytest.fixture(scope="session")
 def tiny_artifact() -> Path:
     """The artifact of recipes/tiny.yaml. Shared: copy it before changing anything in it."""
     return build_once("tiny")

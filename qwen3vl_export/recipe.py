@@ -20,7 +20,7 @@ from .packaging import loadable_by
 from .recipe_model import GRAPH_NAMES as GRAPH_NAMES
 from .recipe_model import SIZE_STEP
 from .recipe_model import Recipe as Recipe
-from .recipe_quantize import METHODS
+from .recipe_quantize import METHODS, profile_of
 from .recipe_strict import Impossible
 from .recipe_yaml import EXTENDS, Layers, read_layers
 
@@ -116,8 +116,8 @@ def _fill_in(layers: Layers) -> None:
     """Defaults that depend on the file or on another key."""
     layers.data.setdefault("name", layers.file.stem)
     parity = layers.data.setdefault("parity", {})
-    if isinstance(parity, dict) and isinstance(dtype := layers.data.get("dtype", "float32"), str):
-        layers.data["parity"] = {"tolerances": dtype, **parity}
+    if isinstance(parity, dict):
+        layers.data["parity"] = {"tolerances": profile_of(layers.data), **parity}
     packaging = layers.data.setdefault("packaging", {})
     vision, graphs = layers.data.get("vision", {}), layers.data.get("graphs", list(GRAPH_NAMES))
     if isinstance(packaging, dict) and isinstance(vision, dict) and isinstance(graphs, list):
@@ -153,7 +153,11 @@ def _describe(
     if kind in ("missing", "too_long") and "sizes" in path:
         return path[:3], "a size is [height, width]", "Write sizes: [[384, 384]]"
     if kind == "union_tag_not_found":
-        return (*path, "method"), "is missing", f"Known here: {', '.join(METHODS)}"
+        known = sorted({name for model in METHODS.values() for name in model.model_fields})
+        for key in value if isinstance(value, dict) else ():
+            if key not in known:
+                return (*path, key), "unknown key", _did_you_mean(key, known) or f"Known here: {', '.join(known)}"
+        return (*path, "method"), "is missing", f"One of {', '.join(METHODS)}"
     if kind == "union_tag_invalid":
         tag = str(context["tag"])
         return (*path, "method"), f"{_shown(tag)} is not one of {', '.join(METHODS)}", _did_you_mean(tag, METHODS)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from .packaging import RUNTIMES, loadable_by
-from .recipe_quantize import Quantization, Quantize
+from .recipe_quantize import PROFILES, Quantization, Quantize, profile_of
 from .recipe_strict import Impossible, Strict
 
 SIZE_STEP = 32  # pixels of one image token's side: patch_size * spatial_merge_size = 16 * 2
@@ -78,7 +78,7 @@ class Parity(Strict):
     matrix: Literal["quick", "standard", "full"] = "standard"
     """Which cases `verify` runs unless told otherwise."""
     tolerances: str = Field(default="", min_length=1)
-    """Profile in parity_tests/tolerances.yaml; the dtype's own profile unless said."""
+    """Profile in parity_tests/tolerances.yaml; that of the least precise part unless said."""
     held_out: bool = False
     """Also sit the trained tiny model's exam: only checkpoints that were trained on drawn pictures can."""
 
@@ -146,11 +146,12 @@ class Recipe(Strict):
     def _fields_agree(self) -> Self:
         if len(set(self.graphs)) != len(self.graphs):
             raise Impossible("graphs", "a graph appears twice", "Remove one")
-        if self.dtype == "float16" and self.parity.tolerances == "float32":
+        own, said = profile_of(self.model_dump()), self.parity.tolerances
+        if said in PROFILES and PROFILES.index(said) < PROFILES.index(own):
             raise Impossible(
                 "parity.tolerances",
-                "a float16 model cannot meet the float32 profile",
-                "Write tolerances: float16, or leave it out",
+                f"{own} cannot meet the {said} profile",
+                f"Write tolerances: {own}, or leave it out",
             )
         self._quantization_is_possible()
         missing = [name for name in GRAPH_NAMES if name not in self.graphs]

@@ -5,7 +5,8 @@ Rules that span several fields are `recipe_model.Recipe`'s. Knows nothing about 
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,3 +80,18 @@ class Quantization(Strict):
     """The token table; embed_tokens and embeddings share it."""
     decoder_model_merged: Quantize = KeepPrecision()
     """The language model."""
+
+
+PROFILES = ("float32", "float16", "int8", "int4")  # of tolerances, from exact to coarse
+
+
+def profile_of(recipe: Mapping[str, Any]) -> str:
+    """The profile that the least precise part of a recipe (plain data, perhaps mistaken) calls for.
+
+    bfloat16 asks for float32's: computing is in float32, and the published weights are bfloat16 to begin with.
+    """
+    plans = recipe.get("quantization")
+    plans = plans.values() if isinstance(plans, dict) else ()
+    methods = [str(plan.get("method")).removesuffix("_dynamic") for plan in plans if isinstance(plan, dict)]
+    asked = {str(recipe.get("dtype")), *methods}
+    return max((profile for profile in PROFILES if profile in asked), key=PROFILES.index, default=PROFILES[0])

@@ -112,10 +112,41 @@ MISTAKES = {
     ),
     "unknown key unlike any": (TINY + "vision: {zzz: 1}\n", "vision.zzz: unknown key. Known here: grid, sizes"),
     "method that does not exist": (
-        TINY + "quantization: {embeddings: {method: int4}}\n",
-        'quantization.embeddings.method: "int4" is not one of none',
+        TINY + "quantization: {embeddings: {method: int3}}\n",
+        'quantization.embeddings.method: "int3" is not one of none, int8_dynamic, int8, int4. Did you mean int8?',
     ),
-    "wrong choice": (TINY + "dtype: fp16\n", 'dtype: "fp16" is not one of float32, float16. Did you mean float16?'),
+    "method that is missing": (
+        TINY + "quantization: {embeddings: {block_size: 32}}\n",
+        "quantization.embeddings.method: is missing. One of none, int8_dynamic, int8, int4",
+    ),
+    "key of a method": (
+        TINY + "quantization: {decoder_model_merged: {method: int4, blok_size: 32}}\n",
+        "quantization.decoder_model_merged.blok_size: unknown key. Did you mean block_size?",
+    ),
+    "tower in 4 bits": (
+        TINY + "quantization: {vision_encoder: {method: int4}}\n",
+        "quantization.vision_encoder.accept_error: 4-bit weights change the features",
+    ),
+    "table multiplied": (
+        TINY + "quantization: {embeddings: {method: int8_dynamic}}\n",
+        "quantization.embeddings.method: int8_dynamic quantizes products",
+    ),
+    "portable table": (
+        TINY + "target: portable\nquantization: {embeddings: {method: int8}}\n",
+        "quantization.embeddings.method: no standard operator",
+    ),
+    "portable zero points": (
+        TINY + "target: portable\nquantization: {decoder_model_merged: {method: int4, symmetric: false}}\n",
+        "quantization.decoder_model_merged.symmetric: the portable target has symmetric blocks only",
+    ),
+    "profile of a finer precision": (
+        TINY + "parity: {tolerances: float16}\nquantization: {decoder_model_merged: {method: int8}}\n",
+        "parity.tolerances: int8 cannot meet the float16 profile. Write tolerances: int8",
+    ),
+    "wrong choice": (
+        TINY + "dtype: fp16\n",
+        'dtype: "fp16" is not one of float32, float16, bfloat16. Did you mean float16?',
+    ),
     "wrong type": (TINY + "checkpoint: here\n", 'checkpoint: found "here". It must be a mapping of keys to values'),
     "number for text": (TINY + "min_onnxruntime: 1.23\n", "min_onnxruntime: found 1.23. It must be text"),
     "text for boolean": (TINY + 'parity: {held_out: "yes"}\n', 'held_out: found "yes". It must be true or false'),
@@ -145,7 +176,7 @@ MISTAKES = {
     "negative size": (TINY + "vision: {grid: fixed, sizes: [[-32, 32]]}\n", "vision.sizes[0][0]: found -32."),
     "half precision, full tolerance": (
         TINY + "dtype: float16\nparity: {tolerances: float32}\n",
-        "parity.tolerances: a float16 model cannot meet the float32 profile",
+        "parity.tolerances: float16 cannot meet the float32 profile",
     ),
     "runtime without its graph": (
         TINY + "graphs: [embed_tokens]\nparity: {held_out: false}\npackaging: {runtimes: [transformers.js]}\n",

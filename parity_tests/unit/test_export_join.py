@@ -1,0 +1,53 @@
+"""The join of per-image results under other people's optimizers: whoever rewrites the graph gets the same features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import onnxsim
+import pytest
+from onnxscript import optimizer
+
+GRIDS = np.array([[1, 16, 16], [3, 6, 10], [1, 2, 30], [1, 4, 4]])
+LEVELS = ("ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
+REWRITES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "onnxsim": lambda model: onnxsim.simplify(model)[0],
+    "onnxscript": optimizer.optimize,
+}
+
+
+def features(model: onnx.ModelProto, level: str) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    session: Any = ort.InferenceSession(model.SerializeToString(), options)
+    pixels = np.random.default_rng(0).standard_normal((int(GRIDS.prod(1).sum()), 1536), np.float32)
+    result: np.ndarray = session.run(None, {"pixel_values": pixels, "image_grid_thw": GRIDS})[0]
+    return result
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny-portable"])
+def delivered(request: pytest.FixtureRequest, built: Callable[[str], Path]) -> tuple[onnx.ModelProto, np.ndarray]:
+    """An encoder as it is delivered, and its features without a single optimization."""
+    model = onnx.load(built(request.param) / "onnx" / "vision_encoder.onnx")
+    return model, features(model, "ORT_DISABLE_ALL")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_onnxruntimes_passes_keep_the_features(delivered: tuple[onnx.ModelProto, np.ndarray], level: str) -> None:
+    model, wanted = delivered
+    np.testing.assert_allclose(features(model, level), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rewrite", REWRITES.values(), ids=REWRITES.keys())
+def test_other_optimizers_keep_the_features(
+    delivered: tuple[onnx.ModelProto, np.ndarray], rewrite: Callable[[onnx.ModelProto], onnx.ModelProto]
+) -> None:
+    model, wanted = delivered
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    np.testing.assert_allclose(features(rewrite(copy), "ORT_ENABLE_ALL"), wanted, rtol=0, atol=1e-5)
