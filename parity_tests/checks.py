@@ -131,8 +131,7 @@ def chunked(bench: Bench, case: Case) -> Finding:
     prepared = bench.prepared(case)
     logits, cache = bench.prefill(prepared, bench.matrix.prefill_chunk)
     once, cache_once = bench.prefill(prepared, None)
-    seen = prepared.attention_mask.astype(bool)
-    parts = [np.stack([by_token(part)[seen] for part in both]) for both in (cache, cache_once)]
+    parts = [np.stack(both.parts(prepared.attention_mask)) for both in (cache, cache_once)]
     found = {"max_abs": max_abs(logits, once), "cache_max_abs": max_abs(*parts)}
     return Finding(found, compared=parts[0].size)
 
@@ -203,11 +202,6 @@ def logits_finding(logits: Floats, expected: Floats, inputs: Inputs) -> Finding:
     row, token = np.argwhere(seen)[worst].tolist()
     where = f"worst at row {row}, token {token} of {seen.shape[1]} (id {inputs.input_ids[row, token]})"
     return Finding(logit_closeness(logits[seen], expected[seen]), compared=logits[seen].size, where=where)
-
-
-def by_token(cache: Floats) -> Floats:
-    """[B, heads, S, E] -> [B, S, heads, E]."""
-    return cache.transpose(0, 2, 1, 3)
 
 
 def _greedy(bench: Bench, case: Case) -> Greedy:

@@ -107,6 +107,12 @@ def tiny_artifact() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_portable_artifact() -> Path:
+    """The artifact of recipes/tiny-portable.yaml, as `tiny_artifact`."""
+    return build_once("tiny-portable")
+
+
+@pytest.fixture(scope="session")
 def tiny_fixed_artifact() -> Path:
     """The artifact of recipes/tiny-fixed.yaml, as `tiny_artifact`."""
     return build_once("tiny-fixed")

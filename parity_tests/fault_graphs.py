@@ -100,22 +100,22 @@ def deepstack_swapped(model: ModelProto, facts: Facts) -> None:
 
 def deepstack_late(model: ModelProto, facts: Facts) -> None:
     """Each map one layer later: what mistaking the tower's tap indexes for the decoder's layers looks like."""
-    parts = [f"fault_map_{index}" for index in range(1 + facts.num_deepstack)]
-    sizes = constant(model, "fault_sizes", np.full(len(parts), facts.hidden_size))
-    late = [parts[0], "fault_none", *parts[1:-1]]
-
-    def shifted(a: str, b: str) -> list[NodeProto]:
-        return [
-            helper.make_node("Split", [a, sizes], parts, axis=-1),
-            helper.make_node("Sub", [parts[0], parts[0]], ["fault_none"]),
-            helper.make_node("Concat", late, [b], axis=-1),
-        ]
-
-    before_input(model, INPUTS_EMBEDS, shifted)
+    splits = [
+        node for node in model.graph.node if node.op_type == "Split" and len(node.output) == 1 + facts.num_deepstack
+    ]
+    if len(splits) != 1:
+        raise NotThere("no Split of the wide rows")
+    hidden, *maps = splits[0].output
+    parts = [f"fault_map_{index}" for index in range(len(maps))]
+    splits[0].output[1:] = parts
+    after = list(model.graph.node).index(splits[0]) + 1
+    model.graph.node.insert(after, helper.make_node("Sub", [hidden, hidden], [maps[0]]))
+    for source, target in zip(parts, maps[1:], strict=False):
+        model.graph.node.insert(after, helper.make_node("Identity", [source], [target]))
     makers = {output: node for node in model.graph.node for output in node.output}
-    (norm,) = consumers(model, "language_model.norm.weight")
-    kept = makers.get(norm.input[0], norm)
-    last = kept if kept.op_type == "Slice" else norm  # the rows whose logits are kept
+    (last,) = consumers(model, "language_model.norm.weight")
+    while makers[last.input[0]].op_type in ("Slice", "Gather", "Reshape"):  # the rows whose logits are kept
+        last = makers[last.input[0]]
     insert_before(model, last, helper.make_node("Add", [last.input[0], parts[-1]], ["fault_last"]))
     last.input[0] = "fault_last"
 

@@ -27,6 +27,7 @@ from qwen3vl_export.contract import (
     Facts,
 )
 from qwen3vl_export.runtime import generate, images, positions, preprocess, prompt
+from qwen3vl_export.runtime.cache import Cache, SharedCache
 
 from .bench import Bench, Ints
 from .hooks import Arrays, hooked
@@ -136,12 +137,15 @@ def video_not_scattered(bench: Bench) -> AbstractContextManager[None]:
 
 def cache_off_by_one(bench: Bench) -> AbstractContextManager[None]:
     """Every key and value one slot late."""
+    decode = generate.decode
 
-    def before(feeds: Arrays) -> Arrays:
-        late: Arrays = {name: np.roll(array, 1, axis=2) for name, array in feeds.items() if name.startswith("past_")}
-        return {**feeds, **late}
+    def late(sessions: Any, embeds: Any, mask: Any, position_ids: Any, cache: Cache, *rest: Any) -> Any:
+        for array in cache.buffers if isinstance(cache, SharedCache) else cache.arrays:
+            used = array[:, :, : cache.length]
+            used[:] = np.roll(used, 1, axis=2)
+        return decode(sessions, embeds, mask, position_ids, cache, *rest)
 
-    return hooked(bench, DECODER, before=before)
+    return attribute(generate, "decode", late)
 
 
 def one_nan(bench: Bench) -> AbstractContextManager[None]:

@@ -45,6 +45,15 @@ class HookedSessions:
         found = self._after(given, dict(zip(outputs, self._sessions.run(graph, given, outputs), strict=True)))
         return [found[name] for name in outputs]
 
+    def run_bound(self, graph: str, binding: Any, feeds: Arrays, outputs: Arrays) -> None:
+        if graph != self._graph:
+            self._sessions.run_bound(graph, binding, feeds, outputs)
+            return
+        given = self._before(dict(feeds))
+        self._sessions.run_bound(graph, binding, given, outputs)
+        for name, array in self._after(given, dict(outputs)).items():
+            outputs[name][:] = array
+
 
 @contextmanager
 def hooked(bench: Bench, graph: str, before: Before = as_fed, after: After = as_found) -> Iterator[None]:

@@ -101,8 +101,8 @@ def test_ctrl_c_stops_the_answer_only(tiny_artifact: Path, monkeypatch: pytest.M
     steps = Qwen3VL.generate_steps
     beginning = Qwen3VL.load(tiny_artifact).generate("Describe.", max_new_tokens=3, temperature=0)
 
-    def interrupted(*arguments: Any) -> Iterator[Step]:
-        yield from islice(steps(*arguments), 3)
+    def interrupted(*arguments: Any, **settings: Any) -> Iterator[Step]:
+        yield from islice(steps(*arguments, **settings), 3)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Qwen3VL, "generate_steps", interrupted)

@@ -47,6 +47,7 @@ class TorchSessions:
         return self.artifact.manifest.facts
 
     feature_dtype = np.dtype(np.float32)
+    shares_cache = False
 
     def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
         return dict.fromkeys((past_name(0, "key"), "image_features"), np.dtype(np.float32))

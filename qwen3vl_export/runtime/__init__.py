@@ -8,7 +8,8 @@
 
 The way of a question: `messages` (one form) → `prompt` (text) and `images`, `video`, `preprocess` (patches) →
 `tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) →
-`answer` (text). `model` ties them together; `session` and `external` open the graphs, `locate` and `fetch` files.
+`answer` (text). `cache` and `conversation` keep what was read. `model` ties all together; `session` and `external` open
+the graphs, `locate` and `fetch` files.
 """
 
 from .answer import Answer, Limits

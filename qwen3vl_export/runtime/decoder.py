@@ -1,13 +1,15 @@
-"""One call each of the embeddings and decoder graphs, and the cache between calls.
-
-A cache is a tuple of arrays [B, kv heads, tokens so far, head_dim]: key and value of layer 0, of layer 1, and so on.
+"""One call each of the embeddings and decoder graphs.
 
 Knows the graphs' inputs and outputs; nothing about prompts, sampling or when to stop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ..contract import (
     ATTENTION_MASK,
@@ -20,16 +22,14 @@ from ..contract import (
     LOGITS,
     NUM_LOGITS_TO_KEEP,
     POSITION_IDS,
-    Facts,
     past_name,
     present_name,
 )
 from ..errors import InputError
 from .arrays import Floats, Ints
+from .cache import Cache, JoinedCache, SharedCache, layer_parts
 from .positions import visual_tokens
 from .session import Sessions
-
-Cache = tuple[Floats, ...]
 
 
 def embed(sessions: Sessions, input_ids: Ints, image_features: Floats) -> Floats:
@@ -67,16 +67,15 @@ def no_features(sessions: Sessions) -> Floats:
     return np.zeros((0, sessions.facts.wide_size), sessions.dtypes(EMBEDDINGS)[IMAGE_FEATURES])
 
 
-def empty_cache(sessions: Sessions, batch: int) -> Cache:
-    """The cache before the first token."""
-    facts = sessions.facts
-    dtype = sessions.dtypes(DECODER)[past_name(0, "key")]
-    shape = (batch, facts.num_key_value_heads, 0, facts.head_dim)
-    return tuple(np.zeros(shape, dtype) for _ in layer_parts(facts))
+def empty_cache(sessions: Sessions, batch: int, capacity: int = 0) -> Cache:
+    """The cache before the first token, in the form the decoder graph takes.
 
-
-def layer_parts(facts: Facts) -> list[tuple[int, str]]:
-    return [(layer, part) for layer in range(facts.num_hidden_layers) for part in ("key", "value")]
+    Args:
+        capacity: tokens it will surely hold, so that it need not grow on the way there.
+    """
+    if sessions.shares_cache:
+        return SharedCache(sessions, batch, capacity)
+    return JoinedCache(sessions, batch)
 
 
 def decode(
@@ -84,27 +83,59 @@ def decode(
     inputs_embeds: Floats,
     attention_mask: Ints,
     position_ids: Ints,
-    past: Cache,
+    cache: Cache,
     num_logits_to_keep: int = 0,
-) -> tuple[Floats, Cache]:
-    """Logits and the longer cache.
+) -> Floats:
+    """Logits [B, kept, V] of new tokens, whose keys and values are added to `cache`.
 
     Args:
         inputs_embeds: [B, S, W].
-        attention_mask: int64 [B, past + S], 0 on padding.
+        attention_mask: int64 [B, cache.length + S], 0 on padding.
         position_ids: int64 [3, B, S].
-        past: the cache of the tokens before.
+        cache: of the tokens before; S > 1 continues a `SharedCache` only for a batch of one.
         num_logits_to_keep: how many of the last tokens get logits; 0 is all.
 
-    Returns:
-        logits [B, kept, V] and the cache of past + S tokens.
+    Raises:
+        InputError: a mask of another length, or more tokens than the context holds.
     """
-    feeds = {INPUTS_EMBEDS: inputs_embeds, ATTENTION_MASK: attention_mask, POSITION_IDS: position_ids}
-    parts = layer_parts(sessions.facts)
-    feeds |= {past_name(*part): array for part, array in zip(parts, past, strict=True)}
+    batch, new = inputs_embeds.shape[:2]
+    if attention_mask.shape != (batch, cache.length + new):
+        raise InputError(
+            f"{ATTENTION_MASK} has shape {list(attention_mask.shape)} for {new} tokens after {cache.length}",
+            f"Expected {[batch, cache.length + new]}",
+        )
+    feeds: dict[str, NDArray[Any]] = {
+        INPUTS_EMBEDS: inputs_embeds,
+        ATTENTION_MASK: attention_mask,
+        POSITION_IDS: position_ids,
+    }
     if NUM_LOGITS_TO_KEEP in sessions.dtypes(DECODER):
         feeds[NUM_LOGITS_TO_KEEP] = np.array(num_logits_to_keep, np.int64)
-    logits, *present = sessions.run(DECODER, feeds, [LOGITS, *(present_name(*part) for part in parts)])
-    if num_logits_to_keep:
-        logits = logits[:, -num_logits_to_keep:]
-    return logits, tuple(present)
+        kept = min(num_logits_to_keep, new) or new
+    else:
+        kept = new
+    if isinstance(cache, SharedCache):
+        logits = decode_shared(sessions, feeds, cache, kept)
+    else:
+        logits = decode_joined(sessions, feeds, cache)
+    return logits[:, -num_logits_to_keep:]
+
+
+def decode_shared(sessions: Sessions, feeds: Mapping[str, NDArray[Any]], cache: SharedCache, kept: int) -> Floats:
+    """One call that reads and writes the cache's buffers in place; nothing of the cache is copied."""
+    batch, length = feeds[ATTENTION_MASK].shape
+    cache.reserve(length)
+    dtype = sessions.dtypes(DECODER)[INPUTS_EMBEDS]
+    logits: Floats = np.empty((batch, kept, sessions.facts.vocab_size), dtype)
+    sessions.run_bound(DECODER, cache.binding, feeds, {LOGITS: logits})
+    cache.length = length
+    return logits
+
+
+def decode_joined(sessions: Sessions, feeds: Mapping[str, NDArray[Any]], cache: JoinedCache) -> Floats:
+    """One call that takes the cache's arrays and returns longer ones."""
+    parts = layer_parts(sessions.facts)
+    past = {past_name(*part): array for part, array in zip(parts, cache.arrays, strict=True)}
+    logits: Floats
+    logits, *cache.arrays = sessions.run(DECODER, {**feeds, **past}, [LOGITS, *(present_name(*part) for part in parts)])
+    return logits

@@ -10,12 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..artifact import Artifact, open_artifact
 from ..contract import Facts
 from . import decoder, encoders
 from .answer import Answer, Limits, read_rows
 from .arrays import Floats, Ints
-from .decoder import Cache
+from .cache import Cache
+from .conversation import Conversation, FeatureCache, picture_digests, picture_spans
 from .fetch import PUBLIC, UrlRules
 from .generate import PREFILL_CHUNK, Step, generate
 from .messages import Content, Message, as_messages
@@ -41,6 +44,8 @@ class Qwen3VL:
         config = artifact.json_file("generation_config.json")
         self.sampling = from_generation_config(config)
         self.stop_ids = self._stop_ids(config.get("eos_token_id"))
+        self.conversation = Conversation()
+        self.seen = FeatureCache()
 
     @classmethod
     def load(
@@ -131,7 +136,7 @@ class Qwen3VL:
     ) -> Answer:
         """The answer to the first row of a prompt that is prepared; `started` as in `Answer`."""
         started = time.perf_counter() if started is None else started
-        steps = self.generate_steps(prepared, limits.max_new_tokens, sampling)
+        steps = self.generate_steps(prepared, limits.max_new_tokens, sampling, conversation=self.conversation)
         return Answer(steps, self.tokenizer, self.stop_ids, limits, started)
 
     # The stages.
@@ -149,7 +154,7 @@ class Qwen3VL:
         return decoder.embed(self.sessions, input_ids, image_features)
 
     def empty_cache(self, batch: int) -> Cache:
-        """The cache before the first token: key and value of each layer, [B, kv heads, 0, head_dim]."""
+        """The cache before the first token."""
         return decoder.empty_cache(self.sessions, batch)
 
     def decode(
@@ -160,9 +165,13 @@ class Qwen3VL:
         past: Cache | None = None,
         num_logits_to_keep: int = 0,
     ) -> tuple[Floats, Cache]:
-        """Wide rows [B, S, W] after `past` to logits [B, kept, V] and the longer cache; see `decoder.decode`."""
-        past = self.empty_cache(len(inputs_embeds)) if past is None else past
-        return decoder.decode(self.sessions, inputs_embeds, attention_mask, position_ids, past, num_logits_to_keep)
+        """Wide rows [B, S, W] after `past` to logits [B, kept, V] and the cache, which is `past` itself, now longer.
+
+        See `decoder.decode`.
+        """
+        cache = self.empty_cache(len(inputs_embeds)) if past is None else past
+        embeds, mask = inputs_embeds, attention_mask
+        return decoder.decode(self.sessions, embeds, mask, position_ids, cache, num_logits_to_keep), cache
 
     def generate_steps(
         self,
@@ -171,6 +180,7 @@ class Qwen3VL:
         sampling: Sampling | None = None,
         prefill_chunk: int | None = PREFILL_CHUNK,
         stop_ids: frozenset[int] | None = None,
+        conversation: Conversation | None = None,
     ) -> Iterator[Step]:
         """Tokens of all rows, step by step, each with its logits.
 
@@ -178,11 +188,43 @@ class Qwen3VL:
             sampling: None is the checkpoint's.
             prefill_chunk: tokens of the prompt per call of the decoder; None is all of them.
             stop_ids: None is the checkpoint's; an empty set never stops before `max_new_tokens`.
+            conversation: what was read before, to build on and to remember this in; None reads the whole prompt. Of use
+                to a single row only.
         """
-        features = self.encode_images(prepared.pixel_values, prepared.image_grid_thw)
         sampling = self.sampling if sampling is None else sampling
         stop_ids = self.stop_ids if stop_ids is None else stop_ids
-        return generate(self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk)
+        digests = picture_digests(prepared)
+        if conversation is None or len(prepared.input_ids) != 1:
+            features = self.features(prepared, digests)
+            yield from generate(self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk)
+            return
+        ids = prepared.input_ids[0]
+        spans = picture_spans(prepared, digests, self.facts)
+        cache = conversation.take(ids, spans) or self.empty_cache(1)
+        features = self.features(prepared, digests, sum(span.end <= cache.length for span in spans))
+        try:
+            for step in generate(
+                self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk, cache
+            ):
+                ids = np.append(ids, step.tokens)
+                yield step
+        finally:  # also when the answer is cut short
+            conversation.keep(cache, ids, spans)
+
+    def features(self, prepared: Prepared, digests: Sequence[bytes], first: int = 0) -> Floats:
+        """Features [T, W] of the pictures from number `first` on, encoded only if not seen lately."""
+        merge = self.facts.merge_unit
+        bounds = np.cumsum([0, *prepared.image_grid_thw.prod(axis=1)])
+        known = {digest: self.seen.get(digest) for digest in digests[first:]}
+        new = [n for n in range(first, len(digests)) if known[digests[n]] is None]
+        if new:
+            patches = np.concatenate([prepared.pixel_values[bounds[n] : bounds[n + 1]] for n in new])
+            encoded = self.encode_images(patches, prepared.image_grid_thw[new])
+            ends = np.cumsum([bounds[n + 1] - bounds[n] for n in new])[:-1] // merge
+            for n, features in zip(new, np.split(encoded, ends), strict=True):
+                known[digests[n]] = features
+                self.seen.put(digests[n], features.copy())
+        return np.concatenate([decoder.no_features(self.sessions), *(known[digest] for digest in digests[first:])])
 
     def generate_ids(
         self,

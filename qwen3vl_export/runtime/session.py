@@ -5,8 +5,9 @@ Knows files, onnxruntime and its exceptions; nothing about what the graphs mean.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Sessions:
     def facts(self) -> Facts:
         return self.artifact.manifest.facts
 
+    @property
+    def shares_cache(self) -> bool:
+        """Whether the decoder reads and writes its cache in place: it is made of `GroupQueryAttention` then."""
+        return bool(self.artifact.manifest.recipe.get("target") == "ort")
+
     def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
         """The numpy dtype of each input, optional ones included."""
         self.open(graph)
@@ -89,14 +95,44 @@ class Sessions:
         session = self.open(graph)
         dtypes = self._dtypes[graph]
         cast: dict[str, NDArray[Any]] = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
-        try:
+        with guarded(graph):
             results: list[Any] = session.run(list(outputs), cast)
-        except Exception as error:  # onnxruntime raises its own classes, which share no public base
-            guard = GUARD.search(str(error))
-            if guard is None:
-                raise
-            raise InputError(f"{graph}: {guard[1]}", "Pass inputs that belong to one another") from error
         return results
+
+    def run_bound(
+        self, graph: str, binding: Any, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Run one graph on memory: `feeds` are read where they lie, `outputs` written where they lie.
+
+        Args:
+            binding: the session's `io_binding()`; what it holds besides stays bound.
+            outputs: contiguous arrays of the shape and dtype the graph will write.
+
+        Raises:
+            InputError: as `run`.
+        """
+        dtypes = self._dtypes[graph]
+        kept = {
+            name: np.ascontiguousarray(array, dtypes[name]) for name, array in feeds.items()
+        }  # alive during the run
+        for name, array in kept.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        with guarded(graph):
+            self.open(graph).run_with_iobinding(binding)
+
+
+@contextlib.contextmanager
+def guarded(graph: str) -> Iterator[None]:
+    """Tells what a guard inside the graph refused."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime raises its own classes, which share no public base
+        guard = GUARD.search(str(error))
+        if guard is None:
+            raise
+        raise InputError(f"{graph}: {guard[1]}", "Pass inputs that belong to one another") from error
 
 
 def load(path: Path, options: Any) -> Any:

@@ -80,13 +80,15 @@ def grid_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, 
 
 
 def group_query_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """`com.microsoft::GroupQueryAttention` over past and new keys; causal by itself.
 
+    A row's keys are the first `seqlens_k + 1` of its cache: tokens lie at the start of their row, no mask is added.
+
     Args:
         query, key, value: [B, N, S, E], [B, K, S, E], [B, K, S, E], rotated.
-        attention_mask: float [B, 1, S, T], added to the scores: hides the left padding of a batch.
+        attention_mask: None.
 
     Returns:
         [B, S, N * E].
@@ -106,10 +108,6 @@ def group_query_attention(
             past_value,
             kwargs["seqlens_k"],
             kwargs["total_sequence_length"],
-            None,
-            None,
-            None,
-            attention_mask,
         ),
         {"num_heads": heads, "kv_num_heads": key_heads, "scale": float(kwargs["scaling"])},
         dtypes=(query.dtype, key.dtype, value.dtype),

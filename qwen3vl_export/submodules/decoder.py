@@ -4,6 +4,10 @@ Source: transformers `Qwen3VLTextModel.forward`, `Qwen3VLTextRotaryEmbedding`. D
 arrive on the feature axis and are added to every row (zero on text rows), and each rotary frequency reads its own
 position axis instead of three full tables being interleaved.
 
+Padding. `GroupQueryAttention` reads each row's own number of tokens and so wants them at the row's start. The ort graph
+moves a left-padded prompt there before the first layer and its result back after the last (`Packing`): the cache then
+holds no padding, and no mask is added to any score. The portable graph adds a bias and keeps padding where it came.
+
 Legend: B batch, S new tokens, T all tokens, H hidden size, E head size.
 """
 
@@ -52,6 +56,44 @@ class MultimodalRotary(nn.Module):
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
 
+class Packing:
+    """Moves the new tokens of left-padded rows to the start of their row, and results back. Exact: rows are only moved.
+
+    Args:
+        attention_mask: int64 [B, T]; its last S columns say where each row's new tokens begin.
+        rows: S.
+    """
+
+    def __init__(self, attention_mask: Tensor, rows: int) -> None:
+        first = attention_mask[:, attention_mask.shape[1] - rows :].argmax(dim=1, keepdim=True)  # [B, 1]
+        base = torch.arange(attention_mask.shape[0])[:, None] * rows
+        there, back = torch.arange(rows)[None] + first, torch.arange(rows)[None] - first
+        self.there = torch.where(there >= rows, there - rows, there) + base  # [B, S], indices into B * S rows
+        self.back = torch.where(back < 0, back + rows, back) + base
+
+    def pack(self, x: Tensor, axis: int) -> Tensor:
+        """`axis` of size B * S: each sequence rotated so that its first token comes first."""
+        return x.index_select(axis, self.there.reshape(-1))
+
+    def unpack_last(self, x: Tensor, count: Tensor) -> Tensor:
+        """[B, S, H] packed -> the `count` last rows as they came, [B, n, H]; 0 is all.
+
+        Args:
+            count: int64 scalar.
+        """
+        return torch.nn.functional.embedding(last(self.back, count), x.reshape(-1, x.shape[-1]))
+
+
+def last(x: Tensor, count: Tensor) -> Tensor:
+    """[B, S, …] -> its `count` last rows of axis 1; -0 is the first row, so 0 keeps them all.
+
+    Args:
+        count: int64 scalar.
+    """
+    end, axis = torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([1])
+    return torch.onnx.ops.symbolic("Slice", (x, (-count).reshape(1), end, axis), dtype=x.dtype, shape=x.shape)
+
+
 class Decoder(nn.Module):
     """Wide rows and the past to logits [B, n, V] and the longer cache.
 
@@ -74,12 +116,10 @@ class Decoder(nn.Module):
         self.causal = language_model.config._attn_implementation == TEXT["portable"]
 
     def _bias(self, attention_mask: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-        """float [B, 1, S, T] added to scores: half the lowest number at padding and, portable, the future."""
-        hidden = (attention_mask == 0)[:, None, None, :].expand(-1, 1, rows, -1)
-        if self.causal:
-            keys = torch.arange(attention_mask.shape[1])
-            queries = torch.arange(rows) + (attention_mask.shape[1] - rows)
-            hidden = hidden | (keys[None, :] > queries[:, None])
+        """float [B, 1, S, T] added to scores: half the lowest number at padding and the future."""
+        keys = torch.arange(attention_mask.shape[1])
+        queries = torch.arange(rows) + (attention_mask.shape[1] - rows)
+        hidden = (attention_mask == 0)[:, None, None, :] | (keys[None, :] > queries[:, None])
         return torch.where(hidden, torch.finfo(dtype).min / 2, 0.0).to(dtype)
 
     def forward(
@@ -91,12 +131,19 @@ class Decoder(nn.Module):
         num_logits_to_keep: Tensor,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         model = self.language_model
+        batch, rows, wide = inputs_embeds.shape
+        packing, bias = None, None
+        if self.causal:
+            bias = self._bias(attention_mask, rows, inputs_embeds.dtype)
+        else:
+            packing = Packing(attention_mask, rows)
+            inputs_embeds = packing.pack(inputs_embeds.reshape(batch * rows, wide), 0).reshape(batch, rows, wide)
+            position_ids = packing.pack(position_ids.reshape(3, batch * rows), 1).reshape(3, batch, rows)
         hidden, *deepstack = torch.split(inputs_embeds, self.hidden_size, dim=-1)
         cache = LayerCache(past_key_values)
         rotary = self.rotary(position_ids)
         total = torch.tensor(0, dtype=torch.int32) + attention_mask.shape[1]
-        seqlens_k = (total - 1).expand(attention_mask.shape[0])
-        bias = self._bias(attention_mask, inputs_embeds.shape[1], inputs_embeds.dtype)
+        seqlens_k = attention_mask.sum(dim=1).to(torch.int32) - 1
         for index, layer in enumerate(model.layers):
             hidden = layer(
                 hidden,
@@ -109,15 +156,5 @@ class Decoder(nn.Module):
             )
             if index < len(deepstack):
                 hidden = hidden + deepstack[index]
-        kept = torch.onnx.ops.symbolic(  # the last n rows; -0 is the first row, so 0 keeps them all
-            "Slice",
-            (
-                hidden,
-                (-num_logits_to_keep).reshape(1),
-                torch.tensor([torch.iinfo(torch.int64).max]),
-                torch.tensor([1]),
-            ),
-            dtype=hidden.dtype,
-            shape=hidden.shape,
-        )
+        kept = last(hidden, num_logits_to_keep) if packing is None else packing.unpack_last(hidden, num_logits_to_keep)
         return self.lm_head(model.norm(kept)), cache.present
