@@ -23,6 +23,7 @@ import pytest
 from filelock import FileLock
 
 from qwen3vl_export.artifact import MANIFEST, open_artifact
+from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 from qwen3vl_export.recipe import load_recipe
 
 from .bench import Bench
@@ -30,7 +31,6 @@ from .harness import open_bench, profile_of, report_of, write_evidence
 from .matrix import TIERS
 from .outcome import Outcome
 from .plan import Check, Plan, Subject, plan
-from .reference_cache import DIRECTORY_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = (

@@ -18,8 +18,9 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from qwen3vl_export.artifact import MANIFEST, Artifact, FileRecord, open_artifact, sha256_file
+from qwen3vl_export.artifact import MANIFEST, Artifact, FileRecord, open_artifact
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
+from qwen3vl_export.hash_cache import sha256_file
 
 from . import fault_graphs as graphs
 from . import fault_runtime as runtime

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-DIRECTORY_VARIABLE = "QWEN3VL_EXPORT_CACHE"
+from qwen3vl_export.hash_cache import cache_directory
+
 BUDGET = (
     8 * 1024**3
 )  # bytes; the results used longest ago go first. Logits of a published vocabulary are 0.6 MB a token
@@ -30,10 +31,7 @@ SUFFIX = ".npz"
 
 def default_directory() -> Path:
     """`reference` under `$QWEN3VL_EXPORT_CACHE`, else under `qwen3vl-export` in the user's cache directory."""
-    if given := os.environ.get(DIRECTORY_VARIABLE):
-        return Path(given) / "reference"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "qwen3vl-export" / "reference"
+    return cache_directory() / "reference"
 
 
 def scope_of(checkpoint_files: Mapping[str, str]) -> str:

@@ -12,8 +12,9 @@ import pytest
 from parity_tests import harness, plan
 from parity_tests.faults import FAULTS
 from parity_tests.matrix import Matrix, load_matrix
-from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, sha256_file
+from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
+from qwen3vl_export.hash_cache import sha256_file
 
 FAULT = next(fault for fault in FAULTS if fault.name == "deepstack-dropped")
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")

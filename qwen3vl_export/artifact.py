@@ -10,7 +10,6 @@ Knows nothing about how graphs are made or run. Imports neither torch, transform
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 
 from .contract import Facts
 from .errors import ArtifactError
+from .hash_cache import HashCache, sha256_file
 
 FORMAT = 2  # 2: an ort decoder's cache holds no padding
 MANIFEST = "manifest.json"
@@ -90,15 +90,6 @@ class Manifest:
         return cls(**values)
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in 1 MiB blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class Artifact:
     """An artifact directory that was opened; `open_artifact` is the way to get one."""
@@ -153,7 +144,11 @@ def open_artifact(root: Path, check: bool = True) -> Artifact:
 
 
 def check_files(artifact: Artifact) -> None:
-    """Compare every listed file with its record; the first difference raises."""
+    """Compare every listed file with its record; the first difference raises.
+
+    A file that was hashed before and has not been touched since is not read again (`hash_cache.py`).
+    """
+    hashes = HashCache()
     root = artifact.root.resolve()
     rebuild = f"Rebuild: {artifact.build_command}"
     for name, record in artifact.manifest.files.items():
@@ -166,5 +161,6 @@ def check_files(artifact: Artifact) -> None:
             raise ArtifactError(
                 f"{name}: {path.stat().st_size} bytes, {MANIFEST} says {record.bytes}: the file was altered", rebuild
             )
-        if sha256_file(path) != record.sha256:
+        if hashes.sha256(path) != record.sha256:
             raise ArtifactError(f"{name}: sha256 differs from {MANIFEST}: the file was altered", rebuild)
+    hashes.save()

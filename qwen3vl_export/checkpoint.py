@@ -16,9 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import Qwen3VLConfig
 
-from .artifact import CHECKPOINT_FILES, sha256_file
+from .artifact import CHECKPOINT_FILES
 from .contract import Facts
 from .errors import CheckpointError
+from .hash_cache import sha256_file
 from .hub import download
 
 SUPPORTED = "qwen3_vl"

@@ -17,10 +17,11 @@ import onnx_ir as ir
 import torch
 
 from . import contract
-from .artifact import CHECKPOINT_FILES, GRAPH_DIR, MANIFEST, Encoder, FileRecord, Manifest, sha256_file
+from .artifact import CHECKPOINT_FILES, GRAPH_DIR, MANIFEST, Encoder, FileRecord, Manifest
 from .checkpoint import Checkpoint, open_checkpoint
 from .contract import Facts, Graph
 from .errors import BuildError, CheckpointError
+from .hash_cache import sha256_file
 from .lowering import lower
 from .optimize import optimize
 from .output import whole_directory

@@ -10,6 +10,7 @@ import pytest
 from parity_tests import reference_cache
 from parity_tests.reference import Greedy, Inputs, Reference
 from parity_tests.reference_cache import Store, default_directory, scope_of
+from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from .standin import TINY
 
@@ -71,9 +72,9 @@ def test_a_disk_that_takes_nothing_costs_only_time(tmp_path: Path) -> None:
 
 
 def test_the_directory_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(reference_cache.DIRECTORY_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path))
     assert default_directory() == tmp_path / "reference"
-    monkeypatch.delenv(reference_cache.DIRECTORY_VARIABLE)
+    monkeypatch.delenv(DIRECTORY_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_directory() == tmp_path / "qwen3vl-export" / "reference"
 
