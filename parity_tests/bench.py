@@ -70,6 +70,11 @@ class Bench:
     def prompt_reference(self) -> PromptReference:
         return PromptReference(self.checkpoint, FPS)
 
+    @cached_property
+    def cases(self) -> list[Case]:
+        """Every case of the matrix file."""
+        return self.matrix.of_tier("full")
+
     @property
     def fixed_grids(self) -> list[tuple[int, int]]:
         """The (h, w) patch grids the artifact is bound to; empty if it takes any."""

@@ -20,6 +20,8 @@ from .measures import closeness, differences, logit_closeness, max_abs
 from .outcome import Finding
 from .reference import Greedy, Inputs
 
+PIXEL_PEAK = 2.0  # from -1 to 1
+
 
 def prompt(bench: Bench, case: Case) -> Finding:
     """Token ids against transformers' chat template, placeholder expansion and tokenizer."""
@@ -46,8 +48,12 @@ def preprocess(bench: Bench, case: Case) -> Finding:
     wrong = differences(prepared.image_grid_thw, grids) or 0
     wrong += sum(grid not in allowed for grid in chosen) if allowed else 0
     where = f"grids {prepared.image_grid_thw.tolist()}, the reference has {grids.tolist()}" if wrong else ""
-    distance = None if wrong else max_abs(prepared.pixel_values, pixels)
-    return Finding({"grid_differences": wrong, "pixel_max_abs": distance}, compared=pixels.size, where=where)
+    found = {
+        "grid_differences": wrong,
+        "pixel_max_abs": None if wrong else max_abs(prepared.pixel_values, pixels),
+        "psnr": None if wrong else measures.psnr(prepared.pixel_values, pixels, PIXEL_PEAK),
+    }
+    return Finding(found, compared=pixels.size, where=where)
 
 
 def positions(bench: Bench, case: Case) -> Finding:
@@ -205,7 +211,7 @@ def logits_finding(logits: Floats, expected: Floats, inputs: Inputs) -> Finding:
 
 
 def _greedy(bench: Bench, case: Case) -> Greedy:
-    return bench.reference.generate(bench.inputs(case), bench.matrix.new_tokens)
+    return bench.reference.generate(bench.inputs(case), bench.matrix.tokens_of(case))
 
 
 def _teacher_forced(bench: Bench, case: Case, expected: Greedy) -> Floats:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import yaml
@@ -20,13 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qwen3vl_export.errors import ParityError
 
-from .pictures import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
+from .picture_kinds import PICTURE, RANDOM_SIZE, Picture, draw_frames, draw_picture, parse
 
 CASES = Path(__file__).with_name("cases.yaml")
-PHOTOGRAPH = Path(__file__).parent / "media" / "chelsea.png"
 TIERS = ("quick", "standard", "full")
 Tier = Literal["quick", "standard", "full"]
-PICTURE = re.compile(r"(?P<kind>[a-z]+) (?P<width>\d+)x(?P<height>\d+)( x(?P<frames>\d+))?( #(?P<seed>\d+))?")
 GRID = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
@@ -34,7 +33,7 @@ GRID = re.compile(r"(\d+)x(\d+)x(\d+)")
 class Prompt:
     """One conversation of one user turn: pictures in order, then the frames of a video, then the question."""
 
-    images: tuple[Image.Image, ...]
+    images: tuple[Picture, ...]
     frames: tuple[Image.Image, ...]
     ask: str
 
@@ -50,6 +49,20 @@ class PromptSpec(_Strict):
     video: str | None = None
     ask: str = ""
 
+    @property
+    def pictures(self) -> list[str]:
+        """Images, then the video if there is one, as written."""
+        return [*self.images, *([self.video] if self.video else [])]
+
+    def sized(self, sizes: Iterator[str]) -> PromptSpec:
+        """The prompt with every size that was left open taken from `sizes`."""
+
+        def one(picture: str) -> str:
+            return picture.replace(RANDOM_SIZE, next(sizes)) if RANDOM_SIZE in picture else picture
+
+        images = [one(picture) for picture in self.images]
+        return self.model_copy(update={"images": images, "video": one(self.video) if self.video else None})
+
 
 class Case(PromptSpec):
     """One line of the file."""
@@ -60,6 +73,7 @@ class Case(PromptSpec):
     grids: list[str] = []
     random: int = 0
     between: list[int] = []
+    new_tokens: int = 0
 
     @property
     def prompts(self) -> list[PromptSpec]:
@@ -89,12 +103,13 @@ class Case(PromptSpec):
             raise ValueError("a case has exactly one of ask, batch and grids")
         if any(not prompt.ask for prompt in self.batch):
             raise ValueError("every prompt of a batch asks something")
-        if bool(self.random) != bool(self.between):
-            raise ValueError("random and between belong together")
+        sized = any(RANDOM_SIZE in picture for prompt in self.prompts for picture in prompt.pictures)
+        if not bool(self.random) == bool(self.between) == sized:
+            raise ValueError(f"random, between and pictures of {RANDOM_SIZE} belong together")
         for grid in self.grids:
             parse(GRID, grid)
         for prompt in self.prompts:
-            for picture in [*prompt.images, *([prompt.video] if prompt.video else [])]:
+            for picture in prompt.pictures:
                 parse(PICTURE, picture)
         return self
 
@@ -130,10 +145,18 @@ class Matrix(_Strict):
         found = []
         for index in range(case.random):
             rng = random.Random(f"{self.seed} {case.name} {index}")
-            size = "{}x{}".format(*(rng.randint(*case.between) for _ in range(2)))
-            update = {"name": f"{case.name}-{index}-{size}", "images": [f"drawn {size}"], "random": 0, "between": []}
-            found.append(case.model_copy(update=update))
+            open_sizes = sum(RANDOM_SIZE in picture for prompt in case.prompts for picture in prompt.pictures)
+            sizes = ["{}x{}".format(*(rng.randint(*case.between) for _ in range(2))) for _ in range(open_sizes)]
+            left = iter(sizes)
+            batch = [prompt.sized(left) for prompt in case.batch]
+            alone = case.sized(left)
+            update = {"name": "-".join([case.name, str(index), *sizes]), "random": 0, "between": [], "batch": batch}
+            found.append(case.model_copy(update={**update, "images": alone.images, "video": alone.video}))
         return found
+
+    def tokens_of(self, case: Case) -> int:
+        """How many tokens are decoded after a case's prompt."""
+        return case.new_tokens or self.new_tokens
 
     def draw(self, case: Case) -> list[Prompt]:
         """The case's prompts with their pictures; one prompt unless it is a batch."""
@@ -152,77 +175,6 @@ class Matrix(_Strict):
         rows = int(case.grid_thw.prod(1).sum())
         seed = np.random.SeedSequence([self.seed, *case.name.encode()])
         return np.random.default_rng(seed).uniform(-1, 1, (rows, patch_dim)).astype(np.float32)
-
-
-def parse(pattern: re.Pattern[str], text: str) -> re.Match[str]:
-    match = pattern.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} does not read as {pattern.pattern}")
-    return match
-
-
-@cache
-def photograph() -> Image.Image:
-    return Image.open(PHOTOGRAPH).convert("RGB")
-
-
-def draw_picture(text: str, default_seed: str) -> Image.Image:
-    """The picture a line such as `drawn 150x211 #3` describes."""
-    match = parse(PICTURE, text)
-    size = int(match["width"]), int(match["height"])
-    rng = random.Random(match["seed"] or default_seed)
-    kinds: dict[str, Any] = {
-        "drawn": drawn,
-        "digits": digits,
-        "noise": noise,
-        "photo": photo,
-        "gray": gray,
-        "rgba": rgba,
-    }
-    if match["kind"] not in kinds:
-        raise ParityError(f"{CASES.name}: no picture kind {match['kind']}", f"Choose one of {', '.join(kinds)}")
-    image: Image.Image = kinds[match["kind"]](rng, size)
-    return image
-
-
-def draw_frames(text: str, default_seed: str) -> tuple[Image.Image, ...]:
-    """The frames a line such as `clip 96x96 x4` describes."""
-    match = parse(PICTURE, text)
-    if match["kind"] != "clip" or not match["frames"]:
-        raise ParityError(f"{CASES.name}: {text!r} is no video", "Write: clip WIDTHxHEIGHT xFRAMES")
-    rng = random.Random(match["seed"] or default_seed)
-    return draw_clip(rng, int(match["width"]), int(match["height"]), int(match["frames"])).frames
-
-
-def drawn(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    return draw_scene(rng, *size, count=rng.randint(2, 4)).image
-
-
-def digits(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    return draw_digits(rng, *size, rows=max_digit_rows(size[1]), columns=max_digit_columns(size[0])).image
-
-
-def noise(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    """Every pixel random: nothing smooth for a wrong resize filter to hide behind."""
-    pixels = np.random.default_rng(rng.getrandbits(64)).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def photo(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    image = photograph()
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def gray(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    return photo(rng, size).convert("L")
-
-
-def rgba(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    """The photograph fading out to the right."""
-    image = photo(rng, size).convert("RGBA")
-    fade = np.linspace(255, 0, size[0]).astype(np.uint8)
-    image.putalpha(Image.fromarray(np.broadcast_to(fade, (size[1], size[0])).copy()))
-    return image
 
 
 @cache

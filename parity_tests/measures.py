@@ -51,6 +51,26 @@ def nmse(candidate: Array, reference: Array) -> float | None:
     return float(((wide - truth) ** 2).sum()) / power if power else None
 
 
+def relative(candidate: Array, reference: Array) -> float | None:
+    """Largest absolute difference over the largest absolute reference value; None where that is zero."""
+    error = max_abs(candidate, reference)
+    scale = float(np.abs(reference.astype(np.float64)).max()) if reference.size else 0.0
+    return error / scale if error is not None and scale else None
+
+
+def psnr(candidate: Array, reference: Array, peak: float | None = None) -> float | None:
+    """Peak signal-to-noise ratio in dB, inf for equal arrays; `peak` is the largest absolute value unless given."""
+    check_shapes(candidate, reference)
+    wide, truth = candidate.astype(np.float64), reference.astype(np.float64)
+    if truth.size == 0:
+        return None
+    height = float(np.abs(truth).max()) if peak is None else peak
+    error = float(((wide - truth) ** 2).mean())
+    if not height:
+        return None
+    return float(10 * np.log10(height**2 / error)) if error else float("inf")
+
+
 def token_cosines(candidate: Array, reference: Array) -> NDArray[np.float64]:
     """Cosine of each row: [..., N, C] -> [N']. Two zero rows agree (1), a zero row against another does not (0)."""
     check_shapes(candidate, reference)
@@ -64,11 +84,14 @@ def token_cosines(candidate: Array, reference: Array) -> NDArray[np.float64]:
 
 
 def closeness(candidate: Array, reference: Array, prefix: str = "") -> dict[str, float | int | None]:
-    """Max abs, mean and worst-token cosine, and which token is the worst, for arrays [..., N, C]."""
+    """Distances, mean and worst-token cosine, and which token is the worst, for arrays [..., N, C]."""
     cosines = token_cosines(candidate, reference)
     measured = cosines.size > 0
     return {
         f"{prefix}max_abs": max_abs(candidate, reference),
+        f"{prefix}relative": relative(candidate, reference),
+        f"{prefix}nmse": nmse(candidate, reference),
+        f"{prefix}psnr": psnr(candidate, reference),
         f"{prefix}mean_cosine": float(cosines.mean()) if measured else None,
         f"{prefix}worst_token_cosine": float(cosines.min()) if measured else None,
         f"{prefix}worst_token": int(np.argmin(cosines)) if measured else None,
@@ -89,8 +112,17 @@ def kl_divergence(candidate: Array, reference: Array) -> NDArray[np.float64]:
     return (np.exp(truth) * (truth - guess)).sum(-1)
 
 
+def jaccard(candidate: Array, reference: Array, k: int = 10) -> NDArray[np.float64]:
+    """Of each row of logits [..., N, V], the share its k best tokens have in common: [N'], 1 for the same k tokens."""
+    check_shapes(candidate, reference)
+    k = min(k, candidate.shape[-1])
+    best = [np.argpartition(-logits.reshape(-1, logits.shape[-1]), k - 1)[:, :k] for logits in (candidate, reference)]
+    same = (best[0][:, :, None] == best[1][:, None, :]).sum((1, 2))
+    return same / (2 * k - same)
+
+
 def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int | None]:
-    """What one wants to know about logits [..., N, V]: max abs, KL, how often the best token is the same."""
+    """What one wants to know about logits [..., N, V]: max abs, KL, how far the best and the 10 best tokens agree."""
     check_shapes(candidate, reference)
     rows = candidate.reshape(-1, candidate.shape[-1])
     truth = reference.reshape(-1, reference.shape[-1])
@@ -102,6 +134,7 @@ def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int
         "mean_kl": float(kl.mean()) if measured else None,
         "worst_kl": float(kl.max()) if measured else None,
         "top1_agreement": float((rows.argmax(-1) == truth.argmax(-1)).mean()) if measured and finite else None,
+        "jaccard_10": float(jaccard(rows, truth).mean()) if measured and finite else None,
         "positions": rows.shape[0],
     }
 

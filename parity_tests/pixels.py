@@ -1,15 +1,18 @@
 """What transformers makes of a prompt's pictures: patch grids and pixel values.
 
-Images go through `Qwen2VLImageProcessorPil` whole. Frames follow `Qwen3VLVideoProcessor`: its own size rule and its own
-patch order; that class resizes with torchvision, here Pillow's filter stands in, as it does for images.
+Images go through `Qwen2VLImageProcessorPil` whole, files through `image_utils.load_image` before it (16-bit gray apart,
+which that turns white: there the upper 8 bits count). Frames follow `Qwen3VLVideoProcessor`: its own size rule and its
+own patch order; that class resizes with torchvision, here Pillow's filter stands in, as it does for images.
 An artifact bound to fixed grids has no counterpart in transformers for the choice of size; there the pictures are
 resized to the grid under test first, and everything after the resize is transformers'.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import SizeDict
+from transformers.image_utils import SizeDict, load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
 
 from .matrix import Prompt
+from .picture_kinds import Picture
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -59,7 +63,8 @@ class PixelReference:
                 index += 1
         return np.concatenate(grids).astype(np.int64), np.concatenate(patches)
 
-    def of_image(self, image: Image.Image, bound: Grid | None) -> tuple[Ints, Floats]:
+    def of_image(self, picture: Picture, bound: Grid | None) -> tuple[Ints, Floats]:
+        image = loaded(picture) if isinstance(picture, bytes) else picture
         if bound is None:
             found = self.images([image], return_tensors="np")
         else:
@@ -94,3 +99,12 @@ class PixelReference:
         """uint8 [3, height, width]."""
         pixels = self.frames.process_image(image, do_convert_rgb=True)
         return PilBackend.resize(self.frames, pixels, SizeDict(height=height, width=width), self.frames.resample)
+
+
+def loaded(data: bytes) -> Image.Image:
+    """A file's picture as transformers sees it."""
+    image = Image.open(BytesIO(data))
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    found: Image.Image = load_image(base64.b64encode(data).decode())
+    return found

@@ -35,6 +35,7 @@ from qwen3vl_export.errors import ParityError
 from .reference_cache import Store
 
 SMALL = 100_000_000  # parameters; below it threads cost more than they bring
+EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
 KEPT = 6  # cached results; the plan goes case by case, so a few are enough
 
 Floats = NDArray[np.float32]
@@ -126,7 +127,10 @@ class Reference:
         """Wide features of the vision tower alone: [P, patch_dim], [I, 3] -> [N, W]."""
 
         def compute() -> Floats:
-            found = self.model.model.visual(torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw))
+            with self._attention_of(int(image_grid_thw[:, 1:].prod(1).max())):
+                found = self.model.model.visual(
+                    torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw)
+                )
             return torch.cat([found.pooler_output, *found.deepstack_features], dim=-1).numpy()
 
         if not remember:
@@ -257,6 +261,18 @@ class Reference:
                 return compute()
         finally:
             self.seconds += time.perf_counter() - start
+
+    @contextmanager
+    def _attention_of(self, patches: int) -> Iterator[None]:
+        """Eager attention of the tower; over long frames PyTorch's own, because eager holds every score of a layer."""
+        config = self.model.config.vision_config
+        before = config._attn_implementation
+        if patches > EAGER_PATCHES:
+            config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
 
     @contextmanager
     def threading(self) -> Iterator[None]:

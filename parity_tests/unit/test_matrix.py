@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from parity_tests.matrix import CASES, TIERS, Case, load_matrix
+from parity_tests.matrix import CASES, TIERS, Case, PromptSpec, load_matrix
+from parity_tests.picture_kinds import KINDS, draw_picture
+from parity_tests.pixels import loaded
 from parity_tests.plan import Subject, plan
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
@@ -44,6 +48,65 @@ def test_tiers_contain_one_another() -> None:
     assert quick < standard < full
 
 
+def test_the_full_tier_has_two_hundred_cases() -> None:
+    assert len(MATRIX.of_tier("full")) >= 200
+
+
+def test_another_seed_draws_other_sizes_and_the_same_seed_the_same() -> None:
+    def random_names(seed: int) -> list[str]:
+        cases = MATRIX.model_copy(update={"seed": seed}).of_tier("full")
+        return [case.name for case in cases if case.name.startswith("random")]
+
+    assert random_names(1) == random_names(1)
+    assert not set(random_names(1)) & set(random_names(2))
+
+
+def test_every_open_size_is_drawn() -> None:
+    case = Case(
+        name="r",
+        tier="full",
+        random=2,
+        between=[40, 90],
+        batch=[
+            PromptSpec(images=["drawn any-size", "photo any-size"], ask="?"),
+            PromptSpec(video="clip any-size x4", ask="?"),
+        ],
+    )
+    first, second = MATRIX.model_copy(update={"cases": [case]}).of_tier("full")
+    assert first.name != second.name
+    widths = [image.width for prompt in MATRIX.draw(first) for image in (*prompt.images, *prompt.frames)]
+    assert len(widths) == 2 + 4
+    assert all(40 <= width <= 90 for width in widths)
+
+
+def test_standard_has_every_kind_of_picture() -> None:
+    cases = MATRIX.of_tier("standard")
+    named = {text.split()[0] for case in cases for prompt in case.prompts for text in prompt.pictures}
+    assert named == {*KINDS, "clip"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_the_size_it_says(kind: str) -> None:
+    picture = draw_picture(f"{kind} 96x128", "seed")
+    size = loaded(picture).size if isinstance(picture, bytes) else picture.size
+    assert size == (96, 128)
+
+
+def test_a_turned_file_lies_on_its_side() -> None:
+    data = draw_picture("turned-jpeg 96x128", "seed")
+    assert isinstance(data, bytes)
+    assert PIL.Image.open(BytesIO(data)).size == (128, 96)
+
+
+def test_more_than_16384_patches_are_covered() -> None:
+    patches = [int(case.grid_thw.prod(1).sum()) for case in MATRIX.of_tier("standard") if case.is_vision_only]
+    assert max(patches) > 16_384
+
+
+def test_one_case_decodes_256_tokens() -> None:
+    assert max(MATRIX.tokens_of(case) for case in MATRIX.of_tier("quick")) >= 256
+
+
 def test_pictures_are_reproducible_and_equal_seeds_are_equal_pictures() -> None:
     case = Case(name="twins", tier="quick", images=["noise 9x7 #3", "noise 9x7 #3", "noise 9x7"], ask="?")
     first, second, other = (np.asarray(image) for image in MATRIX.draw(case)[0].images)
@@ -65,6 +128,8 @@ def test_an_unknown_tier_is_refused() -> None:
         ("{name: a, tier: quick, grids: [1x2x2], ask: What}", "exactly one of ask, batch and grids"),
         ("{name: a, tier: sometimes, ask: What}", "cases.0.tier"),
         ("{name: a, tier: quick, ask: What?}", "not YAML"),
+        ("{name: a, tier: full, random: 3, between: [1, 9], images: [drawn 4x4], ask: What}", "belong together"),
+        ("{name: a, tier: full, images: [drawn any-size], ask: What}", "belong together"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, line: str, message: str) -> None:

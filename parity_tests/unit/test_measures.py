@@ -68,6 +68,24 @@ def test_kl_divergence_by_hand() -> None:
     assert measures.kl_divergence(guess, truth)[0] == pytest.approx(expected)
 
 
+def test_jaccard_by_hand() -> None:
+    truth, guess = np.array([[4.0, 3, 2, 1]]), np.array([[4.0, 1, 3, 2]])
+    assert measures.jaccard(guess, truth, k=2)[0] == pytest.approx(1 / 3)  # {0, 1} and {0, 2}
+    assert measures.jaccard(truth, truth)[0] == 1.0
+
+
+def test_psnr_by_hand() -> None:
+    truth = np.array([2.0, -2.0])
+    assert measures.psnr(truth + 0.2, truth) == pytest.approx(20.0)
+    assert measures.psnr(truth + 0.2, truth, peak=20) == pytest.approx(40.0)
+    assert measures.psnr(truth, truth) == math.inf
+
+
+def test_relative_by_hand() -> None:
+    assert measures.relative(np.array([1.0, 4.5]), np.array([1.0, 4.0])) == pytest.approx(0.125)
+    assert measures.relative(np.array([1.0]), np.array([0.0])) is None
+
+
 def test_nmse_by_hand() -> None:
     assert measures.nmse(np.array([1.0, 1.0]), np.array([1.0, 2.0])) == pytest.approx(1 / 5)
 

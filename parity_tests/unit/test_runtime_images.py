@@ -73,6 +73,17 @@ def test_pil_images_equal_convert_to_rgb(mode: str) -> None:
     np.testing.assert_array_equal(pixels(open_image(image)), convert_to_rgb(image, return_numpy=True))
 
 
+def test_a_transparent_colour_in_a_file_lies_over_white() -> None:
+    """As in transformers, where the colour's mark survives `load_image` and the processor finds it."""
+    buffer = io.BytesIO()
+    image = PIL.Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(buffer, "GIF", transparency=1)
+    found = open_image(buffer.getvalue())
+    assert [found.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
+
+
 def test_a_transparent_palette_colour_lies_over_white() -> None:
     image = noise("P")
     image.info["transparency"] = 0

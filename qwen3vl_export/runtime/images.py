@@ -1,9 +1,10 @@
 """Pictures from anywhere to 8-bit RGB.
 
 Colour follows transformers 5.23: a file (or its bytes) goes through `image_utils.load_image`, which turns the picture
-upright by its EXIF tag and drops alpha; a PIL image or an array goes through `image_transforms.convert_to_rgb`, which
-leaves the orientation alone and lays alpha over white. One departure: 16-bit gray keeps its upper 8 bits here, where
-Pillow's own conversion would turn everything over 255 white.
+upright by its EXIF tag and drops alpha, but leaves a palette's transparent colour to be laid over white; a PIL image or
+an array goes through `image_transforms.convert_to_rgb`, which leaves the orientation alone and lays alpha over white.
+One departure: 16-bit gray keeps its upper 8 bits here, where Pillow's own conversion would turn everything over 255
+white.
 
 Knows nothing about sizes, patches or models.
 """
@@ -88,7 +89,8 @@ def from_encoded(data: bytes, name: str) -> PIL.Image.Image:
         raise InputError(f"{name}: not an image Pillow can read", f"Pass a {FORMATS} file") from error
     except Exception as error:  # decoders meet damaged files with OSError, SyntaxError, struct.error, IndexError, ...
         raise InputError(f"{name}: damaged or truncated image ({error})", "Save it again or pass another") from error
-    return eight_bit(with_pixels(upright, name)).convert("RGB")
+    opaque = eight_bit(with_pixels(upright, name)).convert("RGB")
+    return over_white(opaque)  # a palette's transparent colour outlives the conversion, and the processor sees it
 
 
 def from_array(array: NDArray[Any]) -> PIL.Image.Image:

@@ -1,0 +1,121 @@
+"""Looks inside an ONNX graph: the values at its layers, found by the names of their weights.
+
+Optimizing drops the tracer's notes and renames values, but a parameter keeps its name
+(`language_model.layers.3.self_attn.q_norm.weight`), so the node that reads it is the layer of that name. Packed or
+renamed weights leave that layer out; the rest is still in order. Knows files and onnxruntime; nothing about PyTorch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, ValueInfoProto
+
+# `….q_proj.weight`, `….q_proj.weight.scales`, `….q_proj.MatMul.weight_Q4`: the module, then which of its parameters.
+PARAMETER = re.compile(
+    r"(?P<module>(?:visual|vision_model|language_model|lm_head|blocks|layers|merger|deepstack|patch_embed|pos_embed).*?|lm_head)"
+    r"(?:[./]MatMul)?[./](?:weight|bias)(?:\W.*|_.*)?$"
+)
+CARRIERS = ("DequantizeLinear", "Transpose", "Cast", "Reshape", "Identity", "QuantizeLinear")  # of a weight to its use
+FIRST_INPUT = (
+    "MatMul",
+    "Gemm",
+    "MatMulNBits",
+    "RMSNormalization",
+    "LayerNormalization",
+    "SimplifiedLayerNormalization",
+)
+FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer found in a graph.
+
+    Attributes:
+        module: its name after the tower's: `layers.3.self_attn.q_norm`, `blocks.0.attn.qkv`, `merger.linear_fc1`.
+        op: the operator that computes it.
+        input: the value it reads, where the operator's first input is just that; else None.
+        maker: the operator that made `input`, looking through reshapes; empty for a graph's input.
+        output: the value it makes.
+    """
+
+    module: str
+    op: str
+    input: str | None
+    maker: str
+    output: str
+
+
+def module_of(parameter: str) -> str | None:
+    """`language_model.layers.3.self_attn.q_norm.weight` -> `layers.3.self_attn.q_norm`; None if not a parameter."""
+    match = PARAMETER.search(parameter.replace("/", "."))
+    if match is None:
+        return None
+    name = re.sub(r"^(visual|vision_model|language_model)\.", "", match["module"])
+    return re.sub(r"(layers\.\d+\.)attn\.", r"\1self_attn.", name)
+
+
+def layers_of(model: ModelProto) -> list[Layer]:
+    """The layers of a graph in its order; of several nodes that read one module's parameters, the last is the layer."""
+    readers: dict[str, list[NodeProto]] = {}
+    makers: dict[str, NodeProto] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+        for name in node.output:
+            makers[name] = node
+    order = {node.output[0]: index for index, node in enumerate(model.graph.node) if node.output}
+    found: dict[str, NodeProto] = {}
+    for tensor in model.graph.initializer:
+        module = module_of(tensor.name)
+        for node in uses(tensor.name, readers) if module is not None else ():
+            assert module is not None
+            if module not in found or order[node.output[0]] > order[found[module].output[0]]:
+                found[module] = node
+    ordered = sorted(found.items(), key=lambda item: order[item[1].output[0]])
+    return [layer(module, node, makers) for module, node in ordered]
+
+
+def uses(name: str, readers: Mapping[str, Sequence[NodeProto]]) -> list[NodeProto]:
+    """The nodes that use a weight, looking through those that only carry it."""
+    found = []
+    for node in readers.get(name, ()):
+        found += uses(node.output[0], readers) if node.op_type in CARRIERS else [node]
+    return found
+
+
+def layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]) -> Layer:
+    if node.op_type not in FIRST_INPUT:
+        return Layer(module, node.op_type, None, "", node.output[0])
+    source = node.input[0]
+    while source in makers and makers[source].op_type in CARRIERS:
+        source = makers[source].input[0]
+    maker = makers[source].op_type if source in makers else ""
+    return Layer(module, node.op_type, node.input[0], maker, node.output[0])
+
+
+def values_at(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run a graph and return the values called `names`, whether they are its outputs or lie inside it."""
+    model = onnx.load(path, load_external_data=False)
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry(FOLDER, str(path.parent.resolve()))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    types = {node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())}
+    given = {name: array.astype(DTYPES[types[name]], copy=False) for name, array in feeds.items() if name in types}
+    found: list[NDArray[Any]] = session.run(list(names), given)
+    return found
+
+
+DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
