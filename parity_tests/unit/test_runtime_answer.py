@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_export.errors import InputError
-from qwen3vl_export.runtime.answer import Answer, Limits, StopStrings, beginning, read_rows
+from qwen3vl_export.runtime.answer import Answer, Limits, StopStrings, read_rows
 from qwen3vl_export.runtime.generate import Step
+from qwen3vl_export.runtime.reply import beginning
 from qwen3vl_export.runtime.tokenizer import Tokenizer
 
 from .standin import TINY

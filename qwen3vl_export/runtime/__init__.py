@@ -8,8 +8,8 @@
 
 The way of a question: `messages` (one form) → `prompt` (text) and `images`, `video`, `preprocess` (patches) →
 `tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) →
-`answer` (text). `cache` and `conversation` keep what was read. `model` ties all together; `session` and `external` open
-the graphs, `locate` and `fetch` files.
+`answer` (text), `reply` and `grounding` (what the text says). `cache` and `conversation` keep what was read. `model`
+ties all together; `session` and `external` open the graphs, `locate` and `fetch` files.
 """
 
 from .answer import Answer, Limits
@@ -17,7 +17,20 @@ from .fetch import UrlRules
 from .images import Image
 from .model import Qwen3VL
 from .prepare import Prepared
+from .reply import Reply, ToolCall
 from .sampling import GREEDY, Sampling
 from .video import Video
 
-__all__ = ["GREEDY", "Answer", "Image", "Limits", "Prepared", "Qwen3VL", "Sampling", "UrlRules", "Video"]
+__all__ = [
+    "GREEDY",
+    "Answer",
+    "Image",
+    "Limits",
+    "Prepared",
+    "Qwen3VL",
+    "Reply",
+    "Sampling",
+    "ToolCall",
+    "UrlRules",
+    "Video",
+]

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..errors import InputError
 from .generate import Step
+from .reply import Part, Reply, Splitter, beginning, parse_reply
 from .tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "time"]
@@ -73,12 +74,6 @@ class StopStrings:
         return rest
 
 
-def beginning(text: str, stop: str) -> int:
-    """How many of the last characters of `text` are the first of `stop`, all of it excluded."""
-    longest = min(len(text), len(stop) - 1)
-    return next((length for length in range(longest, 0, -1) if stop.startswith(text[-length:])), 0)
-
-
 class RowText:
     """The text of one row, token by token."""
 
@@ -114,11 +109,19 @@ class Answer(Iterator[str]):
     Args:
         steps: the tokens; closed as soon as the answer is complete.
         started: when the question was asked, by `time.perf_counter`; `max_time` counts from then.
+        thinking: the prompt ends with `<think>`, so the text begins inside reasoning.
     """
 
     def __init__(
-        self, steps: Iterator[Step], tokenizer: Tokenizer, stop_ids: frozenset[int], limits: Limits, started: float
+        self,
+        steps: Iterator[Step],
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        limits: Limits,
+        started: float,
+        thinking: bool = False,
     ) -> None:
+        self.thinking = thinking
         self.text = ""
         self.tokens = 0
         self.first_token_seconds: float | None = None
@@ -138,6 +141,18 @@ class Answer(Iterator[str]):
         for _ in self:
             pass
         return self.text
+
+    def parts(self) -> Iterator[Part]:
+        """The text as it is made, each part marked as content, reasoning or tool call."""
+        splitter = Splitter(self.thinking)
+        for piece in self:
+            yield from splitter.push(piece)
+        yield from splitter.finish()
+
+    @property
+    def reply(self) -> Reply:
+        """The text so far, taken apart."""
+        return parse_reply(self.text, self.thinking)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -6,7 +6,7 @@ Each public method is one stage, so that a harness can compare every stage of th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .fetch import PUBLIC, UrlRules
 from .generate import PREFILL_CHUNK, Step, generate
 from .messages import Content, Message, as_messages
 from .prepare import Prepared, Preparer
+from .reply import Reply
 from .sampling import Sampling, from_generation_config, override
 from .session import Sessions
 
@@ -82,6 +83,7 @@ class Qwen3VL:
         *,
         stop: str | Sequence[str] | None = None,
         max_time: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> Answer:
         """The answer, piece by piece as it is made; the pieces never split a character.
@@ -92,6 +94,7 @@ class Qwen3VL:
             content: a question, `[Image("cat.jpg"), "What is this?"]`, or messages with `role` and `content`.
             stop: strings the answer ends before.
             max_time: seconds after which no further token is begun.
+            tools: functions the model may call, as the OpenAI API describes them; calls are in `Answer.reply`.
             settings: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
                 `seed`; what is not given is as the checkpoint's `generation_config.json` says.
 
@@ -101,11 +104,18 @@ class Qwen3VL:
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time)
         sampling = override(self.sampling, **settings)
-        return self.answer(self.prepare([as_messages(content)]), sampling, limits, started)
+        prepared = self.prepare([as_messages(content)], **({"tools": tools} if tools else {}))
+        return self.answer(prepared, sampling, limits, started)
 
     def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
         """The whole answer; arguments as `stream`."""
         return self.stream(content, max_new_tokens, **settings).read()
+
+    def reply(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> Reply:
+        """The whole answer taken apart: content, reasoning, tool calls; arguments as `stream`."""
+        answer = self.stream(content, max_new_tokens, **settings)
+        answer.read()
+        return answer.reply
 
     def generate_batch(
         self,
@@ -137,7 +147,8 @@ class Qwen3VL:
         """The answer to the first row of a prompt that is prepared; `started` as in `Answer`."""
         started = time.perf_counter() if started is None else started
         steps = self.generate_steps(prepared, limits.max_new_tokens, sampling, conversation=self.conversation)
-        return Answer(steps, self.tokenizer, self.stop_ids, limits, started)
+        thinking = prepared.texts[0].rstrip().endswith("<think>")
+        return Answer(steps, self.tokenizer, self.stop_ids, limits, started, thinking)
 
     # The stages.
 

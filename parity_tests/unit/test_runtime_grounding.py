@@ -1,0 +1,98 @@
+"""Boxes and points: found in any answer, told where they mean nothing, drawn where they belong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3vl_export.runtime.grounding import COLOURS, Region, draw, find_regions
+
+CAT = {"bbox_2d": [100, 250, 500, 750], "label": "cat"}
+NOSE = {"point_2d": [300, 400], "label": "nose"}
+FOUND = [Region((100, 250, 500, 750), "cat"), Region((300, 400), "nose")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([CAT, NOSE]),
+        f"Here they are:\n```json\n{json.dumps([CAT, NOSE], indent=2)}\n```\nThat is all {{really}}.",
+        f"{json.dumps(CAT)}\n{json.dumps(NOSE)}",
+        json.dumps({"objects": {"first": [CAT], "rest": [NOSE]}}),
+        json.dumps([CAT, NOSE])[:-1] + ', {"bbox_2d": [1, 2, 3',  # cut short
+        '{"objects": [' + json.dumps(CAT) + ", " + json.dumps(NOSE),
+    ],
+)
+def test_regions_are_found_in_any_text(text: str) -> None:
+    assert find_regions(text) == (FOUND, [])
+
+
+def test_one_object_may_hold_both() -> None:
+    assert find_regions(json.dumps(CAT | NOSE)) == (
+        [Region((100, 250, 500, 750), "nose"), Region((300, 400), "nose")],
+        [],
+    )
+    assert find_regions('{"bbox_2d": [0, 0, 1000.0, 1000]}') == ([Region((0, 0, 1000, 1000))], [])
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        ({"bbox_2d": [1, 2, 3]}, r"bbox_2d [1, 2, 3]: not 4 numbers"),
+        ({"bbox_2d": "1,2,3,4"}, 'bbox_2d "1,2,3,4": not 4 numbers'),
+        ({"bbox_2d": [1, 2, 3, True]}, "bbox_2d [1, 2, 3, true]: not 4 numbers"),
+        ({"bbox_2d": [0, 0, 1200, 900]}, "bbox_2d [0, 0, 1200, 900]: outside 0 to 1000"),
+        ({"bbox_2d": [0, 0, float("nan"), 9]}, "bbox_2d [0, 0, NaN, 9]: outside 0 to 1000"),
+        ({"bbox_2d": [500, 0, 100, 9]}, "bbox_2d [500, 0, 100, 9]: its corners are swapped"),
+        ({"point_2d": [1, -2]}, "point_2d [1, -2]: outside 0 to 1000"),
+        ({"point_2d": None}, "point_2d null: not 2 numbers"),
+    ],
+)
+def test_what_means_nothing_is_told(item: Any, reason: str) -> None:
+    assert find_regions(json.dumps([CAT, item])) == (FOUND[:1], [reason])
+
+
+@given(st.text('{}[]":, bbox_2d1e9-\\', max_size=60))
+def test_no_text_breaks_it(text: str) -> None:
+    find_regions(text)
+
+
+def test_nesting_without_end() -> None:
+    assert find_regions('{"a":' * 3000 + "[" * 100_000) == ([], [])
+
+
+def test_pixels_follow_the_picture() -> None:
+    assert FOUND[0].pixels(400, 200) == (40, 50, 200, 150)
+    assert FOUND[1].pixels(400, 200) == (120, 80)
+
+
+def colours(image: PIL.Image.Image) -> set[str]:
+    pixels = np.asarray(image).reshape(-1, 3)
+    return {f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.unique(pixels, axis=0).tolist()}
+
+
+def test_boxes_are_drawn_where_they_are() -> None:
+    image = PIL.Image.new("RGB", (400, 200), "white")
+    drawn = draw(image, [Region((100, 250, 500, 750)), Region((900, 500))])
+    assert colours(image) == {"#ffffff"}  # the caller's picture is left alone
+    changed = (np.asarray(drawn) != 255).any(axis=2)
+    rows, columns = np.nonzero(changed[:, :300])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (50, 150, 40, 200)
+    assert not changed[60:140, 50:190].any()  # an outline
+    rows, columns = np.nonzero(changed[:, 300:])
+    assert abs(rows.mean() - 100) < 1 and abs(columns.mean() + 300 - 360) < 1
+
+
+def test_labels_have_colours_and_stay_inside() -> None:
+    image = PIL.Image.new("RGB", (400, 200), "white")
+    corners = [Region((0, 0, 1000, 1000), "a long label"), Region((999, 999), "nose"), Region((500, 500), "nose")]
+    found = colours(draw(image, corners))
+    assert set(COLOURS[:2]) <= found and COLOURS[2] not in found
+    for size in ((1, 1), (7, 3000)):
+        assert draw(PIL.Image.new("RGB", size), corners).size == size

@@ -1,0 +1,127 @@
+"""Boxes and points in answers, and drawing them on the picture.
+
+Asked where things are, Qwen3-VL writes JSON: `[{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}]`, or `point_2d` with two
+numbers. Coordinates are thousandths of the picture's width and height, whatever its size.
+
+Knows these forms and how to draw; nothing about models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+SCALE = 1000  # the far side of a picture
+COUNTS = {"bbox_2d": 4, "point_2d": 2}
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box (left, top, right, bottom) or a point (x, y) in thousandths, and what the model calls it."""
+
+    coordinates: tuple[float, ...]
+    label: str = ""
+
+    @property
+    def is_point(self) -> bool:
+        return len(self.coordinates) == COUNTS["point_2d"]
+
+    def pixels(self, width: int, height: int) -> tuple[float, ...]:
+        """The coordinates in pixels of a picture of this size."""
+        sides = (width, height) * (len(self.coordinates) // 2)
+        return tuple(value * side / SCALE for value, side in zip(self.coordinates, sides, strict=True))
+
+
+def find_regions(text: str) -> tuple[list[Region], list[str]]:
+    """The regions an answer names, in order, and one line for each it names in a way that means nothing.
+
+    The JSON may stand between other text, in a code block or not, and be cut short: objects that are complete count.
+    """
+    regions: list[Region] = []
+    refused: list[str] = []
+    for item in objects(text):
+        for key, count in COUNTS.items():
+            if key in item:
+                value = item[key]
+                reason = wrong(value, count)
+                if reason is None:
+                    regions.append(Region(tuple(map(float, value)), str(item.get("label", ""))))
+                else:
+                    refused.append(f"{key} {json.dumps(value, ensure_ascii=False)}: {reason}")
+    return regions, refused
+
+
+def wrong(value: Any, count: int) -> str | None:
+    """Why a value is no region; None if it is one."""
+    if not isinstance(value, list) or len(value) != count:
+        return f"not {count} numbers"
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
+        return f"not {count} numbers"
+    if not all(math.isfinite(number) and 0 <= number <= SCALE for number in value):
+        return f"outside 0 to {SCALE}"
+    if count == COUNTS["bbox_2d"] and (value[0] > value[2] or value[1] > value[3]):
+        return "its corners are swapped"
+    return None
+
+
+def objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in a text, those inside others included."""
+    decoder = json.JSONDecoder(strict=False)
+    position = text.find("{")
+    while position >= 0:
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            end = position + 1  # not JSON, or cut short: what is inside may still be
+        else:
+            yield from inside(value)
+        position = text.find("{", end)
+
+
+def inside(value: Any) -> Iterator[dict[str, Any]]:
+    pending = [value]
+    while pending:
+        value = pending.pop(0)
+        if isinstance(value, dict):
+            yield value
+            pending = [*value.values(), *pending]
+        elif isinstance(value, list):
+            pending = [*value, *pending]
+
+
+def draw(image: PIL.Image.Image, regions: Sequence[Region]) -> PIL.Image.Image:
+    """A copy of an RGB picture with the regions on it; each label has a colour of its own."""
+    result = image.copy()
+    canvas = PIL.ImageDraw.Draw(result)
+    unit = max(2, round(max(image.size) / 250))  # the width of a line, in proportion to the picture
+    font = PIL.ImageFont.load_default(size=max(10, 6 * unit))
+    labels = list(dict.fromkeys(region.label for region in regions))
+    for region in regions:
+        colour = COLOURS[labels.index(region.label) % len(COLOURS)]
+        where = region.pixels(*image.size)
+        if region.is_point:
+            canvas.circle(where, 2 * unit, fill=colour, outline="white", width=max(1, unit // 2))
+        else:
+            canvas.rectangle(where, outline=colour, width=unit)
+        if region.label:
+            write(canvas, region.label, where[0], where[1], image.width, colour, font)
+    return result
+
+
+def write(canvas: PIL.ImageDraw.ImageDraw, label: str, x: float, y: float, room: int, colour: str, font: Any) -> None:
+    """A label on a ground of its colour: above the place if there is room, and inside the picture."""
+    left, top, right, bottom = canvas.textbbox((0, 0), label, font=font)
+    width, height = right - left, bottom - top
+    pad = height // 4
+    x = max(0, min(x, room - width - 2 * pad))
+    y = max(0, y - height - 2 * pad)
+    canvas.rectangle((x, y, x + width + 2 * pad, y + height + 2 * pad), fill=colour)
+    canvas.text((x + pad - left, y + pad - top), label, fill="white", font=font)
