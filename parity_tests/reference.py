@@ -26,9 +26,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
 from transformers.cache_utils import DynamicCache
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from qwen3vl_export.errors import ParityError
 
@@ -36,6 +40,7 @@ from .reference_cache import Store
 
 SMALL = 100_000_000  # parameters; below it threads cost more than they bring
 EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
+MODELS = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration}
 KEPT = 6  # cached results; the plan goes case by case, so a few are enough
 
 Floats = NDArray[np.float32]
@@ -80,6 +85,14 @@ class Greedy:
     logits: Floats  # [B, T, V]
 
 
+def load_model(checkpoint: Path) -> Any:
+    """The checkpoint's model in float32: eager attention, eager experts."""
+    model = MODELS[AutoConfig.from_pretrained(checkpoint).model_type]
+    return model.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+
+
 class Reference:
     """A checkpoint in transformers.
 
@@ -104,9 +117,7 @@ class Reference:
     def model(self) -> Any:
         """transformers' model; decoding is greedy and inherits nothing from the checkpoint's generation settings."""
         start = time.perf_counter()
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
-            self.checkpoint, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        model = load_model(self.checkpoint)
         self.stop_ids = eos_ids(model.generation_config)
         model.generation_config = GenerationConfig(do_sample=False)
         self.seconds += time.perf_counter() - start
@@ -253,8 +264,7 @@ class Reference:
         return found
 
     def _timed(self, compute: Callable[[], Any]) -> Any:
-        model: Qwen3VLModel = self.model.model
-        model.rope_deltas = None  # transformers keeps it between calls
+        self.model.model.rope_deltas = None  # transformers keeps it between calls
         start = time.perf_counter()
         try:
             with torch.no_grad(), self.threading():

@@ -1,7 +1,8 @@
-"""A Qwen3-VL checkpoint on disk: its config, its facts and its tensors, read one at a time.
+"""A Qwen3-VL checkpoint on disk: its config, its facts and its tensors, read one at a time or in parts.
 
 Finds a local directory or a Hugging Face repository at a pinned revision. Weights are never loaded whole: the index is
-read from the safetensors headers and `read` maps one tensor. Knows nothing about graphs.
+read from the safetensors headers and `read` maps one tensor, or some rows of it. Whatever layout the files have,
+tensors are seen here as transformers' modules hold them. Knows nothing about graphs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import Qwen3VLConfig
+from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
 from .artifact import CHECKPOINT_FILES
 from .contract import Facts
@@ -22,17 +23,21 @@ from .errors import CheckpointError
 from .hash_cache import sha256_file
 from .hub import download
 
-SUPPORTED = "qwen3_vl"
+CONFIGS = {"qwen3_vl": Qwen3VLConfig, "qwen3_vl_moe": Qwen3VLMoeConfig}  # by model_type
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lives: its file and its shape."""
+    """Where one tensor lives: its file, and its shape as transformers' modules have it.
+
+    `swapped`: in the file its last two axes stand in the other order.
+    """
 
     file: Path
     shape: tuple[int, ...]
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Checkpoint:
     root: Path
     source: str
     revision: str
-    config: Qwen3VLConfig
+    config: Qwen3VLConfig | Qwen3VLMoeConfig
 
     @cached_property
     def facts(self) -> Facts:
@@ -87,19 +92,38 @@ class Checkpoint:
             try:
                 with safe_open(file, framework="pt") as shard:
                     for name in shard.keys():  # noqa: SIM118 - a safetensors handle, not a dict
-                        entries[name] = TensorEntry(file, tuple(shard.get_slice(name).get_shape()))
+                        entries[name] = self._entry(name, file, tuple(shard.get_slice(name).get_shape()))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{file}: not a readable safetensors file ({error})", "Download it again"
                 ) from error
         return entries
 
+    def _entry(self, name: str, file: Path, stored: tuple[int, ...]) -> TensorEntry:
+        """A tensor whose shape in `file` is `stored`.
+
+        The published files hold experts as [E, H, 2 * I] and [E, I, H]; transformers 5 holds and saves them as
+        `torch.nn.Linear` would, [E, 2 * I, H] and [E, H, I]. Both are read, told apart by shape and, where a shape fits
+        both, taken for the latter, all as transformers' `from_pretrained` does.
+        Source: transformers `conversion_mapping`, "qwen3_vl_moe".
+        """
+        module, _, parameter = name.rpartition(".")
+        if module.endswith(".mlp.experts") and isinstance(self.config, Qwen3VLMoeConfig):
+            text = self.config.text_config
+            hidden, inner = text.hidden_size, text.moe_intermediate_size
+            wanted = {"gate_up_proj": (2 * inner, hidden), "down_proj": (hidden, inner)}.get(parameter)
+            if wanted is not None and stored[1:] == wanted[::-1] != wanted:
+                return TensorEntry(file, (stored[0], *wanted), swapped=True)
+        return TensorEntry(file, stored)
+
     def _shards(self) -> list[Path]:
         index = self.root / INDEX
+        names = [SINGLE]
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        else:
-            names = [SINGLE]
+            try:
+                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{index}: not a safetensors index ({error})", "Download it again") from error
         for name in names:
             if not (self.root / name).is_file():
                 raise CheckpointError(f"{self.root}: {name} is missing", "Download the checkpoint again")
@@ -114,7 +138,7 @@ class Checkpoint:
         entry = self.tensors[name]
         with safe_open(entry.file, framework="pt") as shard:
             tensor: torch.Tensor = shard.get_tensor(name) if rows is None else shard.get_slice(name)[rows]
-        return tensor
+        return tensor.transpose(-1, -2) if entry.swapped else tensor
 
     def provenance(self) -> dict[str, Any]:
         """Source, revision and sha256 of every file that a build reads."""
@@ -147,7 +171,7 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
     return Checkpoint(root, source, commit, _read_config(root))
 
 
-def _read_config(root: Path) -> Qwen3VLConfig:
+def _read_config(root: Path) -> Qwen3VLConfig | Qwen3VLMoeConfig:
     path = root / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{root}: no config.json here", "Point to the directory of a Qwen3-VL checkpoint")
@@ -156,14 +180,16 @@ def _read_config(root: Path) -> Qwen3VLConfig:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})", "Download the checkpoint again") from error
     found = raw.get("model_type")
-    if found != SUPPORTED:
-        hint = (
-            "Mixture-of-experts decoders are not supported yet"
-            if found == "qwen3_vl_moe"
-            else "Use a Qwen3-VL checkpoint"
+    if found not in CONFIGS:
+        raise CheckpointError(
+            f"{path}: model_type is {found!r}, this tool exports {' and '.join(CONFIGS)}", "Use a Qwen3-VL checkpoint"
         )
-        raise CheckpointError(f"{path}: model_type is {found!r}, this tool exports {SUPPORTED!r}", hint)
     text = raw.get("text_config", {})
+    if found == "qwen3_vl_moe" and text.get("hidden_act") != "silu":
+        raise CheckpointError(
+            f"{path}: text_config.hidden_act is {text.get('hidden_act')!r}, experts are exported with 'silu' only",
+            "Use a Qwen3-VL checkpoint",
+        )
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     theta = rope.get("rope_theta", text.get("rope_theta"))
     if "mrope_section" not in rope or theta is None:
@@ -171,7 +197,7 @@ def _read_config(root: Path) -> Qwen3VLConfig:
             f"{path}: text_config says no rope_theta or mrope_section; a default would be silently wrong",
             "Take config.json from the published checkpoint",
         )
-    config = Qwen3VLConfig.from_dict(raw)
+    config = CONFIGS[found].from_dict(raw)
     if config.text_config.rope_parameters.get("rope_theta") != theta:
         raise CheckpointError(f"{path}: rope_theta {theta} was not understood", "Check text_config.rope_parameters")
     return config

@@ -99,7 +99,7 @@ def _layout_step(node: ir.Node) -> Step | None:
     if node.op_type == "Transpose":
         return "Transpose", tuple(node.attributes["perm"].as_ints())
     if node.op_type == "Reshape":
-        shape = node.inputs[1].const_value if node.inputs[1] is not None else None
+        shape = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
         source = node.inputs[0]
         if shape is not None and source is not None:
             rows = tuple(int(n) for n in shape.numpy())

@@ -1,7 +1,7 @@
 """Lowering: placeholder ops to real ones, per target. `ir.Model -> ir.Model`.
 
-`Guard` becomes a Reshape whose node name is the error message. `GridAttention` becomes a Loop over the segments that
-`submodules/geometry.py` computed:
+`Guard` becomes a Reshape whose node name is the error message, `Experts` what `lowering_experts.py` says.
+`GridAttention` becomes a Loop over the segments that `submodules/geometry.py` computed:
 
     ort       one iteration per image, its frames as a batch, `com.microsoft.MultiHeadAttention` without a mask
               (onnxruntime's flash path on CPU: no score matrix is ever held)
@@ -19,7 +19,9 @@ import onnx_ir as ir
 from onnx import parser
 from onnx_ir.passes import common as passes
 
+from .lowering_experts import experts_function
 from .submodules.attention import GRID_ATTENTION
+from .submodules.experts import EXPERTS
 from .submodules.geometry import GUARD, PLACEHOLDER_DOMAIN
 from .trace import OPSET
 
@@ -97,18 +99,16 @@ def lower(target: str) -> Callable[[ir.Model], ir.Model]:
     """The pass that replaces every placeholder of a skeleton for `target`."""
 
     def run(model: ir.Model) -> ir.Model:
-        attention = None
         for node in model.graph:
             if node.domain != PLACEHOLDER_DOMAIN:
                 continue
             if node.op_type == GUARD:
                 _lower_guard(node)
-            else:
-                attention = node
-        if attention is not None:
-            function = _attention_function(attention, target)
-            model.functions[function.identifier()] = function
+            elif node.op_identifier() not in model.functions:
+                model.functions[node.op_identifier()] = _FUNCTIONS[node.op_type](node, target)
+        if model.functions:
             model = passes.InlinePass()(model).model
+            model = passes.IdentityEliminationPass()(model).model
         if any(node.domain == "com.microsoft" for node in model.graph.all_nodes()):
             model.graph.opset_imports["com.microsoft"] = 1
         return model
@@ -135,3 +135,6 @@ def _attention_function(node: ir.Node, target: str) -> ir.Function:
     else:
         text = _LOOP.format(columns=columns, num_columns=columns.count(",") + 1, body=body.format(**values), **values)
     return ir.serde.deserialize_function(parser.parse_function(f"{_HEADER} {text}"))
+
+
+_FUNCTIONS = {GRID_ATTENTION: _attention_function, EXPERTS: experts_function}

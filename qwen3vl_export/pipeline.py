@@ -20,9 +20,10 @@ from . import contract
 from .artifact import CHECKPOINT_FILES, GRAPH_DIR, MANIFEST, Encoder, FileRecord, Manifest
 from .checkpoint import Checkpoint, open_checkpoint
 from .contract import Facts, Graph
-from .errors import BuildError, CheckpointError
+from .errors import BuildError, CheckpointError, RecipeError
 from .hash_cache import sha256_file
 from .lowering import lower
+from .lowering_experts import OLDEST_ONNXRUNTIME
 from .optimize import optimize
 from .output import whole_directory
 from .packaging import package
@@ -74,6 +75,7 @@ def build(
         log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
         dtype: torch.dtype = getattr(torch, recipe.compute_dtype)
         stored = ir.DataType.BFLOAT16 if recipe.dtype == "bfloat16" else None
+        check_onnxruntime(recipe, opened.facts)
         check_tensors(opened, dtype)
         graphs = directory / GRAPH_DIR
         graphs.mkdir()
@@ -148,6 +150,21 @@ def open_for(recipe: Recipe, checkpoint: str | None) -> Checkpoint:
     if recipe.checkpoint_dir is not None:
         return open_checkpoint(str(recipe.checkpoint_dir), name=recipe.to_json_dict()["checkpoint"]["source"])
     return open_checkpoint(recipe.checkpoint.source, recipe.checkpoint.revision)
+
+
+def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
+    """Hold what the recipe promises against what its graphs will need.
+
+    Raises:
+        RecipeError: `min_onnxruntime` names a version that cannot compute experts.
+    """
+    promised, needed = (tuple(map(int, v.split("."))) for v in (recipe.min_onnxruntime, OLDEST_ONNXRUNTIME))
+    if facts.model_type == "qwen3_vl_moe" and recipe.target == "ort" and promised < needed:
+        raise RecipeError(
+            f"{recipe.name}: min_onnxruntime is {recipe.min_onnxruntime}, a mixture of experts needs onnxruntime "
+            f"{OLDEST_ONNXRUNTIME} on the ort target",
+            f'Write min_onnxruntime: "{OLDEST_ONNXRUNTIME}"',
+        )
 
 
 def graphs_of(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, tuple[int, int] | None]]:

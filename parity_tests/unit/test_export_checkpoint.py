@@ -85,11 +85,6 @@ def test_another_architecture_is_refused(copy: Path) -> None:
     assert "model_type is 'qwen2_vl'" in message and "qwen3_vl" in message
 
 
-def test_a_mixture_of_experts_is_refused_for_now(copy: Path) -> None:
-    edit_config(copy, lambda config: config.update(model_type="qwen3_vl_moe"))
-    assert "not supported yet" in refusal(copy)
-
-
 def test_rotary_settings_are_never_guessed(copy: Path) -> None:
     edit_config(copy, lambda config: config["text_config"].pop("rope_parameters"))  # type: ignore[attr-defined]
     assert "rope_theta or mrope_section" in refusal(copy)
@@ -125,6 +120,12 @@ def test_a_sharded_checkpoint_reads_as_one(copy: Path) -> None:
     opened = open_checkpoint(str(copy))
     check_tensors(opened, torch.float32)
     assert all(torch.equal(opened.read(name), tensors[name]) for name in names)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_an_index_that_is_none_is_refused(copy: Path, text: str) -> None:
+    (copy / f"{WEIGHTS}.index.json").write_text(text)
+    assert "model.safetensors.index.json: not a safetensors index" in refusal(copy)
 
 
 def test_a_repository_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, Qwen3VLVisionModel
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel, Qwen3VLMoeVisionModel
 
 from .. import contract
 from ..checkpoint import Checkpoint
 from ..contract import Graph
 from ..errors import CheckpointError
-from . import attention
+from . import attention, experts
 from .decoder import Decoder
 from .embedding import Embeddings, EmbedTokens
 from .vision import VisionEncoder
@@ -32,6 +33,10 @@ PREFIXES = {
     "language_model.": "model.language_model.",
     "embed_tokens.": "model.language_model.embed_tokens.",
     "lm_head.": "lm_head.",
+}
+MODELS = {  # by model_type: the tower and the language model
+    "qwen3_vl": (Qwen3VLVisionModel, Qwen3VLTextModel),
+    "qwen3_vl_moe": (Qwen3VLMoeVisionModel, Qwen3VLMoeTextModel),
 }
 
 
@@ -88,16 +93,18 @@ def build_submodule(
     config, facts = copy.deepcopy(checkpoint.config), checkpoint.facts
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     text = config.text_config
+    vision_model, text_model = MODELS[facts.model_type]
     module: nn.Module
     if name.startswith(contract.VISION_ENCODER):
         with _fake(mode, dtype):
-            visual = Qwen3VLVisionModel(config.vision_config)
+            visual = vision_model(config.vision_config)
         module = VisionEncoder(visual, target, grid)
         graph = contract.vision_encoder(facts, name, grid)
     elif name == contract.DECODER:
         text._attn_implementation = attention.TEXT[target]
+        text._experts_implementation = experts.ROUTED
         with _fake(mode, dtype):
-            language_model = Qwen3VLTextModel(text)
+            language_model = text_model(text)
             lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         del language_model.embed_tokens
         module = Decoder(language_model, lm_head)
