@@ -30,13 +30,20 @@ def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
         candidate, truth, suspects = suspects_of(bench, outcome.stage, case)
     except Exception:  # the outcome already says what failed
         return outcome
+    best = closest(candidate, truth, suspects, bench.profile.settings["explained_ratio"])
+    return replace(outcome, diagnosis=best) if best else outcome
+
+
+def closest(
+    candidate: Floats, truth: Floats, suspects: dict[str, Callable[[], Floats]], explained_ratio: float
+) -> str | None:
+    """The suspect whose result explains the candidate's distance from the truth, or None if none does."""
     error = distance(candidate, truth)
     if not np.isfinite(error):
-        return outcome
-    ratio = bench.profile.settings["explained_ratio"]
+        return None
     close = {name: distance(candidate, suspect()) for name, suspect in suspects.items()}
     best = min(close, key=lambda name: close[name])
-    return replace(outcome, diagnosis=best) if close[best] <= ratio * error else outcome
+    return best if close[best] <= explained_ratio * error else None
 
 
 def suspects_of(bench: Bench, stage: str, case: Case) -> tuple[Floats, Floats, dict[str, Callable[[], Floats]]]:

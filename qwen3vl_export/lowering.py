@@ -8,7 +8,7 @@
     portable  one iteration per frame and chunk of queries, MatMul and Softmax in standard ops (memory linear in
               patches)
 
-Results are joined as a sequence, which copies each patch once. Knows nothing about weights.
+Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ _LOOP = """{{
     count_1 = Shape <start: int = 0, end: int = 1> (segments)
     count = Squeeze (count_1)
     go = Constant <value: tensor = bool {{1}}> ()
-    none = SequenceEmpty <dtype: int = 1> ()
-    parts = Loop (count, go, none) <body = each (int64 i, bool c, seq(float[n, {width}]) before)
-        => (bool again, seq(float[n, {width}]) after) {{
+    {start}
+    parts = Loop (count, go, none) <body = each (int64 i, bool c, {carried} before) => (bool again, {carried} after) {{
         again = Identity (c)
         axis = Constant <value_ints: ints = [0]> ()
         index = Unsqueeze (i, axis)
@@ -43,10 +42,27 @@ _LOOP = """{{
         row = Squeeze (row_2d, axis)
         {columns} = Split <axis: int = 0, num_outputs: int = {num_columns}> (row)
         {body}
-        after = SequenceInsert (before, joined)
+        after = {append} (before, joined)
     }}>
-    out = ConcatFromSequence <axis: int = 0> (parts)
+    {end}
 }}"""
+
+# How the results of the iterations are joined. A sequence copies each patch once; OpenVINO computes garbage on one, so
+# the portable graph grows a tensor instead.
+_JOINS = {
+    "ort": {
+        "start": "none = SequenceEmpty <dtype: int = 1> ()",
+        "carried": "seq(float[n, {width}])",
+        "append": "SequenceInsert",
+        "end": "out = ConcatFromSequence <axis: int = 0> (parts)",
+    },
+    "portable": {
+        "start": "zero = Constant <value_ints: ints = [0]> ()\n    none = Slice (q, zero, zero, zero)",
+        "carried": "float[n, {width}]",
+        "append": "Concat <axis: int = 0>",
+        "end": "known = Constant <value_ints: ints = [-1, {width}]> ()\n    out = Reshape (parts, known)",
+    },
+}
 
 _FRAMES_AS_BATCH = """q_rows = Slice (q, first, end, axis)
         k_rows = Slice (k, first, end, axis)
@@ -133,7 +149,9 @@ def _attention_function(node: ir.Node, target: str) -> ir.Function:
     if bound and target == "ort":
         text = _ONE_FRAME.format(**values)
     else:
-        text = _LOOP.format(columns=columns, num_columns=columns.count(",") + 1, body=body.format(**values), **values)
+        join = {part: piece.format(**values) for part, piece in _JOINS[target].items()}
+        filled = {"columns": columns, "num_columns": columns.count(",") + 1, "body": body.format(**values)}
+        text = _LOOP.format(**filled, **join)
     return ir.serde.deserialize_function(parser.parse_function(f"{_HEADER} {text}"))
 
 

@@ -17,14 +17,17 @@ CONFIG = "genai_config.json"
 PROCESSOR = "genai_processor.json"  # processor_config.json is a name of transformers
 
 LIMITS = (
-    "Prompts with pictures go one by one: its processor joins several prompts into a single row, and a batch made of "
-    "that row answers nonsense. Text prompts of different lengths can share a batch.",
+    "Prompts with pictures go one by one: its processor joins several prompts into a single row.",
+    "Text prompts of one batch must be of equal length: the padding is counted into the positions, and shorter prompts "
+    "answer wrongly.",
     "Pictures belong into the first set_inputs of a generator. A picture in a later turn is not encoded, and the "
     "embeddings graph refuses to compute (`guard: the number of image and video pad tokens differs from the rows of "
     "image_features`). Start a new generator with the whole conversation.",
     "It rounds half up where transformers rounds half to even: a side half-way between two multiples of 32 pixels "
-    "becomes 32 pixels longer (600x400 pixels: 26x38 patches, in transformers 24x38). All other sizes give the same "
-    "patches.",
+    "becomes 32 pixels longer (600x400 pixels: 26x38 patches, in transformers 24x38). At all other "
+    "sizes the grids are transformers' own and pixels are equal or up to two 8-bit steps off.",
+    "A picture with a side shorter than 32 pixels is enlarged in its own way and gets other patches.",
+    "It drops transparency, where transformers lays the picture over white: flatten pictures first.",
     "It has no video.",
 )
 

@@ -21,6 +21,7 @@ from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_
 from qwen3vl_export.packaging_package import Package
 from qwen3vl_export.recipe_model import GRAPH_NAMES, RuntimeName
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "downstream.md"
 CHECKPOINT = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny"
 
 
@@ -116,3 +117,10 @@ def test_the_chat_template_may_lie_in_the_tokenizer_settings(tmp_path: Path, tin
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert packaging_transformers_js.tokenizer(package) == {}
+
+
+def test_the_documentation_lists_the_limits_of_the_table() -> None:
+    page = " ".join(DOCUMENT.read_text("utf-8").split())
+    for name, runtime in RUNTIMES.items():
+        assert f"| {name} | {runtime.releases} |" in page
+        assert not [limit for limit in runtime.limits if f"- {limit}" not in page]

@@ -1,0 +1,145 @@
+"""What a downstream runtime made of one prompt, and how far that is from PyTorch given the very same inputs.
+
+PyTorch gets the token ids and the patches the runtime made itself, so that the logits judge the graphs and the way the
+runtime drives them; how the runtime prepares its inputs is judged apart. Stages and limits are those of
+`tolerances.yaml`. Knows no runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from qwen3vl_export.recipe_model import SIZE_STEP
+
+from ..bench import Bench, Floats, Ints
+from ..diagnose import closest
+from ..matrix import Case, Prompt
+from ..measures import (
+    common_prefix,
+    differences,
+    explain_difference,
+    logit_closeness,
+)
+from ..outcome import Finding, Outcome, judged
+from ..prompts import PromptReference
+from ..reference import Inputs
+from ..suspects import DECODER_SUSPECTS
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One greedy answer, up to and with its end-of-turn token.
+
+    Attributes:
+        inputs: what the runtime's own tokenizer and image processor made of the prompt.
+        tokens: [T].
+        logits: [T, V], those each token was chosen from.
+        prompt_logits: [1, S, V] of every token of the prompt, or None where the runtime does not show them.
+    """
+
+    inputs: Inputs
+    tokens: Ints
+    logits: Floats
+    prompt_logits: Floats | None = None
+
+
+def text_of(reference: PromptReference, prompt: Prompt) -> str:
+    """The chat template's text, one `<|image_pad|>` for each picture: what a user hands to a runtime's processor."""
+    content = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.ask}]
+    messages = [{"role": "user", "content": content}]
+    text: str = reference.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def is_tiny(image: Image.Image) -> bool:
+    """Whether a side is shorter than an image token: each runtime enlarges such pictures in its own way."""
+    return min(image.size) < SIZE_STEP
+
+
+def rounded_half_up(image: Image.Image) -> tuple[int, int] | None:
+    """The (h, w) patches of a picture where rounding half up and half to even differ, or None where they agree.
+
+    Within the pixel budget only: beyond it, other rules come into play.
+    """
+    steps = [side / SIZE_STEP for side in (image.height, image.width)]
+    up = [math.floor(step + 0.5) for step in steps]
+    return None if up == [round(step) for step in steps] else (2 * up[0], 2 * up[1])
+
+
+def outcomes(bench: Bench, case: Case, answer: Answer) -> list[Outcome]:
+    """What a runtime made of a case, judged stage by stage."""
+    found = [judged("prompt", case.name, prompt(bench, case, answer), bench.profile, 0.0)]
+    if answer.prompt_logits is not None:
+        found.append(judged("prefill", case.name, prefill(bench, answer), bench.profile, 0.0))
+    found += [
+        judged(stage, case.name, finding, bench.profile, 0.0) for stage, finding in generate(bench, answer).items()
+    ]
+    return found
+
+
+def prompt(bench: Bench, case: Case, answer: Answer) -> Finding:
+    """Token ids against transformers', given the runtime's own grids."""
+    expected = bench.prompt_reference(bench.prompts(case), answer.inputs.image_grid_thw)[0]
+    ids = answer.inputs.input_ids[0].tolist()
+    wrong = max(len(ids), len(expected)) - common_prefix(ids, expected)
+    visible = bool(answer.inputs.attention_mask.all())
+    return Finding({"id_differences": wrong, "left_padded": visible}, compared=len(expected))
+
+
+def resized(bench: Bench, case: Case, answer: Answer) -> Outcome:
+    """Grids and patches against transformers' image processor, which resizes with another filter."""
+    grids, expected = bench.pixel_reference(bench.prompts(case))
+    found = answer.inputs.pixel_values
+    wrong = differences(answer.inputs.image_grid_thw, grids) or 0
+    mean = None if wrong else float(np.abs(found.astype(np.float64) - expected).mean())
+    where = f"grids {answer.inputs.image_grid_thw.tolist()}, transformers has {grids.tolist()}" if wrong else ""
+    measured = {"grid_differences": wrong, "pixel_mean_abs": mean}
+    return judged("resized_elsewhere", case.name, Finding(measured, expected.size, where), bench.profile, 0.0)
+
+
+def prefill(bench: Bench, answer: Answer) -> Finding:
+    """Logits of every token of the prompt."""
+    assert answer.prompt_logits is not None
+    expected = bench.reference.prefill(answer.inputs).logits
+    return Finding(logit_closeness(answer.prompt_logits, expected), compared=expected.size)
+
+
+def generate(bench: Bench, answer: Answer) -> dict[str, Finding]:
+    """Stages `decode` and `generate`: logits and tokens of the answer, as far as both sides have the same history."""
+    expected = bench.reference.generate(answer.inputs, bench.matrix.new_tokens, stop=True)
+    truth = expected.ids[0].tolist()
+    tokens = answer.tokens.tolist()
+    same = common_prefix(tokens, truth)
+    steps = min(same + 1, len(tokens), len(truth))  # the step at which they part has the same history on both sides
+    parted = []
+    if same < min(len(tokens), len(truth)):
+        mine, theirs = answer.logits[same], expected.logits[0, same]
+        margin = bench.profile.settings["near_tie_margin"]
+        parted.append(explain_difference(0, same, tokens[same], mine, truth[same], theirs, margin))
+    unequal_ends = same == min(len(tokens), len(truth)) and len(tokens) != len(truth)
+    bad = sum(not difference.near_tie for difference in parted) + unequal_ends
+    where = f"{tokens}, PyTorch has {truth}" if bad else ""
+    logits = logit_closeness(answer.logits[:steps], expected.logits[0, :steps])
+    return {
+        "decode": Finding(logits, compared=steps),
+        "generate": Finding({"unexplained_differences": bad}, len(truth), where, parted),
+    }
+
+
+def diagnosis(bench: Bench, answer: Answer) -> str | None:
+    """The known mistake that explains the logits of the prompt, or None."""
+    assert answer.prompt_logits is not None
+    start = bench.reference.prefill(answer.inputs)
+    mask = answer.inputs.attention_mask
+    suspects = {name: lambda s=one: s(bench.reference, start, mask) for name, one in DECODER_SUSPECTS.items()}
+    return closest(answer.prompt_logits, start.logits, suspects, bench.profile.settings["explained_ratio"])
+
+
+def complaints(found: Sequence[Outcome]) -> list[str]:
+    """One line for each stage that failed."""
+    return [outcome.message for outcome in found if not outcome.passed]

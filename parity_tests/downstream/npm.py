@@ -1,0 +1,57 @@
+"""The npm packages and programs the downstream tests need; packages are installed once, outside the repository."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+HERE = Path(__file__).parent
+LOCKED = ("package.json", "package-lock.json")
+INSTALL = "./scripts/setup_downstream installs what these tests need"
+SECONDS = 540
+
+
+def program(*names: str) -> str:
+    """The path of the first program found; a missing one fails the test and says what installs it."""
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    pytest.fail(f"{names[0]} is not installed: {INSTALL}", pytrace=False)
+
+
+def node() -> str:
+    """Node 20 or newer."""
+    path = program("node")
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    if int(version.removeprefix("v").split(".")[0]) < 20:
+        pytest.fail(f"{path} is {version}, transformers.js needs Node 20: {INSTALL}", pytrace=False)
+    return path
+
+
+def node_modules() -> Path:
+    """The `node_modules` of the lock file, installed if no test run has done so before.
+
+    Install scripts stay off: the one of onnxruntime-node fetches a CUDA build; what is needed lies in the packages.
+    """
+    digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in LOCKED)).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"qwen3vl-export-tests-{os.getuid()}" / f"npm-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / ".complete"
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.is_file():
+            for name in LOCKED:
+                shutil.copyfile(HERE / name, folder / name)
+            command = [program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+            if ran.returncode:
+                lines = (ran.stderr or ran.stdout).strip().splitlines()
+                pytest.fail(f"npm ci failed: {' '.join(lines[:3])}. {INSTALL}", pytrace=False)
+            done.touch()
+    return folder / "node_modules"

@@ -1,0 +1,78 @@
+"""OpenVINO, a runtime that shares no code with onnxruntime, reads the graphs of the portable recipe and agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+
+from qwen3vl_export import contract
+
+from ..bench import Bench, Floats, Ints
+from ..checks import vision_finding
+from ..conftest import build_once
+from ..harness import open_bench
+from ..matrix import Case
+from ..measures import differences
+from ..outcome import Finding, judged
+
+ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}  # its default may be bfloat16
+Run = Callable[..., Floats]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return open_bench(build_once("tiny-portable"))
+
+
+@pytest.fixture(scope="module")
+def graph(bench: Bench) -> Callable[[str], Run]:
+    """A graph of the artifact as a function of its named inputs."""
+    core = openvino.Core()
+    compiled: dict[str, Any] = {}
+
+    def get(name: str) -> Run:
+        if name not in compiled:
+            compiled[name] = core.compile_model(str(bench.artifact.graph_path(name)), "CPU", ROUNDED)
+        return lambda **inputs: np.array(compiled[name](inputs)[0])
+
+    return get
+
+
+def cases(bench: Bench) -> list[Case]:
+    return [case for case in bench.matrix.of_tier("quick") if case.has_pictures or case.is_vision_only]
+
+
+def test_the_vision_encoder_agrees(bench: Bench, graph: Callable[[str], Run]) -> None:
+    asked = cases(bench)
+    assert len(asked) >= 8
+    messages = []
+    for case in asked:
+        pixels, grid = bench.vision_inputs(case)
+        features = graph(contract.VISION_ENCODER)(pixel_values=pixels, image_grid_thw=grid)
+        finding = vision_finding(features, bench.reference.vision(pixels, grid), bench.num_maps, grid)
+        messages.append(judged("vision", case.name, finding, bench.profile, 0.0).message)
+    assert not any(messages), messages
+
+
+def test_the_embeddings_agree(bench: Bench, graph: Callable[[str], Run]) -> None:
+    messages = []
+    for case in cases(bench):
+        if case.is_vision_only:
+            continue
+        inputs = bench.inputs(case)
+        expected = bench.reference.prefill(inputs)
+        rows = graph(contract.EMBEDDINGS)(input_ids=inputs.input_ids, image_features=expected.image_features)
+        finding = Finding({"differences": differences(rows, expected.inputs_embeds)}, compared=rows.size)
+        messages.append(judged("embeddings", case.name, finding, bench.profile, 0.0).message)
+    assert messages and not any(messages), messages
+
+
+def test_a_grid_that_does_not_fit_the_patches_is_refused(bench: Bench, graph: Callable[[str], Run]) -> None:
+    pixels = np.zeros((16, bench.artifact.manifest.facts.patch_dim), np.float32)
+    grid: Ints = np.array([[1, 4, 6]], np.int64)
+    with pytest.raises(RuntimeError):
+        graph(contract.VISION_ENCODER)(pixel_values=pixels, image_grid_thw=grid)

@@ -1,0 +1,69 @@
+// Answers prompts with transformers.js in Node, and writes down what it was given and what it computed.
+//
+// usage: node transformers_js.mjs NODE_MODULES JOB.json
+// JOB.json: {model, out, new_tokens, no_grid, prompts: [{name, text, image}]}; `image` is a file or null.
+// Writes OUT/NAME.json ({tokens, shapes, types}, or {error}) and OUT/NAME.<array>.bin, little-endian.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
+
+const [modules, jobFile] = process.argv.slice(2);
+const library = pathToFileURL(join(modules, '@huggingface', 'transformers', 'dist', 'transformers.node.mjs'));
+const { AutoProcessor, LogitsProcessor, LogitsProcessorList, Qwen3VLForConditionalGeneration, RawImage, Tensor, env } =
+  await import(library);
+
+const job = JSON.parse(readFileSync(jobFile, 'utf8'));
+env.allowRemoteModels = false;
+env.localModelPath = dirname(resolve(job.model));
+const name = basename(job.model);
+const processor = await AutoProcessor.from_pretrained(name);
+const model = await Qwen3VLForConditionalGeneration.from_pretrained(name);
+
+/** Keeps the logits each token is chosen from. */
+class Recorder extends LogitsProcessor {
+  rows = [];
+  _call(inputIds, logits) {
+    this.rows.push(Float32Array.from(logits.data));
+    return logits;
+  }
+}
+
+function write(prompt, arrays) {
+  const record = { shapes: {}, types: {} };
+  for (const [key, { data, dims, type }] of Object.entries(arrays)) {
+    writeFileSync(join(job.out, `${prompt}.${key}.bin`), Buffer.from(data.buffer, data.byteOffset, data.byteLength));
+    record.shapes[key] = dims;
+    record.types[key] = type;
+  }
+  writeFileSync(join(job.out, `${prompt}.json`), JSON.stringify(record));
+}
+
+async function answer({ text, images }) {
+  const pictures = await Promise.all(images.map((file) => RawImage.read(file)));
+  const inputs = await processor(text, pictures.length > 1 ? pictures : (pictures[0] ?? null));
+  const noPicture = job.no_grid ? {} : { image_grid_thw: new Tensor('int64', new BigInt64Array(0), [0, 3]) };
+  const recorder = new Recorder();
+  const logitsProcessor = new LogitsProcessorList();
+  logitsProcessor.push(recorder);
+  const sequence = await model.generate({
+    ...(pictures.length ? {} : noPicture),
+    ...inputs,
+    max_new_tokens: job.new_tokens,
+    do_sample: false,
+    logits_processor: logitsProcessor,
+  });
+  const tokens = sequence.slice(null, [inputs.input_ids.dims.at(-1), null]);
+  const width = recorder.rows[0].length;
+  const logits = new Tensor('float32', Float32Array.from(recorder.rows.flatMap((row) => [...row])), [recorder.rows.length, width]);
+  const { input_ids, attention_mask, pixel_values, image_grid_thw } = inputs;
+  const pixels = pixel_values ? { pixel_values, image_grid_thw } : {};
+  return { input_ids, attention_mask, ...pixels, tokens, logits };
+}
+
+for (const prompt of job.prompts) {
+  try {
+    write(prompt.name, await answer(prompt));
+  } catch (error) {
+    writeFileSync(join(job.out, `${prompt.name}.json`), JSON.stringify({ error: String(error) }));
+  }
+}
