@@ -1,35 +1,26 @@
 """The commands `run` and `chat`: an artifact answering on the terminal.
 
-Knows the terminal; the answers come from `runtime`, which is imported when a command is called.
+Knows options and streams; the answers come from `runtime`, which is imported when a command is called.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import sys
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from .console import complain, console
-from .errors import InputError, Qwen3VLExportError
+from .console import console, visible
+from .errors import InputError
 
 if TYPE_CHECKING:
-    from .runtime import Answer, Image, Qwen3VL
+    from .runtime import Answer
 
 DESCRIBE = "Describe this image."
-HELP = """\
-[bold]/image FILE[/]  show a picture with your next question; several are possible
-[bold]/reset[/]       forget the conversation
-[bold]/help[/]        show this
-[bold]/quit[/]        leave, as Ctrl-D does
-Ctrl-C stops an answer. Anything else is a question."""
-
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory, such as artifacts/tiny.")]
 MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Stop an answer after this many tokens.")]
 Temperature = Annotated[
@@ -75,9 +66,23 @@ def run(
         list[str] | None,
         typer.Option("--image", "-i", metavar="FILE", help="A picture, also by URL; repeat it for several."),
     ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--video", metavar="FILE", help="A video, also by URL, or a folder of frames; repeat it for several."
+        ),
+    ] = None,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="The question; read from standard input if '-'."),
+    ] = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the boxes and points the answer names on the picture, into this file."),
+    ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A JSON file of functions the model may call; calls are printed as JSON."),
     ] = None,
     max_new_tokens: MaxNewTokens = 512,
     stop: Stop = None,
@@ -95,19 +100,60 @@ def run(
     """Ask one question, with or without pictures, and stream the answer.
 
     Example: `qwen3vl-export run artifacts/tiny --image cat.jpg --prompt "What is this?"`
-    """
-    from .runtime import Image, Qwen3VL, UrlRules
 
-    images = image or []
-    if prompt is None and not images:
+    Example: `qwen3vl-export run ARTIFACT -i cat.jpg -p "Find the cat: bbox_2d in JSON." --draw out.png`
+    """
+    from .runtime import Image, Qwen3VL, UrlRules, Video
+    from .runtime.grounding import check_drawing, save_drawing
+    from .runtime.images import open_image
+
+    images, videos = image or [], video or []
+    if prompt is None and not images and not videos:
         raise InputError("nothing was asked", 'Add --prompt "What is 2+3?" or --image FILE')
+    if draw is not None:
+        check_drawing(draw, len(images))
     text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
-    model = Qwen3VL.load(artifact, threads, url_rules=UrlRules(allow_private=allow_private_urls))
-    content = [*(Image(path) for path in images), text]
-    for piece in model.stream(content, max_new_tokens, stop=stop, max_time=max_time, **sampling(context)):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    functions = None if tools is None else read_tools(tools)
+    rules = UrlRules(allow_private=allow_private_urls)
+    model = Qwen3VL.load(artifact, threads, url_rules=rules)
+    pictures = [open_image(path, rules) for path in images]
+    content = [*map(Image, pictures), *(Video(path) for path in videos), text]
+    limits: dict[str, Any] = {"stop": stop, "max_time": max_time, "tools": functions}
+    answer = model.stream(content, max_new_tokens, **limits, **sampling(context))
+    print_answer(answer)
+    if draw is not None:
+        count = save_drawing(draw, pictures, answer.reply.content)
+        Console(stderr=True).print(f"{draw}: {count} drawn", markup=False, soft_wrap=True)
+
+
+def print_answer(answer: Answer) -> None:
+    """The content to standard output as it comes; reasoning, dimmed, to standard error; then each tool call as JSON."""
+    aside = Console(stderr=True, highlight=False)
+    written = False
+    for part in answer.parts():
+        if part.kind == "reasoning":
+            aside.print(Text(visible(part.text), "dim"), end="", soft_wrap=True)
+        elif part.kind == "content":
+            text = part.text if written or part.stretch == 0 else part.text.lstrip()
+            written = written or bool(text)
+            sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+            sys.stdout.flush()
+    sys.stdout.write("\n" if written or not answer.reply.tool_calls else "")
+    for call in answer.reply.tool_calls:
+        if call.error is not None:
+            raise InputError(f"the model's tool call cannot be read ({call.error}): {call.text.strip()}", "Ask again")
+        sys.stdout.write(json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) + "\n")
+
+
+def read_tools(path: Path) -> list[dict[str, Any]]:
+    """A JSON file with a list of functions, as the OpenAI API describes them."""
+    try:
+        tools = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})", "Pass a JSON file with a list of functions") from error
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InputError(f"{path}: not a list of functions", 'Expected [{"type": "function", "function": {...}}]')
+    return tools
 
 
 def sampling(context: typer.Context) -> dict[str, Any]:
@@ -131,90 +177,17 @@ def chat(
     threads: Threads = None,
     allow_private_urls: AllowPrivateUrls = False,
 ) -> None:
-    """Talk with a model on the terminal: questions, pictures, streamed answers.
+    """Talk with a model on the terminal: questions, pictures, videos, streamed answers.
 
-    Type /image FILE to show a picture, /reset to start over, /quit to leave. Ctrl-C stops an answer, not the chat.
+    Name pictures anywhere in a question, by path or URL. Ctrl-C stops an answer, not the chat; /help lists commands.
+
+    Example: `qwen3vl-export chat artifacts/tiny`, then type `What is in cat.jpg?`
     """
+    from .chat import Chat, edit_lines
     from .runtime import Qwen3VL, UrlRules
 
-    with suppress(ImportError):
-        import readline  # noqa: F401 - gives the input line editing and a history
-
-    screen = console()
     model = Qwen3VL.load(artifact, threads, url_rules=UrlRules(allow_private=allow_private_urls))
-    screen.print(f"[bold]{escape(model.artifact.manifest.name)}[/]  [dim]/image FILE, /reset, /help, /quit[/]")
     settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling(context)}
-    talk = Talk(model, screen, settings)
-    while True:
-        try:
-            line = input("> ").strip()  # plain, so that readline knows how wide it is
-        except KeyboardInterrupt:
-            screen.print()
-            continue
-        except EOFError:
-            screen.print()
-            return
-        if line == "/quit":
-            return
-        try:
-            talk.take(line)
-        except Qwen3VLExportError as error:
-            complain(str(error))
-        except KeyboardInterrupt:  # while a picture was read; an answer deals with it itself
-            screen.print()
-
-
-@dataclass
-class Talk:
-    """A conversation in progress: what was said, and the pictures waiting for the next question."""
-
-    model: Qwen3VL
-    screen: Console
-    settings: dict[str, Any]  # for `Qwen3VL.stream`
-    said: list[dict[str, Any]] = field(default_factory=list)
-    waiting: list[Image] = field(default_factory=list)
-
-    def take(self, line: str) -> None:
-        """One line the user typed: a command or a question."""
-        command, _, rest = line.partition(" ")
-        if not line:
-            return
-        if command == "/image":
-            self.show(rest.strip())
-        elif command == "/reset":
-            self.said.clear()
-            self.waiting.clear()
-            self.screen.print("[dim]forgotten[/]")
-        elif command == "/help":
-            self.screen.print(HELP)
-        elif command.startswith("/") and not Path(command).exists():
-            raise InputError(f"{command}: no such command", "Type /help")
-        else:
-            self.ask(line)
-
-    def show(self, name: str) -> None:
-        """Open a picture now, so that a wrong name is told at once."""
-        from .runtime import Image
-        from .runtime.images import open_image
-
-        if not name:
-            raise InputError("/image needs a file", "Type /image FILE")
-        picture = open_image(os.path.expanduser(name.strip("'\"")), self.model.preparer.url_rules)
-        self.waiting.append(Image(picture))
-        self.screen.print(f"[dim]{escape(name)}: {picture.width}x{picture.height}, ask about it[/]")
-
-    def ask(self, question: str) -> None:
-        """Stream an answer. What was said becomes part of the conversation, also if Ctrl-C cut it short."""
-        turn: dict[str, Any] = {"role": "user", "content": [*self.waiting, question]}
-        answer: Answer | None = None
-        with suppress(KeyboardInterrupt):
-            answer = self.model.stream([*self.said, turn], **self.settings)
-            for piece in answer:
-                self.screen.print(piece, end="", markup=False, soft_wrap=True)
-        self.screen.print()
-        if answer is None or not answer.text:
-            return
-        self.said += [turn, {"role": "assistant", "content": answer.text}]
-        self.waiting.clear()
-        rate = f", then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
-        self.screen.print(f"[dim]first token after {answer.first_token_seconds:.2f} s{rate}[/]")
+    talk = Chat(model, console(), settings)
+    edit_lines([*talk.commands, "/quit"])
+    talk.run()

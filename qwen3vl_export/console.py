@@ -6,6 +6,7 @@ On a terminal, colours and the terminal's width; in a pipe or CI, plain wide lin
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -30,6 +31,11 @@ def complain(text: str) -> None:
     """Print one red line to standard error."""
     line = " ".join(text.split())
     Console(stderr=True, highlight=False).print(f"[bold red]error:[/] [red]{escape(line)}[/]", soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Text without control characters other than line breaks and tabs: a model must not steer the terminal."""
+    return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
 
 
 def table(

@@ -1,17 +1,18 @@
-"""`run` and `chat` on the terminal."""
+"""`run` on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 from typer.testing import CliRunner, Result
 
 from qwen3vl_export.cli import app
-from qwen3vl_export.runtime import Answer, Image, Qwen3VL
+from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
 
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
@@ -58,54 +59,89 @@ def test_run_without_an_artifact(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "no manifest.json here" in done.stderr
 
 
-def test_chat_answers_about_a_picture(tiny_artifact: Path, answer: str) -> None:
-    done = call(
-        "chat", tiny_artifact, "--max-new-tokens", 8, typed=f"/image {PHOTO}\nWhat is this?\n/quit\nnever read\n"
-    )
-    assert done.exit_code == 0
-    assert f"{PHOTO}: 451x300" in done.output
-    assert answer in done.output and "tokens/s" in done.output
-    assert done.stderr == ""
+def test_run_reads_urls_and_videos(tiny_artifact: Path, answer: str, tmp_path: Path) -> None:
+    question = ("--prompt", "What is this?", "--max-new-tokens", 8)
+    assert call("run", tiny_artifact, "--image", f"file://{PHOTO}", *question).output == answer + "\n"
+    refused = call("run", tiny_artifact, "--image", "http://127.0.0.1/cat.png", *question)
+    assert refused.exit_code == 2 and "127.0.0.1 is not a public address" in refused.stderr
+    for index in range(4):
+        PIL.Image.new("RGB", (64, 64), (60 * index, 0, 0)).save(tmp_path / f"{index}.png")
+    assert call("run", tiny_artifact, "--video", tmp_path, *question).exit_code == 0
 
 
-def test_an_error_does_not_end_the_chat(tiny_artifact: Path, answer: str) -> None:
-    typed = f"/image nowhere.png\n/image\n/dance\nsay <|image_pad|>\n\n/help\n/image '{PHOTO}'\nWhat is this?\n"
-    done = call("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
-    assert done.exit_code == 0  # the end of the input ends the chat
-    assert "no such image file" in done.stderr
-    assert "/image needs a file" in done.stderr
-    assert "/dance: no such command" in done.stderr
-    assert "must not contain these tokens" in done.stderr
-    assert len(done.stderr.splitlines()) == 4
-    assert "Ctrl-C stops an answer" in done.output
-    assert answer in done.output
+def test_run_stops_where_it_is_told(tiny_artifact: Path, answer: str) -> None:
+    options = ("--image", PHOTO, "--prompt", "What is this?", "--max-new-tokens", 8)
+    letter = answer[2]
+    stopped = call("run", tiny_artifact, *options, "--stop", letter, "--stop", "nowhere")
+    assert stopped.output == answer.partition(letter)[0] + "\n"
 
 
-def test_the_conversation_grows_and_is_forgotten(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def saying(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Let every answer be this text, token by token, as if the model had generated it."""
+
+    def steps(self: Qwen3VL, *_: Any, **__: Any) -> Iterator[Step]:
+        for token in (*self.tokenizer.encode(text), *sorted(self.stop_ids)[:1]):
+            yield Step(np.array([token]), np.zeros((1, 4), np.float32), np.ones(1, np.bool_))
+
+    monkeypatch.setattr(Qwen3VL, "generate_steps", steps)
+
+
+def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = '[{"bbox_2d": [250, 200, 800, 900], "label": "cat"}]'
+    saying(monkeypatch, boxes)
+    out = tmp_path / "out.png"
+    done = call("run", tiny_artifact, "--image", PHOTO, "--prompt", "Where?", "--draw", out)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, boxes + "\n", f"{out}: 1 drawn\n")
+    with PIL.Image.open(PHOTO) as before, PIL.Image.open(out) as after:
+        changed = (np.asarray(before.convert("RGB")) != np.asarray(after)).any(axis=2)
+    assert after.size == before.size and changed[60, 113:360].all() and not changed[100:260, 120:350].any()
+    assert list(tmp_path.iterdir()) == [out]  # nothing half-written beside it
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("a cat", ("--image", PHOTO, "--draw", "out.png"), "the answer names no boxes or points"),
+        ('{"bbox_2d": [1, 2]}', ("--image", PHOTO, "--draw", "out.png"), "bbox_2d [1, 2]: not 4 numbers"),
+        ("a cat", ("--image", PHOTO, "--draw", "out.txt"), "out.txt: cannot draw into this format"),
+        ("a cat", ("--draw", "out.png", "--prompt", "Hi"), "a drawing on 0 pictures"),
+        ('{"point_2d": [1, 2]}', ("--image", PHOTO, "--draw", "no/where/out.png"), "cannot be written"),
+        ("a cat", ("--prompt", "Hi", "--tools", "nowhere.json"), "nowhere.json: cannot be read"),
+    ],
+)
+def test_what_cannot_be_drawn_or_called(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: tuple[Any, ...], said: str
+) -> None:
+    saying(monkeypatch, text)
+    done = call("run", tiny_artifact, *options)
+    assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not Path("out.png").exists()
+
+
+def test_run_prints_tool_calls_as_json(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
-    answer = Qwen3VL.answer
+    prepare = Qwen3VL.prepare
 
-    def noted(self: Qwen3VL, prepared: Any, *arguments: Any) -> Answer:
+    def noted(self: Qwen3VL, *arguments: Any, **variables: Any) -> Any:
+        prepared = prepare(self, *arguments, **variables)
         prompts.append(prepared.texts[0])
-        return answer(self, prepared, *arguments)
+        return prepared
 
-    monkeypatch.setattr(Qwen3VL, "answer", noted)
-    typed = "What is 2+3?\nAnd 3+3?\n/reset\nWhat is 1+1?\n"
-    assert call("chat", tiny_artifact, "--max-new-tokens", 4, typed=typed).exit_code == 0
-    first, second, third = prompts
-    assert second.startswith(first) and second.count("<|im_start|>user") == 2
-    assert third.count("<|im_start|>user") == 1
+    monkeypatch.setattr(Qwen3VL, "prepare", noted)
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"type": "function", "function": {"name": "weather", "parameters": {}}}]')
+    saying(monkeypatch, 'hm <tool_call>\n{"name": "weather", "arguments": {"town": "Bern"}}\n</tool_call>')
+    done = call("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
+    assert done.stdout == 'hm \n{"name": "weather", "arguments": {"town": "Bern"}}\n'
+    assert '{"type": "function", "function": {"name": "weather", "parameters": {}}}' in prompts[0]
+    saying(monkeypatch, "<tool_call>{oops</tool_call>")
+    broken = call("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
+    assert broken.exit_code == 2 and broken.stdout == "" and "the model's tool call cannot be read" in broken.stderr
+    tools.write_text("{}")
+    assert "not a list of functions" in call("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools).stderr
 
 
-def test_ctrl_c_stops_the_answer_only(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = Qwen3VL.generate_steps
-    beginning = Qwen3VL.load(tiny_artifact).generate("Describe.", max_new_tokens=3, temperature=0)
-
-    def interrupted(*arguments: Any, **settings: Any) -> Iterator[Step]:
-        yield from islice(steps(*arguments, **settings), 3)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Qwen3VL, "generate_steps", interrupted)
-    done = call("chat", tiny_artifact, typed="Describe.\n/reset\n")
-    assert done.exit_code == 0
-    assert f"> {beginning}\n" in done.output and "forgotten" in done.output
+def test_reasoning_goes_to_standard_error(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saying(monkeypatch, "<think>\nhm\n</think>\n\na cat")
+    done = call("run", tiny_artifact, "--prompt", "What?")
+    assert done.stdout == "a cat\n" and done.stderr.strip() == "hm"

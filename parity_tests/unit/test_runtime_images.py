@@ -137,7 +137,7 @@ def test_data_url() -> None:
         (np.full((4, 4), 2.0), "image array of float64"),
         (np.zeros((4, 4), np.int64), "image array of int64"),
         (PIL.Image.new("RGB", (0, 5)), "0x5, it has no pixels"),
-        ("http://127.0.0.1/cat.png", "127.0.0.1 is 127.0.0.1, an address that is not public"),
+        ("http://127.0.0.1/cat.png", "127.0.0.1: 127.0.0.1 is not a public address"),
         ("data:image/png;base64,@@", "not base64"),
         (None, "cannot be a NoneType"),
     ],

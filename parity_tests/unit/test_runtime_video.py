@@ -266,7 +266,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         (Video(moving(4), float("nan")), "a video of nan frames per second"),
         (Video(moving(4), sample_fps=0), "a video of 0 frames per second"),
         (Video("data:video/mp4;base64,@"), "data URL: not base64"),
-        (Video("http://127.0.0.1/clip.mp4"), "an address that is not public"),
+        (Video("http://127.0.0.1/clip.mp4"), "is not a public address"),
     ],
 )
 def test_what_is_no_video(video: Video, said: str) -> None:

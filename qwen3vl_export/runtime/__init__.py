@@ -16,6 +16,7 @@ from .answer import Answer, Limits
 from .fetch import UrlRules
 from .images import Image
 from .model import Qwen3VL
+from .picture import Picture
 from .prepare import Prepared
 from .reply import Reply, ToolCall
 from .sampling import GREEDY, Sampling
@@ -26,6 +27,7 @@ __all__ = [
     "Answer",
     "Image",
     "Limits",
+    "Picture",
     "Prepared",
     "Qwen3VL",
     "Reply",

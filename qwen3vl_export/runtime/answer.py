@@ -110,6 +110,7 @@ class Answer(Iterator[str]):
         steps: the tokens; closed as soon as the answer is complete.
         started: when the question was asked, by `time.perf_counter`; `max_time` counts from then.
         thinking: the prompt ends with `<think>`, so the text begins inside reasoning.
+        prompt_tokens: how many tokens the question has, kept for the caller.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class Answer(Iterator[str]):
         limits: Limits,
         started: float,
         thinking: bool = False,
+        prompt_tokens: int = 0,
     ) -> None:
         self.thinking = thinking
+        self.prompt_tokens = prompt_tokens
         self.text = ""
         self.tokens = 0
         self.first_token_seconds: float | None = None

@@ -186,8 +186,8 @@ def connected(host: str, port: int, rules: UrlRules, deadline: float) -> socket.
         return sock
     if refused and failure is None:
         raise InputError(
-            f"{host} is {refused[0]}, an address that is not public",
-            "Pass the file, or allow it with UrlRules(allow_private=True)",
+            f"{host}: {refused[0]} is not a public address",
+            "Pass the file, or allow it: --allow-private-urls, UrlRules(allow_private=True)",
         )
     raise failure or OSError("no address")
 

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from ..errors import InputError
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 SCALE = 1000  # the far side of a picture
 COUNTS = {"bbox_2d": 4, "point_2d": 2}
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
@@ -114,6 +119,38 @@ def draw(image: PIL.Image.Image, regions: Sequence[Region]) -> PIL.Image.Image:
         if region.label:
             write(canvas, region.label, where[0], where[1], image.width, colour, font)
     return result
+
+
+def save_drawing(path: Path, images: Sequence[PIL.Image.Image], text: str) -> int:
+    """Write a picture with the regions that an answer names on it; how many there are.
+
+    Raises:
+        InputError: not exactly one picture, an answer without regions or with one that means nothing, or a file that
+            cannot be written.
+    """
+    check_drawing(path, len(images))
+    regions, refused = find_regions(text)
+    if refused:
+        raise InputError(f"the answer's {refused[0]}", "Ask again")
+    if not regions:
+        raise InputError("the answer names no boxes or points, nothing was drawn", "Ask for bbox_2d in JSON")
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        draw(images[0], regions).save(beside)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})", "Choose another place") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return len(regions)
+
+
+def check_drawing(path: Path, images: int) -> None:
+    """Refuse what `save_drawing` cannot do before anything is asked."""
+    if images != 1:
+        raise InputError(f"a drawing on {images} pictures", "Ask about exactly one picture")
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: cannot draw into this format", f"Use a name that ends in {', '.join(FORMATS)}")
 
 
 def write(canvas: PIL.ImageDraw.ImageDraw, label: str, x: float, y: float, room: int, colour: str, font: Any) -> None:

@@ -1,7 +1,8 @@
 """What a caller may say, made into one form: messages whose content is a list of text and picture items.
 
-Accepted: a string, an `Image` or `Video`, a list of those (all one user turn), or messages with `role` and `content` as
-transformers and the OpenAI API write them. Pictures leave the messages and are listed in order of appearance.
+Accepted: a string, an `Image`, `Video` or `Picture`, a list of those (all one user turn), or messages with `role` and
+`content` as transformers and the OpenAI API write them. Pictures leave the messages and are listed in order of
+appearance.
 
 Knows the forms of messages; nothing about templates or pixels.
 """
@@ -14,9 +15,11 @@ from typing import Any
 
 from ..errors import InputError
 from .images import Image
+from .picture import Picture
 from .video import Video
 
-Part = str | Image | Video
+Medium = Image | Video | Picture
+Part = str | Medium
 Content = Part | Sequence[Part] | Sequence[Mapping[str, Any]]
 Message = Mapping[str, Any]
 
@@ -30,7 +33,7 @@ def as_messages(content: Content) -> list[Message]:
     Raises:
         InputError: nothing was said, or an item is of no known form.
     """
-    if isinstance(content, str | Image | Video):
+    if isinstance(content, Part):
         return [{"role": "user", "content": [content]}]
     items: list[Any] = list(content)
     if not items:
@@ -40,13 +43,13 @@ def as_messages(content: Content) -> list[Message]:
     return [{"role": "user", "content": items}]
 
 
-def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Image | Video]]:
+def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Medium]]:
     """Messages a chat template can read, `{"type": "image"}` standing for each picture, and the pictures in order.
 
     Raises:
         InputError: an item of a message's content is of no known form.
     """
-    media: list[Image | Video] = []
+    media: list[Medium] = []
     plain: list[dict[str, Any]] = []
     for message in messages:
         content = message.get("content")
@@ -57,18 +60,19 @@ def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list
     return plain, media
 
 
-def item_of(part: Any, media: list[Image | Video]) -> dict[str, Any]:
+def item_of(part: Any, media: list[Medium]) -> dict[str, Any]:
     """One content item for the template; a picture in it is appended to `media`."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    medium = part if isinstance(part, Image | Video) else medium_of(part)
+    medium = part if isinstance(part, Medium) else medium_of(part)
     if medium is None:
         return dict(part)
     media.append(medium)
-    return {"type": "image" if isinstance(medium, Image) else "video"}
+    is_video = medium.is_video if isinstance(medium, Picture) else isinstance(medium, Video)
+    return {"type": "video" if is_video else "image"}
 
 
-def medium_of(part: Any) -> Image | Video | None:
+def medium_of(part: Any) -> Medium | None:
     """The picture in a mapping such as `{"type": "image", "image": ...}`; None if it is text."""
     if not isinstance(part, Mapping):
         raise InputError(f"a message holds a {type(part).__name__}", "Use text, Image(...) or Video(...)")
@@ -87,16 +91,16 @@ def medium_of(part: Any) -> Image | Video | None:
         source = first_of(part, IMAGE_KEYS)
         if source is part.get("base64") and isinstance(source, str) and not source.startswith("data:"):
             source = f"data:;base64,{source}"
-        return source if isinstance(source, Image) else Image(source)
+        return source if isinstance(source, Image | Picture) else Image(source)
     raise InputError(
         f"a message holds an item of type {kind!r}", "Known types: text, image, image_url, video, video_url"
     )
 
 
-def video_of(source: Any, fps: float | None) -> Video:
+def video_of(source: Any, fps: float | None) -> Video | Picture:
     """`fps` beside a list of frames is their rate; beside a file, how many a second the model sees, as in
     qwen-vl-utils."""
-    if isinstance(source, Video):
+    if isinstance(source, Video | Picture):
         return source
     if fps is None:
         return Video(source)

@@ -21,11 +21,14 @@ from .cache import Cache
 from .conversation import Conversation, FeatureCache, picture_digests, picture_spans
 from .fetch import PUBLIC, UrlRules
 from .generate import PREFILL_CHUNK, Step, generate
+from .images import Image
 from .messages import Content, Message, as_messages
+from .picture import Picture
 from .prepare import Prepared, Preparer
 from .reply import Reply
 from .sampling import Sampling, from_generation_config, override
 from .session import Sessions
+from .video import Video
 
 NO_LIMITS = Limits()
 MAX_NEW_TOKENS = NO_LIMITS.max_new_tokens
@@ -148,9 +151,17 @@ class Qwen3VL:
         started = time.perf_counter() if started is None else started
         steps = self.generate_steps(prepared, limits.max_new_tokens, sampling, conversation=self.conversation)
         thinking = prepared.texts[0].rstrip().endswith("<think>")
-        return Answer(steps, self.tokenizer, self.stop_ids, limits, started, thinking)
+        return Answer(steps, self.tokenizer, self.stop_ids, limits, started, thinking, prepared.input_ids.shape[1])
 
     # The stages.
+
+    def picture(self, medium: Image | Video) -> Picture:
+        """An image or video ready for the encoder, to show in any number of turns without reading it again.
+
+        Raises:
+            InputError: as `images.open_image` and `video.open_video`.
+        """
+        return self.preparer.picture(medium)
 
     def prepare(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> Prepared:
         """Conversations to arrays, one row each, padded on the left; `variables` go to the chat template."""

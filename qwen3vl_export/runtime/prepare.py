@@ -22,6 +22,7 @@ from .encoders import choose_grid, fixed_grids
 from .fetch import PUBLIC, UrlRules
 from .images import Image, open_image
 from .messages import Message, split_media
+from .picture import Picture
 from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, pixel_rules, video_grid
 from .tokenizer import Tokenizer
 from .video import FrameRules, Video, frame_rules, open_video
@@ -47,17 +48,6 @@ class Prepared:
     pixel_values: Float32  # [P, patch_dim]
     image_grid_thw: Ints  # [I, 3]
     is_video: tuple[bool, ...]  # I of them
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image or video as patches, and what takes the place of its placeholder."""
-
-    patches: Float32  # [t * h * w, patch_dim]
-    grid: tuple[int, int, int]  # t, h, w
-    placeholder: str
-    text: str
-    is_video: bool
 
 
 class Preparer:
@@ -129,7 +119,10 @@ class Preparer:
             raise InputError("the prompt is empty", "Pass a question")
         return ids
 
-    def picture(self, medium: Image | Video) -> Picture:
+    def picture(self, medium: Image | Video | Picture) -> Picture:
+        """What a message shows, ready for the encoder; a `Picture` is that already."""
+        if isinstance(medium, Picture):
+            return medium
         if isinstance(medium, Video):
             return self.video_picture(medium)
         image = open_image(medium.source, self.url_rules)
