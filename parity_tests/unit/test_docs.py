@@ -20,7 +20,7 @@ from qwen3vl_export.recipe import Recipe
 from qwen3vl_export.recipe_model import Checkpoint, Packaging, Parity, Quantization, Vision
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md", "docs/runtime.md")
 
 
 def text(document: str) -> str:
