@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .lowering import lower
+from .rewrite_layout import drop_identity_reshapes, rotate_in_place
+from .rewrite_norms import fuse_skip_norms
 from .simplify import clean
 
 Rewrite = Callable[[ir.Model], ir.Model]
@@ -32,8 +34,9 @@ def forget_tracing(model: ir.Model) -> ir.Model:
 
 
 PASSES: dict[str, tuple[Rewrite, ...]] = {
-    "ort": (lower("ort"), clean, forget_tracing),
-    "portable": (lower("portable"), clean, forget_tracing),
+    # The rewrites go by the tracer's shapes, so they come before these are forgotten.
+    "ort": (lower("ort"), rotate_in_place, drop_identity_reshapes, fuse_skip_norms, clean, forget_tracing),
+    "portable": (lower("portable"), drop_identity_reshapes, clean, forget_tracing),
 }
 
 
