@@ -34,6 +34,7 @@ from .simplify import simplify
 from .stages import Stages, tool_versions
 from .submodules import Submodule, build_submodule, check_tensors
 from .trace import trace
+from .weight_errors import tell_errors, weight_errors
 from .weights import WeightFile, attach
 
 Log = Callable[[str], None]
@@ -91,6 +92,7 @@ def build(
                 plan = recipe.quantize(name)
                 model = export_graph(submodule, opened, recipe.target, dtype, file, stages, plan, stored)
                 entries[name] = graph_entry(submodule.graph, model, file, stages, recipe.compute_dtype)
+                tell_errors(name, plan.method, file.errors, log)
         for name in entries:
             check_graph(graphs / f"{name}.onnx")
         copy_settings(opened, recipe, directory)
@@ -139,6 +141,7 @@ def graph_entry(graph: Graph, model: ir.Model, data: WeightFile, stages: Stages,
         "data": [f"{GRAPH_DIR}/{data.path.name}"],
         "opset": dict(sorted(model.graph.opset_imports.items())),
         "stages": stages.records,
+        **({"weight_errors": weight_errors(data.errors)} if data.errors else {}),
         **tensors,
     }
 

@@ -11,7 +11,7 @@ import pytest
 from qwen3vl_export.artifact import Encoder
 from qwen3vl_export.contract import IMAGE_GRID_THW, PIXEL_VALUES, bucket_name
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime.encoders import BUCKET_RULE, check_grids, choose_grid, encode, fixed_grids
+from qwen3vl_export.runtime.encoders import BUCKET_RULE, check_patches, choose_grid, encode, fixed_grids
 
 from .standin import ANY_GRID, artifact_without_graphs, tiny_facts
 
@@ -56,6 +56,11 @@ def test_fixed_grids_of_a_manifest() -> None:
         fixed_grids(artifact_without_graphs(encoders=buckets, encoder_rule="newest").manifest)
 
 
+def patches(rows: int) -> np.ndarray:
+    """Patches whose first value counts them."""
+    return np.repeat(np.arange(rows, dtype=np.float32)[:, None], FACTS.patch_dim, axis=1)
+
+
 @pytest.mark.parametrize(
     ("rows", "grids", "said"),
     [
@@ -69,7 +74,22 @@ def test_fixed_grids_of_a_manifest() -> None:
 )
 def test_impossible_grids(rows: int, grids: list[list[int]], said: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_grids(rows, np.array(grids), FACTS)
+        check_patches(patches(rows), np.array(grids), FACTS)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pixel_values", "grids", "said"),
+    [
+        (patches(16).astype(np.float64), [[1, 4, 4]], "pixel_values is float64, the encoder takes float32"),
+        (patches(16).astype(np.float16), [[1, 4, 4]], "pixel_values is float16, the encoder takes float32"),
+        (patches(16), np.array([[1, 4, 4]], np.int32), "image_grid_thw is int32, the encoder takes int64"),
+        (patches(16)[:, :-1], [[1, 4, 4]], "Expected [num_patches, "),
+    ],
+)
+def test_impossible_patches(pixel_values: np.ndarray, grids: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_patches(pixel_values, np.asarray(grids), FACTS)
     assert said in str(caught.value)
 
 
@@ -89,7 +109,7 @@ class Recorder:
 
 def test_a_free_encoder_sees_all_pictures_at_once() -> None:
     sessions = Recorder()
-    pixels = np.arange(16 + 48.0)[:, None]
+    pixels = patches(16 + 48)
     grids = np.array([[1, 4, 4], [2, 4, 6]])
     encode(sessions, ANY_GRID, pixels, grids)  # type: ignore[arg-type]
     assert [(graph, seen) for graph, seen, _ in sessions.calls] == [("vision_encoder", grids.tolist())]
@@ -98,7 +118,7 @@ def test_a_free_encoder_sees_all_pictures_at_once() -> None:
 def test_a_bound_encoder_sees_frame_after_frame() -> None:
     sessions = Recorder()
     encoders = (Encoder("a", (4, 4)), Encoder("b", (4, 6)))
-    pixels = np.arange(48 + 16.0)[:, None]
+    pixels = patches(48 + 16)
     features = encode(sessions, encoders, pixels, np.array([[2, 4, 6], [1, 4, 4]]))  # type: ignore[arg-type]
     assert [(graph, seen) for graph, seen, _ in sessions.calls] == [
         ("b", [[1, 4, 6]]),
@@ -108,4 +128,4 @@ def test_a_bound_encoder_sees_frame_after_frame() -> None:
     assert [row for _, _, rows in sessions.calls for row in rows] == list(range(64))
     assert features[:, 0].tolist() == list(range(0, 64, 4))
     with pytest.raises(InputError, match=r"no encoder for a grid of 8x8 patches\. The artifact has 4x4, 4x6"):
-        encode(sessions, encoders, np.zeros((64, 1)), np.array([[1, 8, 8]]))  # type: ignore[arg-type]
+        encode(sessions, encoders, patches(64), np.array([[1, 8, 8]]))  # type: ignore[arg-type]

@@ -55,12 +55,21 @@ def choose_grid(grids: Sequence[Grid], height: int, width: int, wanted: Grid) ->
     return next((grid for grid in closest if math.prod(grid) >= math.prod(wanted)), closest[-1])
 
 
-def check_grids(pixel_rows: int, grid_thw: Ints, facts: Facts) -> None:
-    """Refuse grids no encoder can take.
+def check_patches(pixel_values: Floats, grid_thw: Ints, facts: Facts) -> None:
+    """Refuse what no encoder can take.
 
     Raises:
-        InputError: not [I, 3], a side that is no multiple of the merge size, or patches that do not add up.
+        InputError: another dtype than the graph's, patches that are not [P, patch_dim], grids that are not [I, 3], a
+            side that is no multiple of the merge size, or patches that do not add up.
     """
+    for name, array, dtype in ((PIXEL_VALUES, pixel_values, np.float32), (IMAGE_GRID_THW, grid_thw, np.int64)):
+        if array.dtype != dtype:
+            wanted = np.dtype(dtype).name
+            raise InputError(f"{name} is {array.dtype}, the encoder takes {wanted}", f"Pass {name}.astype({wanted!r})")
+    if pixel_values.ndim != 2 or pixel_values.shape[1] != facts.patch_dim:
+        raise InputError(
+            f"{PIXEL_VALUES} has shape {list(pixel_values.shape)}", f"Expected [num_patches, {facts.patch_dim}]"
+        )
     if grid_thw.ndim != 2 or grid_thw.shape[1] != 3:
         raise InputError(f"{IMAGE_GRID_THW} has shape {list(grid_thw.shape)}", "Expected [num_images, 3]")
     merge = facts.spatial_merge_size
@@ -70,9 +79,10 @@ def check_grids(pixel_rows: int, grid_thw: Ints, facts: Facts) -> None:
                 f"{IMAGE_GRID_THW}: a grid of {time}x{height}x{width} patches",
                 f"Height and width must be multiples of the merge size {merge}, and none of the three 0",
             )
-    if (total := int(grid_thw.prod(axis=1).sum())) != pixel_rows:
+    if (total := int(grid_thw.prod(axis=1).sum())) != len(pixel_values):
         raise InputError(
-            f"{PIXEL_VALUES} has {pixel_rows} rows, {IMAGE_GRID_THW} adds up to {total}", "Pass the patches of one call"
+            f"{PIXEL_VALUES} has {len(pixel_values)} rows, {IMAGE_GRID_THW} adds up to {total}",
+            "Pass the patches of one call",
         )
 
 
@@ -87,7 +97,7 @@ def encode(sessions: Sessions, encoders: Sequence[Encoder], pixel_values: Floats
         InputError: grids that are impossible, or that no encoder of the artifact is bound to.
     """
     facts = sessions.facts
-    check_grids(len(pixel_values), grid_thw, facts)
+    check_patches(pixel_values, grid_thw, facts)
     if not len(grid_thw):
         return no_features(sessions)
     for encoder in encoders:
