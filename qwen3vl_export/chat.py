@@ -1,29 +1,28 @@
 """A conversation on the terminal: questions, pictures, streamed answers, and the commands.
 
-Knows the terminal and what was said; `chat_line` reads a line, `chat_transcript` saves, `runtime` answers.
+Knows what was said and shown. `chat_line` reads a line, `chat_screen` prints, `chat_transcript` saves, `runtime`
+answers.
 """
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 from .chat_line import Reference, read_line
+from .chat_screen import figures, print_parts
 from .chat_transcript import Shown, Turn, save
-from .console import complain, visible
+from .console import complain
 from .errors import InputError, Qwen3VLExportError
 
 if TYPE_CHECKING:
     from .runtime import Answer, Qwen3VL
-    from .runtime.reply import Part
 
 HELP = """\
 Ask anything. Name pictures and videos anywhere in a line, by path or URL: [bold]What is in cat.jpg?[/]
@@ -36,7 +35,6 @@ Ask anything. Name pictures and videos anywhere in a line, by path or URL: [bold
 [bold]/help[/]        show this
 [bold]/quit[/]        leave, as Ctrl-D does
 Ctrl-C stops an answer. A line that ends in \\ goes on in the next."""
-STYLES = {"content": "", "reasoning": "dim", "tool_call": "cyan"}
 
 
 class Chat:
@@ -223,54 +221,8 @@ class Chat:
             yield status.stop
 
 
-def print_parts(parts: Iterator[Part], screen: Console, ready: Callable[[], None]) -> None:
-    """Text as it comes, each stretch on lines of its own, reasoning dimmed; `ready` is called before the first."""
-    stretch, held = None, ""
-    for part in parts:
-        ready()
-        if part.stretch != stretch:
-            text = visible(part.text).lstrip()
-            if not text:
-                continue
-            if stretch is not None:
-                screen.print()
-            stretch, held = part.stretch, ""
-        else:
-            text = held + visible(part.text)
-        shown = text.rstrip()
-        held = text[len(shown) :]  # white space at the end of a stretch is not shown
-        screen.print(Text(shown, STYLES[part.kind]), end="", soft_wrap=True)
-
-
-def figures(answer: Answer, stopped: bool, context: int) -> str:
-    """What an answer took, and why it ended if not by itself."""
-    reasons = {"length": "cut at the token limit", "time": "cut at the time limit"}
-    ended = "stopped" if stopped else reasons.get(answer.finish_reason or "", "")
-    first = f"first token after {answer.first_token_seconds:.2f} s" if answer.first_token_seconds is not None else ""
-    rate = f"then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
-    used = f"{answer.prompt_tokens + answer.tokens} of {context} tokens of context"
-    return ", ".join(filter(None, [ended, first, rate, used]))
-
-
 def file_named(rest: str, command: str) -> str:
     """The argument of a command: quotes taken off, `~` resolved."""
     if not rest:
         raise InputError(f"{command} needs a file", f"Type {command} FILE")
     return os.path.expanduser(rest.strip("'\"").replace("\\ ", " "))
-
-
-def edit_lines(commands: list[str]) -> None:
-    """Line editing, history and completion of commands and file names, where the system has readline."""
-    with suppress(ImportError):
-        import readline
-
-        def complete(text: str, number: int) -> str | None:
-            names = [f"{command} " for command in commands if text.startswith("/") and command.startswith(text)]
-            paths = [
-                path + "/" * os.path.isdir(path) for path in glob.glob(glob.escape(os.path.expanduser(text)) + "*")
-            ]
-            return dict(enumerate([*names, *sorted(paths)])).get(number)
-
-        readline.set_completer(complete)
-        readline.set_completer_delims(" \t\n")
-        readline.parse_and_bind("tab: complete")

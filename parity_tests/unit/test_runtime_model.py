@@ -18,6 +18,7 @@ from qwen3vl_export.runtime.decoder import embed_generated
 from qwen3vl_export.runtime.generate import prefill
 from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.positions import rope_index
+from qwen3vl_export.runtime.prompt import compile_template
 
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
 RNG = np.random.default_rng(23)
@@ -74,6 +75,31 @@ def test_a_batch_answers_as_its_questions_alone(model: Qwen3VL) -> None:
     stopped = [text.partition(letter)[0] for text in alone]
     assert model.generate_batch(CONVERSATIONS, 16, temperature=0, stop=letter) == stopped
     assert [model.generate(row, 16, temperature=0, stop=letter) for row in CONVERSATIONS] == stopped
+
+
+def test_a_prompt_that_ends_in_a_thought_begins_the_answer_there(model: Qwen3VL, tiny_artifact: Path) -> None:
+    """As the templates of Thinking models end."""
+    thinker = Qwen3VL.load(tiny_artifact, threads=1)
+    source = (tiny_artifact / "chat_template.jinja").read_text("utf-8")
+    thinker.preparer.template = compile_template(source + "{{- '<think>\\n' -}}")
+    answer = thinker.stream(QUESTION, 4, temperature=0)
+    assert {part.kind for part in answer.parts()} == {"reasoning"}
+    assert answer.thinking and answer.reply.content == "" and answer.reply.reasoning == answer.text.strip() != ""
+    assert not model.stream(QUESTION, 4).thinking
+
+
+def test_tools_reach_the_prompt(model: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[Prepared] = []
+    prepare = model.prepare
+    monkeypatch.setattr(
+        model, "prepare", lambda *args, **kwargs: prompts.append(prepare(*args, **kwargs)) or prompts[-1]
+    )
+    tool = {"type": "function", "function": {"name": "weather"}}
+    model.reply("Weather?", 2, tools=[tool])
+    model.generate_batch(["Weather?", "Hi"], 2, tools=[tool])
+    assert [text.count('{"name": "weather"}') for prepared in prompts for text in prepared.texts] == [1, 1, 1]
+    model.generate("Weather?", 2)
+    assert "weather" not in prompts[-1].texts[0]
 
 
 def test_penalties_and_min_p_reach_the_tokens(model: Qwen3VL) -> None:

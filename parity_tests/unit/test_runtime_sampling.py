@@ -114,11 +114,17 @@ def test_half_precision_logits() -> None:
     assert 0 <= choose(half, SEEN[0], Sampling(True, 0.7, 20, 0.8, 0.05, 1.1, 1.5), generator, 3) < 500
 
 
-def test_nan_stops_and_names_the_step() -> None:
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite")])
+def test_logits_that_are_no_numbers_stop_and_name_the_step(value: float, kind: str) -> None:
     broken = LOGITS.copy()
-    broken[3, 17] = np.nan
-    with pytest.raises(ArtifactError, match=r"not numbers \(NaN\) at step 4"):
+    broken[3, 17] = value
+    with pytest.raises(ArtifactError, match=rf"not numbers \({kind}\) at step 4"):
         Chooser(GREEDY, 8)(broken, SEEN, 4)
+    with pytest.raises(ArtifactError, match=r"not numbers \(infinite\) at step 0"):
+        Chooser(GREEDY, 1)(np.full((1, 9), -np.inf, np.float32), SEEN[:1], 0)
+    masked = LOGITS.copy()
+    masked[:, 17] = -np.inf  # a token that is ruled out is no fault
+    assert (Chooser(GREEDY, 8)(masked, SEEN, 0) != 17).all()
 
 
 def test_defaults_of_a_generation_config() -> None:

@@ -107,7 +107,7 @@ class Qwen3VL:
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time)
         sampling = override(self.sampling, **settings)
-        prepared = self.prepare([as_messages(content)], **({"tools": tools} if tools else {}))
+        prepared = self.prepare([as_messages(content)], tools=tools)
         return self.answer(prepared, sampling, limits, started)
 
     def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
@@ -127,6 +127,7 @@ class Qwen3VL:
         *,
         stop: str | Sequence[str] | None = None,
         max_time: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> list[str]:
         """The whole answer to each question, computed together; arguments as `stream`.
@@ -136,7 +137,7 @@ class Qwen3VL:
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time)
         sampling = override(self.sampling, **settings)
-        prepared = self.prepare([as_messages(content) for content in contents])
+        prepared = self.prepare([as_messages(content) for content in contents], tools=tools)
         steps = self.generate_steps(prepared, max_new_tokens, sampling)
         return read_rows(steps, len(contents), self.tokenizer, self.stop_ids, limits, started)
 

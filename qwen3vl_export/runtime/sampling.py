@@ -117,11 +117,13 @@ class Chooser:
             step: how many of them were generated; those the presence penalty lowers.
 
         Raises:
-            ArtifactError: logits that are not numbers.
+            ArtifactError: logits that are NaN or infinite.
         """
-        if np.isnan(logits).any():
+        highest = logits.max(axis=-1)  # NaN if any is
+        if not np.isfinite(highest).all():
+            kind = "NaN" if np.isnan(highest).any() else "infinite"
             raise ArtifactError(
-                f"the decoder's logits are not numbers (NaN) at step {step}", "Use an artifact of higher precision"
+                f"the decoder's logits are not numbers ({kind}) at step {step}", "Use an artifact of higher precision"
             )
         chosen = [
             choose(row, ids, self.sampling, generator, step)
