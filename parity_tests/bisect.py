@@ -22,10 +22,12 @@ from qwen3vl_export.contract import (
     DECODER,
     IMAGE_FEATURES,
     IMAGE_GRID_THW,
+    INPUTS_EMBEDS,
     LOGITS,
     PIXEL_VALUES,
     POSITION_IDS,
     VISION_ENCODER,
+    past_name,
 )
 from qwen3vl_export.errors import ParityError
 
@@ -143,10 +145,13 @@ def decoder_trail(bench: Bench, case: Case) -> Trail | None:
     mask = bench.inputs(case).attention_mask
     graph, feeds = fed(bench, [DECODER], lambda: bench.decode(start.inputs_embeds, mask, start.position_ids))
     reference = bench.reference
-    inputs = (start.inputs_embeds, feeds[ATTENTION_MASK], feeds[POSITION_IDS])
+    inputs = (feeds[INPUTS_EMBEDS].astype(np.float32), feeds[ATTENTION_MASK], feeds[POSITION_IDS])
     wanted = recorded(reference, "language_model", lambda: reference.decoder(*inputs))
     seen = feeds[ATTENTION_MASK].astype(bool)
-    return trail_of(bench, graph, case, feeds, wanted, None if seen.all() else seen)
+    facts = bench.artifact.manifest.facts
+    empty = np.zeros((len(mask), facts.num_key_value_heads, 0, facts.head_dim), np.float32)
+    past = {past_name(index, part): empty for index in range(facts.num_hidden_layers) for part in ("key", "value")}
+    return trail_of(bench, graph, case, {**past, **feeds}, wanted, None if seen.all() else seen)
 
 
 def fed(bench: Bench, graphs: Sequence[str], call: Callable[[], Any]) -> tuple[str, Arrays]:

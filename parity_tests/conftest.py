@@ -28,7 +28,7 @@ from qwen3vl_export.recipe import load_recipe
 
 from .bench import Bench
 from .harness import open_bench, profile_of, report_of, write_evidence
-from .matrix import TIERS
+from .matrix import TIERS, load_matrix
 from .outcome import Outcome
 from .plan import Check, Plan, Subject, plan
 
@@ -218,4 +218,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     artifact = open_artifact(path, check=False)
     seconds = {"total": time.perf_counter() - config.stash[STARTED]}
     outcomes = [found[check.id] for check in planned.checks]
-    write_evidence(artifact, report_of(artifact, profile_of(artifact), planned, outcomes, seconds))
+    report = report_of(artifact, profile_of(artifact), planned, outcomes, seconds, load_matrix().seed)
+    write_evidence(artifact, report, load_matrix())

@@ -5,14 +5,10 @@ pytest (`test_parity.py`) carries out the same plan on the same bench, one test 
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
@@ -20,43 +16,38 @@ from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL
 
+from . import history
 from .bench import Bench
-from .matrix import load_matrix
+from .bisect import Trail, bisect
+from .matrix import Matrix, load_matrix
+from .options import Options
 from .outcome import Outcome
+from .page import render
 from .plan import Check, Plan, Subject, carry_out, plan
+from .progress import shown, terminal
 from .reference_cache import Store, default_directory, scope_of
 from .report import Report, show, write
 from .verdicts import Profile, load_profile
 
-PIPE_WIDTH = 160
+HTML = "parity.html"
 SMALL = 200_000_000  # bytes of an artifact; below it threads cost more than they bring
 
 
-def verify(
-    artifact: Path,
-    matrix: str | None = None,
-    checkpoint: Path | None = None,
-    check_files: bool = True,
-    write_report: bool = True,
-    cache: Path | None = None,
-) -> int:
+def verify(artifact: Path, options: Options) -> int:
     """Compare an artifact with PyTorch, stage by stage: 0 if everything passed, 1 if not.
 
-    Args:
-        artifact: directory that a build wrote; `parity.json` and `parity.xml` are written into it.
-        matrix: quick, standard or full; None is the recipe's choice.
-        checkpoint: directory of the checkpoint, if it is not where the recipe says.
-        check_files: refuse an artifact whose files are not those of its manifest.
-        cache: directory for PyTorch's results; None is the user's cache directory.
+    `parity.json`, `parity.xml` and `parity.html` are written into the artifact, one line is appended to the history.
 
     Raises:
         ArtifactError, CheckpointError, ParityError: there is nothing that could be compared.
     """
-    bench = open_bench(artifact, matrix, checkpoint, check_files, cache)
-    report = run(bench, matrix, progress())
-    show(report, terminal())
-    if write_report:
-        write_evidence(bench.artifact, report)
+    bench = open_bench(artifact, options.matrix, options.checkpoint, cache=options.cache, seed=options.seed)
+    report = run(bench, options.matrix, shown, cases=options.cases)
+    if options.bisect:
+        report = replace(report, trails=trails_of(bench, report))
+    show(report, terminal(), f"qwen3vl-export verify {artifact}")
+    if not options.cases:
+        write_evidence(bench.artifact, report, bench.matrix, options.history)
     return 0 if report.passed else 1
 
 
@@ -66,10 +57,12 @@ def open_bench(
     checkpoint: Path | None = None,
     check_files: bool = True,
     cache: Path | None = None,
+    seed: int | None = None,
 ) -> Bench:
     """An artifact and its checkpoint, side by side; PyTorch's half loads when first asked."""
     opened = open_artifact(artifact, check=check_files)
     cases = load_matrix()
+    cases = cases if seed is None else cases.model_copy(update={"seed": seed})
     size = sum(record.bytes for record in opened.manifest.files.values())
     tier = matrix or opened.manifest.recipe["parity"]["matrix"]
     return Bench(
@@ -118,21 +111,34 @@ def run(
     matrix: str | None = None,
     track: Callable[[Sequence[Check]], Iterable[Check]] = iter,
     only: Callable[[Check], bool] = lambda check: True,
+    cases: Sequence[str] = (),
 ) -> Report:
     """Carry out the plan of the bench's artifact.
 
     Args:
         track: wraps the checks to show progress.
         only: which checks of the plan; all of them unless said.
+        cases: names of the only cases to run, of whatever tier; all of the tier's unless said.
+
+    Raises:
+        ParityError: no such tier or case.
     """
     start = time.perf_counter()
-    planned = plan(matrix, Subject.of_manifest(bench.artifact.manifest))
+    planned = plan(matrix, Subject.of_manifest(bench.artifact.manifest), bench.matrix, cases)
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = [carry_out(bench, check) for check in track(planned.checks)]
     total = time.perf_counter() - start
     seconds = {"total": total, "pytorch": bench.reference.seconds, "artifact": bench.candidate_seconds}
     cached = {"computed": bench.reference.computed, "from_disk": bench.reference.from_disk}
-    return report_of(bench.artifact, bench.profile, planned, outcomes, seconds, cached)
+    return report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
+
+
+def trails_of(bench: Bench, report: Report) -> list[Trail]:
+    """Layer by layer through the first case that failed, else through the first with a picture."""
+    names = {outcome.case for outcome in report.outcomes}
+    ran = [case for case in bench.cases if case.name in names and not case.is_vision_only]
+    chosen = next((case for case in ran if case.has_pictures), ran[0] if ran else None)
+    return bisect(bench, report.failures, chosen) if chosen is not None else []
 
 
 def report_of(
@@ -141,6 +147,7 @@ def report_of(
     planned: Plan,
     outcomes: Sequence[Outcome],
     seconds: dict[str, float],
+    seed: int,
     reference_results: dict[str, int] | None = None,
 ) -> Report:
     """Outcomes with what they rest on."""
@@ -149,7 +156,7 @@ def report_of(
         manifest_sha256=artifact.manifest_sha256,
         checkpoint={key: artifact.manifest.checkpoint[key] for key in ("source", "revision")},
         matrix=planned.matrix,
-        seed=load_matrix().seed,
+        seed=seed,
         profile=profile,
         outcomes=outcomes,
         planned=len(planned.checks),
@@ -159,44 +166,17 @@ def report_of(
     )
 
 
-def write_evidence(artifact: Artifact, report: Report) -> None:
-    """`parity.json` and `parity.xml` into the artifact."""
+def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path | None = None) -> None:
+    """`parity.json`, `parity.xml` and `parity.html` into the artifact, and a line into the history."""
+    values = report.to_json_dict()
+    path = log or artifact.root.resolve().parent / history.NAME
+    history.append(path, values)
     write(artifact.root / PARITY, report.to_json())
     write(artifact.root / JUNIT, report.to_junit())
+    write(artifact.root / HTML, render(values, matrix, history.of_artifact(path, report.artifact)))
 
 
 def profile_of(artifact: Artifact) -> Profile:
     """The thresholds the recipe names; its dtype's own unless it names some."""
     recipe = artifact.manifest.recipe
     return load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
-
-
-def terminal() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-
-
-def progress() -> Callable[[Sequence[Check]], Iterable[Check]]:
-    """A progress bar on a terminal; a plain line for every case elsewhere."""
-
-    def bar(checks: Sequence[Check]) -> Iterator[Check]:
-        console = terminal()
-        if not console.is_terminal:
-            yield from lines(checks, console)
-            return
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=console, transient=True) as shown:
-            task = shown.add_task("", total=len(checks))
-            for check in checks:
-                shown.update(task, description=check.id)
-                yield check
-                shown.advance(task)
-
-    def lines(checks: Sequence[Check], console: Console) -> Iterator[Check]:
-        last = ""
-        for index, check in enumerate(checks):
-            if check.name != last:
-                console.print(f"[{index + 1}/{len(checks)}] {check.name}", markup=False)
-            last = check.name
-            yield check
-
-    return bar

@@ -7,20 +7,21 @@ cache stays small. What cannot be checked on an artifact is not forgotten but li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from qwen3vl_export.artifact import Manifest
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
-from qwen3vl_export.errors import Qwen3VLExportError
+from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.recipe_model import Recipe
 
 from . import exam_checks
 from .bench import Bench
 from .checks import STAGES
 from .diagnose import diagnose
-from .matrix import Case, Matrix, load_matrix
+from .matrix import CASES, TIERS, Case, Matrix, load_matrix
 from .measures import ShapeMismatch
 from .outcome import Finding, Outcome, judged
 
@@ -87,14 +88,24 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def plan(name: str | None, subject: Subject) -> Plan:
-    """Every check of a tier; None is the tier the recipe names.
+def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only: Sequence[str] = ()) -> Plan:
+    """Every check of a tier.
+
+    Args:
+        name: of the tier; None is the one the recipe names.
+        matrix: the cases; None is the matrix file.
+        only: names of the only cases wanted, of any tier; without the exam then.
 
     Raises:
-        ParityError: no such tier.
+        ParityError: no such tier or case.
     """
     tier = name or subject.recipe["parity"]["matrix"]
-    matrix = load_matrix()
+    matrix = matrix or load_matrix()
+    if only:
+        chosen = named(cases_for(matrix, TIERS[-1], subject), only)
+        return without_missing(
+            Plan(tier, tuple(check_of(stage, case) for case in chosen for stage in stages_of(case))), subject
+        )
     left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
     checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
@@ -107,11 +118,29 @@ def plan(name: str | None, subject: Subject) -> Plan:
             left_out["accuracy"] = f"{per_size} questions per picture size are too few to judge by"
     else:
         left_out |= dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
-    for check in list(checks):
-        if missing := NEEDS.get(check.stage, set()) - subject.graphs:
-            checks.remove(check)
-            left_out[check.id] = f"the artifact has no {', '.join(sorted(missing))}"
-    return Plan(tier, tuple(checks), left_out)
+    return without_missing(Plan(tier, tuple(checks), left_out), subject)
+
+
+def without_missing(planned: Plan, subject: Subject) -> Plan:
+    """The plan with checks left out that need a graph the artifact has not."""
+    missing = {check.id: NEEDS.get(check.stage, set()) - subject.graphs for check in planned.checks}
+    reasons = {name: f"the artifact has no {', '.join(sorted(graphs))}" for name, graphs in missing.items() if graphs}
+    kept = tuple(check for check in planned.checks if check.id not in reasons)
+    return Plan(planned.matrix, kept, planned.left_out | reasons)
+
+
+def named(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
+    """The cases of these names; a check's id (`vision[NAME]`) names its case too."""
+    known = {case.name: case for case in cases}
+    found = []
+    for name in names:
+        wanted = name.rstrip("]").rpartition("[")[2]
+        if wanted not in known:
+            close = get_close_matches(wanted, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "Random cases need the --seed of the run they failed in"
+            raise ParityError(f"no case named {wanted} in {CASES.name}", hint)
+        found.append(known[wanted])
+    return found
 
 
 def cases_for(matrix: Matrix, tier: str, subject: Subject) -> list[Case]:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .bisect import Trail
 from .measures import Difference
 from .outcome import Outcome, json_ready
 from .plan import EXAM_STAGES, ORDER
@@ -30,6 +31,7 @@ FORMAT = 1
 PACKAGES = ("qwen3vl-export", "torch", "transformers", "onnxruntime", "numpy", "pillow", "tokenizers")
 EXAM_MEASURES = ("questions", "accuracy", "reference_accuracy")
 SHOWN_FAILURES = 12
+SHOWN_REPLAYS = 3
 NOTHING = "-"
 
 
@@ -48,6 +50,7 @@ class Report:
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     reference_results: dict[str, int] | None = None  # how many PyTorch computed, how many were kept from earlier runs
+    trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
 
     @property
     def failures(self) -> list[Outcome]:
@@ -85,6 +88,10 @@ class Report:
         return found
 
     def to_json(self) -> str:
+        return json.dumps(self.to_json_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """What `parity.json` holds; its schema is docs/parity.schema.json."""
         exam = {
             outcome.case: {key: outcome.measures.get(key) for key in EXAM_MEASURES}
             for outcome in self.outcomes
@@ -114,8 +121,10 @@ class Report:
                 "rules": {stage: [asdict(rule) for rule in rules] for stage, rules in self.profile.rules.items()},
             },
             "checks": [outcome.to_json() for outcome in self.outcomes],
+            "bisect": [{**asdict(trail), "message": trail.message} for trail in self.trails] or None,
         }
-        return json.dumps(json_ready(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        found: dict[str, Any] = json_ready(values)
+        return found
 
     def to_junit(self) -> str:
         """One test case per check."""
@@ -169,8 +178,12 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def show(report: Report, console: Console) -> None:
-    """Verdict first to last: a line per measure, then near-ties, failures and what was left out."""
+def show(report: Report, console: Console, command: str = "") -> None:
+    """A line per measure, then near-ties, failures and what was left out; the verdict last, where a terminal stops.
+
+    Args:
+        command: what would verify this artifact again; printed with the case and the seed of what failed.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("stage", "passed", "measure", "worst", "limit", ""):
         table.add_column(name, justify="right" if name in ("passed", "worst", "limit") else "left")
@@ -201,6 +214,11 @@ def show(report: Report, console: Console) -> None:
         console.print(f"[bold red]failed[/] {escape(outcome.message)}", soft_wrap=True)
     if len(report.failures) > SHOWN_FAILURES:
         console.print(f"[red]… and {len(report.failures) - SHOWN_FAILURES} more, all in parity.json[/]")
+    for trail in report.trails:
+        console.print(f"[bold]bisect[/] {escape(trail.message)}", soft_wrap=True)
+    failed = list(dict.fromkeys(outcome.case for outcome in report.failures if outcome.stage not in EXAM_STAGES))
+    for case in failed[:SHOWN_REPLAYS] if command else ():
+        console.print(f"[dim]replay:[/] {escape(command)} --case {case} --seed {report.seed} --bisect", soft_wrap=True)
     for name, reason in report.left_out.items():
         console.print(f"[dim]not checked: {escape(name)} ({escape(reason)})[/]")
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"

@@ -10,8 +10,12 @@ from xml.etree import ElementTree
 import pytest
 
 from parity_tests import harness, plan
+from parity_tests.evidence import Evidence
 from parity_tests.faults import FAULTS
+from parity_tests.harness import HTML
+from parity_tests.history import NAME
 from parity_tests.matrix import Matrix, load_matrix
+from parity_tests.options import Options
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
 from qwen3vl_export.hash_cache import sha256_file
@@ -45,10 +49,13 @@ def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_good_artifact_passes_and_carries_the_evidence(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness.verify(artifact, "quick") == 0
+    assert harness.verify(artifact, Options("quick")) == 0
     shown = capsys.readouterr().out
     assert "passed: 19 of 19 checks of the quick matrix" in shown
     assert "not checked: exam" in shown
+    Evidence.model_validate_json((artifact / PARITY).read_text("utf-8"))
+    assert "Passed." in (artifact / HTML).read_text("utf-8")
+    assert len((artifact.parent / NAME).read_text("utf-8").splitlines()) == 1
     evidence = json.loads((artifact / PARITY).read_text("utf-8"))
     assert evidence["passed"] is True
     assert evidence["manifest_sha256"] == sha256_file(artifact / MANIFEST)
@@ -64,7 +71,7 @@ def test_a_faulty_artifact_fails_and_the_evidence_says_so(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faulty = FAULT.plant(artifact, tmp_path / "faulty")
-    assert harness.verify(faulty, "quick") == 1
+    assert harness.verify(faulty, Options("quick")) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "FAILED" in shown
     assert FAULT.says in shown
@@ -74,7 +81,7 @@ def test_a_faulty_artifact_fails_and_the_evidence_says_so(
 def test_an_altered_file_is_refused(artifact: Path) -> None:
     (artifact / "config.json").write_text("{}", "utf-8")
     with pytest.raises(ArtifactError, match="was altered"):
-        harness.verify(artifact, "quick")
+        harness.verify(artifact, Options("quick"))
     assert not (artifact / PARITY).exists()
 
 
@@ -84,7 +91,7 @@ def test_another_checkpoint_is_refused(artifact: Path, tmp_path: Path) -> None:
     rules = other / "preprocessor_config.json"
     rules.write_text(rules.read_text("utf-8") + "\n", "utf-8")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is not the one this artifact was built from"):
-        harness.verify(artifact, "quick", checkpoint=other)
+        harness.verify(artifact, Options("quick", checkpoint=other))
 
 
 def test_an_unknown_profile_is_refused(artifact: Path) -> None:
@@ -92,4 +99,29 @@ def test_an_unknown_profile_is_refused(artifact: Path) -> None:
     manifest["recipe"]["parity"]["tolerances"] = "generous"
     (artifact / MANIFEST).write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(ParityError, match="no profile named generous"):
-        harness.verify(artifact, "quick")
+        harness.verify(artifact, Options("quick"))
+
+
+def test_one_case_is_replayed_and_leaves_no_evidence(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness.verify(artifact, Options(cases=["vision[grid-2x2]", "text-only"], bisect=False)) == 0
+    assert "passed: 9 of 9 checks" in capsys.readouterr().out
+    assert not (artifact / PARITY).exists()
+    assert not (artifact.parent / NAME).exists()
+
+
+def test_a_case_that_does_not_exist_is_refused(artifact: Path) -> None:
+    with pytest.raises(ParityError, match=r"minimum-64x46 in cases\.yaml\. Did you mean minimum-64x64\?"):
+        harness.verify(artifact, Options(cases=["minimum-64x46"]))
+
+
+def test_a_failure_prints_how_to_replay_it_and_where_it_starts(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty = FAULT.plant(artifact, tmp_path / "faulty")
+    assert harness.verify(faulty, Options("quick", bisect=True, seed=7)) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"replay: qwen3vl-export verify {faulty} --case minimum-64x64 --seed 7 --bisect" in shown
+    assert "bisect decoder layer 1, input_layernorm" in shown
+    evidence = Evidence.model_validate_json((faulty / PARITY).read_text("utf-8"))
+    assert evidence.seed == 7
+    assert evidence.bisect is not None

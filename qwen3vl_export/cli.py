@@ -139,16 +139,33 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The checkpoint to compare with, if it is not where it was.")
     ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Run only this case, and leave no evidence; can be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random cases; a report names the one it used.")] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Also find the first layer, and the first build stage, that differs.")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where PyTorch's results are kept; the user's cache unless said.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the result here; beside the artifact unless said.")
+    ] = None,
 ) -> None:
-    """Compare an artifact with PyTorch, stage by stage, and write parity.json into it.
+    """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
-    Ends with 0 if every case passes, 1 if one fails.
+    Ends with 0 if every check passes, 1 if one fails, 2 if there is nothing to compare.
 
     Example: `qwen3vl-export verify artifacts/tiny --matrix quick`
+
+    Example: `qwen3vl-export verify artifacts/tiny --case odd-150x211 --bisect`
     """
     from parity_tests.harness import verify as verify_artifact
+    from parity_tests.options import Options
 
-    raise typer.Exit(verify_artifact(artifact, matrix.value if matrix else None, checkpoint))
+    options = Options(matrix.value if matrix else None, checkpoint, tuple(case or ()), seed, bisect, cache, history)
+    raise typer.Exit(verify_artifact(artifact, options))
 
 
 app.command()(cli_run.run)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from parity_tests.options import Options
 from qwen3vl_export import __version__, cli
 from qwen3vl_export.errors import BuildError, ParityError
 
@@ -146,7 +147,11 @@ def test_verify_ends_with_the_verdict(monkeypatch: pytest.MonkeyPatch, code: int
 
     stand_in(monkeypatch, "parity_tests.harness", verify=verify)
     assert invoke("verify", "there", "--matrix", "quick").exit_code == code
-    assert seen == [Path("there"), "quick", None]
+    assert seen == [Path("there"), Options("quick")]
+    seen.clear()
+    asked = ("--case", "a", "--case", "b", "--seed", "7", "--bisect", "--history", "h.jsonl")
+    assert invoke("verify", "there", *asked).exit_code == code
+    assert seen == [Path("there"), Options(cases=("a", "b"), seed=7, bisect=True, history=Path("h.jsonl"))]
 
 
 def test_an_unknown_command_or_choice_is_refused() -> None:

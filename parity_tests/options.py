@@ -1,0 +1,30 @@
+"""What a verification may be told. Imports nothing heavy, so that the command line can name it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a verification may be told.
+
+    Attributes:
+        matrix: quick, standard or full; None is the recipe's choice.
+        checkpoint: directory of the checkpoint, if it is not where the recipe says.
+        cases: only these cases; the run is then a replay and leaves no evidence.
+        seed: of the random cases, if not the file's.
+        bisect: also find the first layer that differs.
+        cache: directory for PyTorch's results; None is the user's cache directory.
+        history: file to which the result is appended; None is `parity-history.jsonl` beside the artifact.
+    """
+
+    matrix: str | None = None
+    checkpoint: Path | None = None
+    cases: Sequence[str] = ()
+    seed: int | None = None
+    bisect: bool = False
+    cache: Path | None = None
+    history: Path | None = None

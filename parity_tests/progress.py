@@ -1,0 +1,41 @@
+"""Shows which check is being carried out: a bar on a terminal, a plain line for every case elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .plan import Check
+
+PIPE_WIDTH = 160
+
+
+def terminal() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def shown(checks: Sequence[Check]) -> Iterator[Check]:
+    """The checks, one after another, while the screen says where we are."""
+    console = terminal()
+    if not console.is_terminal:
+        yield from lines(checks, console)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(checks))
+        for check in checks:
+            bar.update(task, description=check.id)
+            yield check
+            bar.advance(task)
+
+
+def lines(checks: Sequence[Check], console: Console) -> Iterator[Check]:
+    last = ""
+    for index, check in enumerate(checks):
+        if check.name != last:
+            console.print(f"[{index + 1}/{len(checks)}] {check.name}", markup=False)
+        last = check.name
+        yield check
