@@ -18,7 +18,7 @@ from rich.markup import escape
 from .chat_line import Reference, read_line
 from .chat_screen import figures, print_parts
 from .chat_transcript import Shown, Turn, save
-from .console import complain
+from .console import complain, visible
 from .errors import InputError, Qwen3VLExportError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Chat:
 
     def read(self) -> str:
         """A line, or several if they end in a backslash. The prompt is plain, so that readline knows how wide it is."""
-        names = " ".join(item.name for item in self.waiting)
+        names = visible(" ".join(item.name for item in self.waiting))
         line = input(f"{names} > " if names else "> ")
         while line.endswith("\\"):
             line = f"{line[:-1]}\n{input('… ')}"

@@ -129,12 +129,16 @@ def run(
 def print_answer(answer: Answer) -> None:
     """The content to standard output as it comes; reasoning, dimmed, to standard error; then each tool call as JSON."""
     aside = Console(stderr=True, highlight=False)
-    written = False
+    written, thought = False, ""
     for part in answer.parts():
         if part.kind == "reasoning":
-            aside.print(Text(visible(part.text), "dim"), end="", soft_wrap=True)
+            thought = visible(part.text)
+            aside.print(Text(thought, "dim"), end="", soft_wrap=True)
         elif part.kind == "content":
             text = part.text if written or part.stretch == 0 else part.text.lstrip()
+            if text and thought:
+                aside.print(end="" if thought.endswith("\n") else "\n")
+                thought = ""
             written = written or bool(text)
             sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()

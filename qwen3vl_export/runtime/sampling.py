@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, InputError
-from .arrays import Floats, Ints
+from .arrays import Bools, Floats, Ints
 
-NO_CHANCE = -np.inf
 MAX_PRESENCE_PENALTY = 2  # the range of the OpenAI API
 
 
@@ -138,8 +137,9 @@ def choose(logits: Floats, seen: Ints, sampling: Sampling, generator: np.random.
     scores = less_present(scores, seen[len(seen) - generated :], sampling.presence_penalty)
     if not sampling.do_sample:
         return int(scores.argmax())
-    chances = np.cumsum(probabilities(warped(scores, sampling)), dtype=np.float64)
-    return int(np.searchsorted(chances / chances[-1], generator.random(), side="right"))
+    ids, scores = warped(scores, sampling)
+    chances = np.cumsum(probabilities(scores), dtype=np.float64)
+    return int(ids[np.searchsorted(chances / chances[-1], generator.random(), side="right")])
 
 
 def penalized(logits: Floats, seen: Ints, penalty: float) -> Floats:
@@ -161,22 +161,35 @@ def less_present(logits: Floats, answer: Ints, penalty: float) -> Floats:
     return scores
 
 
-def warped(scores: Floats, sampling: Sampling) -> Floats:
-    """Logits [V] after temperature, top-k, top-p and min-p; a token that dropped out has -inf."""
+def warped(scores: Floats, sampling: Sampling) -> tuple[Ints, Floats]:
+    """The tokens that temperature, top-k, top-p and min-p leave of scores [V]: their ids, ascending, and scores.
+
+    Of 151,936 tokens few are left after the first step, so the later ones and the draw take next to no time.
+    """
     scores = scores.astype(np.float32) / np.float32(sampling.temperature)
+    ids = np.arange(len(scores))
     if 0 < sampling.top_k < len(scores):
-        least = np.partition(scores, -sampling.top_k)[-sampling.top_k]
-        scores[scores < least] = NO_CHANCE
+        ids = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
     if sampling.top_p < 1:
-        left = np.flatnonzero(scores > NO_CHANCE)  # sorting the few that top-k left takes no time
-        order = left[np.argsort(scores[left], kind="stable")]  # least likely first
-        below = np.cumsum(probabilities(scores[order])) <= 1 - sampling.top_p
-        below[-1] = False  # the likeliest always stays
-        scores[order[below]] = NO_CHANCE
+        ids = ids[nucleus(probabilities(scores[ids]), sampling.top_p)]
     if sampling.min_p > 0:
-        chances = probabilities(scores)
-        scores[chances < np.float32(sampling.min_p) * chances.max()] = NO_CHANCE
-    return scores
+        chances = probabilities(scores[ids])
+        ids = ids[chances >= np.float32(sampling.min_p) * chances.max()]
+    return ids, scores[ids]
+
+
+def nucleus(chances: Floats, top_p: float) -> Bools:
+    """Which of [N] tokens are the likeliest that together reach `top_p`; always one.
+
+    All that have less than a N-th of what may be left out are left out: only the others need sorting.
+    """
+    kept = chances >= (1 - top_p) / len(chances)
+    order = np.flatnonzero(kept)
+    order = order[np.argsort(chances[order], kind="stable")]  # least likely first
+    below = chances[~kept].sum() + np.cumsum(chances[order]) <= 1 - top_p
+    below[-1] = False
+    kept[order[below]] = False
+    return kept
 
 
 def probabilities(scores: Floats) -> Floats:
