@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,17 +28,16 @@ FEW = st.text("ab.", max_size=30)  # few letters, so that beginnings of stop str
 STOPS = st.lists(st.text("ab.", min_size=1, max_size=5), max_size=3)
 
 
-def steps_of(*texts: str, end: bool = True, pause: float = 0) -> Iterator[Step]:
+def steps_of(*texts: str, end: bool = True) -> Iterator[Step]:
     """The tokens of some texts as the rows of a batch; a row that is over repeats its last token."""
     rows = [TOKENIZER.encode(text) + [END] * end for text in texts]
     for index in range(max(map(len, rows))):
-        time.sleep(pause)
         tokens = np.array([row[min(index, len(row) - 1)] for row in rows])
         yield Step(tokens, np.zeros((len(rows), 4), np.float32), np.ones(len(rows), np.bool_))
 
 
-def answer(text: str, end: bool = True, pause: float = 0, **limits: Any) -> Answer:
-    return Answer(steps_of(text, end=end, pause=pause), TOKENIZER, STOP_IDS, Limits(**limits), time.perf_counter())
+def answer(text: str, end: bool = True, **limits: Any) -> Answer:
+    return Answer(steps_of(text, end=end), TOKENIZER, STOP_IDS, Limits(**limits), time.perf_counter())
 
 
 def cut(text: str, stops: list[str]) -> str:
@@ -99,11 +100,16 @@ def test_why_an_answer_ended() -> None:
     assert cut_short.finish_reason == "length"
 
 
-def test_time_ends_an_answer() -> None:
-    slow = answer("one two three four five six seven eight nine", pause=0.05, max_time=0.12)
-    assert "one two three four".startswith(slow.read()[:3])
-    assert slow.finish_reason == "time" and 2 <= slow.tokens <= 4
-    assert slow.first_token_seconds is not None and slow.first_token_seconds >= 0.05
+def test_time_ends_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever it is read: twice for each token."""
+    clock = SimpleNamespace(perf_counter=count(101).__next__)
+    monkeypatch.setattr("qwen3vl_export.runtime.answer.time", clock)
+    text = "one two three four five six seven eight nine"
+    slow = Answer(steps_of(text), TOKENIZER, STOP_IDS, Limits(max_time=6), started=100)
+    assert text.startswith(slow.read()) and (slow.finish_reason, slow.tokens) == ("time", 3)
+    assert (slow.first_token_seconds, slow.tokens_per_second) == (1, 0.5)
+    rows = read_rows(steps_of(text, "two"), 2, TOKENIZER, STOP_IDS, Limits(max_time=2), started=clock.perf_counter())
+    assert rows == [TOKENIZER.decode(TOKENIZER.encode(part)[:2]) for part in (text, "two")]
 
 
 def test_steps_are_closed_as_soon_as_the_answer_is_complete() -> None:
