@@ -1,4 +1,4 @@
-"""The command line: `build`, `verify`, `run`, `chat`, `inspect`, `recipes`.
+"""The command line: `build`, `verify`, `run`, `chat`, `publish`, `fetch`, `verify-artifact`, `inspect`, `recipes`.
 
 Each command hands its arguments to one function elsewhere. What a user can cause ends as one red line on standard error
 and an exit code; anything else is a bug of ours and keeps its traceback. Exporting needs torch, running does not, so a
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_recipes, cli_run
+from . import __version__, cli_publish, cli_recipes, cli_run
 from .console import complain, say
 from .errors import Qwen3VLExportError
 
@@ -170,6 +170,9 @@ def verify(
 
 app.command()(cli_run.run)
 app.command()(cli_run.chat)
+app.command()(cli_publish.publish)
+app.command()(cli_publish.fetch)
+app.command("verify-artifact")(cli_publish.verify_artifact)
 
 
 @app.command()

@@ -43,6 +43,10 @@ class InputError(Qwen3VLExportError):
     """A picture, prompt or option the model cannot take."""
 
 
+class PublishError(Qwen3VLExportError):
+    """An artifact that cannot be published or fetched: licence, name, permission, network, or a file that differs."""
+
+
 class ParityError(Qwen3VLExportError):
     """A verification that found a difference, or compared nothing."""
 

@@ -27,9 +27,9 @@ def whole_directory(path: Path, force: bool = False) -> Iterator[Path]:
     """
     path = path.absolute()
     if path.exists() and not force and (not path.is_dir() or any(path.iterdir())):
-        raise BuildError(f"{path}: not empty", "Choose another --out, or replace it with --force")
+        raise BuildError(f"{path}: not empty", "Choose another directory, or replace it with --force")
     if path.exists() and not path.is_dir():
-        raise BuildError(f"{path}: is a file", "Choose another --out")
+        raise BuildError(f"{path}: is a file", "Choose another directory")
     building = path.with_name(f".{path.name}.building-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

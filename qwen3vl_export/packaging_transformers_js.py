@@ -21,9 +21,9 @@ LIMITS = (
     "A prompt without a picture goes wrong from the second token on: it continues from the wrong position "
     "(`_get_text_only_rope_index` adds the prompt's length instead of subtracting it). Pass "
     "`image_grid_thw: new Tensor('int64', new BigInt64Array(0), [0, 3])` to `generate` as well.",
-    "It resizes pictures with sharp in Node and with a canvas in browsers. Where sides are rounded to 32 pixels, it is "
-    "less than one 8-bit step on average over a picture. A picture above the pixel budget is shrunk without smoothing, "
-    "so small print becomes illegible (12 steps on average on a page of text): shrink large pictures first.",
+    "It resizes pictures with sharp in Node and with a canvas in browsers. Where sides are rounded to 32 pixels, it "
+    "is off by less than one 8-bit step on average over a picture. A picture above the pixel budget is shrunk without "
+    "smoothing, so small print becomes illegible (12 steps on average on a page of text): shrink large pictures first.",
     "It rounds half up, as onnxruntime-genai does; a picture with a side shorter than 32 pixels gets other patches.",
     "It has no video for this model.",
 )
