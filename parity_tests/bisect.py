@@ -246,7 +246,8 @@ def compare(
         fitted = fit(value, wanted[module, side])
         if fitted is None:
             continue
-        found, truth = (rows(array, seen) for array in (fitted, wanted[module, side]))
+        truth = rows(wanted[module, side], seen)
+        found = min((rows(fitted, place) for place in places(seen)), key=lambda rows: distance(rows, truth))
         error = nmse(found, truth)
         cosine = float(token_cosines(found, truth).min()) if found.size else None
         op = layer.op if side == "output" else layer.maker or "the runtime"
@@ -261,7 +262,16 @@ def fit(value: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any] | None:
     layouts = [value.reshape(truth.shape)]
     if value.ndim == 4:
         layouts.append(value.swapaxes(1, 2).reshape(truth.shape))
-    return min(layouts, key=lambda layout: float(np.nan_to_num(np.abs(layout - truth), nan=np.inf).sum()))
+    return min(layouts, key=lambda layout: distance(layout, truth))
+
+
+def distance(found: NDArray[Any], truth: NDArray[Any]) -> float:
+    return float(np.nan_to_num(np.abs(found - truth), nan=np.inf).sum())
+
+
+def places(seen: NDArray[np.bool_] | None) -> list[NDArray[np.bool_] | None]:
+    """Where a batch's tokens can lie inside a graph: as they were given, or moved to the front of their rows."""
+    return [None] if seen is None else [seen, np.sort(seen, axis=1)[:, ::-1]]
 
 
 def rows(array: NDArray[Any], seen: NDArray[np.bool_] | None) -> NDArray[Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from .bench import Bench
-from .conftest import OUTCOME
 from .plan import Check, carry_out
+from .plugin import OUTCOME
 
 
 def test_parity(check: Check, bench: Bench, request: pytest.FixtureRequest) -> None:

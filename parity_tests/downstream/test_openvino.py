@@ -13,11 +13,11 @@ from qwen3vl_export import contract
 
 from ..bench import Bench, Floats, Ints
 from ..checks import vision_finding
-from ..conftest import build_once
 from ..harness import open_bench
 from ..matrix import Case
 from ..measures import differences
 from ..outcome import Finding, judged
+from ..tiny_builds import build_once
 
 ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}  # its default may be bfloat16
 Run = Callable[..., Floats]

@@ -1,0 +1,59 @@
+"""Tiny artifacts for tests, each built once for the sources it depends on. Knows recipes and where builds are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from qwen3vl_export.artifact import MANIFEST
+from qwen3vl_export.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = (
+    "tiny",
+    "tiny-portable",
+    "tiny-fp16",
+    "tiny-fixed",
+    "tiny-buckets",
+)  # verified with the quick matrix where no artifact is given
+SOURCES = ("qwen3vl_export/*.py", "qwen3vl_export/submodules/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*")
+
+
+def scratch() -> Path:
+    """What test runs keep from one another, outside the user's own cache."""
+    return Path(tempfile.gettempdir()) / f"qwen3vl-export-tests-{os.getuid()}"
+
+
+def source_digest() -> str:
+    """sha256 over everything a tiny build depends on, tool versions included, so that a kept build is never stale."""
+    from qwen3vl_export.stages import tool_versions
+
+    digest = hashlib.sha256(repr(tool_versions()).encode())
+    for pattern in SOURCES:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build_once(name: str) -> Path:
+    """The artifact of a shipped recipe, built if no test run has built it from the same sources before.
+
+    Builds lie in the system's temporary directory under a digest of their sources. A lock lets several workers ask at
+    the same time.
+    """
+    from qwen3vl_export.pipeline import build
+
+    parent = scratch() / source_digest()
+    parent.mkdir(parents=True, exist_ok=True)
+    out = parent / name
+    with FileLock(parent / f"{name}.lock"):
+        if not (out / MANIFEST).is_file():
+            shutil.rmtree(out, ignore_errors=True)
+            build(load_recipe(ROOT / "recipes" / f"{name}.yaml"), out=out)
+    return out
