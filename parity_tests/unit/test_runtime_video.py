@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,28 @@ def test_files_that_do_not_say_how_long_they_are(clips: Path, name: str) -> None
     for index, frame in zip(clip.indices, clip.frames, strict=True):
         bar = np.asarray(frame)[:, :, 1].mean(axis=0).argmax()
         assert 0 <= bar - index * 2 < 8  # the frame that was asked for, not a neighbour
+
+
+def matrix(*rows: tuple[int, int]) -> bytes:
+    """The matrix of a track header (ISO/IEC 14496-12) that turns the picture: 16.16 fixed point, then 2.30."""
+    (a, b), (c, d) = rows
+    return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("turned", "quarters"),
+    [(matrix((0, 1), (-1, 0)), 3), (matrix((-1, 0), (0, -1)), 2), (matrix((0, -1), (1, 0)), 1)],
+    ids=["clockwise", "half", "counterclockwise"],
+)
+def test_a_video_of_a_telephone_is_turned_upright(clips: Path, turned: bytes, quarters: int) -> None:
+    data = (clips / "clip.mp4").read_bytes()
+    upright = matrix((1, 0), (0, 1))
+    assert data.count(upright) == 2  # of the movie and of its track
+    start = data.index(upright, data.index(b"tkhd"))
+    clip = open_video(Video(data[:start] + turned + data[start + len(turned) :]), OFFICIAL)
+    expected = [np.rot90(frame, quarters) for frame in images(Video(data))]
+    assert (clip.height, clip.width) == expected[0].shape[:2]
+    np.testing.assert_array_equal([np.asarray(frame) for frame in clip.frames], expected)
 
 
 def test_every_way_to_name_a_file_is_the_same_video(clips: Path) -> None:

@@ -1,8 +1,9 @@
 """Frames out of video files, with PyAV (the `video` extra): counted first, decoded when they are asked for.
 
 Numbers and pixels are those of transformers' `video_utils.read_video_pyav`: the first video stream, its frames in
-order of presentation, its average rate, and PyAV's conversion to RGB. The count comes from the packets, so that a file
-that was cut short is told from a whole one before anything is decoded.
+order of presentation, its average rate, and PyAV's conversion to RGB. One departure: frames are turned upright as the
+file says, as torchcodec turns them, which transformers prefers where it is installed. The count comes from the packets,
+so that a file that was cut short is told from a whole one before anything is decoded.
 
 Knows containers and codecs; nothing about which frames a model wants.
 """
@@ -16,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 import PIL.Image
 
 from ..errors import InputError
@@ -34,12 +36,10 @@ SLACK_FRAMES = 2  # how much earlier than announced the last packet may end
 
 @dataclass(frozen=True)
 class Counted:
-    """A whole file's frames: how many, how many a second, how large."""
+    """A whole file's frames: how many, and how many a second."""
 
     total: int
     fps: float
-    height: int
-    width: int
 
 
 def open_file(source: Path | bytes, name: str, choose: Callable[[int, float], Ints]) -> Clip:
@@ -49,8 +49,9 @@ def open_file(source: Path | bytes, name: str, choose: Callable[[int, float], In
         InputError: as `video.open_video`.
     """
     counted = count(source, name)
+    first = next(decoded(source, name, [0]))
     indices = choose(counted.total, counted.fps)
-    return Clip(counted.height, counted.width, counted.fps, indices, decoded(source, name, indices.tolist()))
+    return Clip(first.height, first.width, counted.fps, indices, decoded(source, name, indices.tolist()))
 
 
 def count(source: Path | bytes, name: str) -> Counted:
@@ -71,16 +72,16 @@ def count(source: Path | bytes, name: str) -> Counted:
             raise truncated(name, f"it has {packets} of {announced} frames")
         if not shown:
             raise InputError(f"{name}: a video of 0 frames", "Pass a video with pictures")
-        if not rate or not stream.codec_context.width:
-            raise InputError(f"{name}: its frame rate or size cannot be told", "Convert it: ffmpeg -i IN out.mp4")
+        if not rate:
+            raise InputError(f"{name}: its frame rate cannot be told", "Convert it: ffmpeg -i IN out.mp4")
         missing = (container.duration or 0) / MICROSECONDS - (end - start)
         if not announced and missing > SLACK_FRAMES / rate:
             raise truncated(name, f"its data ends {missing:.1f} seconds early")
-        return Counted(shown, float(rate), stream.codec_context.height, stream.codec_context.width)
+        return Counted(shown, float(rate))
 
 
 def decoded(source: Path | bytes, name: str, indices: Sequence[int]) -> Frames:
-    """The frames at these positions, ascending."""
+    """The frames at these positions, ascending, turned upright."""
     wanted = iter(indices)
     index = next(wanted, None)
     with opened(source, name) as (container, stream):
@@ -89,7 +90,8 @@ def decoded(source: Path | bytes, name: str, indices: Sequence[int]) -> Frames:
             if index is None:
                 return
             if position == index:
-                yield PIL.Image.fromarray(frame.to_ndarray(format="rgb24"))
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # counterclockwise
+                yield PIL.Image.fromarray(np.ascontiguousarray(upright))
                 index = next(wanted, None)
     if index is not None:
         raise truncated(name, f"frame {index} cannot be decoded")
