@@ -19,7 +19,7 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.publication import prepare
 
 from ..faults import seal
-from ..harness import open_bench, run, write_evidence
+from ..harness import HTML, open_bench, run, write_evidence
 from .hub_server import Hub, running_hub
 from .test_cli import ROOT, Ended, assert_one_line, end, invoke, start
 
@@ -31,13 +31,14 @@ def proven(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """An artifact with evidence of its own: one case of the quick matrix, which its recipe asks for."""
     root = tmp_path_factory.mktemp("proven") / "tiny"
     shutil.copytree(tiny_artifact, root)
-    for name in (PARITY, JUNIT):
+    for name in (PARITY, JUNIT, HTML):
         (root / name).unlink(missing_ok=True)
     manifest = open_artifact(root, check=False).manifest
     recipe = {**manifest.recipe, "parity": {**manifest.recipe["parity"], "matrix": "quick"}}
     (root / MANIFEST).write_text(replace(manifest, recipe=recipe).to_json(), "utf-8")
     bench = open_bench(root)
-    write_evidence(bench.artifact, run(bench, only=lambda check: check.name == "minimum-64x64"))
+    report = run(bench, only=lambda check: check.name == "minimum-64x64")
+    write_evidence(bench.artifact, report, bench.matrix)
     return root
 
 
@@ -86,7 +87,7 @@ def test_a_directory_holds_everything_and_comes_back_whole(proven: Path, tmp_pat
     names = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
     listed = set(open_artifact(proven).manifest.files)
     made = {"README.md", "parity.png", "sbom.cdx.json", "provenance.intoto.json"}
-    assert names == listed | made | {MANIFEST, PARITY, JUNIT}
+    assert names == listed | made | {MANIFEST, PARITY, JUNIT, HTML}
     assert "LICENSE" in names
     subjects = json.loads((published / "provenance.intoto.json").read_text())["subject"]
     assert {one["name"]: one["digest"]["sha256"] for one in subjects} == {
