@@ -32,6 +32,7 @@ from qwen3vl_export.contract import (
 from qwen3vl_export.errors import ParityError
 
 from .bench import Bench
+from .foreign import ForeignSessions
 from .hooks import Arrays, hooked
 from .matrix import Case
 from .measures import max_abs, nmse, token_cosines
@@ -203,11 +204,15 @@ def trail_of(
     if SETTING not in bench.profile.settings:
         raise ParityError(f"tolerances.yaml: profile {bench.profile.name} has no setting {SETTING}", "Add one")
     limit = bench.profile.settings[SETTING]
+    sessions = bench.runtime.sessions
+    output = OUTPUTS[VISION_ENCODER if graph.startswith(VISION_ENCODER) else graph]
+    if isinstance(sessions, ForeignSessions):
+        feeds, output = sessions.to_graph(graph, feeds), sessions.own_name(graph, output, "outputs")
     points: list[Point] = []
     matched: set[str] = set()
     stages = dict(stages_of(bench, graph))
     for stage, path in stages.items():
-        for point, module in compare(stage, path, graph, feeds, wanted, seen, limit):
+        for point, module in compare(stage, path, output, feeds, wanted, seen, limit):
             points.append(point)
             matched.add(module)
     unmatched = [module for module, side in wanted if side == "output" and module not in matched]
@@ -226,7 +231,7 @@ def stages_of(bench: Bench, graph: str) -> Iterator[tuple[str, Path]]:
 def compare(
     stage: str,
     path: Path,
-    graph: str,
+    output: str,
     feeds: Arrays,
     wanted: Recorded,
     seen: NDArray[np.bool_] | None,
@@ -234,7 +239,6 @@ def compare(
 ) -> Iterator[tuple[Point, str]]:
     """The points of one stage, in the order PyTorch computes them."""
     layers = {layer.module: layer for layer in layers_of(onnx.load(path, load_external_data=False))}
-    output = OUTPUTS[VISION_ENCODER if graph.startswith(VISION_ENCODER) else graph]
     layers["output"] = Layer("output", output, None, "", output)
     asked = [
         (module, side, layers[module], name)

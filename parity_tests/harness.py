@@ -19,6 +19,7 @@ from qwen3vl_export.runtime import Qwen3VL
 from . import history
 from .bench import Bench
 from .bisect import Trail, bisect
+from .foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .matrix import Matrix, load_matrix
 from .options import Options
 from .outcome import Outcome
@@ -59,21 +60,36 @@ def open_bench(
     cache: Path | None = None,
     seed: int | None = None,
 ) -> Bench:
-    """An artifact and its checkpoint, side by side; PyTorch's half loads when first asked."""
-    opened = open_artifact(artifact, check=check_files)
+    """An artifact (or a package with its contract) and its checkpoint, side by side; PyTorch loads when first asked.
+
+    Args:
+        artifact: directory that a build wrote, or the contract file of another exporter's package.
+        check_files: refuse an artifact whose files are not those of its manifest.
+    """
     cases = load_matrix()
     cases = cases if seed is None else cases.model_copy(update={"seed": seed})
-    size = sum(record.bytes for record in opened.manifest.files.values())
-    tier = matrix or opened.manifest.recipe["parity"]["matrix"]
+    if is_contract(artifact):
+        opened, source = open_foreign(artifact, checkpoint)
+        runtime, root = Qwen3VL(opened, threads=1), source.root
+        runtime.sessions = ForeignSessions(opened, read_contract(artifact))
+    else:
+        opened = open_artifact(artifact, check=check_files)
+        size = sum(record.bytes for record in opened.manifest.files.values())
+        runtime, root = Qwen3VL(opened, threads=1 if size < SMALL else None), find_checkpoint(opened, checkpoint)
     return Bench(
         artifact=opened,
-        runtime=Qwen3VL(opened, threads=1 if size < SMALL else None),
-        checkpoint=find_checkpoint(opened, checkpoint),
+        runtime=runtime,
+        checkpoint=root,
         matrix=cases,
         profile=profile_of(opened),
-        exam_per_size=cases.exam_questions.get(tier, 0),
+        exam_per_size=cases.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
         store=Store(cache or default_directory(), scope_of(opened.manifest.checkpoint["files"])),
     )
+
+
+def opened_unchecked(path: Path, checkpoint: Path | None = None) -> Artifact:
+    """An artifact or a package for its manifest alone; no file is hashed."""
+    return open_foreign(path, checkpoint)[0] if is_contract(path) else open_artifact(path, check=False)
 
 
 def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:

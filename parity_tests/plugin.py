@@ -76,15 +76,15 @@ def matrix_of(config: pytest.Config, recipe_name: str) -> str | None:
 
 def plans(config: pytest.Config) -> dict[str, Plan]:
     """The plan of each artifact to verify, from manifests or recipes alone: collecting builds nothing."""
-    from qwen3vl_export.artifact import open_artifact
     from qwen3vl_export.recipe import load_recipe
 
+    from .harness import opened_unchecked
     from .plan import Subject, plan
     from .tiny_builds import RECIPES, ROOT
 
     path = config.getoption("artifact")
     if path is not None:
-        subject = Subject.of_manifest(open_artifact(path, check=False).manifest)
+        subject = Subject.of_manifest(opened_unchecked(path).manifest)
         return {"": plan(matrix_of(config, ""), subject)}
     subjects = {name: Subject.of_recipe(load_recipe(ROOT / "recipes" / f"{name}.yaml")) for name in RECIPES}
     return {name: plan(matrix_of(config, name), subject) for name, subject in subjects.items()}
@@ -144,16 +144,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = config.getoption("artifact")
     if path is None or hasattr(config, "workerinput"):
         return
-    from qwen3vl_export.artifact import open_artifact
-
-    from .harness import profile_of, report_of, write_evidence
+    from .harness import opened_unchecked, profile_of, report_of, write_evidence
     from .matrix import load_matrix
 
     planned = plans(config)[""]
     found = {outcome.id: outcome for outcome in config.stash[OUTCOMES]}
     if {check.id for check in planned.checks} != set(found):
         return
-    artifact = open_artifact(path, check=False)
+    artifact = opened_unchecked(path)
     seconds = {"total": time.perf_counter() - config.stash[STARTED]}
     outcomes = [found[check.id] for check in planned.checks]
     report = report_of(artifact, profile_of(artifact), planned, outcomes, seconds, load_matrix().seed)

@@ -134,7 +134,12 @@ def build(
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory that build wrote.")],
+    artifact: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT", help="An artifact directory, or the contract (YAML) of another exporter's package."
+        ),
+    ],
     matrix: Annotated[Matrix | None, typer.Option(help="How many cases; the recipe's choice unless said.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The checkpoint to compare with, if it is not where it was.")

@@ -1,0 +1,202 @@
+"""Packages of other exporters: a small YAML file says which graph is which and what its tensors are called.
+
+    name: somebody/package
+    checkpoint: ../checkpoint          # what PyTorch loads, relative to this file; or verify --checkpoint DIR
+    tolerances: float32                # a profile of tolerances.yaml
+    graphs:
+      vision_encoder:
+        file: onnx/vision.onnx
+        inputs: {pixel_values: pixels} # this project's name: the package's; what is not listed is called the same
+      decoder_model_merged:
+        file: onnx/model.onnx
+        inputs: {past_key_values: "past.{layer}.{part}"}
+        outputs: {present: "present.{layer}.{part}"}
+
+The shipped runtime then runs on it, between translated names. Features and rows as narrow as the hidden size carry no
+DeepStack maps; they are taken as wide ones whose maps are zero, which is what they compute, and what verification then
+says. A package without an `embeddings` graph gets its features scattered here, as its own runtime would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qwen3vl_export.artifact import Artifact, Encoder, Manifest, sha256_file
+from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.contract import (
+    ANY_GRID,
+    DECODER,
+    EMBED_TOKENS,
+    EMBEDDINGS,
+    IMAGE_FEATURES,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    VISION_ENCODER,
+)
+from qwen3vl_export.errors import ArtifactError
+from qwen3vl_export.runtime.positions import visual_tokens
+from qwen3vl_export.runtime.session import Sessions
+
+GRAPHS = (VISION_ENCODER, EMBED_TOKENS, EMBEDDINGS, DECODER)
+WIDE = (IMAGE_FEATURES, INPUTS_EMBEDS)
+SUFFIXES = (".yaml", ".yml")
+LAYERED = ("past_key_values", "present")
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class ForeignGraph(_Strict):
+    """One graph: its file relative to the contract, and names that differ from this project's."""
+
+    file: str
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+
+
+class ForeignContract(_Strict):
+    """What a package states about itself."""
+
+    name: str
+    checkpoint: str | None = None
+    tolerances: str = "float32"
+    matrix: str = "quick"
+    graphs: dict[str, ForeignGraph] = Field(min_length=1)
+
+
+def is_contract(path: Path) -> bool:
+    return path.suffix in SUFFIXES and path.is_file()
+
+
+def read_contract(path: Path) -> ForeignContract:
+    """A contract file, strictly read.
+
+    Raises:
+        ArtifactError: it says something a contract cannot say, or names a file that is not there.
+    """
+    hint = "See the top of parity_tests/foreign.py for what a contract says"
+    try:
+        contract = ForeignContract.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"{path}: not YAML ({' '.join(str(error).split())})", hint) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", hint) from error
+    for name, graph in contract.graphs.items():
+        if name not in GRAPHS:
+            raise ArtifactError(f"{path}: graphs.{name}: no such graph", f"Graphs are {', '.join(GRAPHS)}")
+        if not (path.parent / graph.file).is_file():
+            raise ArtifactError(f"{path}: graphs.{name}: {graph.file} is missing", "Paths are relative to the contract")
+    return contract
+
+
+def open_foreign(path: Path, checkpoint: Path | None = None) -> tuple[Artifact, Checkpoint]:
+    """A package as an artifact, with the checkpoint it claims to be.
+
+    Raises:
+        ArtifactError, CheckpointError: the contract, a graph or the checkpoint cannot be read.
+    """
+    contract = read_contract(path)
+    source = checkpoint or (path.parent / contract.checkpoint if contract.checkpoint else None)
+    if source is None:
+        raise ArtifactError(f"{path}: names no checkpoint", "Add checkpoint: DIR, or pass --checkpoint DIR")
+    opened = open_checkpoint(str(source.resolve()))
+    graphs = {name: {"file": graph.file} for name, graph in contract.graphs.items()}
+    if EMBEDDINGS not in graphs and EMBED_TOKENS in graphs:
+        graphs[EMBEDDINGS] = graphs[EMBED_TOKENS]  # with the features scattered here
+    manifest = Manifest(
+        name=contract.name,
+        recipe={"parity": {"matrix": contract.matrix, "tolerances": contract.tolerances, "held_out": False}},
+        checkpoint=opened.provenance(),
+        facts=opened.facts,
+        encoders=(Encoder(VISION_ENCODER, None),),
+        encoder_rule=ANY_GRID,
+        graphs=graphs,
+        tools={},
+        min_onnxruntime="1.0",
+    )
+    artifact = Artifact(path.parent, manifest)
+    digest = hashlib.sha256(path.read_bytes())
+    for graph in contract.graphs.values():
+        digest.update(sha256_file(path.parent / graph.file).encode())
+    vars(artifact)["manifest_sha256"] = digest.hexdigest()  # there is no manifest: the contract and its graphs
+    return artifact, opened
+
+
+class ForeignSessions(Sessions):
+    """Runs a package's graphs under this project's names and widths."""
+
+    def __init__(self, artifact: Artifact, contract: ForeignContract, threads: int | None = None) -> None:
+        super().__init__(artifact, threads)
+        self.contract = contract
+
+    def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
+        if self._scatters(graph):
+            return {INPUT_IDS: np.dtype(np.int64), IMAGE_FEATURES: np.dtype(np.float32)}
+        own = super().dtypes(graph)
+        back = {self.own_name(graph, name): name for name in self._known(graph, own)}
+        return {back.get(name, name): dtype for name, dtype in own.items()}
+
+    def run(self, graph: str, feeds: Arrays, outputs: Sequence[str]) -> list[Any]:
+        if self._scatters(graph):
+            return [self._scattered(feeds)]
+        own = [self.own_name(graph, name, "outputs") for name in outputs]
+        results = super().run(graph, self.to_graph(graph, feeds), own)
+        return [self._widened(array) if name in WIDE else array for name, array in zip(outputs, results, strict=True)]
+
+    def to_graph(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Feeds under the graph's own names, rows as wide as it takes them."""
+        self.open(graph)
+        shapes = {node.name: node.shape for node in self._opened[graph].get_inputs()}
+        given = {}
+        for name, array in feeds.items():
+            own = self.own_name(graph, name)
+            if name in WIDE and shapes.get(own, [None])[-1] == self.facts.hidden_size:
+                array = np.ascontiguousarray(array[..., : self.facts.hidden_size])
+            given[own] = array
+        return given
+
+    def own_name(self, graph: str, name: str, side: str = "inputs") -> str:
+        """The package's name of one of this project's tensors."""
+        names: dict[str, str] = getattr(self.contract.graphs[graph], side)
+        kind, _, rest = name.partition(".")
+        if kind in LAYERED and kind in names:
+            layer, _, part = rest.partition(".")
+            return names[kind].format(layer=layer, part=part)
+        return names.get(name, name)
+
+    def _known(self, graph: str, own: Mapping[str, Any]) -> list[str]:
+        """This project's names that the contract gives another name."""
+        layers = [
+            f"{kind}.{i}.{part}"
+            for kind in LAYERED
+            for i in range(self.facts.num_hidden_layers)
+            for part in ("key", "value")
+        ]
+        listed = [name for name in self.contract.graphs[graph].inputs if name not in LAYERED]
+        return [name for name in (*listed, *layers) if self.own_name(graph, name) in own]
+
+    def _widened(self, array: NDArray[Any]) -> NDArray[Any]:
+        """[..., H] to [..., W] with zeros in the place of the maps that are not there."""
+        missing = self.facts.wide_size - array.shape[-1]
+        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing > 0 else array
+
+    def _scatters(self, graph: str) -> bool:
+        return graph == EMBEDDINGS and EMBEDDINGS not in self.contract.graphs
+
+    def _scattered(self, feeds: Arrays) -> NDArray[Any]:
+        """Rows of the token table, features in the place of image and video tokens."""
+        rows = self.run(EMBED_TOKENS, {INPUT_IDS: feeds[INPUT_IDS]}, [INPUTS_EMBEDS])[0].copy()
+        rows[visual_tokens(feeds[INPUT_IDS], self.facts)] = feeds[IMAGE_FEATURES]
+        return rows
