@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from .chat_line import Reference, read_line
+from .chat_line import Reference, is_url, name_of, read_line
 from .chat_screen import figures, print_parts
 from .chat_transcript import Shown, Turn, save
 from .console import complain, visible
@@ -116,33 +116,35 @@ class Chat:
 
     def open(self, reference: Reference) -> Shown:
         """Open a picture now, so that a wrong name is told at once."""
-        return self.open_video(reference.source) if reference.is_video else self.open_image(reference.source)
+        if reference.is_video:
+            return self.open_video(reference.source, reference.name)
+        return self.open_image(reference.source, reference.name)
 
-    def open_image(self, source: Any, name: str = "") -> Shown:
+    def open_image(self, source: Any, name: str) -> Shown:
         from .runtime import Image
         from .runtime.images import open_image
 
         image = open_image(source, self.model.preparer.url_rules)
-        name = name or Reference(source, False, 0, 0).name
         self.screen.print(f"[dim]{escape(name)}: {image.width}x{image.height}[/]")
-        return Shown(name, self.model.picture(Image(image)), image)
+        return Shown(name, absolute(source, name), self.model.picture(Image(image)), image)
 
-    def open_video(self, source: str) -> Shown:
+    def open_video(self, source: str, name: str) -> Shown:
         from .runtime import Video
 
         picture = self.model.picture(Video(source))
-        name = Reference(source.rstrip("/"), True, 0, 0).name
         seconds = picture.text.rpartition(" seconds>")[0].rpartition("<")[2]
         self.screen.print(f"[dim]{escape(name)}: {seconds} seconds, {picture.grid[0]} pairs of frames[/]")
-        return Shown(name, picture, None)
+        return Shown(name, absolute(source, name), picture, None)
 
     # Commands.
 
     def show_image(self, rest: str) -> None:
-        self.waiting.append(self.open_image(file_named(rest, "/image")))
+        path = file_named(rest, "/image")
+        self.waiting.append(self.open_image(path, name_of(path)))
 
     def show_video(self, rest: str) -> None:
-        self.waiting.append(self.open_video(file_named(rest, "/video")))
+        path = file_named(rest, "/video")
+        self.waiting.append(self.open_video(path, name_of(path)))
 
     def paste(self, rest: str) -> None:
         import PIL.Image
@@ -153,7 +155,7 @@ class Chat:
         except (NotImplementedError, OSError) as error:
             raise InputError(f"the clipboard cannot be read ({error})", "Save the picture and name the file") from error
         if isinstance(found, list):
-            self.waiting += [self.open_image(name) for name in found]
+            self.waiting += [self.open_image(path, name_of(path)) for path in found]
         elif isinstance(found, PIL.Image.Image):
             self.waiting.append(self.open_image(found, "clipboard"))
         else:
@@ -226,3 +228,10 @@ def file_named(rest: str, command: str) -> str:
     if not rest:
         raise InputError(f"{command} needs a file", f"Type {command} FILE")
     return os.path.expanduser(rest.strip("'\"").replace("\\ ", " "))
+
+
+def absolute(source: Any, name: str) -> str:
+    """Where a picture is, from anywhere; its name if it is nowhere."""
+    if not isinstance(source, str):
+        return name
+    return source if is_url(source) else os.path.abspath(source)

@@ -30,9 +30,8 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """The last part of the path, to stand for it in a sentence."""
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.source).path) if is_url(self.source) else self.source
-        return os.path.basename(path) or self.source
+        """What stands for it in a sentence."""
+        return name_of(self.source)
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,12 @@ def without(line: str, taken: tuple[Reference, ...]) -> str:
         pieces += [line[start : item.start], item.name]
         start = item.end
     return "".join([*pieces, line[start:end]]).strip()
+
+
+def name_of(source: str) -> str:
+    """The last part of a path or URL."""
+    path = urllib.parse.unquote(urllib.parse.urlsplit(source).path) if is_url(source) else source
+    return os.path.basename(path.rstrip("/")) or source
 
 
 def is_url(source: str) -> bool:

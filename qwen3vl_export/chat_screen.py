@@ -44,11 +44,12 @@ def print_parts(parts: Iterator[Part], screen: Console, ready: Callable[[], None
 
 def figures(answer: Answer, stopped: bool, context: int) -> str:
     """What an answer took, and why it ended if not by itself."""
-    reasons = {"length": "cut at the token limit", "time": "cut at the time limit"}
+    full = answer.prompt_tokens + answer.tokens > context
+    reasons = {"length": "the context is full" if full else "cut at the token limit", "time": "cut at the time limit"}
     ended = "stopped" if stopped else reasons.get(answer.finish_reason or "", "")
     first = f"first token after {answer.first_token_seconds:.2f} s" if answer.first_token_seconds is not None else ""
     rate = f"then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
-    used = f"{answer.prompt_tokens + answer.tokens} of {context} tokens of context"
+    used = f"{min(answer.prompt_tokens + answer.tokens, context)} of {context} tokens of context"
     return ", ".join(filter(None, [ended, first, rate, used]))
 
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture or video in a turn: how the person called it, what the model sees, and the image to draw on."""
+    """A picture or video in a turn: its name, where it is, what the model sees, and the image to draw on."""
 
     name: str
+    source: str  # an absolute path, a URL, or "clipboard"
     picture: Picture
     image: PIL.Image.Image | None  # None for a video
 
@@ -74,7 +75,8 @@ def markdown(artifact: str, turns: Sequence[Turn]) -> str:
         reply = turn.answer.reply
         lines += ["## Question"]
         lines += [
-            f"![{item.name}](<{item.name}>)" if item.image else f"[{item.name}](<{item.name}>)" for item in turn.shown
+            f"![{item.name}](<{item.source}>)" if item.image else f"[{item.name}](<{item.source}>)"
+            for item in turn.shown
         ]
         lines += [turn.question, "## Answer"]
         lines += ["> " + reply.reasoning.replace("\n", "\n> ")] if reply.reasoning else []
@@ -87,7 +89,7 @@ def markdown(artifact: str, turns: Sequence[Turn]) -> str:
 def as_json(artifact: str, turns: Sequence[Turn]) -> str:
     messages: list[dict[str, Any]] = []
     for turn in turns:
-        items = [{"type": "image" if item.image else "video", "image" if item.image else "video": item.name}
+        items = [{"type": "image" if item.image else "video", "image" if item.image else "video": item.source}
                  for item in turn.shown]  # fmt: skip
         answer = turn.answer
         messages.append({"role": "user", "content": [*items, {"type": "text", "text": turn.question}]})

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from qwen3vl_export.chat import Chat
-from qwen3vl_export.chat_screen import print_parts
+from qwen3vl_export.chat_screen import figures, print_parts
 from qwen3vl_export.console import visible
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
@@ -76,6 +77,7 @@ def test_a_conversation(terminal: Terminal, answer: str, tmp_path: Path) -> None
     assert "forgotten" in terminal.type("/reset")
     messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert [message["content"] for message in messages[1:2]] == [answer]
+    assert messages[0]["content"][0] == {"type": "image", "image": str(PHOTO)}
     assert messages[-2]["content"] == [{"type": "text", "text": "What is \n2+3?"}]
     terminal.process.sendline("/quit")
     terminal.process.expect(pexpect.EOF)
@@ -85,6 +87,7 @@ def test_a_conversation(terminal: Terminal, answer: str, tmp_path: Path) -> None
 
 def test_ctrl_c_and_ctrl_d_at_the_prompt(terminal: Terminal) -> None:
     terminal.process.send("half a question")
+    terminal.process.expect("half a question")  # readline listens
     terminal.process.sendintr()
     assert "/quit or Ctrl-D leaves" in terminal.until_prompt()
     assert "no such command" in terminal.type("/dance")
@@ -247,6 +250,23 @@ def test_reasoning_is_dimmed_and_stands_apart() -> None:
 def test_an_answer_does_not_steer_the_terminal() -> None:
     assert visible("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a[2Jb\n\tc1m"
     assert printed(Part("content", "[red]:cat:[/red]\x1b]0;x\x07", 0)) == "[red]:cat:[/red]]0;x"
+
+
+@pytest.mark.parametrize(
+    ("values", "stopped", "line"),
+    [
+        ({}, False, "first token after 0.50 s, then 20.0 tokens/s, 15 of 100 tokens of context"),
+        ({}, True, "stopped, first token after 0.50 s, then 20.0 tokens/s, 15 of 100 tokens of context"),
+        ({"tokens_per_second": None, "tokens": 1}, False, "first token after 0.50 s, 11 of 100 tokens of context"),
+        ({"finish_reason": "length"}, False, "cut at the token limit, first"),
+        ({"finish_reason": "length", "prompt_tokens": 96}, False, "the context is full, first"),
+        ({"finish_reason": "time"}, False, "cut at the time limit, first"),
+    ],
+)
+def test_figures(values: dict[str, Any], stopped: bool, line: str) -> None:
+    answer = {"finish_reason": "stop", "prompt_tokens": 10, "tokens": 5, "first_token_seconds": 0.5}
+    found: Any = SimpleNamespace(**{**answer, "tokens_per_second": 20.0, **values})
+    assert figures(found, stopped, context=100).startswith(line)
 
 
 def test_the_help_of_chat_shows_an_example() -> None:

@@ -72,13 +72,14 @@ def turn(text: str, question: str = "What?", thinking: bool = False, stopped: bo
     answer = Answer(steps_of(text), TOKENIZER, STOP_IDS, Limits(), time.perf_counter(), thinking, prompt_tokens=7)
     answer.read()
     picture = Picture(np.zeros((4, 8), np.float32), (1, 2, 2), "", "", False)
-    shown = (Shown("cat.jpg", picture, PIL.Image.new("RGB", (2, 2))), Shown("clip.mp4", picture, None))
+    image = PIL.Image.new("RGB", (2, 2))
+    shown = (Shown("cat.jpg", "/my/cat.jpg", picture, image), Shown("clip.mp4", "/my/clip.mp4", picture, None))
     return Turn(shown, question, answer, stopped)
 
 
 def test_a_transcript_to_read(folder: Path) -> None:
     save(folder / "talk.md", "tiny", [turn("hm</think>a cat", thinking=True), turn("a d", stopped=True)])
-    question = "## Question\n\n![cat.jpg](<cat.jpg>)\n\n[clip.mp4](<clip.mp4>)\n\nWhat?\n\n## Answer\n\n"
+    question = "## Question\n\n![cat.jpg](</my/cat.jpg>)\n\n[clip.mp4](</my/clip.mp4>)\n\nWhat?\n\n## Answer\n\n"
     expected = f"# tiny\n\n{question}> hm\n\na cat\n\n{question}a d\n\n*stopped*\n"
     assert (folder / "talk.md").read_text() == expected
 
@@ -90,8 +91,8 @@ def test_a_transcript_to_go_on_with(folder: Path) -> None:
     user, assistant, _, caller = found["messages"]
     assert found["artifact"] == "tiny"
     assert user["content"] == [
-        {"type": "image", "image": "cat.jpg"},
-        {"type": "video", "video": "clip.mp4"},
+        {"type": "image", "image": "/my/cat.jpg"},
+        {"type": "video", "video": "/my/clip.mp4"},
         {"type": "text", "text": "What?"},
     ]
     figures = assistant.pop("figures")
