@@ -1,0 +1,231 @@
+"""The demo page in a real browser: Chromium, headless, driven as a user would, with transformers.js from npm."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ..bench import Bench
+from ..harness import open_bench
+from ..matrix import Case
+from .cases import one_prompt_cases, pictures_of
+from .npm import node_modules, program
+from .pictures import png
+
+DEMO = Path(__file__).parents[2] / "docs" / "demo"
+DESKTOP, PHONE = (1280, 900), (390, 844)
+READY = "!document.getElementById('ask').disabled || document.querySelector('#status.wrong')"
+ANSWERED = "document.getElementById('speed').textContent || document.querySelector('#status.wrong')"
+MILLISECONDS = 120_000
+# Sizes that are multiples of 32: no filter stands between this picture and PyTorch's.
+EXACT = ("as-traced-24x24", "wide-512x128")
+
+RECORD = """
+window.seen = { status: [], answer: [] };
+addEventListener('DOMContentLoaded', () => {
+  for (const id of Object.keys(seen)) {
+    const node = document.getElementById(id);
+    const look = () => seen[id].push(node.textContent);
+    new MutationObserver(look).observe(node, { childList: true, characterData: true, subtree: true });
+  }
+});
+"""
+
+DROP = """([id, bytes]) => {
+  const data = Uint8Array.from(atob(bytes), (one) => one.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([data], 'picture.png', { type: 'image/png' }));
+  for (const kind of ['dragenter', 'dragover', 'drop'])
+    document.getElementById(id).dispatchEvent(
+      new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}"""
+
+CONTRAST = """(ids) => {
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+    .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    const found = channels(getComputedStyle(node).backgroundColor);
+    return found.length === 4 && found[3] === 0 ? behind(node.parentElement) : found;
+  };
+  return ids.map((id) => {
+    const node = document.getElementById(id);
+    const pair = [light(channels(getComputedStyle(node).color)), light(behind(node))].sort((a, b) => b - a);
+    return (pair[0] + 0.05) / (pair[1] + 0.05);
+  });
+}"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves modules as scripts, and says nothing."""
+
+    def guess_type(self, path: Any) -> str:
+        return "text/javascript" if str(path).endswith((".js", ".mjs")) else super().guess_type(path)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        with suppress(ConnectionError):  # transformers.js asks for a file's size and hangs up
+            super().copyfile(source, outputfile)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A local server that holds the page, the artifact and the npm packages."""
+
+    url: str
+
+    def page(self, model: str = "model") -> str:
+        npm = "../node_modules"
+        where = f"library={npm}/@huggingface/transformers&wasm={npm}/onnxruntime-web/dist"
+        return f"{self.url}/demo/?model=../{model}&{where}"
+
+
+@pytest.fixture(scope="module")
+def site(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("site")
+    for name, target in {"demo": DEMO, "model": tiny_artifact, "node_modules": node_modules()}.items():
+        (root / name).symlink_to(target)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield Site(f"http://127.0.0.1:{server.server_address[1]}")
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = program("chromium", "chromium-browser", "google-chrome")
+    with sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_artifact: Path) -> Bench:
+    return open_bench(tiny_artifact)
+
+
+def opened(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Page:
+    """The page once the model is loaded, or has failed to."""
+    viewport = {"width": size[0], "height": size[1]}
+    page = browser.new_context(viewport=viewport, color_scheme=scheme).new_page()  # type: ignore[arg-type]
+    page.add_init_script(RECORD)
+    page.goto(url, timeout=MILLISECONDS)
+    page.wait_for_function(READY, timeout=MILLISECONDS)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, site: Site) -> Page:
+    return opened(browser, site.page())
+
+
+def expected(bench: Bench, case: Case) -> str:
+    """PyTorch's answer as a text."""
+    found = bench.reference.generate(bench.inputs(case), bench.matrix.new_tokens, stop=True)
+    text: str = bench.prompt_reference.tokenizer.decode(found.ids[0], skip_special_tokens=True)
+    return text
+
+
+def drop(page: Page, bench: Bench, case: Case) -> None:
+    data = base64.b64encode(png(pictures_of(bench.prompts(case)[0])[0])).decode()
+    page.evaluate(DROP, ["drop", data])
+    page.wait_for_selector("#preview:not([hidden])")
+
+
+def answer(page: Page) -> str:
+    page.wait_for_function(ANSWERED, timeout=MILLISECONDS)
+    assert "wrong" not in page.inner_text("#status")
+    return page.inner_text("#answer")
+
+
+def test_it_shows_how_far_loading_is(page: Page) -> None:
+    states = page.evaluate("seen.status")
+    assert any(state.startswith("Loading the model: ") and state.endswith(" MB") for state in states)
+    assert page.inner_text("#status").startswith("model is ready (loaded in ")
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_dropped_picture_is_answered_as_pytorch_does(page: Page, bench: Bench, name: str) -> None:
+    case = next(case for case in one_prompt_cases(max_images=1) if case.name == name)
+    drop(page, bench, case)
+    page.fill("#question", case.ask)
+    page.evaluate("seen.answer.length = 0")
+    page.click("#ask")
+    assert answer(page) == expected(bench, case)
+    grown = [text for text in page.evaluate("seen.answer") if text]
+    assert len(grown) >= 3 and all(text.startswith(before) for before, text in pairwise(grown))
+    assert "tokens/s" in page.inner_text("#speed")
+
+
+def test_a_question_without_a_picture_is_answered_as_pytorch_does(page: Page, bench: Bench) -> None:
+    case = next(case for case in one_prompt_cases(max_images=0) if case.name == "text-only-long")
+    if page.is_visible("#remove"):
+        page.click("#remove")
+    page.fill("#question", case.ask)
+    page.click("#ask")
+    assert answer(page) == expected(bench, case)
+
+
+def test_the_keyboard_is_enough(browser: Browser, site: Site, tmp_path: Path, bench: Bench) -> None:
+    case = next(case for case in one_prompt_cases(max_images=1) if case.images)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(png(pictures_of(bench.prompts(case)[0])[0]))
+    page = opened(browser, site.page())
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    assert page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files(picture)
+    page.wait_for_selector("#preview:not([hidden])")
+    found = []
+    for _ in range(2):
+        page.keyboard.press("Tab")
+        found.append(page.evaluate("document.activeElement.id"))
+    assert found == ["remove", "question"]
+    page.keyboard.press("Control+A")
+    page.keyboard.type(case.ask)
+    page.keyboard.press("Enter")
+    assert answer(page) == expected(bench, case)
+    assert page.evaluate("document.activeElement.id") == "question"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_fits_and_can_be_read(
+    browser: Browser, site: Site, bench: Bench, size: tuple[int, int], scheme: str, tmp_path: Path
+) -> None:
+    page = opened(browser, site.page(), size, scheme)
+    drop(page, bench, next(case for case in one_prompt_cases(max_images=1) if case.name == "photograph-451x300"))
+    page.click("#ask")
+    assert answer(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    heights = page.evaluate("['ask', 'question', 'remove'].map((id) => document.getElementById(id).offsetHeight)")
+    assert min(heights) >= 44  # pixels a finger needs
+    contrasts = page.evaluate(CONTRAST, ["status", "answer", "speed", "ask", "remove", "question"])
+    assert min(contrasts) >= 4.5  # WCAG AA
+    assert len(page.screenshot(path=tmp_path / "page.png", full_page=True)) > 10_000
+
+
+def test_a_model_that_is_not_there_is_said(browser: Browser, site: Site) -> None:
+    page = opened(browser, site.page("nowhere"))
+    assert page.inner_text("#status").startswith("Something went wrong: ")
+    assert page.is_disabled("#ask")
