@@ -142,13 +142,17 @@ class Checkpoint:
 
     def provenance(self) -> dict[str, Any]:
         """Source, revision and sha256 of every file that a build reads."""
-        files = [self.root / name for name in CHECKPOINT_FILES if (self.root / name).is_file()]
-        files += self._shards()
         return {
             "source": self.source,
             "revision": self.revision,
-            "files": {file.name: sha256_file(file) for file in files},
+            "files": {file.name: sha256_file(file) for file in self.files},
         }
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that a build reads: settings, then weights."""
+        settings = [self.root / name for name in CHECKPOINT_FILES if (self.root / name).is_file()]
+        return settings + self._shards()
 
 
 def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Checkpoint:

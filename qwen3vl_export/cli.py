@@ -113,6 +113,9 @@ def build(
         bool, typer.Option("--keep-stages", help="Also keep the graph as it was after every stage, under stages/.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be written, in how much memory and time; write nothing.")
+    ] = False,
 ) -> None:
     """Build an artifact from a recipe.
 
@@ -122,10 +125,18 @@ def build(
     Example: `qwen3vl-export build tiny`
 
     Example: `qwen3vl-export build qwen3-vl-2b-instruct --checkpoint ~/models/Qwen3-VL-2B-Instruct`
+
+    Example: `qwen3vl-export build qwen3-vl-30b-a3b-instruct --plan`
     """
     from .recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    if plan:
+        from .plan import plan_build
+        from .plan_table import show
+
+        show(plan_build(loaded, checkpoint=checkpoint, out=out, log=say))
+        return
     from .pipeline import build as build_artifact
 
     path = build_artifact(loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, log=say)

@@ -1,13 +1,14 @@
 """The pipeline: a recipe and a checkpoint to an artifact directory. `build` and `export_graph` tell the whole story.
 
 recipe -> checkpoint -> trace -> simplify -> optimize -> quantize -> weights -> artifact
+
+Every graph is a finished skeleton before the first weight is read: what the artifact takes on disk is known by then.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,31 +19,24 @@ import torch
 
 from . import contract
 from .artifact import CHECKPOINT_FILES, GRAPH_DIR, MANIFEST, Encoder, FileRecord, Manifest
-from .checkpoint import Checkpoint, open_checkpoint
-from .contract import Facts, Graph
-from .errors import BuildError, CheckpointError, RecipeError
+from .checkpoint import Checkpoint
+from .contract import Graph
+from .errors import BuildError, CheckpointError
 from .hash_cache import sha256_file
-from .lowering import lower
-from .lowering_experts import OLDEST_ONNXRUNTIME
-from .optimize import optimize
 from .output import whole_directory
 from .packaging import package
-from .quantize import quantize, store_as
+from .plan import check_space, planned_files
 from .recipe_model import Recipe
-from .recipe_quantize import KeepPrecision, Quantize
-from .simplify import simplify
+from .recipe_quantize import Quantize
+from .skeletons import KEEP, Log, Skeleton, data_stem, graphs_of, open_for, skeleton, skeletons
 from .stages import Stages, tool_versions
-from .submodules import Submodule, build_submodule, check_tensors
-from .trace import trace
+from .submodules import Submodule
 from .weight_errors import tell_errors, weight_errors
 from .weights import WeightFile, attach
-
-Log = Callable[[str], None]
 
 STAGES_DIR = "stages"
 PREPROCESSOR = "preprocessor_config.json"
 NEEDED_FILES = ("config.json", "generation_config.json", PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
-KEEP = KeepPrecision()
 GRID_RULES = {"dynamic": contract.ANY_GRID, "fixed": contract.ONLY_GRID, "buckets": contract.BUCKET_RULE}
 
 
@@ -74,25 +68,20 @@ def build(
     with whole_directory(out, force) as directory:
         opened = open_for(recipe, checkpoint)
         log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
-        dtype: torch.dtype = getattr(torch, recipe.compute_dtype)
-        stored = ir.DataType.BFLOAT16 if recipe.dtype == "bfloat16" else None
-        check_onnxruntime(recipe, opened.facts)
-        check_tensors(opened, dtype)
+        keep_in = directory / STAGES_DIR if keep_stages else None
+        found = skeletons(recipe, opened, log, keep_in)
+        check_space(out, sum(file.bytes for file in planned_files(found, opened)))
         graphs = directory / GRAPH_DIR
         graphs.mkdir()
         entries: dict[str, Any] = {}
         with ExitStack() as files:
-            stems = {data_stem(name) for name, _ in graphs_of(recipe, opened.facts)}
+            stems = {data_stem(one.graph.name) for one in found}
             data = {stem: files.enter_context(WeightFile.create(graphs, stem)) for stem in stems}
-            for name, grid in graphs_of(recipe, opened.facts):
-                submodule = build_submodule(opened, name, recipe.target, dtype, grid)
-                keep = keep_under(directory / STAGES_DIR, submodule.graph, opened, recipe) if keep_stages else None
-                stages = Stages(name, log, keep)
-                file = data[data_stem(name)]
-                plan = recipe.quantize(name)
-                model = export_graph(submodule, opened, recipe.target, dtype, file, stages, plan, stored)
-                entries[name] = graph_entry(submodule.graph, model, file, stages, recipe.compute_dtype)
-                tell_errors(name, plan.method, file.errors, log)
+            for one in found:
+                graph, file = one.graph, data[data_stem(one.graph.name)]
+                model = write_graph(one, opened, file)
+                entries[graph.name] = graph_entry(graph, model, file, one.stages, recipe.compute_dtype)
+                tell_errors(graph.name, recipe.quantize(graph.name).method, file.errors, log)
         for name in entries:
             check_graph(graphs / f"{name}.onnx")
         copy_settings(opened, recipe, directory)
@@ -112,21 +101,14 @@ def export_graph(
     plan: Quantize = KEEP,
     stored: ir.DataType | None = None,
 ) -> ir.Model:
-    """One graph from its submodule to its `.onnx` file beside `data`.
+    """One graph from its submodule to its `.onnx` file beside `data`; the arguments are those of `skeleton`."""
+    return write_graph(skeleton(submodule, target, dtype, stages, plan, stored), checkpoint, data)
 
-    Args:
-        plan: how its products or its table are quantized.
-        stored: dtype in which weights lie on disk, if not the one that is computed with.
-    """
-    model = stages.done("traced", trace(submodule, dtype))
-    model = stages.done("simplified", simplify(model))
-    model = stages.done("optimized", optimize(model, target))
-    if plan.method != "none":
-        model = stages.done("quantized", quantize(model, plan, target))
-    if stored is not None:
-        model = stages.done("stored", store_as(model, stored))
-    model = stages.done("written", attach(model, submodule.graph, checkpoint, data))
-    ir.save(model, data.path.with_name(f"{submodule.graph.name}.onnx"))
+
+def write_graph(one: Skeleton, checkpoint: Checkpoint, data: WeightFile) -> ir.Model:
+    """A skeleton's weights into `data`, and the graph to its `.onnx` file beside it."""
+    model = one.stages.done("written", attach(one.model, one.graph, checkpoint, data))
+    ir.save(model, data.path.with_name(f"{one.graph.name}.onnx"))
     return model
 
 
@@ -144,64 +126,6 @@ def graph_entry(graph: Graph, model: ir.Model, data: WeightFile, stages: Stages,
         **({"weight_errors": weight_errors(data.errors)} if data.errors else {}),
         **tensors,
     }
-
-
-def open_for(recipe: Recipe, checkpoint: str | None) -> Checkpoint:
-    """The checkpoint the user named, else the recipe's."""
-    if checkpoint is not None:
-        return open_checkpoint(checkpoint)
-    if recipe.checkpoint_dir is not None:
-        return open_checkpoint(str(recipe.checkpoint_dir), name=recipe.to_json_dict()["checkpoint"]["source"])
-    return open_checkpoint(recipe.checkpoint.source, recipe.checkpoint.revision)
-
-
-def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
-    """Hold what the recipe promises against what its graphs will need.
-
-    Raises:
-        RecipeError: `min_onnxruntime` names a version that cannot compute experts.
-    """
-    promised, needed = (tuple(map(int, v.split("."))) for v in (recipe.min_onnxruntime, OLDEST_ONNXRUNTIME))
-    if facts.model_type == "qwen3_vl_moe" and recipe.target == "ort" and promised < needed:
-        raise RecipeError(
-            f"{recipe.name}: min_onnxruntime is {recipe.min_onnxruntime}, a mixture of experts needs onnxruntime "
-            f"{OLDEST_ONNXRUNTIME} on the ort target",
-            f'Write min_onnxruntime: "{OLDEST_ONNXRUNTIME}"',
-        )
-
-
-def graphs_of(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """The graphs a recipe asks for: name, and the bound grid of a fixed encoder in patches."""
-    for name in recipe.graphs:
-        grids = recipe.vision.patch_grids(facts.patch_size)
-        if name != contract.VISION_ENCODER or recipe.vision.grid == "dynamic":
-            yield name, None
-        elif recipe.vision.grid == "fixed":
-            yield name, grids[0]
-        else:
-            yield from ((contract.bucket_name(*grid), grid) for grid in grids)
-
-
-def data_stem(graph: str) -> str:
-    """Which weight file a graph reads: all encoders share one, so do both embedding heads."""
-    if graph.startswith(contract.VISION_ENCODER):
-        return contract.VISION_ENCODER
-    return contract.EMBED_TOKENS if graph == contract.EMBEDDINGS else graph
-
-
-def keep_under(
-    directory: Path, graph: Graph, checkpoint: Checkpoint, recipe: Recipe
-) -> Callable[[str, ir.Model], None]:
-    """A function that stores a copy of a stage's skeleton, made runnable, as `<directory>/<stage>/<graph>.onnx`."""
-
-    def keep(stage: str, model: ir.Model) -> None:
-        folder = directory / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        with WeightFile.create(folder, graph.name) as data:
-            runnable = lower(recipe.target)(model.clone())
-            ir.save(attach(runnable, graph, checkpoint, data), folder / f"{graph.name}.onnx")
-
-    return keep
 
 
 def check_graph(path: Path) -> None:

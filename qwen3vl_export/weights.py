@@ -32,6 +32,7 @@ WORKERS = 2
 
 Progress = Callable[[int], None]
 Job = tuple[str, Source]  # a tensor of the checkpoint and what becomes of it, all parts together
+Key = tuple[str, Source, ir.DataType]  # a tensor of the checkpoint and what is stored of it: equal keys share bytes
 
 
 @dataclass
@@ -46,7 +47,7 @@ class WeightFile:
     path: Path
     descriptor: int
     end: int = 0
-    placed: dict[tuple[str, Source, ir.DataType], tuple[int, int]] = field(default_factory=dict)
+    placed: dict[Key, tuple[int, int]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -63,11 +64,24 @@ class WeightFile:
     def place(self, value: ir.Value, source: Source) -> Region:
         """Fresh bytes for a weight input."""
         assert value.dtype is not None
-        offset = -(-self.end // ALIGNMENT) * ALIGNMENT
+        offset = aligned(self.end)
         region = Region(self.descriptor, offset, shape_of(value), value.dtype, in_columns(source))
         self.end = offset + region.length
         os.truncate(self.descriptor, self.end)
         return region
+
+
+def aligned(offset: int) -> int:
+    """The next offset at which a weight may start."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def key_of(value: ir.Value, tied: bool) -> Key:
+    """What the bytes of a weight input are."""
+    assert value.dtype is not None
+    source = source_of(value)
+    tensor = checkpoint_name(source.parameter, tied)
+    return tensor, replace(source, parameter=tensor), value.dtype
 
 
 def in_columns(source: Source) -> bool:
@@ -93,8 +107,8 @@ def attach(
         model.graph.inputs.remove(value)
         assert value.dtype is not None and value.shape is not None
         source = source_of(value)
-        tensor = checkpoint_name(source.parameter, tied)
-        key = (tensor, replace(source, parameter=tensor), value.dtype)
+        key = key_of(value, tied)
+        tensor = key[0]
         if key not in file.placed:
             region = file.place(value, source)
             file.placed[key] = region.offset, region.length

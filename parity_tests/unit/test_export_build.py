@@ -150,10 +150,10 @@ def test_a_bound_encoder_refuses_every_other_grid(tiny_fixed_artifact: Path) -> 
 
 
 def test_disk_full_while_weights_are_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: weights.WeightFile, data: np.ndarray) -> tuple[int, int]:
+    def full(*_: object) -> float:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights.WeightFile, "append", full)
+    monkeypatch.setattr(weights, "stream", full)
     with pytest.raises(BuildError, match="disk full, nothing was written"):
         build(load_recipe("tiny"), out=tmp_path / "out", log=lambda line: None)
     assert list(tmp_path.iterdir()) == []

@@ -16,11 +16,11 @@ from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.checkpoint import Checkpoint
 from qwen3vl_export.contract import Graph, Tensor
 from qwen3vl_export.optimize import optimize
-from qwen3vl_export.pipeline import graphs_of
 from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.recipe import list_recipes, load_recipe
 from qwen3vl_export.recipe_model import Recipe
 from qwen3vl_export.simplify import simplify
+from qwen3vl_export.skeletons import graphs_of
 from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.trace import trace, weight_inputs
 
