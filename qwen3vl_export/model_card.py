@@ -25,7 +25,7 @@ PYTHON = """\
 from huggingface_hub import snapshot_download
 from qwen3vl_export.runtime import Image, Qwen3VL
 
-model = Qwen3VL.load(snapshot_download("{repository}"))
+model = Qwen3VL.load(snapshot_download("{repository}", local_dir="model"))
 for piece in model.stream([Image("cat.png"), "What is this?"]):
     print(piece, end="", flush=True)
 """

@@ -19,27 +19,17 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.publication import prepare
 
 from ..faults import seal
-from ..harness import HTML, open_bench, run, write_evidence
+from ..harness import HTML
+from ..proven import prove
 from .hub_server import Hub, running_hub
 from .test_cli import ROOT, Ended, assert_one_line, end, invoke, start
 
 WEIGHTS = "onnx/decoder_model_merged.onnx_data"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def proven(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact with evidence of its own: one case of the quick matrix, which its recipe asks for."""
-    root = tmp_path_factory.mktemp("proven") / "tiny"
-    shutil.copytree(tiny_artifact, root)
-    for name in (PARITY, JUNIT, HTML):
-        (root / name).unlink(missing_ok=True)
-    manifest = open_artifact(root, check=False).manifest
-    recipe = {**manifest.recipe, "parity": {**manifest.recipe["parity"], "matrix": "quick"}}
-    (root / MANIFEST).write_text(replace(manifest, recipe=recipe).to_json(), "utf-8")
-    bench = open_bench(root)
-    report = run(bench, only=lambda check: check.name == "minimum-64x64")
-    write_evidence(bench.artifact, report, bench.matrix)
-    return root
+    return prove(tiny_artifact, tmp_path_factory.mktemp("proven") / "tiny")
 
 
 @pytest.fixture
