@@ -58,12 +58,12 @@ def stream(
         if source.packing is None:
             arrays: Mapping[str, Tensor] = {"": rows}
         else:
-            wide = rows.to(torch.float32)
+            wide = rows.to(torch.float32).flatten(0, -2)  # a stack of matrices is one row after another
             arrays, restored = source.packing.pack(wide)
             squares += torch.stack([(restored - wide).square().sum(), wide.square().sum()]).to(torch.float64)
         for part, region in regions.items():
             _write(region, first, arrays[part])
-            progress(region.length * len(rows) // max(1, region.shape[1 if region.columns else 0]))
+            progress(region.length * len(rows) // region.shape[1 if region.columns else 0])
     if source.packing is None:
         return None
     return float((squares[0] / squares[1].clamp(min=1e-30)).sqrt())

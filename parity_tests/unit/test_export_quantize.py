@@ -1,0 +1,183 @@
+"""Quantized graphs: they compute what their integers stand for, in both targets, for every method and for experts."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+from pydantic import TypeAdapter
+
+from qwen3vl_export.blockwise import pack, quantize_rows
+from qwen3vl_export.checkpoint import open_checkpoint
+from qwen3vl_export.contract import Graph
+from qwen3vl_export.errors import BuildError
+from qwen3vl_export.optimize import optimize
+from qwen3vl_export.packing import Blockwise, PerColumn
+from qwen3vl_export.quantize import quantize
+from qwen3vl_export.recipe_quantize import Quantize
+from qwen3vl_export.simplify import simplify
+from qwen3vl_export.submodules import build_submodule
+from qwen3vl_export.trace import trace
+from qwen3vl_export.weights import WeightFile, attach
+
+from ..upcycle import write_moe_checkpoint
+
+TINY = Path(__file__).resolve().parents[2] / "recipes" / "checkpoints" / "tiny"
+
+
+@cache
+def skeleton(checkpoint: Path, graph: str, target: str) -> tuple[Graph, ir.Model]:
+    """A graph up to where quantization begins, traced once for all tests."""
+    submodule = build_submodule(open_checkpoint(str(checkpoint)), graph, target, torch.float32)
+    return submodule.graph, optimize(simplify(trace(submodule, torch.float32)), target)
+
+
+def built(
+    work: Path, graph: str, target: str = "ort", checkpoint: Path = TINY, method: str = "none", **settings: Any
+) -> onnx.ModelProto:
+    """One graph of a checkpoint, quantized as `method` and its settings say."""
+    if graph == "vision_encoder" and method == "int4":
+        settings["accept_error"] = True
+    plan = TypeAdapter(Quantize).validate_python({"method": method, **settings})
+    of, model = skeleton(checkpoint, graph, target)
+    folder = work / f"{graph}-{target}-{method}"
+    folder.mkdir(exist_ok=True)
+    with WeightFile.create(folder, graph) as data:
+        written = attach(quantize(model.clone(), plan, target), of, open_checkpoint(str(checkpoint)), data)
+        ir.save(written, folder / "model.onnx")
+    return onnx.load(folder / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_moe_checkpoint(tmp_path_factory.mktemp("moe"))
+
+
+def run(model: onnx.ModelProto) -> np.ndarray:
+    """The first output for seeded inputs."""
+    session: Any = ort.InferenceSession(model.SerializeToString())
+    sizes = {"batch_size": 2, "sequence_length": 5, "past_sequence_length": 0, "total_sequence_length": 5}
+    sizes |= {"num_patches": 64 + 24, "num_images": 2}
+    generator = np.random.default_rng(0)
+    feeds: dict[str, Any] = {}
+    for value in session.get_inputs():
+        shape = [sizes.get(dim, dim) for dim in value.shape]
+        feeds[value.name] = generator.standard_normal(shape).astype(np.float32)
+        if value.type == "tensor(int64)":
+            feeds[value.name] = np.ones(shape, np.int64) if shape else np.array(0, np.int64)
+    if "image_grid_thw" in feeds:
+        feeds["image_grid_thw"] = np.array([[1, 8, 8], [1, 4, 6]])
+    result: np.ndarray = session.run(None, feeds)[0]
+    return result
+
+
+def with_restored_weights(plain: onnx.ModelProto, quantized: onnx.ModelProto, packing: Any) -> onnx.ModelProto:
+    """The float graph, each weight that is quantized in the other one replaced by what its integers stand for."""
+    names = {t.name.removesuffix(".quantized") for t in quantized.graph.initializer if t.name.endswith(".quantized")}
+    assert names
+    products = {node.input[1]: node for node in plain.graph.node if node.op_type == "MatMul"}
+    for tensor in plain.graph.initializer:
+        if tensor.name in names:
+            values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            rows = values.T if tensor.name in products else values
+            restored = packing.pack(rows.flatten(0, -2))[1].reshape(rows.shape)
+            turned = restored.T if tensor.name in products else restored
+            tensor.CopyFrom(numpy_helper.from_array(turned.contiguous().numpy(), tensor.name))
+            names.remove(tensor.name)
+    assert not names
+    return plain
+
+
+@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged", "embed_tokens"])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_a_graph_computes_what_its_integers_stand_for(graph: str, symmetric: bool, method: str, tmp_path: Path) -> None:
+    quantized = built(tmp_path, graph, method=method, symmetric=symmetric, algorithm="search", accuracy_level=1)
+    plain = built(tmp_path, graph)
+    before = run(plain)
+    packing = Blockwise(int(method[3]), 32, symmetric, True, ir.DataType.FLOAT)
+    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+    assert np.abs(found - before).max() > 1e-3, "nothing was quantized"
+
+
+@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_the_portable_graph_computes_the_same(graph: str, method: str, tmp_path: Path) -> None:
+    ours, portable = (built(tmp_path, graph, target, method=method, accuracy_level=1) for target in ("ort", "portable"))
+    assert {opset.domain for opset in portable.opset_import} == {""}
+    np.testing.assert_allclose(run(portable), run(ours), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
+def test_dynamic_products_are_close(graph: str, target: str, tmp_path: Path) -> None:
+    """Activations are rounded as well, so that a weight's restored values do not give the result; they come near it."""
+    quantized = built(tmp_path, graph, target, method="int8_dynamic")
+    plain = built(tmp_path, graph)
+    wanted, found = run(with_restored_weights(plain, quantized, PerColumn(ir.DataType.FLOAT))), run(quantized)
+    assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+def test_experts_compute_what_their_integers_stand_for(symmetric: bool, tmp_path: Path, moe: Path) -> None:
+    how = {"method": "int4", "symmetric": symmetric, "accuracy_level": 1}
+    quantized = built(tmp_path, "decoder_model_merged", checkpoint=moe, **how)
+    plain = built(tmp_path, "decoder_model_merged", checkpoint=moe)
+    kinds = [node.op_type for node in quantized.graph.node]
+    assert kinds.count("QMoE") == 3 and "MoE" not in kinds
+    assert any(tensor.name.endswith("mlp.gate.weight") for tensor in quantized.graph.initializer), "router is kept"
+    packing = Blockwise(4, 32, symmetric, False, ir.DataType.FLOAT)
+    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("method", "target"), [("int8_dynamic", "ort"), ("int4", "portable")])
+def test_experts_that_no_operator_takes_quantized_are_named(
+    method: str, target: str, tmp_path: Path, moe: Path
+) -> None:
+    with pytest.raises(BuildError, match=r"layers\.\d\.mlp\.experts\..*: experts are quantized by int8 and int4 only"):
+        built(tmp_path, "decoder_model_merged", target, moe, method)
+
+
+def test_kept_weights_stay_and_others_do_not(tmp_path: Path) -> None:
+    model = built(tmp_path, "decoder_model_merged", method="int4", keep=("lm_head.weight", "*.layers.0.*"))
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert "lm_head.weight" in names and "language_model.layers.0.mlp.up_proj.weight" in names
+    assert "language_model.layers.1.mlp.up_proj.weight.quantized" in names
+    assert "language_model.layers.1.mlp.up_proj.weight" not in names
+
+
+def test_a_pattern_that_keeps_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"decoder_model_merged: keep: lm_haed\.\* matches none of its weights"):
+        built(tmp_path, "decoder_model_merged", method="int4", keep=("lm_haed.*",))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_search_is_never_worse_and_mostly_better(bits: int) -> None:
+    rows = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) ** 3
+    for symmetric in (True, False):
+        plain, searched = (quantize_rows(rows, bits, 32, symmetric, search, torch.float32) for search in (False, True))
+        errors = [(found.restored - rows).reshape(64, 3, 32).square().sum(-1) for found in (plain, searched)]
+        assert (errors[1] <= errors[0] + 1e-12).all()
+        assert errors[1].sum() < errors[0].sum()
+
+
+def test_blocks_of_zeros_and_values_that_integers_hold_are_exact() -> None:
+    rows = torch.zeros(2, 64)
+    rows[1, :16] = torch.arange(-8.0, 8.0)
+    for symmetric in (True, False):
+        found = quantize_rows(rows, 4, 16, symmetric, False, torch.float32)
+        assert torch.equal(found.restored, rows)
+
+
+def test_halves_of_a_byte_are_packed_lower_first() -> None:
+    assert pack(torch.tensor([[1, 2, 15]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x0F]]
