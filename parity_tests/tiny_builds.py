@@ -20,6 +20,9 @@ RECIPES = (
     "tiny-fp16",
     "tiny-fixed",
     "tiny-buckets",
+    "tiny-bf16",
+    "tiny-int8",
+    "tiny-int4",
 )  # verified with the quick matrix where no artifact is given
 SOURCES = ("qwen3vl_export/*.py", "qwen3vl_export/submodules/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*")
 
