@@ -19,6 +19,7 @@ from .harness import open_bench
 from .outcome import Outcome
 from .plan import NEEDS, Check, Subject, carry_out, plan
 from .reference import Reference
+from .weight_checks import STAGE
 
 MATRIX = "quick"
 INPUT_STAGES = ("prompt", "preprocess", "positions")
@@ -49,23 +50,31 @@ def outcomes(bench: Bench, fault: Fault) -> Iterator[Outcome]:
 
 
 def can_touch(fault: Fault, check: Check) -> bool:
+    if check.stage == STAGE:
+        return check.name in (fault.graphs or ())
     if fault.stage in INPUT_STAGES:
         return check.stage in INPUT_STAGES
     return fault.graphs is None or bool(fault.graphs & NEEDS.get(check.stage, frozenset()))
 
 
-def rows(good: Path, log: Callable[[str], None] = lambda line: None) -> Iterator[str]:
+def rows(good: Callable[[str], Path], log: Callable[[str], None] = lambda line: None) -> Iterator[str]:
     """The lines of a Markdown table: each fault, the first check that found it, and what that check said.
+
+    Args:
+        good: the artifact of a recipe.
 
     Raises:
         ParityError: a fault that nothing found.
     """
     yield "| fault | first check that finds it | what it says |"
     yield "|---|---|---|"
-    reference = open_bench(good, MATRIX).reference
+    references: dict[str, Reference] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for fault in FAULTS:
-            found = first_failure(fault, good, Path(scratch), reference)
+            artifact = good(fault.recipe)
+            if fault.recipe not in references:
+                references[fault.recipe] = open_bench(artifact, MATRIX).reference
+            found = first_failure(fault, artifact, Path(scratch), references[fault.recipe])
             if found is None:
                 raise ParityError(f"{fault.name}: the quick matrix does not find it", "Add a case that does")
             log(f"{fault.name}: {found.message}")

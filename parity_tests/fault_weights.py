@@ -79,6 +79,11 @@ def layer_duplicated(weights: Weights, facts: Facts) -> None:
         weights(name.replace("layers.1.", "layers.2."))[:] = weights(name)
 
 
+def block_scale_doubled(weights: Weights, facts: Facts) -> None:
+    """One block of a quantized weight, 16 numbers, twice as large."""
+    weights("layers.2.mlp.down_proj.weight.scales")[7, 3] *= 2
+
+
 def exponent_flipped(weights: Weights, facts: Facts) -> None:
     """One bit of the largest weight's exponent: four times as large, or as small."""
     kernel = weights("layers.2.mlp.down_proj.weight")

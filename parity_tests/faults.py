@@ -45,6 +45,7 @@ class Fault:
         during: breaks the runtime while it is verified.
         graphs: which graphs compute something else; None if any check may be touched.
         sealed: whether the manifest records the broken files.
+        recipe: whose artifact is broken.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Fault:
     during: Callable[[Bench], AbstractContextManager[None]] = lambda bench: nullcontext()
     graphs: frozenset[str] | None = None
     sealed: bool = True
+    recipe: str = "tiny"
 
     def plant(self, good: Path, out: Path) -> Path:
         """A copy of the artifact `good` at `out`, with this mistake in its files."""
@@ -176,6 +178,12 @@ FAULTS = [
     in_weights("layer-duplicated", DECODER, weights.layer_duplicated, "decoder", "decoder"),
     Fault("corrupted-byte-sealed", "decoder", "decoder", FLIP, graphs=frozenset({DECODER})),
     in_runtime("one-nan", runtime.one_nan, "decoder", "max_abs nan", DECODER),
+    replace(
+        in_weights(
+            "block-scale-doubled", DECODER, weights.block_scale_doubled, "weights", "worst in language_model.layers.2"
+        ),
+        recipe="tiny-int4",
+    ),
     # The loop around it.
     in_runtime("cache-off-by-one", runtime.cache_off_by_one, "chunked", "cache_max_abs", DECODER),
     in_runtime("positions-from-token-count", runtime.positions_from_token_count, "generate", "parts at token"),

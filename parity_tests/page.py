@@ -29,6 +29,7 @@ WORST = 6
 RUNS = 40
 CHART = {"width": 720, "height": 260, "left": 58, "right": 708, "top": 14, "bottom": 214}
 AREAS = {
+    "weights": "quantized weights",
     "prompt": "prompt text and tokens",
     "preprocess": "resized pixels",
     "positions": "3-axis positions",

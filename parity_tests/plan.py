@@ -17,7 +17,7 @@ from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.recipe_model import Recipe
 
-from . import exam_checks
+from . import exam_checks, weight_checks
 from .bench import Bench
 from .checks import STAGES
 from .diagnose import diagnose
@@ -26,7 +26,7 @@ from .measures import ShapeMismatch
 from .outcome import Finding, Outcome, judged
 
 EXAM_STAGES = ("exam", "accuracy")
-ORDER = (*STAGES, *EXAM_STAGES)
+ORDER = (weight_checks.STAGE, *STAGES, *EXAM_STAGES)
 PICTURE_STAGES = ("preprocess", "vision")
 NEEDS = {
     "vision": {VISION_ENCODER},
@@ -108,7 +108,11 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
         )
     left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
-    checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
+    checks = [
+        Check(weight_checks.STAGE, graph, weight_checks.weights_of(graph))
+        for graph in quantized_graphs(subject, left_out)
+    ]
+    checks += [check_of(stage, case) for case in cases for stage in stages_of(case)]
     if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
         per_size = matrix.exam_questions[tier]
@@ -119,6 +123,17 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     else:
         left_out |= dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
     return without_missing(Plan(tier, tuple(checks), left_out), subject)
+
+
+def quantized_graphs(subject: Subject, left_out: dict[str, str]) -> list[str]:
+    """The graphs whose quantized weights can be read back; the others go into `left_out`."""
+    plans = subject.recipe.get("quantization") or {}
+    quantized = [graph for graph in plans if graph in subject.graphs and plans[graph]["method"] != "none"]
+    if subject.recipe.get("target") == "ort":
+        return quantized
+    reason = "weights quantized in standard operators are not read back"
+    left_out.update({f"{weight_checks.STAGE}[{graph}]": reason for graph in quantized})
+    return []
 
 
 def without_missing(planned: Plan, subject: Subject) -> Plan:

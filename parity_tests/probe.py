@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 # `….q_proj.weight`, `….q_proj.weight.scales`, `….q_proj.MatMul.weight_Q4`: the module, then which of its parameters.
+TOWERS = "visual|vision_model|language_model|lm_head|embed_tokens|blocks|layers|merger|deepstack|patch_embed|pos_embed"
 PARAMETER = re.compile(
-    r"(?P<module>(?:visual|vision_model|language_model|lm_head|blocks|layers|merger|deepstack|patch_embed|pos_embed).*?|lm_head)"
-    r"(?:[./]MatMul)?[./](?:weight|bias)(?:\W.*|_.*)?$"
+    rf"(?P<module>(?:{TOWERS}).*?|lm_head|embed_tokens)(?:[./]MatMul)?[./](?:weight|bias)(?:\W.*|_.*)?$"
 )
 CARRIERS = ("DequantizeLinear", "Transpose", "Cast", "Reshape", "Identity", "QuantizeLinear")  # of a weight to its use
 FIRST_INPUT = (

@@ -78,9 +78,9 @@ class Report:
         return min(numbers) if rule.kind == "min" else max(numbers)
 
     def summary(self) -> dict[str, Any]:
-        """Per stage: how many checks, how many failed, and the worst of each measure; null for a stage not run."""
+        """Per stage the profile judges: how many checks, how many failed, worst of each measure; null if not run."""
         found: dict[str, Any] = {}
-        for stage in ORDER:
+        for stage in (stage for stage in ORDER if stage in self.profile.rules):
             own = [outcome for outcome in self.outcomes if outcome.stage == stage]
             worst = {rule.measure: self.worst(stage, rule) for rule in self.profile.rules.get(stage, ())}
             failed = sum(not outcome.passed for outcome in own)

@@ -5,6 +5,7 @@ The table in docs/parity.md says which check that is; it is held against what ha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,16 @@ import pytest
 from .detection import first_failure, outcomes, row
 from .faults import FAULTS, Fault
 from .harness import open_bench
+from .plan import Subject, carry_out, plan
 from .reference import Reference
+from .weight_checks import STAGE
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "parity.md"
 
 
 @pytest.fixture(scope="session")
 def reference(tiny_artifact: Path) -> Reference:
-    """PyTorch's side, which no fault touches."""
+    """PyTorch's side, which no fault touches; every tiny recipe has the same checkpoint."""
     return open_bench(tiny_artifact, "quick").reference
 
 
@@ -39,13 +42,23 @@ def test_the_good_artifact_passes(tiny_artifact: Path, reference: Reference) -> 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_found(
-    fault: Fault, tiny_artifact: Path, tmp_path: Path, reference: Reference, table: list[str]
+    fault: Fault, built: Callable[[str], Path], tmp_path: Path, reference: Reference, table: list[str]
 ) -> None:
-    found = first_failure(fault, tiny_artifact, tmp_path, reference)
+    found = first_failure(fault, built(fault.recipe), tmp_path, reference)
     assert found is not None, f"{fault.name} was not noticed"
     assert found.stage == fault.stage, found.message
     assert fault.says in found.message
     assert row(fault, found) in table, "run scripts/update_detection.py"
+
+
+def test_good_quantized_weights_pass(built: Callable[[str], Path], reference: Reference) -> None:
+    bench = open_bench(built("tiny-int4"), "quick")
+    vars(bench)["reference"] = reference
+    checks = [
+        check for check in plan("quick", Subject.of_manifest(bench.artifact.manifest)).checks if check.stage == STAGE
+    ]
+    assert {check.name for check in checks} == {"vision_encoder", "embeddings", "decoder_model_merged"}
+    assert [outcome.message for check in checks if not (outcome := carry_out(bench, check)).passed] == []
 
 
 def test_the_table_lists_every_fault(table: list[str]) -> None:

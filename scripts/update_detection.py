@@ -1,8 +1,9 @@
 """Writes the table of planted faults in docs/parity.md: each fault, and the first check that finds it.
 
-    python scripts/update_detection.py [artifacts/tiny] [--check]
+    python scripts/update_detection.py [artifacts] [--check]
 
-Plants every fault in a copy of the artifact and verifies it with the quick matrix. `--check` changes nothing and fails
+Plants every fault in a copy of the artifact it is for (artifacts/tiny, artifacts/tiny-int4) and verifies that with the
+quick matrix. `--check` changes nothing and fails
 if the document says something else.
 """
 
@@ -23,12 +24,12 @@ DOCUMENT = ROOT / "docs" / "parity.md"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the table of planted faults in docs/parity.md.")
-    parser.add_argument("artifact", nargs="?", type=Path, default=ROOT / "artifacts" / "tiny")
+    parser.add_argument("artifacts", nargs="?", type=Path, default=ROOT / "artifacts", help="where the artifacts lie")
     parser.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
     options = parser.parse_args()
     before = DOCUMENT.read_text("utf-8")
     try:
-        after = filled(before, "faults", rows(options.artifact, log=print))
+        after = filled(before, "faults", rows(lambda recipe: options.artifacts / recipe, log=print))
     except Qwen3VLExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
