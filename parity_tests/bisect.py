@@ -92,7 +92,7 @@ class Trail:
         agreed = same[: same.index(point)]
         text = f"{place(self.graph, point)}: worst-token cosine {shown(point.worst_token_cosine)}, "
         text += f"max abs {shown(point.max_abs)}, after {point.stage}"
-        text += f" ({', '.join(before)} agree{'s' if len(before) == 1 else ''})" if before else ""
+        text += f" ({before[-1]} still agrees)" if before else ""
         if agreed:
             text += f". The last value that agrees: {place(self.graph, agreed[-1])}"
         return text
@@ -220,11 +220,16 @@ def trail_of(
 
 
 def stages_of(bench: Bench, graph: str) -> Iterator[tuple[str, Path]]:
-    """Stage and file of a graph: the kept stages in the order of the build, then the artifact's own file."""
+    """Stage and file of a graph: the kept stages and their steps in the order of the build, then the written file."""
+    root = bench.artifact.root / STAGES_DIR
     for record in bench.artifact.manifest.graphs[graph].get("stages", ()):
-        path = bench.artifact.root / STAGES_DIR / record["stage"] / f"{graph}.onnx"
-        if path.is_file():
-            yield record["stage"], path
+        stage = record["stage"]
+        for path in sorted(
+            (root / stage).glob(f"*/{graph}.onnx"), key=lambda path: int(path.parent.name.split("-")[0])
+        ):
+            yield f"{stage}/{path.parent.name}", path
+        if (root / stage / f"{graph}.onnx").is_file():
+            yield stage, root / stage / f"{graph}.onnx"
     yield WRITTEN, bench.artifact.graph_path(graph)
 
 

@@ -147,7 +147,7 @@ def trail(found: Json, settings: Mapping[str, float]) -> Json:
     outputs = [point for point in found["points"] if point["side"] == "output"]
     axis = log_axis([limit, *(p["nmse"] for p in outputs if p["nmse"] is not None)], CHART["bottom"], CHART["top"])
     curves = []
-    for stage in found["stages"]:
+    for stage in (stage for stage in found["stages"] if "/" not in stage):
         points = [point for point in outputs if point["stage"] == stage]
         curves.append({"stage": stage, "runs": line([p["nmse"] for p in points], axis, CHART["left"], CHART["right"])})
     last = [point for point in outputs if point["stage"] == found["stages"][-1]]

@@ -40,8 +40,15 @@ PASSES: dict[str, tuple[Rewrite, ...]] = {
 }
 
 
-def optimize(model: ir.Model, target: str) -> ir.Model:
-    """Apply the target's rewrites in order."""
-    for rewrite in PASSES[target]:
+def optimize(
+    model: ir.Model, target: str, step: Callable[[str, ir.Model], None] = lambda name, model: None
+) -> ir.Model:
+    """Apply the target's rewrites in order.
+
+    Args:
+        step: called after each with its number and name (`4-fuse_skip_norms`) and what it made.
+    """
+    for number, rewrite in enumerate(PASSES[target], start=1):
         model = rewrite(model)
+        step(f"{number}-{rewrite.__qualname__.partition('.')[0]}", model)
     return model

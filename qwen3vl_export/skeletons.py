@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -91,7 +92,7 @@ def skeleton(
     """
     model = stages.done("traced", trace(submodule, dtype))
     model = stages.done("simplified", simplify(model))
-    model = stages.done("optimized", optimize(model, target))
+    model = stages.done("optimized", optimize(model, target, partial(stages.step, "optimized")))
     if plan.method != "none":
         model = stages.done("quantized", quantize(model, plan, target))
     if stored is not None:

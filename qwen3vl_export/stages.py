@@ -26,13 +26,18 @@ class Stages:
     Attributes:
         name: the graph's name.
         log: takes one line; silent unless given.
-        keep: called with a stage's name and its model, to store a copy; or None.
+        keep: called with the name of a stage (or `stage/step`) and its model, to store a copy; or None.
     """
 
     name: str
     log: Callable[[str], None] = lambda line: None
     keep: Callable[[str, ir.Model], None] | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
+
+    def step(self, stage: str, name: str, model: ir.Model) -> None:
+        """Keep `model` as one step inside `stage` left it, if stages are kept."""
+        if self.keep is not None:
+            self.keep(f"{stage}/{name}", model)
 
     def done(self, stage: str, model: ir.Model) -> ir.Model:
         """Record and print `model` as the result of `stage`; returns it."""
