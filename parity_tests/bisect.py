@@ -86,7 +86,8 @@ class Trail:
         point = self.first
         compared = len({(one.module, one.side) for one in self.points})
         if point is None:
-            return f"{self.graph} on {self.case}: all {compared} values agree with PyTorch in {', '.join(self.stages)}"
+            whole = [stage for stage in self.stages if "/" not in stage]
+            return f"{self.graph} on {self.case}: all {compared} values agree with PyTorch in {', '.join(whole)}"
         before = self.stages[: self.stages.index(point.stage)]
         same = [one for one in self.points if one.stage == point.stage]
         agreed = same[: same.index(point)]

@@ -107,6 +107,15 @@ def test_the_stage_that_brought_it_in_is_named(tiny_artifact: Path, tmp_path: Pa
     trail = trails(open_bench(bad, "quick"))[VISION_ENCODER]
     assert trail.stages == tuple(stages)
     assert "after optimized (simplified still agrees)" in trail.message
+    for step, source in (("1-lower", tiny_artifact), ("2-fuse", bad), ("10-clean", bad)):
+        shutil.copytree(source / "onnx", bad / "stages" / "optimized" / step)
+    trail = trails(open_bench(bad, "quick"))[VISION_ENCODER]
+    assert [stage for stage in trail.stages if "/" in stage] == [
+        "optimized/1-lower",
+        "optimized/2-fuse",
+        "optimized/10-clean",
+    ]
+    assert "after optimized/2-fuse (optimized/1-lower still agrees)" in trail.message
 
 
 def test_layers_that_lost_their_names_are_listed(tiny_artifact: Path, tmp_path: Path) -> None:
