@@ -21,6 +21,7 @@ from .submodules.geometry import PLACEHOLDER_DOMAIN
 from .trace import OPSET
 
 OLDEST_ONNXRUNTIME = "1.23.2"  # the first whose CPU provider has a float32 MoE
+OLDEST_WITH_ACCURACY_LEVEL = "1.31.0"  # the first whose QMoE, its quantized sibling, takes one
 
 _HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "com.microsoft" : 1]>
 {EXPERTS} (x, chosen, shares, gate_up, down) => (out)"""

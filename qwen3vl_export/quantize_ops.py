@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from .errors import BuildError
 from .layouts import Source, shape_of, source_of, weight_input
 from .packing import DATA, SCALES, ZERO_POINTS, Blockwise, Packing, PerColumn
 from .recipe_quantize import Blocks, Int8Dynamic
@@ -123,7 +124,8 @@ def experts(model: ir.Model, node: ir.Node, plan: Blocks) -> list[ir.Node]:
         inputs += [None, None, None, None, packed[0][ZERO_POINTS], packed[1][ZERO_POINTS]]
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes |= {"expert_weight_bits": plan.bits, "block_size": plan.block_size}
-    attributes |= {"accuracy_level": plan.accuracy_level}
+    if plan.accuracy_level:  # onnxruntime before 1.31 refuses a QMoE that names one
+        attributes |= {"accuracy_level": plan.accuracy_level}
     return [ir.node("QMoE", inputs, attributes, domain=MICROSOFT)]
 
 
@@ -131,6 +133,12 @@ def _packed_experts(model: ir.Model, weight: ir.Value, plan: Blocks) -> dict[str
     """The parts of a stack of matrices, its experts' rows packed one after the other."""
     stack, rows, width = shape_of(weight)
     assert weight.dtype is not None
+    if width % plan.block_size:
+        raise BuildError(
+            f"{model.graph.name}: {source_of(weight).parameter}: rows of {width} values are no multiple of block_size "
+            f"{plan.block_size}",
+            'Choose a smaller one, or keep: ["*.experts.*"]',
+        )
     packing = _blockwise(plan, weight.dtype)
     parts = packing.parts(rows, width)
     source = source_of(weight)

@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .contract import Facts, Graph
 from .errors import RecipeError
 from .lowering import lower
-from .lowering_experts import OLDEST_ONNXRUNTIME
+from .lowering_experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
 from .quantize import quantize, store_as
 from .recipe_model import Recipe
@@ -106,12 +106,15 @@ def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
     Raises:
         RecipeError: `min_onnxruntime` names a version that cannot compute experts.
     """
-    promised, needed = (tuple(map(int, v.split("."))) for v in (recipe.min_onnxruntime, OLDEST_ONNXRUNTIME))
-    if facts.model_type == "qwen3_vl_moe" and recipe.target == "ort" and promised < needed:
+    if facts.model_type != "qwen3_vl_moe" or recipe.target != "ort":
+        return
+    chosen = getattr(recipe.quantize(contract.DECODER), "accuracy_level", 0)
+    needed = OLDEST_WITH_ACCURACY_LEVEL if chosen else OLDEST_ONNXRUNTIME
+    if tuple(map(int, recipe.min_onnxruntime.split("."))) < tuple(map(int, needed.split("."))):
         raise RecipeError(
-            f"{recipe.name}: min_onnxruntime is {recipe.min_onnxruntime}, a mixture of experts needs onnxruntime "
-            f"{OLDEST_ONNXRUNTIME} on the ort target",
-            f'Write min_onnxruntime: "{OLDEST_ONNXRUNTIME}"',
+            f"{recipe.name}: min_onnxruntime is {recipe.min_onnxruntime}, a mixture of experts on the ort target needs "
+            f"onnxruntime {needed}{' with this accuracy_level' if chosen else ''}",
+            f'Write min_onnxruntime: "{needed}"',
         )
 
 

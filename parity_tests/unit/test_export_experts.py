@@ -135,6 +135,11 @@ def test_experts_with_another_activation_are_refused(tmp_path: Path) -> None:
 def test_an_onnxruntime_without_experts_is_refused_before_building(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r'needs onnxruntime 1\.23\.2.*Write min_onnxruntime: "1\.23\.2"'):
         build_moe(tmp_path, min_onnxruntime='"1.23.1"')
+    level = "{decoder_model_merged: {method: int4, accuracy_level: 4}}"
+    with pytest.raises(
+        RecipeError, match=r'needs onnxruntime 1\.31\.0.*accuracy_level. Write min_onnxruntime: "1\.31\.0"'
+    ):
+        build_moe(tmp_path, quantization=level)
     assert not (tmp_path / "moe").exists()
 
 

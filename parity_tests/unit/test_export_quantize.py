@@ -22,7 +22,8 @@ from qwen3vl_export.errors import BuildError
 from qwen3vl_export.optimize import optimize
 from qwen3vl_export.packing import Blockwise, PerColumn
 from qwen3vl_export.quantize import quantize
-from qwen3vl_export.recipe_quantize import Quantize
+from qwen3vl_export.quantize_ops import experts
+from qwen3vl_export.recipe_quantize import Int4, Quantize
 from qwen3vl_export.simplify import simplify
 from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.trace import trace
@@ -146,6 +147,19 @@ def test_experts_that_no_operator_takes_quantized_are_named(
 ) -> None:
     with pytest.raises(BuildError, match=r"layers\.\d\.mlp\.experts\..*: experts are quantized by int8 and int4 only"):
         built(tmp_path, "decoder_model_merged", target, moe, method)
+
+
+def test_experts_whose_rows_are_no_whole_blocks_are_named() -> None:
+    shapes = {"x": (4, 48), "router": (4, 2), "gate_up": (2, 64, 48), "down": (2, 48, 32)}
+    of = ir.TensorType(ir.DataType.FLOAT)
+    values = {name: ir.Value(name=f"weights/{name}", shape=ir.Shape(shape), type=of) for name, shape in shapes.items()}
+    x, router, gate_up, down = values.values()
+    node = ir.node("MoE", [x, router, gate_up, None, down], domain="com.microsoft")
+    model = ir.Model(ir.Graph([*values.values()], node.outputs, nodes=[node], name="g"), ir_version=10)
+    with pytest.raises(
+        BuildError, match=r"gate_up: rows of 48 values are no multiple of block_size 32\. Choose a smaller"
+    ):
+        experts(model, node, Int4(method="int4"))
 
 
 def test_kept_weights_stay_and_others_do_not(tmp_path: Path) -> None:
