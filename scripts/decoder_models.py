@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "recipes" / "checkpoints" / "tiny"
 SETTINGS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
-BLOCKWISE = {"method": "int4", "block_size": 32, "accuracy_level": 4}
+TABLE = {"method": "int4", "block_size": 32}
 PRECISIONS: dict[str, dict[str, Any]] = {  # what a recipe says under `quantization`
     "float32": {},
-    "int4": {"embeddings": {**BLOCKWISE, "accuracy_level": 0}, "decoder_model_merged": BLOCKWISE},
+    **{
+        name: {"embeddings": TABLE, "decoder_model_merged": {**TABLE, "block_size": block, "accuracy_level": 4}}
+        for name, block in (("int4", 32), ("int4-128", 128))
+    },
 }
 TEXT_PREFIX = "model.language_model."
 
@@ -167,8 +171,7 @@ def make_nothing(work: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    "float32": lambda work: make_ours(work, "float32"),
-    "int4": lambda work: make_ours(work, "int4"),
+    **{name: partial(make_ours, precision=name) for name in PRECISIONS},
     "transformers": make_nothing,
     "genai": make_genai,
     "llama.cpp": make_llama_cpp,

@@ -164,6 +164,7 @@ class LlamaCpp:
 SIDES: dict[str, tuple[str, Callable[[Path, int], Side]]] = {  # folder under the work directory, and how to load it
     "float32": ("float32", Ours),
     "int4": ("int4", Ours),
+    "int4-128": ("int4-128", Ours),
     "transformers": ("checkpoint", Transformers),
     "genai": ("genai", Genai),
     "llama.cpp": ("llama.cpp", LlamaCpp),
