@@ -1,4 +1,4 @@
-"""The runtime needs neither torch nor the tools that export."""
+"""The runtime, publishing and fetching need neither torch nor the tools that export."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ else:
     raise SystemExit("the block does not hold")
 import pkgutil
 import qwen3vl_export.cli_run
+import qwen3vl_export.publish
 import qwen3vl_export.runtime
 for module in pkgutil.iter_modules(qwen3vl_export.runtime.__path__):
     __import__(f"qwen3vl_export.runtime.{{module.name}}")
