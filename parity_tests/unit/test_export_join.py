@@ -14,6 +14,7 @@ import pytest
 from onnxscript import optimizer
 
 GRIDS = np.array([[1, 16, 16], [3, 6, 10], [1, 2, 30], [1, 4, 4]])
+ROUNDING = 5e-5  # what another order of sums may cost features that reach 16; the limit against PyTorch too
 LEVELS = ("ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 REWRITES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "onnxsim": lambda model: onnxsim.simplify(model)[0],
@@ -40,7 +41,7 @@ def delivered(request: pytest.FixtureRequest, built: Callable[[str], Path]) -> t
 @pytest.mark.parametrize("level", LEVELS)
 def test_onnxruntimes_passes_keep_the_features(delivered: tuple[onnx.ModelProto, np.ndarray], level: str) -> None:
     model, wanted = delivered
-    np.testing.assert_allclose(features(model, level), wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(features(model, level), wanted, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("rewrite", REWRITES.values(), ids=REWRITES.keys())
@@ -50,4 +51,4 @@ def test_other_optimizers_keep_the_features(
     model, wanted = delivered
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    np.testing.assert_allclose(features(rewrite(copy), "ORT_ENABLE_ALL"), wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(features(rewrite(copy), "ORT_ENABLE_ALL"), wanted, rtol=0, atol=ROUNDING)
