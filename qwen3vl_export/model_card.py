@@ -93,7 +93,7 @@ def header(artifact: Artifact, licence: str) -> Iterator[str]:
         yield "library_name: transformers.js"
     if revision != "local":
         yield f"base_model: {source}"
-    yield from ("tags: [onnx, onnxruntime, onnxruntime-genai, transformers.js, qwen3_vl]", "---", "")
+    yield from (f"tags: [onnx, {', '.join(artifact.manifest.recipe['packaging']['runtimes'])}, qwen3_vl]", "---", "")
 
 
 def what_it_is(artifact: Artifact) -> Iterator[str]:
@@ -119,7 +119,9 @@ def usage(artifact: Artifact, repository: str) -> Iterator[str]:
     yield from ("## Use", "")
     for runtime in artifact.manifest.recipe["packaging"]["runtimes"]:
         language, snippet = SNIPPETS[runtime]
-        yield from (f"### {runtime} {RUNTIMES[runtime].releases}", "", f"```{language}")
+        oldest = f"{artifact.manifest.min_onnxruntime} or newer"
+        releases = oldest if runtime == ONNXRUNTIME else RUNTIMES[runtime].releases
+        yield from (f"### {runtime} {releases}", "", f"```{language}")
         yield from (*snippet.format(repository=repository).splitlines(), "```", "")
     yield from ("Check what you got, against the hashes and the evidence inside:", "", "```console")
     yield from (f"$ qwen3vl-export fetch hf://{repository}", "```", "")

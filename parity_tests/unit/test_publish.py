@@ -114,6 +114,8 @@ def test_the_card_says_what_was_measured(proven: Path) -> None:
     card = prepare(proven, "me/tiny").made["README.md"].decode()
     evidence = json.loads((proven / PARITY).read_text("utf-8"))
     assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "tags: [onnx, onnxruntime, onnxruntime-genai, transformers.js, qwen3_vl]\n" in card
+    assert f"### onnxruntime {open_artifact(proven).manifest.min_onnxruntime} or newer\n" in card
     assert f"{len(evidence['checks'])} of {evidence['planned']} checks" in card
     assert open_artifact(proven).manifest_sha256 in card
     assert card.count("me/tiny") >= 5 and "OWNER" not in card
