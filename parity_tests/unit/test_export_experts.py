@@ -35,6 +35,7 @@ from qwen3vl_export.trace import OPSET, trace, weight_inputs
 
 from ..harness import verify
 from ..official import config, published_shapes, write_sparse_checkpoint
+from ..options import Options
 from ..upcycle import WEIGHTS, Layout, write_moe_checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("published", "modules")
@@ -64,7 +65,7 @@ Built = Callable[[str], tuple[Path, Path]]
 def test_text_pictures_video_batches_and_caches_equal_pytorch(built: Built, target: str) -> None:
     """The quick matrix through the shipped runtime: left padding, chunked prefill, decoding, greedy tokens."""
     artifact, checkpoint = built(target)
-    assert verify(artifact, "quick", checkpoint) == 0
+    assert verify(artifact, Options(matrix="quick", checkpoint=checkpoint)) == 0
 
 
 def test_the_portable_decoder_has_standard_operators_only(built: Built) -> None:
