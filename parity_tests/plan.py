@@ -15,7 +15,7 @@ from typing import Any
 from qwen3vl_export.artifact import Manifest
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
-from qwen3vl_export.recipe_model import Recipe
+from qwen3vl_export.recipe.model import Recipe
 
 from . import exam_checks, weight_checks
 from .bench import Bench

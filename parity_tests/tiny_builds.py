@@ -24,7 +24,7 @@ RECIPES = (
     "tiny-int8",
     "tiny-int4",
 )  # verified with the quick matrix where no artifact is given
-SOURCES = ("qwen3vl_export/*.py", "qwen3vl_export/submodules/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*")
+SOURCES = ("qwen3vl_export/**/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*")
 
 
 def scratch() -> Path:

@@ -133,7 +133,7 @@ def build(
     loaded = load_recipe(recipe)
     if plan:
         from .plan import plan_build
-        from .plan_table import show
+        from .plan.table import show
 
         show(plan_build(loaded, checkpoint=checkpoint, out=out, log=say))
         return
@@ -203,7 +203,7 @@ def inspect(
     Example: `qwen3vl-export inspect artifacts/tiny/onnx/vision_encoder.onnx --json`
     """
     from .inspection import inspect_path
-    from .inspection_tables import show
+    from .inspection.tables import show
 
     found = inspect_path(path)
     if as_json:

@@ -1,6 +1,6 @@
 """The commands `publish`, `fetch` and `verify-artifact`.
 
-Knows the terminal; the work is done in `publish.py` and `verify_artifact.py`, imported when a command is called.
+Knows the terminal; the work is done in `publishing/`, imported when a command is called.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def publish(
 
     Example: `qwen3vl-export publish artifacts/tiny --to hf://me/tiny --dry-run`
     """
-    from .publish import publish as publish_artifact
+    from .publishing import publish as publish_artifact
 
     publish_artifact(artifact, to, licence=licence, private=private, dry_run=dry_run, signed=sign, force=force, log=say)
 
@@ -53,7 +53,7 @@ def fetch(
 
     Example: `qwen3vl-export fetch hf://me/tiny`
     """
-    from .publish import fetch as fetch_artifact
+    from .publishing import fetch as fetch_artifact
 
     fetch_artifact(source, out, force, log=say)
 
@@ -69,8 +69,8 @@ def verify_artifact(
 
     Example: `qwen3vl-export verify-artifact artifacts/tiny`
     """
-    from .verify_artifact import Signer
-    from .verify_artifact import verify_artifact as check
+    from .publishing.verify_artifact import Signer
+    from .publishing.verify_artifact import verify_artifact as check
 
     if (identity is None) != (issuer is None):
         raise InputError("a signature is checked against an identity and its issuer", "Give --identity and --issuer")

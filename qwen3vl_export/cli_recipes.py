@@ -108,7 +108,7 @@ def pin(
 
     Example: `qwen3vl-export recipes pin qwen3-vl-2b-instruct`
     """
-    from .recipe_pin import pin as pin_recipe
+    from .recipe.pin import pin as pin_recipe
 
     for name in recipes:
         file, commit, changed = pin_recipe(name)

@@ -188,7 +188,7 @@ def chat(
     Example: `qwen3vl-export chat artifacts/tiny`, then type `What is in cat.jpg?`
     """
     from .chat import Chat
-    from .chat_screen import edit_lines
+    from .chat.screen import edit_lines
     from .runtime import Qwen3VL, UrlRules
 
     model = Qwen3VL.load(artifact, threads, url_rules=UrlRules(allow_private=allow_private_urls))

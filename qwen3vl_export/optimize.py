@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .lowering import lower
-from .rewrite_layout import drop_identity_reshapes, rotate_in_place
-from .rewrite_norms import fuse_skip_norms
+from .rewrites.layout import drop_identity_reshapes, rotate_in_place
+from .rewrites.norms import fuse_skip_norms
 from .simplify import clean
 
 Rewrite = Callable[[ir.Model], ir.Model]

@@ -26,13 +26,13 @@ from .hash_cache import sha256_file
 from .output import whole_directory
 from .packaging import package
 from .plan import check_space, planned_files
-from .recipe_model import Recipe
-from .recipe_quantize import Quantize
+from .recipe.model import Recipe
+from .recipe.quantize import Quantize
 from .skeletons import KEEP, Log, Skeleton, data_stem, graphs_of, open_for, skeleton, skeletons
 from .stages import Stages, tool_versions
 from .submodules import Submodule
-from .weight_errors import tell_errors, weight_errors
 from .weights import WeightFile, attach
+from .weights.errors import tell_errors, weight_errors
 
 STAGES_DIR = "stages"
 PREPROCESSOR = "preprocessor_config.json"

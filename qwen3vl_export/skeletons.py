@@ -2,8 +2,8 @@
 
 recipe, checkpoint -> trace -> simplify -> optimize -> quantize
 
-A skeleton's weights are inputs that say where their bytes will come from (`layouts.py`), so that what a build writes is
-known before it reads a weight. Knows nothing about files, except to keep stages for who asks.
+A skeleton's weights are inputs that say where their bytes will come from (`weights/layouts.py`), so that what a build
+writes is known before it reads a weight. Knows nothing about files, except to keep stages for who asks.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .contract import Facts, Graph
 from .errors import RecipeError
 from .lowering import lower
-from .lowering_experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
+from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
 from .quantize import quantize, store_as
-from .recipe_model import Recipe
-from .recipe_quantize import KeepPrecision, Quantize
+from .recipe.model import Recipe
+from .recipe.quantize import KeepPrecision, Quantize
 from .simplify import simplify
 from .stages import Stages
 from .submodules import Submodule, build_submodule, check_tensors

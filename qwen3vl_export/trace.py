@@ -1,7 +1,7 @@
 """Tracing: one submodule on fake weights to one ONNX skeleton whose weights are graph inputs.
 
 A skeleton is an `ir.Model` of a few hundred kilobytes. Its weights stand among the inputs under `weights/<parameter>`,
-so that no pass can read, fold or copy one; `weights.py` turns them into initializers at the end. Its inputs and outputs
+so that no pass can read, fold or copy one; `weights/` turns them into initializers at the end. Its inputs and outputs
 carry the names of the contract, and a dim the tracer fixed by itself is an error here.
 
 Knows nothing about files. Constants that geometry needs (rotary frequencies) stay real initializers.

@@ -59,7 +59,7 @@ def export_ours(
         from qwen3vl_export.checkpoint import open_checkpoint
         from qwen3vl_export.contract import VISION_ENCODER
         from qwen3vl_export.pipeline import export_graph
-        from qwen3vl_export.recipe_quantize import Quantize
+        from qwen3vl_export.recipe.quantize import Quantize
         from qwen3vl_export.stages import Stages
         from qwen3vl_export.submodules import build_submodule
         from qwen3vl_export.weights import WeightFile

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from qwen3vl_export.recipe_model import SIZE_STEP
+from qwen3vl_export.recipe.model import SIZE_STEP
 
 from ..bench import Bench, Floats, Ints
 from ..diagnose import closest

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
-from qwen3vl_export.publication import prepare
+from qwen3vl_export.publishing.publication import prepare
 
 from ..picture_kinds import photograph
 from ..proven import prove

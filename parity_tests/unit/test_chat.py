@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from qwen3vl_export.chat import Chat
-from qwen3vl_export.chat_screen import figures, print_parts
+from qwen3vl_export.chat.screen import figures, print_parts
 from qwen3vl_export.console import visible
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step

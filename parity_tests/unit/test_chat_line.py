@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from qwen3vl_export.chat_line import read_line
-from qwen3vl_export.chat_transcript import Shown, Turn, save
+from qwen3vl_export.chat.line import read_line
+from qwen3vl_export.chat.transcript import Shown, Turn, save
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Answer, Limits, Picture
 

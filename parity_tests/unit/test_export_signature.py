@@ -18,7 +18,7 @@ from qwen3vl_export.contract import Graph, Tensor
 from qwen3vl_export.optimize import optimize
 from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.recipe import list_recipes, load_recipe
-from qwen3vl_export.recipe_model import Recipe
+from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.simplify import simplify
 from qwen3vl_export.skeletons import graphs_of
 from qwen3vl_export.submodules import build_submodule

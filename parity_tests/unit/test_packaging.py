@@ -14,12 +14,12 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qwen3vl_export import contract, packaging_transformers_js
+from qwen3vl_export import contract
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS, loadable_by
-from qwen3vl_export.packaging_package import Package
-from qwen3vl_export.recipe_model import GRAPH_NAMES, RuntimeName
+from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS, loadable_by, transformers_js
+from qwen3vl_export.packaging.package import Package
+from qwen3vl_export.recipe.model import GRAPH_NAMES, RuntimeName
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "downstream.md"
 CHECKPOINT = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny"
@@ -92,31 +92,31 @@ def test_transformers_reads_the_completed_files_as_before(tiny_artifact: Path) -
 
 def test_weights_where_transformers_js_does_not_look_are_refused(tiny_artifact: Path) -> None:
     manifest = open_artifact(tiny_artifact, check=False).manifest
-    data = {graph: (f"{graph}.onnx_data",) for graph in packaging_transformers_js.GRAPHS}
+    data = {graph: (f"{graph}.onnx_data",) for graph in transformers_js.GRAPHS}
     package = Package(tiny_artifact, manifest.facts, data)
-    config = packaging_transformers_js.config(package)
+    config = transformers_js.config(package)
     assert config["transformers.js_config"]["use_external_data_format"] == {f"{graph}.onnx": 1 for graph in data}
     split = replace(
         package, data={**data, "vision_encoder": ("vision_encoder.onnx_data", "vision_encoder.onnx_data_1")}
     )
-    assert packaging_transformers_js.config(split)["transformers.js_config"]["use_external_data_format"] == {
+    assert transformers_js.config(split)["transformers.js_config"]["use_external_data_format"] == {
         **{f"{graph}.onnx": 1 for graph in data},
         "vision_encoder.onnx": 2,
     }
     with pytest.raises(BuildError, match=r"embed_tokens\.onnx: its weights lie in shared\.onnx_data"):
-        packaging_transformers_js.config(replace(package, data={**data, "embed_tokens": ("shared.onnx_data",)}))
+        transformers_js.config(replace(package, data={**data, "embed_tokens": ("shared.onnx_data",)}))
 
 
 def test_the_chat_template_may_lie_in_the_tokenizer_settings(tmp_path: Path, tiny_artifact: Path) -> None:
     facts = open_artifact(tiny_artifact, check=False).manifest.facts
     package = Package(tmp_path, facts, {})
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "mine"}')
-    assert packaging_transformers_js.tokenizer(package) == {"chat_template": "mine"}
+    assert transformers_js.tokenizer(package) == {"chat_template": "mine"}
     (tmp_path / "chat_template.jinja").write_text("newer")
-    assert packaging_transformers_js.tokenizer(package) == {"chat_template": "newer"}
+    assert transformers_js.tokenizer(package) == {"chat_template": "newer"}
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert packaging_transformers_js.tokenizer(package) == {}
+    assert transformers_js.tokenizer(package) == {}
 
 
 def test_the_documentation_lists_the_limits_of_the_table() -> None:

@@ -16,7 +16,7 @@ from qwen3vl_export.cli import app
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.pipeline import build
 from qwen3vl_export.plan import BuildPlan, PlannedFile, plan_build
-from qwen3vl_export.plan_table import duration, show
+from qwen3vl_export.plan.table import duration, show
 from qwen3vl_export.recipe import load_recipe
 
 

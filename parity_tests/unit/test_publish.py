@@ -16,7 +16,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, open_artifact
 from qwen3vl_export.hash_cache import sha256_file
-from qwen3vl_export.publication import prepare
+from qwen3vl_export.publishing.publication import prepare
 
 from ..faults import seal
 from ..harness import HTML

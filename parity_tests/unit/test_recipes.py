@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export import recipe_pin
 from qwen3vl_export.errors import CheckpointError, RecipeError
 from qwen3vl_export.recipe import find_recipe, list_recipes, load_recipe, recipe_schema
+from qwen3vl_export.recipe import pin as recipe_pin
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

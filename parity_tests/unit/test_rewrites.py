@@ -13,8 +13,8 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
-from qwen3vl_export.rewrite_layout import drop_identity_reshapes, rotate_in_place
-from qwen3vl_export.rewrite_norms import fuse_skip_norms
+from qwen3vl_export.rewrites.layout import drop_identity_reshapes, rotate_in_place
+from qwen3vl_export.rewrites.norms import fuse_skip_norms
 
 RNG = np.random.default_rng(47)
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>\n'

@@ -23,7 +23,7 @@ else:
     raise SystemExit("the block does not hold")
 import pkgutil
 import qwen3vl_export.cli_run
-import qwen3vl_export.publish
+import qwen3vl_export.publishing
 import qwen3vl_export.runtime
 for module in pkgutil.iter_modules(qwen3vl_export.runtime.__path__):
     __import__(f"qwen3vl_export.runtime.{{module.name}}")

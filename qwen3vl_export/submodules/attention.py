@@ -1,6 +1,6 @@
 """Attention for tracing: the ops that attention puts into the graph, per target.
 
-Vision attention is one placeholder op, `GridAttention`, that `lowering.py` replaces later. Text attention enters by
+Vision attention is one placeholder op, `GridAttention`, that `lowering/` replaces later. Text attention enters by
 `AttentionInterface.register`, transformers' own extension point: the HF layers stay as they are and call it. It becomes
 `GroupQueryAttention` (ort) or MatMul and Softmax (portable).
 

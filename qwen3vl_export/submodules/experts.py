@@ -1,4 +1,4 @@
-"""Routed experts for tracing: one placeholder op, `Experts`, that `lowering.py` replaces per target later.
+"""Routed experts for tracing: one placeholder op, `Experts`, that `lowering/` replaces per target later.
 
 It enters by `ExpertsInterface`, transformers' own extension point, so that its blocks stay as they are: the router
 (float32 softmax, top k, normalised) is traced from `Qwen3VLMoeTextTopKRouter` itself, and which layers have experts at

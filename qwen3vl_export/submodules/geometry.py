@@ -34,7 +34,7 @@ class Patches(NamedTuple):
 def guard_rows(x: Tensor, rows: Tensor, message: str) -> Tensor:
     """`x` unchanged, or a failure inside the graph, named `message`, if it has not exactly `rows` rows.
 
-    Traced as one placeholder op, so that no simplifier sees a reshape to the shape it already has; `lowering.py`
+    Traced as one placeholder op, so that no simplifier sees a reshape to the shape it already has; `lowering/`
     makes it that reshape.
 
     Args:

@@ -1,0 +1,70 @@
+"""How answers look on the terminal, and how lines are edited there.
+
+Knows parts of answers and figures; nothing about the conversation.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from ..console import visible
+
+if TYPE_CHECKING:
+    from ..runtime import Answer
+    from ..runtime.reply import Part
+
+STYLES = {"content": "", "reasoning": "dim", "tool_call": "cyan"}
+
+
+def print_parts(parts: Iterator[Part], screen: Console, ready: Callable[[], None]) -> None:
+    """Text as it comes, each stretch on lines of its own, reasoning dimmed; `ready` is called before the first."""
+    stretch, held = None, ""
+    for part in parts:
+        ready()
+        if part.stretch != stretch:
+            text = visible(part.text).lstrip()
+            if not text:
+                continue
+            if stretch is not None:
+                screen.print()
+            stretch, held = part.stretch, ""
+        else:
+            text = held + visible(part.text)
+        shown = text.rstrip()
+        held = text[len(shown) :]  # white space at the end of a stretch is not shown
+        screen.print(Text(shown, STYLES[part.kind]), end="", soft_wrap=True)
+
+
+def figures(answer: Answer, stopped: bool, context: int) -> str:
+    """What an answer took, and why it ended if not by itself."""
+    full = answer.prompt_tokens + answer.tokens > context
+    reasons = {"length": "the context is full" if full else "cut at the token limit", "time": "cut at the time limit"}
+    ended = "stopped" if stopped else reasons.get(answer.finish_reason or "", "")
+    first = f"first token after {answer.first_token_seconds:.2f} s" if answer.first_token_seconds is not None else ""
+    rate = f"then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
+    used = f"{min(answer.prompt_tokens + answer.tokens, context)} of {context} tokens of context"
+    return ", ".join(filter(None, [ended, first, rate, used]))
+
+
+def edit_lines(commands: list[str]) -> None:
+    """Line editing, history and completion of commands and file names, where the system has readline."""
+    with suppress(ImportError):
+        import readline
+
+        def complete(text: str, number: int) -> str | None:
+            names = [f"{command} " for command in commands if text.startswith("/") and command.startswith(text)]
+            paths = [
+                path + "/" * os.path.isdir(path) for path in glob.glob(glob.escape(os.path.expanduser(text)) + "*")
+            ]
+            return dict(enumerate([*names, *sorted(paths)])).get(number)
+
+        readline.set_completer(complete)
+        readline.set_completer_delims(" \t\n")
+        readline.parse_and_bind("tab: complete")

@@ -1,0 +1,158 @@
+"""Lowering: placeholder ops to real ones, per target. `ir.Model -> ir.Model`.
+
+`Guard` becomes a Reshape whose node name is the error message, `Experts` what `lowering/experts.py` says.
+`GridAttention` becomes a Loop over the segments that `submodules/geometry.py` computed:
+
+    ort       one iteration per image, its frames as a batch, `com.microsoft.MultiHeadAttention` without a mask
+              (onnxruntime's flash path on CPU: no score matrix is ever held)
+    portable  one iteration per frame and chunk of queries, MatMul and Softmax in standard ops (memory linear in
+              patches)
+
+Knows nothing about weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx import parser
+from onnx_ir.passes import common as passes
+
+from ..submodules.attention import GRID_ATTENTION
+from ..submodules.experts import EXPERTS
+from ..submodules.geometry import GUARD, PLACEHOLDER_DOMAIN
+from ..trace import OPSET
+from .experts import experts_function
+
+_HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "com.microsoft" : 1]>
+{GRID_ATTENTION} <num_heads, head_size, scale> (q, k, v, segments) => (out)"""
+
+# A Loop over the rows of `segments` [M, n]; {columns} names the row's values, {body} makes `joined` [rows, D] of them.
+_LOOP = """{{
+    count_1 = Shape <start: int = 0, end: int = 1> (segments)
+    count = Squeeze (count_1)
+    go = Constant <value: tensor = bool {{1}}> ()
+    {start}
+    parts = Loop (count, go, none) <body = each (int64 i, bool c, {carried} before) => (bool again, {carried} after) {{
+        again = Identity (c)
+        axis = Constant <value_ints: ints = [0]> ()
+        index = Unsqueeze (i, axis)
+        row_2d = Gather (segments, index)
+        row = Squeeze (row_2d, axis)
+        {columns} = Split <axis: int = 0, num_outputs: int = {num_columns}> (row)
+        {body}
+        after = {append} (before, joined)
+    }}>
+    {end}
+}}"""
+
+# How the results of the iterations are joined. A sequence copies each patch once; OpenVINO computes garbage on one, so
+# the portable graph grows a tensor instead.
+_JOINS = {
+    "ort": {
+        "start": "none = SequenceEmpty <dtype: int = 1> ()",
+        "carried": "seq(float[n, {width}])",
+        "append": "SequenceInsert",
+        "end": "out = ConcatFromSequence <axis: int = 0> (parts)",
+    },
+    "portable": {
+        "start": "zero = Constant <value_ints: ints = [0]> ()\n    none = Slice (q, zero, zero, zero)",
+        "carried": "float[n, {width}]",
+        "append": "Concat <axis: int = 0>",
+        "end": "known = Constant <value_ints: ints = [-1, {width}]> ()\n    out = Reshape (parts, known)",
+    },
+}
+
+_FRAMES_AS_BATCH = """q_rows = Slice (q, first, end, axis)
+        k_rows = Slice (k, first, end, axis)
+        v_rows = Slice (v, first, end, axis)
+        rest = Constant <value_ints: ints = [-1, {width}]> ()
+        shape = Concat <axis: int = 0> (frames, rest)
+        q_3d = Reshape (q_rows, shape)
+        k_3d = Reshape (k_rows, shape)
+        v_3d = Reshape (v_rows, shape)
+        o_3d = com.microsoft.MultiHeadAttention <num_heads: int = {heads}, scale: float = {scale}> (q_3d, k_3d, v_3d)
+        joined = Reshape (o_3d, rest)"""
+
+_CHUNKS_OF_QUERIES = """q_rows = Slice (q, first_query, end_query, axis)
+        k_rows = Slice (k, first_key, end_key, axis)
+        v_rows = Slice (v, first_key, end_key, axis)
+        rest = Constant <value_ints: ints = [-1, {width}]> ()
+        by_head = Constant <value_ints: ints = [-1, {heads}, {size}]> ()
+        q_3d = Reshape (q_rows, by_head)
+        k_3d = Reshape (k_rows, by_head)
+        v_3d = Reshape (v_rows, by_head)
+        q_heads = Transpose <perm: ints = [1, 0, 2]> (q_3d)
+        k_heads = Transpose <perm: ints = [1, 2, 0]> (k_3d)
+        v_heads = Transpose <perm: ints = [1, 0, 2]> (v_3d)
+        factor = Constant <value_float: float = {scale}> ()
+        q_scaled = Mul (q_heads, factor)
+        scores = MatMul (q_scaled, k_heads)
+        weights = Softmax <axis: int = -1> (scores)
+        o_heads = MatMul (weights, v_heads)
+        o_3d = Transpose <perm: ints = [1, 0, 2]> (o_heads)
+        joined = Reshape (o_3d, rest)"""
+
+# A bound encoder holds one image of one frame: no loop.
+_ONE_FRAME = """{{
+    frame = Constant <value_ints: ints = [1, -1, {width}]> ()
+    rows = Constant <value_ints: ints = [-1, {width}]> ()
+    q_3d = Reshape (q, frame)
+    k_3d = Reshape (k, frame)
+    v_3d = Reshape (v, frame)
+    o_3d = com.microsoft.MultiHeadAttention <num_heads: int = {heads}, scale: float = {scale}> (q_3d, k_3d, v_3d)
+    out = Reshape (o_3d, rows)
+}}"""
+
+_BODIES = {
+    "ort": ("first, end, frames", _FRAMES_AS_BATCH),
+    "portable": ("first_query, end_query, first_key, end_key", _CHUNKS_OF_QUERIES),
+}
+
+
+def lower(target: str) -> Callable[[ir.Model], ir.Model]:
+    """The pass that replaces every placeholder of a skeleton for `target`."""
+
+    def run(model: ir.Model) -> ir.Model:
+        for node in model.graph:
+            if node.domain != PLACEHOLDER_DOMAIN:
+                continue
+            if node.op_type == GUARD:
+                _lower_guard(node)
+            elif node.op_identifier() not in model.functions:
+                model.functions[node.op_identifier()] = _FUNCTIONS[node.op_type](node, target)
+        if model.functions:
+            model = passes.InlinePass()(model).model
+            model = passes.IdentityEliminationPass()(model).model
+        if any(node.domain == "com.microsoft" for node in model.graph.all_nodes()):
+            model.graph.opset_imports["com.microsoft"] = 1
+        return model
+
+    return run
+
+
+def _lower_guard(node: ir.Node) -> None:
+    """`Guard(x, shape)` -> `Reshape(x, shape)`, which onnxruntime fails by node name when the row counts differ."""
+    node.name = f"guard: {node.attributes['message'].as_string()}"
+    node.domain, node.op_type, node.version = "", "Reshape", None
+    node.attributes.clear()
+    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 1)
+
+
+def _attention_function(node: ir.Node, target: str) -> ir.Function:
+    """The body of `GridAttention` for the heads, width and scale of `node`; all layers of a tower share them."""
+    heads, size = node.attributes["num_heads"].as_int(), node.attributes["head_size"].as_int()
+    columns, body = _BODIES[target]
+    values = {"width": heads * size, "heads": heads, "size": size, "scale": node.attributes["scale"].as_float()}
+    bound = node.inputs[3] is not None and node.inputs[3].const_value is not None
+    if bound and target == "ort":
+        text = _ONE_FRAME.format(**values)
+    else:
+        join = {part: piece.format(**values) for part, piece in _JOINS[target].items()}
+        filled = {"columns": columns, "num_columns": columns.count(",") + 1, "body": body.format(**values)}
+        text = _LOOP.format(**filled, **join)
+    return ir.serde.deserialize_function(parser.parse_function(f"{_HEADER} {text}"))
+
+
+_FUNCTIONS = {GRID_ATTENTION: _attention_function, EXPERTS: experts_function}

@@ -1,0 +1,41 @@
+"""What a packaging file is made from: the directory so far, the model's facts and where each graph's weights lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..contract import Facts
+
+CHAT_TEMPLATE = "chat_template.jinja"
+PREPROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Package:
+    """An artifact directory while it is packaged.
+
+    Attributes:
+        directory: holds the graphs and the checkpoint's settings.
+        data: graph -> names of its external data files.
+    """
+
+    directory: Path
+    facts: Facts
+    data: Mapping[str, tuple[str, ...]]
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """One of the directory's JSON files, parsed."""
+        result: dict[str, Any] = json.loads((self.directory / name).read_text("utf-8"))
+        return result
+
+    def chat_template(self) -> str | None:
+        """The chat template, from its own file or from the tokenizer's settings."""
+        path = self.directory / CHAT_TEMPLATE
+        if path.is_file():
+            return path.read_text("utf-8")
+        found: str | None = self.settings("tokenizer_config.json").get("chat_template")
+        return found

@@ -1,0 +1,66 @@
+"""What transformers.js reads: three of the checkpoint's own files, completed where it has no default of its own.
+
+transformers (Python) reads the same files; every key added here is one it ignores or already assumes. Read from its
+sources: `models/session.js` (`transformers.js_config`), `utils/dtypes.js` (suffixes), `image_processors_utils.js`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import contract
+from ..errors import BuildError
+from .package import PREPROCESSOR, Package
+
+GRAPHS = (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER)
+DTYPE = "fp32"  # names the suffix '' and nothing else: it loads `<graph>.onnx`, whatever dtype that is
+
+LIMITS = (
+    "One picture in a prompt: its processor fails on several (`Cannot read properties of undefined`, or `offset is out "
+    "of bounds`).",
+    "A prompt without a picture goes wrong from the second token on: it continues from the wrong position "
+    "(`_get_text_only_rope_index` adds the prompt's length instead of subtracting it). Pass "
+    "`image_grid_thw: new Tensor('int64', new BigInt64Array(0), [0, 3])` to `generate` as well.",
+    "It resizes pictures with sharp in Node and with a canvas in browsers. Where sides are rounded to 32 pixels, it "
+    "is off by less than one 8-bit step on average over a picture. A picture above the pixel budget is shrunk without "
+    "smoothing, so small print becomes illegible (12 steps on average on a page of text): shrink large pictures first.",
+    "It rounds half up, as onnxruntime-genai does; a picture with a side shorter than 32 pixels gets other patches.",
+    "It has no video for this model.",
+)
+
+
+def config(package: Package) -> dict[str, Any]:
+    """`config.json` with which data files to fetch for each graph.
+
+    Raises:
+        BuildError: weights lie in a file of another name than the one it looks for.
+    """
+    chunks: dict[str, int] = {}
+    for graph in GRAPHS:
+        found = package.data[graph]
+        wanted = tuple(data_name(graph, index) for index in range(len(found)))
+        if found != wanted:
+            raise BuildError(
+                f"{graph}.onnx: its weights lie in {', '.join(found)}, transformers.js looks for {', '.join(wanted)}",
+                "Leave transformers.js out of packaging.runtimes",
+            )
+        chunks[f"{graph}.onnx"] = len(found)
+    settings = package.settings("config.json")
+    return {**settings, "transformers.js_config": {"dtype": DTYPE, "use_external_data_format": chunks}}
+
+
+def data_name(graph: str, index: int) -> str:
+    """`decoder_model_merged.onnx_data`, `decoder_model_merged.onnx_data_1`, …"""
+    return f"{graph}.onnx_data" + (f"_{index}" if index else "")
+
+
+def preprocessor(package: Package) -> dict[str, Any]:
+    """`preprocessor_config.json`: it normalizes only if told so, and resizes bilinearly unless told otherwise."""
+    return {"do_normalize": True, "resample": 3, **package.settings(PREPROCESSOR)}  # 3 is bicubic
+
+
+def tokenizer(package: Package) -> dict[str, Any]:
+    """`tokenizer_config.json` with the chat template, which its processor of this model reads from nowhere else."""
+    settings = package.settings("tokenizer_config.json")
+    template = package.chat_template()
+    return settings if template is None else {**settings, "chat_template": template}

@@ -1,0 +1,211 @@
+"""The plan of a build: which files it writes, how many bytes, how much memory and time, before a weight is read.
+
+Weights are counted to the byte, on the finished skeletons, as `weights/` will place them; the graphs beside them gain
+a few kilobytes when they learn where their weights lie. Time and memory are estimates: one slice of random numbers per
+kind of weight goes through the real writer, on the disk that will be written to, and is scaled up. Tracing was just
+done and is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import shutil
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+
+from ..artifact import CHECKPOINT_FILES, GRAPH_DIR
+from ..checkpoint import SINGLE, Checkpoint
+from ..errors import BuildError
+from ..recipe.model import Recipe
+from ..skeletons import Log, Skeleton, data_stem, open_for, skeletons
+from ..trace import weight_inputs
+from ..weights import WORKERS, Key, aligned, in_columns, key_of
+from ..weights.layouts import Source, fold_layouts, shape_of, source_of
+from ..weights.packing import Packing
+from ..weights.stream import SLICE_VALUES, Region, stream
+
+SAMPLE_WIDTH = 2048  # values of a row in the timed slice
+HASHED = 32 << 20  # bytes whose checksum is timed
+CAST_COPIES = 3  # float32 copies of a slice that exist at once while it is read, cast and turned
+PACK_COPIES = 10  # and while it is quantized
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file to be written, and its bytes by dtype; bytes of no dtype are graph, settings or alignment."""
+
+    name: str
+    bytes: int
+    dtypes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will do.
+
+    Attributes:
+        files: everything but the manifest and the settings of packaged runtimes, some kilobytes.
+        free: bytes free where they go.
+        memory: estimated peak of resident memory, bytes.
+        seconds: estimated duration of each part of the build.
+    """
+
+    files: tuple[PlannedFile, ...]
+    free: int
+    memory: int
+    seconds: Mapping[str, float]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def plan_build(
+    recipe: Recipe, *, checkpoint: str | None = None, out: Path | None = None, log: Log = print
+) -> BuildPlan:
+    """What `build` would do with the same arguments; writes nothing that stays and reads no weight.
+
+    Raises:
+        Qwen3VLExportError: as `build`, except that a disk with too little room is not an error here.
+    """
+    start = time.perf_counter()
+    opened = open_for(recipe, checkpoint)
+    found = skeletons(recipe, opened, log)
+    drawn = time.perf_counter()
+    files = planned_files(found, opened)
+    models = [skeleton.model for skeleton in found]
+    place = next(path for path in (out or Path("artifacts")).absolute().parents if path.is_dir())
+    hashed = sum(file.bytes for file in files) + sum(path.stat().st_size for path in opened.files)
+    return BuildPlan(
+        files=tuple(files),
+        free=check_space(place, 0),
+        memory=estimate_memory(models, opened),
+        seconds={
+            "tracing": drawn - start,
+            "weights": estimate_writing(models, opened, place),
+            "checksums": estimate_hashing(hashed),
+        },
+    )
+
+
+def planned_files(found: Sequence[Skeleton], checkpoint: Checkpoint) -> list[PlannedFile]:
+    """Every file that skeletons become, and the checkpoint's settings."""
+    tied = bool(checkpoint.config.tie_word_embeddings)
+    sharing: defaultdict[str, list[ir.Model]] = defaultdict(list)
+    files = []
+    for one in found:
+        sharing[data_stem(one.graph.name)].append(one.model)
+        size = len(ir.to_proto(one.model).SerializeToString())
+        files.append(PlannedFile(f"{GRAPH_DIR}/{one.graph.name}.onnx", size, {}))
+    files += [weight_file(f"{GRAPH_DIR}/{stem}.onnx_data", models, tied) for stem, models in sharing.items()]
+    settings = [checkpoint.root / name for name in CHECKPOINT_FILES] + sorted(checkpoint.root.glob("LICENSE*"))
+    files += [PlannedFile(path.name, path.stat().st_size, {}) for path in settings if path.is_file()]
+    return files
+
+
+def weight_file(name: str, models: Sequence[ir.Model], tied: bool) -> PlannedFile:
+    """The external data that these graphs share; a tensor that several read lies there once."""
+    end = 0
+    dtypes: Counter[str] = Counter()
+    for key, region in _regions(models, tied).items():
+        end = aligned(end) + region.length
+        dtypes[key[2].name.lower()] += region.length
+    return PlannedFile(name, end, dict(sorted(dtypes.items())))
+
+
+def check_space(directory: Path, needed: int) -> int:
+    """The bytes free at `directory`, which need not exist yet.
+
+    Raises:
+        BuildError: fewer than `needed`.
+    """
+    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise BuildError(
+            f"{place}: the artifact takes {needed:,} bytes, {free:,} are free",
+            "Free some space, or choose another --out",
+        )
+    return free
+
+
+def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
+    """Peak resident bytes: what tracing took, or what is left of it beside the slices in flight."""
+    tied = bool(checkpoint.config.tie_word_embeddings)
+    slices = 0
+    for (tensor, source, _), _region in _regions(models, tied).items():
+        values = max(SLICE_VALUES, prod(checkpoint.tensors[tensor].shape[1:]))
+        slices = max(slices, 4 * values * (CAST_COPIES if source.packing is None else PACK_COPIES))
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+    return usage + WORKERS * slices
+
+
+def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directory: Path) -> float:
+    """Seconds to read, lay out, cast or quantize and write every weight, with `WORKERS` at it.
+
+    Args:
+        directory: on the disk that the artifact goes to.
+    """
+    values: Counter[tuple[Packing | None, ir.DataType]] = Counter()
+    seen = set()
+    for tensor, source, dtype in _regions(models, bool(checkpoint.config.tie_word_embeddings)):
+        whole = (tensor, replace(source, part=""))
+        if whole not in seen:
+            seen.add(whole)
+            values[source.packing, ir.DataType.FLOAT if source.packing else dtype] += prod(
+                checkpoint.tensors[tensor].shape
+            )
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".plan-") as folder:
+        root = Path(folder)
+        rows = torch.randn(SLICE_VALUES // SAMPLE_WIDTH, SAMPLE_WIDTH).to(torch.bfloat16)
+        save_file({"sample": rows}, root / SINGLE)
+        sample = Checkpoint(root, "sample", "local", checkpoint.config)
+        seconds = sum(count / SLICE_VALUES * _time_slice(sample, *kind) for kind, count in values.items())
+    return seconds / WORKERS
+
+
+def estimate_hashing(count: int) -> float:
+    """Seconds to take the sha256 of that many bytes."""
+    start = time.perf_counter()
+    hashlib.sha256(bytes(HASHED))
+    return count / HASHED * (time.perf_counter() - start)
+
+
+def _regions(models: Sequence[ir.Model], tied: bool) -> dict[Key, Region]:
+    """Each weight once, with the room it takes."""
+    found: dict[Key, Region] = {}
+    for model in models:
+        for value in weight_inputs(fold_layouts(model)):
+            assert value.dtype is not None
+            region = Region(-1, 0, shape_of(value), value.dtype, in_columns(source_of(value)))
+            found.setdefault(key_of(value, tied), region)
+    return found
+
+
+def _time_slice(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType) -> float:
+    """Seconds that one slice takes from the checkpoint to the disk."""
+    shape = sample.tensors["sample"].shape
+    parts = (
+        {"": (shape, dtype)}
+        if packing is None
+        else {name: (part.shape, part.dtype) for name, part in packing.parts(*shape).items()}
+    )
+    with (sample.root / "out").open("wb") as file:
+        source = Source("sample", (), packing)
+        regions = {
+            name: Region(file.fileno(), 0, wanted, of, in_columns(replace(source, part=name)))
+            for name, (wanted, of) in parts.items()
+        }
+        start = time.perf_counter()
+        stream(sample, "sample", source, regions, lambda _: None)
+        return time.perf_counter() - start

@@ -1,0 +1,227 @@
+"""`publish` and `fetch`: a publication to a directory or to the Hugging Face Hub, and back.
+
+An upload is one commit: files go up first and become visible together, so that a broken upload leaves the repository
+as it was, and the next try sends only what has not arrived. A download lands in huggingface_hub's cache, which resumes,
+and becomes a directory only when everything in it is as manifest, evidence and provenance say. Credentials are
+huggingface_hub's own; this module never sees one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..console import size
+from ..errors import PublishError
+from ..hub import TIMEOUT
+from ..output import whole_directory
+from .provenance import STATEMENT, sign
+from .publication import Publication, prepare
+from .verify_artifact import verify_artifact
+
+Log = Callable[[str], None]
+SCHEME = "hf://"
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the Hub: `hf://org/name`, or `hf://org/name@revision`."""
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Repository:
+        """Read `hf://org/name[@revision]`.
+
+        Raises:
+            PublishError: it is none.
+        """
+        name, _, revision = text.removeprefix(SCHEME).partition("@")
+        bad = not REPOSITORY.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-"))
+        if bad or max(map(len, name.split("/"))) > 96:
+            raise PublishError(f"{text}: is not the name of a repository", "Write hf://OWNER/NAME")
+        return cls(name, revision or None)
+
+
+def publish(
+    root: Path,
+    to: str,
+    *,
+    licence: Path | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    signed: bool = False,
+    force: bool = False,
+    log: Log = print,
+) -> None:
+    """Publish an artifact.
+
+    Args:
+        to: a directory, or `hf://org/name`.
+        private: a repository that has to be made is private.
+        dry_run: check everything and say what would be published where; write and send nothing.
+        signed: sign the provenance with sigstore.
+        force: replace a directory that is already there.
+
+    Raises:
+        Qwen3VLExportError: the artifact may not be published, or the target cannot be written.
+    """
+    repository = Repository.parse(to) if to.startswith(SCHEME) else None
+    if repository and repository.revision:
+        raise PublishError(f"{to}: publishing is always to the main branch", "Leave the revision out")
+    publication = prepare(root, repository.name if repository else None, licence)
+    sizes = publication.sizes
+    if dry_run:
+        for name, count in sizes.items():
+            log(f"{size(count):>10}  {name}")
+    log(f"{root}: {len(sizes)} files, {size(sum(sizes.values()))}, proven and ready for {to}")
+    if dry_run:
+        return
+    if repository is None:
+        with whole_directory(Path(to), force) as directory:
+            write(publication, directory, signed)
+        log(f"{to} is ready. Check it: qwen3vl-export verify-artifact {to}")
+        return
+    with tempfile.TemporaryDirectory(prefix="qwen3vl-export-") as folder:
+        write(publication, Path(folder), signed, link=True)
+        log(f"published: {upload(Path(folder), repository, private)}")
+
+
+def write(publication: Publication, directory: Path, signed: bool, link: bool = False) -> None:
+    """Every file of a publication into a directory.
+
+    Args:
+        link: refer to the artifact's files instead of copying them.
+    """
+    for name, source in publication.files.items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            target.symlink_to(source.resolve())
+        else:
+            shutil.copyfile(source, target)
+    for name, data in publication.made.items():
+        (directory / name).write_bytes(data)
+    if signed:
+        sign(directory)
+
+
+def upload(folder: Path, repository: Repository, private: bool) -> str:
+    """The folder as the whole content of the repository's main branch, in one commit; returns the commit's address.
+
+    Raises:
+        PublishError: no permission, no network, or the Hub refused.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with hub_errors(repository.name, "Publish again: what has arrived is not sent twice"):
+        api.create_repo(repository.name, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository.name,
+            folder_path=folder,
+            delete_patterns="*",  # what an earlier publication had and this one has not
+            commit_message="Publish an artifact with its proof",
+        )
+    return str(commit.commit_url)
+
+
+def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = print) -> Path:
+    """Get a published artifact, whole and checked.
+
+    Args:
+        source: `hf://org/name[@revision]`, or a directory.
+        out: directory to write; `artifacts/<name>` unless given.
+
+    Returns:
+        The directory.
+
+    Raises:
+        Qwen3VLExportError: it cannot be reached, or something in it is not as it should be; nothing is written then.
+    """
+    if source.startswith(SCHEME):
+        repository = Repository.parse(source)
+        found, name = download(repository), repository.name.split("/")[1]
+    else:
+        found, name = Path(source), Path(source).resolve().name
+        if not found.is_dir():
+            raise PublishError(f"{source}: no such directory", f"Give a directory, or {SCHEME}OWNER/NAME")
+    out = out or Path("artifacts") / name
+    with whole_directory(out, force) as directory:
+        shutil.copytree(found, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git*", ".cache"))
+        if not (directory / STATEMENT).is_file():
+            raise PublishError(f"{source}: has no {STATEMENT}", "It was not published by qwen3vl-export publish")
+        for line in verify_artifact(directory):
+            log(line)
+    log(f"{out} is ready. Ask it: qwen3vl-export run {out} --prompt TEXT")
+    return out
+
+
+def download(repository: Repository) -> Path:
+    """The repository's files in huggingface_hub's cache; what has arrived is not fetched twice.
+
+    Raises:
+        PublishError: no such repository or revision, no permission, or no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repository.name, "Fetch again: what has arrived is kept"):
+        return Path(snapshot_download(repository.name, revision=repository.revision, etag_timeout=TIMEOUT))
+
+
+@contextmanager
+def hub_errors(name: str, again: str) -> Iterator[None]:
+    """Say in one line what huggingface_hub ran into.
+
+    Raises:
+        PublishError: in place of whatever it raised.
+    """
+    from huggingface_hub import errors
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its tries before the last; progress stays
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise PublishError(f"{name}: access to it must be asked for", "Then: hf auth login") from None
+    except errors.RevisionNotFoundError:
+        raise PublishError(f"{name}: has no such revision", "Leave it out for the main branch") from None
+    except errors.RepositoryNotFoundError:
+        raise PublishError(
+            f"{name}: the Hub has no such repository, or it is private", "Check the name, or: hf auth login"
+        ) from None
+    except errors.HFValidationError as error:
+        raise PublishError(
+            f"{name}: is not the name of a repository ({line(error)})", "Write hf://OWNER/NAME"
+        ) from None
+    except OSError as error:  # HfHubHTTPError and the HTTP library's errors among them
+        if error.errno is not None:
+            raise  # the disk's: full, read-only, not permitted
+        raise refusal(name, error, again) from None
+    except Exception as error:  # which HTTP library raises depends on huggingface_hub's version
+        raise refusal(name, error, again) from None
+
+
+def refusal(name: str, error: Exception, again: str) -> PublishError:
+    """What the Hub's status code means, else that it was out of reach."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return PublishError(f"{name}: the Hub does not know who you are", "Log in: hf auth login")
+    if status == 403:
+        return PublishError(f"{name}: you may not write there", "Log in as somebody who may: hf auth login")
+    if status is not None:
+        return PublishError(f"{name}: the Hub answered {status} ({line(error)})", again)
+    return PublishError(f"{name}: the connection to the Hub failed ({line(error)})", again)
+
+
+def line(error: Any) -> str:
+    """The first line of an error's message, or its class."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,0 +1,181 @@
+"""The model card: README.md of a published artifact, made from its manifest and its parity evidence.
+
+Every number in it is measured: sizes come from the manifest, differences and times from `parity.json`. The snippets are
+`SNIPPETS`; a test takes them out of a card and runs them. Knows nothing about publishing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..artifact import Artifact
+from ..console import size
+from ..packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
+from .evidence import Evidence
+from .heatmap import HEATMAP
+from .provenance import STATEMENT
+from .sbom import SBOM
+
+CARD = "README.md"
+SIGNS = {"max": "≤", "min": "≥", "equals": "="}
+
+PYTHON = """\
+# needs qwen3vl-export and huggingface_hub
+from huggingface_hub import snapshot_download
+from qwen3vl_export.runtime import Image, Qwen3VL
+
+model = Qwen3VL.load(snapshot_download("{repository}", local_dir="model"))
+for piece in model.stream([Image("cat.png"), "What is this?"]):
+    print(piece, end="", flush=True)
+"""
+
+GENAI_PYTHON = """\
+# needs onnxruntime-genai and huggingface_hub
+import onnxruntime_genai as og
+from huggingface_hub import snapshot_download
+
+model = og.Model(snapshot_download("{repository}"))
+processor = model.create_multimodal_processor()
+question = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
+prompt = f"<|im_start|>user\\n{{question}}<|im_end|>\\n<|im_start|>assistant\\n"
+params = og.GeneratorParams(model)
+params.set_search_options(max_length=2048, do_sample=False)
+generator = og.Generator(model, params)
+generator.set_inputs(processor(prompt, images=og.Images.open("cat.png")))
+stream = processor.create_stream()
+while not generator.is_done():
+    generator.generate_next_token()
+    print(stream.decode(generator.get_next_tokens()[0]), end="", flush=True)
+"""
+
+JAVASCRIPT = """\
+// needs @huggingface/transformers
+import {{ AutoProcessor, Qwen3VLForConditionalGeneration, RawImage, TextStreamer }} from '@huggingface/transformers';
+
+const processor = await AutoProcessor.from_pretrained('{repository}');
+const model = await Qwen3VLForConditionalGeneration.from_pretrained('{repository}');
+const content = [{{ type: 'image' }}, {{ type: 'text', text: 'What is this?' }}];
+const prompt = processor.apply_chat_template([{{ role: 'user', content }}], {{ add_generation_prompt: true }});
+const inputs = await processor(prompt, await RawImage.read('cat.png'));
+const streamer = new TextStreamer(processor.tokenizer, {{ skip_prompt: true, skip_special_tokens: true }});
+await model.generate({{ ...inputs, max_new_tokens: 512, do_sample: false, streamer }});
+"""
+
+SNIPPETS = {ONNXRUNTIME: ("python", PYTHON), GENAI: ("python", GENAI_PYTHON), TRANSFORMERS_JS: ("js", JAVASCRIPT)}
+
+
+def model_card(artifact: Artifact, evidence: Evidence, repository: str, licence: str) -> str:
+    """The card's text.
+
+    Args:
+        repository: `org/name`, as the snippets say it.
+        licence: identifier for the card's header, `apache-2.0`.
+    """
+    return "\n".join(
+        [
+            *header(artifact, licence),
+            *what_it_is(artifact),
+            *usage(artifact, repository),
+            *parity(artifact, evidence),
+            *sizes(artifact),
+            *speed(evidence),
+            *limits(artifact),
+            *origin(artifact, licence),
+        ]
+    )
+
+
+def header(artifact: Artifact, licence: str) -> Iterator[str]:
+    source, revision = (artifact.manifest.checkpoint[key] for key in ("source", "revision"))
+    yield from ("---", f"license: {licence}", "pipeline_tag: image-text-to-text")
+    if TRANSFORMERS_JS in artifact.manifest.recipe["packaging"]["runtimes"]:
+        yield "library_name: transformers.js"
+    if revision != "local":
+        yield f"base_model: {source}"
+    yield from (f"tags: [onnx, {', '.join(artifact.manifest.recipe['packaging']['runtimes'])}, qwen3_vl]", "---", "")
+
+
+def what_it_is(artifact: Artifact) -> Iterator[str]:
+    manifest = artifact.manifest
+    source, revision = manifest.checkpoint["source"], manifest.checkpoint["revision"]
+    recipe = manifest.recipe
+    sized = {"dynamic": "pictures of any size and any number"}.get(recipe["vision"]["grid"], "pictures of fixed sizes")
+    runtimes = ", ".join(recipe["packaging"]["runtimes"])
+    yield from (f"# {manifest.name}", "")
+    yield f"`{source}` at revision `{revision}` as ONNX, for {sized}: weights in {recipe['dtype']}{quantized(recipe)},"
+    yield f"target `{recipe['target']}`. The directory loads unmodified in {runtimes}."
+    yield "Built by qwen3vl-export, and compared with PyTorch stage by stage."
+    yield ""
+
+
+def quantized(recipe: dict[str, Any] | Any) -> str:
+    """`, decoder_model_merged int4`, or nothing."""
+    plans = {graph: plan["method"] for graph, plan in recipe["quantization"].items() if plan["method"] != "none"}
+    return "".join(f", {graph} {method}" for graph, method in plans.items())
+
+
+def usage(artifact: Artifact, repository: str) -> Iterator[str]:
+    yield from ("## Use", "")
+    for runtime in artifact.manifest.recipe["packaging"]["runtimes"]:
+        language, snippet = SNIPPETS[runtime]
+        oldest = f"{artifact.manifest.min_onnxruntime} or newer"
+        releases = oldest if runtime == ONNXRUNTIME else RUNTIMES[runtime].releases
+        yield from (f"### {runtime} {releases}", "", f"```{language}")
+        yield from (*snippet.format(repository=repository).splitlines(), "```", "")
+    yield from ("Check what you got, against the hashes and the evidence inside:", "", "```console")
+    yield from (f"$ qwen3vl-export fetch hf://{repository}", "```", "")
+
+
+def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
+    versions, checks = evidence["versions"], evidence["checks"]
+    yield from ("## Parity with PyTorch", "")
+    yield f"{len(checks)} of {evidence['planned']} checks of the {evidence['matrix']} matrix pass against transformers"
+    yield f"{versions['transformers']} on torch {versions['torch']}, with onnxruntime {versions['onnxruntime']};"
+    yield f"near-ties: {len(evidence['near_ties'])}. Evidence: `parity.json`, about the manifest with sha256"
+    yield from (
+        f"`{artifact.manifest_sha256}`.",
+        "",
+        "| stage | checks | worst of all checks (limit) |",
+        "|---|--:|---|",
+    )
+    for stage, entry in evidence["summary"].items():
+        if entry:
+            rules = {rule["measure"]: rule for rule in evidence["profile"]["rules"].get(stage, ())}
+            worst = [measured(name, value, rules[name]) for name, value in entry["worst"].items()]
+            yield f"| {stage} | {entry['checks']} | {', '.join(worst)} |"
+    yield from ("", f"![largest difference of every check, in percent of its limit]({HEATMAP})", "")
+
+
+def measured(name: str, value: float | str | None, rule: dict[str, Any]) -> str:
+    text = "not measured" if value is None else value if isinstance(value, str) else f"{value:.3g}"
+    return f"{name.replace('_', ' ')} {text} ({SIGNS[rule['kind']]} {rule['limit']:.5g})"
+
+
+def sizes(artifact: Artifact) -> Iterator[str]:
+    files = artifact.manifest.files
+    yield from ("## Sizes", "", "| file | size |", "|---|--:|")
+    yield from (f"| `{name}` | {size(files[name].bytes)} |" for name in files if name.startswith("onnx/"))
+    yield from (f"| all {len(files)} files | {size(sum(record.bytes for record in files.values()))} |", "")
+
+
+def speed(evidence: Evidence) -> Iterator[str]:
+    seconds, machine = evidence["seconds"], evidence["hardware"]
+    where = f"{machine['processor']}, {machine['cores']} cores" if machine["processor"] else f"{machine['cores']} cores"
+    yield from ("## Speed", "")
+    yield f"The verification took {seconds['total']:.0f} s on {where}, of which this artifact computed for"
+    yield f"{seconds['artifact']:.1f} s." if "artifact" in seconds else "an unrecorded part."
+    yield ""
+
+
+def limits(artifact: Artifact) -> Iterator[str]:
+    yield from ("## Known limits", "")
+    for runtime in artifact.manifest.recipe["packaging"]["runtimes"]:
+        yield from (f"- {runtime}: {limit}" for limit in RUNTIMES[runtime].limits)
+    yield from ("- What the model itself can and cannot do is its checkpoint's.", "")
+
+
+def origin(artifact: Artifact, licence: str) -> Iterator[str]:
+    yield from ("## Licence and origin", "", f"`{licence}`, see `LICENSE`: the checkpoint's.", "")
+    yield f"`{STATEMENT}` (SLSA provenance) names every file with its sha256, `{SBOM}` (CycloneDX ML-BOM) what it was"
+    yield from ("made from.", "")

@@ -1,0 +1,117 @@
+"""A publication: a checked artifact, and the card, picture, licence and provenance that are published beside it.
+
+Refuses what has not been proven: parity evidence must pass and name this manifest, and every file must be as the
+manifest says. Writes nothing into the artifact and knows nothing about where the files go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..artifact import JUNIT, MANIFEST, PARITY, Artifact, open_artifact
+from ..errors import PublishError
+from .evidence import check_tier, passing_evidence
+from .heatmap import HEATMAP, heatmap
+from .model_card import CARD, model_card
+from .provenance import STATEMENT, statement
+from .sbom import SBOM, sbom
+from .verify_artifact import check_contract, check_digests
+
+LICENCE = "LICENSE"
+LICENCES = {"Apache License": "apache-2.0", "MIT License": "mit"}
+STAGES = "stages/"
+REPORTS = (PARITY, JUNIT, "parity.html")  # the last two where they are
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Everything that is published: files of the artifact, by name, and texts made for the occasion.
+
+    Attributes:
+        files: name -> where it lies.
+        made: name -> bytes.
+    """
+
+    artifact: Artifact
+    files: Mapping[str, Path]
+    made: Mapping[str, bytes]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by name."""
+        found = {name: path.stat().st_size for name, path in self.files.items()}
+        return dict(sorted({**found, **{name: len(data) for name, data in self.made.items()}}.items()))
+
+
+def prepare(root: Path, repository: str | None = None, licence: Path | None = None) -> Publication:
+    """Check an artifact and make what is published beside it.
+
+    Args:
+        repository: `org/name` for the card's snippets; a placeholder's unless said.
+        licence: the checkpoint's licence, where the artifact holds none.
+
+    Raises:
+        ArtifactError, ParityError: a file differs from the manifest, or parity is not proven.
+        PublishError: no licence, or the artifact holds build stages.
+    """
+    artifact = open_artifact(root, check=False)
+    evidence = passing_evidence(artifact)
+    check_tier(artifact, evidence)
+    digests = check_digests(artifact)
+    check_contract(artifact)
+    if any(name.startswith(STAGES) for name in digests):
+        raise PublishError(f"{root}: holds every build stage, which nobody runs", f"Rebuild: {artifact.build_command}")
+    files = {name: artifact.root / name for name in digests}
+    files |= {name: artifact.root / name for name in (MANIFEST, *REPORTS) if (artifact.root / name).is_file()}
+    made: dict[str, bytes] = {}
+    text = licence_text(artifact, licence)
+    if LICENCE not in files:
+        made[LICENCE] = text.encode()
+    name = repository or f"OWNER/{artifact.manifest.name}"
+    picture = io.BytesIO()
+    heatmap(evidence).save(picture, "PNG")
+    made[HEATMAP] = picture.getvalue()
+    made[CARD] = model_card(artifact, evidence, name, licence_id(text)).encode()
+    made[SBOM] = as_json(sbom(artifact, digests))
+    rest = {name: path for name, path in files.items() if name not in digests}
+    published = {**digests, **{name: sha256(path.read_bytes()) for name, path in rest.items()}}
+    published |= {name: sha256(data) for name, data in made.items()}
+    made[STATEMENT] = as_json(statement(artifact, published))
+    return Publication(artifact, files, made)
+
+
+def licence_text(artifact: Artifact, given: Path | None) -> str:
+    """The checkpoint's licence: the one given, else the one in the artifact.
+
+    Raises:
+        PublishError: there is none.
+    """
+    path = given or artifact.root / LICENCE
+    if not path.is_file():
+        where = path if given else artifact.root
+        raise PublishError(
+            f"{where}: no {LICENCE}, and a model is not published without one",
+            "Pass the checkpoint's with --license FILE",
+        )
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise PublishError(f"{path}: is not a text", "Pass the checkpoint's licence with --license FILE") from None
+
+
+def licence_id(text: str) -> str:
+    """`apache-2.0`; `other` for a licence this does not know by its first lines."""
+    return next((known for title, known in LICENCES.items() if title in text[:400]), "other")
+
+
+def as_json(values: object) -> bytes:
+    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,213 @@
+"""Loads recipes: a YAML file or the name of one becomes a checked `Recipe`, or one line saying what to correct.
+
+`recipe/yaml.py` reads files, `recipe/model.py` says what may be in them; this module joins the two and words the
+mistakes. Knows nothing about building.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import RecipeError
+from ..packaging import loadable_by
+from .model import GRAPH_NAMES as GRAPH_NAMES
+from .model import SIZE_STEP
+from .model import Recipe as Recipe
+from .quantize import METHODS, profile_of
+from .strict import Impossible
+from .yaml import EXTENDS, Layers, read_layers
+
+SUFFIXES = (".yaml", ".yml")
+_EXPECTED = {
+    "string_type": 'text: write it in "quotes"',
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "tuple_type": "a list: write it in [brackets]",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+}
+_LOOKS_LIKE = {"name": "lower-case letters, digits, dots and dashes", "min_onnxruntime": "a version such as 1.23.0"}
+
+
+def recipe_dirs() -> list[Path]:
+    """Where recipes are looked up by name: ./recipes, then those shipped beside the package or installed with it."""
+    shipped = Path(__file__).resolve().parents[2] / "recipes"
+    here = Path("recipes")
+    dirs = [here] if here.resolve() == shipped else [here, shipped]
+    return [path for path in (*dirs, Path(sys.prefix) / "share" / "qwen3vl-export" / "recipes") if path.is_dir()]
+
+
+def list_recipes() -> dict[str, Path]:
+    """Every recipe that can be named, by name; the first directory wins."""
+    found: dict[str, Path] = {}
+    for directory in recipe_dirs():
+        for file in sorted(directory.iterdir()):
+            if file.suffix in SUFFIXES and file.is_file():
+                found.setdefault(file.stem, file)
+    return found
+
+
+def find_recipe(path_or_name: str | Path) -> Path:
+    """The file of a recipe given as a path or by name.
+
+    Raises:
+        RecipeError: no such file or name; similar ones are suggested.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    if path.name == str(path_or_name) and path.suffix not in SUFFIXES and not path.exists():
+        known = list_recipes()
+        if path.name in known:
+            return known[path.name]
+        raise RecipeError(f"{path}: no recipe of that name", _did_you_mean(path.name, known) or "See: recipes list")
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a directory", "Name a recipe file, or see: recipes list")
+    siblings = {str(path.parent / one.name) for one in path.parent.glob("*.y*ml")}
+    raise RecipeError(f"{path}: no such recipe", _did_you_mean(str(path), siblings) or "See: recipes list")
+
+
+def load_recipe(path_or_name: str | Path) -> Recipe:
+    """Load and check a recipe: `tiny`, or `recipes/tiny.yaml`.
+
+    Raises:
+        RecipeError: it cannot be found or read, or says something unknown, ill-typed or impossible.
+    """
+    layers = read_layers(find_recipe(path_or_name))
+    _fill_in(layers)
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(layers.data))
+    except ValidationError as error:
+        raise _first_mistake(layers, error) from None
+    except (TypeError, ValueError, RecursionError):
+        raise RecipeError(f"{layers.file}: holds a value that is not plain text, number or list") from None
+    recipe._directory = layers.file.parent
+    source = recipe.checkpoint.source
+    if not recipe.checkpoint.is_local and (layers.file.parent / source).is_dir():
+        raise RecipeError(
+            f"{layers.origin(('checkpoint', 'source'))}: checkpoint.source: {source} names a Hub repository, and a "
+            "directory of that name lies beside the recipe",
+            f"Write ./{source} for the directory",
+        )
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file, for editors; every key is optional there because `extends:` may supply it."""
+    schema = Recipe.model_json_schema()
+    schema["title"] = "Qwen3-VL export recipe"
+    schema["properties"] = {
+        EXTENDS: {"type": "string", "description": "Recipe to start from, relative to this file."},
+        **schema["properties"],
+    }
+    for model in (schema, *schema["$defs"].values()):
+        model.pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _fill_in(layers: Layers) -> None:
+    """Defaults that depend on the file or on another key."""
+    layers.data.setdefault("name", layers.file.stem)
+    parity = layers.data.setdefault("parity", {})
+    if isinstance(parity, dict):
+        layers.data["parity"] = {"tolerances": profile_of(layers.data), **parity}
+    packaging = layers.data.setdefault("packaging", {})
+    vision, graphs = layers.data.get("vision", {}), layers.data.get("graphs", list(GRAPH_NAMES))
+    if isinstance(packaging, dict) and isinstance(vision, dict) and isinstance(graphs, list):
+        runtimes = loadable_by([str(graph) for graph in graphs], str(vision.get("grid", "dynamic")))
+        layers.data["packaging"] = {"runtimes": list(runtimes), **packaging}
+
+
+def _first_mistake(layers: Layers, error: ValidationError) -> RecipeError:
+    """One line for the first mistake, misspelt keys before the missing ones they explain, and a count of the rest."""
+    mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    first = mistakes[0]
+    path, what, next = _describe(first["type"], tuple(first["loc"]), first["input"], first.get("ctx", {}), first["msg"])
+    if len(mistakes) > 1:
+        next = f"{next} ({len(mistakes) - 1} more mistake{'s' if len(mistakes) > 2 else ''})".lstrip()
+    combined = isinstance(first.get("ctx", {}).get("error"), Impossible)  # the file read brought them together
+    path = _without_method(path)
+    file = layers.file if combined else layers.origin(tuple(str(key) for key in path))
+    return RecipeError(f"{file}: {_dotted(path)}: {what}", next)
+
+
+def _describe(
+    kind: str, path: tuple[int | str, ...], value: Any, context: Mapping[str, Any], message: str
+) -> tuple[tuple[int | str, ...], str, str]:
+    """Key path, what is wrong and what to do, for one of pydantic's error records."""
+    cause = context.get("error")
+    if isinstance(cause, Impossible):
+        return (*path, *cause.key.split(".")), cause.what, cause.next
+    if kind == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        return path, "unknown key", _did_you_mean(str(path[-1]), known) or f"Known here: {', '.join(known)}"
+    if kind == "missing" and isinstance(path[-1], str):
+        return path, "is missing", "Add it, or inherit it with extends:"
+    if kind in ("missing", "too_long") and "sizes" in path:
+        return path[:3], "a size is [height, width]", "Write sizes: [[384, 384]]"
+    if kind == "union_tag_not_found":
+        known = sorted({name for model in METHODS.values() for name in model.model_fields})
+        for key in value if isinstance(value, dict) else ():
+            if key not in known:
+                return (*path, key), "unknown key", _did_you_mean(key, known) or f"Known here: {', '.join(known)}"
+        return (*path, "method"), "is missing", f"One of {', '.join(METHODS)}"
+    if kind == "union_tag_invalid":
+        tag = str(context["tag"])
+        return (*path, "method"), f"{_shown(tag)} is not one of {', '.join(METHODS)}", _did_you_mean(tag, METHODS)
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        return path, f"{_shown(value)} is not one of {', '.join(choices)}", _did_you_mean(str(value), choices)
+    if kind == "multiple_of":
+        lower = int(value) // SIZE_STEP * SIZE_STEP
+        near = [str(size) for size in (lower, lower + SIZE_STEP) if size > 0]
+        return path, f"{value} is not a multiple of {SIZE_STEP}", f"Use {' or '.join(near)}"
+    if kind == "string_pattern_mismatch":
+        return path, f"found {_shown(value)}", f"It must be {_LOOKS_LIKE[str(path[-1])]}"
+    if kind in _EXPECTED:
+        return path, f"found {_shown(value)}", f"It must be {_EXPECTED[kind]}"
+    return path, f"found {_shown(value)}", message.replace("Input", "It").replace("String", "It").replace("Tuple", "It")
+
+
+def _keys_at(path: Iterable[int | str]) -> list[str]:
+    """The keys a recipe knows at a key path."""
+    model: type[BaseModel] = Recipe
+    for key in path:
+        if model is not Recipe and key in METHODS:  # pydantic names the method it read the block as
+            model = METHODS[str(key)]
+            continue
+        annotation = model.model_fields[str(key)].annotation
+        options = (annotation, *get_args(annotation))
+        model = next(one for one in options if isinstance(one, type) and issubclass(one, BaseModel))
+    return [EXTENDS, *model.model_fields] if model is Recipe else list(model.model_fields)
+
+
+def _without_method(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A key path as it is written: without the method that pydantic names after a graph of `quantization`."""
+    return (*path[:2], *path[3:]) if path[:1] == ("quantization",) and path[2:3] and path[2] in METHODS else path
+
+
+def _dotted(path: Iterable[int | str]) -> str:
+    """`("vision", "sizes", 0, 1)` reads `vision.sizes[0][1]`."""
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else ""

@@ -1,0 +1,196 @@
+"""What a recipe says: strict, frozen models, each field explained once.
+
+The field descriptions become the JSON Schema editors read and the table in docs/recipes.md. Rules that span several
+fields raise `Impossible`, which names the field at fault. Knows nothing about YAML, files on disk or the checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from ..packaging import RUNTIMES, loadable_by
+from .quantize import PROFILES, Quantization, Quantize, profile_of
+from .strict import Impossible, Strict
+
+SIZE_STEP = 32  # pixels of one image token's side: patch_size * spatial_merge_size = 16 * 2
+MAX_ASPECT = 200  # the processor of Qwen3-VL refuses longer pictures
+
+GraphName = Literal["vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged"]
+GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged")
+RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js"]
+Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
+
+
+class Checkpoint(Strict):
+    """Where the weights come from."""
+
+    source: str = Field(min_length=1)
+    """A Hub id such as Qwen/Qwen3-VL-2B-Instruct, or a directory beside the recipe: ./checkpoints/tiny."""
+    revision: str = Field(default="main", min_length=1)
+    """Commit of a Hub id. `main` is resolved when building and recorded; `recipes pin` writes the commit here."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `source` is a directory; a Hub id starts with neither a dot, a slash nor a tilde."""
+        return self.source.startswith((".", "/", "~"))
+
+
+class Vision(Strict):
+    """Which picture sizes the vision encoder takes."""
+
+    grid: Literal["dynamic", "fixed", "buckets"] = "dynamic"
+    """dynamic: one encoder, any size. fixed: one size. buckets: one encoder per size, the closest one is chosen."""
+    sizes: tuple[tuple[Pixels, Pixels], ...] = ()
+    """[height, width] in pixels, multiples of 32: exactly one for fixed, two or more for buckets, none for dynamic."""
+
+    def patch_grids(self, patch_size: int) -> tuple[tuple[int, int], ...]:
+        """The sizes in patches: `(384, 384)` pixels are `(24, 24)` patches of 16."""
+        return tuple((height // patch_size, width // patch_size) for height, width in self.sizes)
+
+    @model_validator(mode="after")
+    def _sizes_fit_grid(self) -> Self:
+        if self.grid == "dynamic" and self.sizes:
+            raise Impossible("sizes", "a dynamic grid takes every size", "Remove sizes, or set grid: buckets")
+        if self.grid == "fixed" and len(self.sizes) != 1:
+            raise Impossible(
+                "sizes", f"a fixed grid needs exactly one size, found {len(self.sizes)}", "Write sizes: [[384, 384]]"
+            )
+        if self.grid == "buckets" and len(self.sizes) < 2:
+            raise Impossible(
+                "sizes",
+                f"buckets need two sizes or more, found {len(self.sizes)}",
+                "Write sizes: [[256, 256], [512, 512]], or set grid: fixed",
+            )
+        for index, (height, width) in enumerate(self.sizes):
+            if (height, width) in self.sizes[:index]:
+                raise Impossible("sizes", f"[{height}, {width}] appears twice", "Remove one")
+            if max(height, width) > MAX_ASPECT * min(height, width):
+                raise Impossible("sizes", f"[{height}, {width}] is over {MAX_ASPECT}:1", "Choose a less extreme size")
+        return self
+
+
+class Parity(Strict):
+    """How the artifact is compared with PyTorch."""
+
+    matrix: Literal["quick", "standard", "full"] = "standard"
+    """Which cases `verify` runs unless told otherwise."""
+    tolerances: str = Field(default="", min_length=1)
+    """Profile in parity_tests/tolerances.yaml; that of the least precise part unless said."""
+    held_out: bool = False
+    """Also sit the trained tiny model's exam: only checkpoints that were trained on drawn pictures can."""
+
+
+class Packaging(Strict):
+    """Which runtimes the directory is laid out for."""
+
+    runtimes: tuple[RuntimeName, ...] = Field(default=(), min_length=1)
+    """Runtimes that must be able to load the directory; every one that can load these graphs unless said."""
+
+
+class Recipe(Strict):
+    """One build, described completely: equal recipes and checkpoints give equal bytes."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Name of the artifact, its default directory under artifacts/. The file's name unless said; never inherited."""
+    description: str = ""
+    """One line for `recipes list`. Never inherited."""
+    checkpoint: Checkpoint
+    """Where the weights come from. A recipe that changes `source` starts afresh: it inherits no revision."""
+    target: Literal["ort", "portable"] = "ort"
+    """ort: onnxruntime's fused operators. portable: standard ONNX operators only."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Floating type of weights and activations. bfloat16 is that of the weights only: computing is in float32."""
+    vision: Vision = Vision()
+    """Which picture sizes the vision encoder takes."""
+    graphs: tuple[GraphName, ...] = Field(default=GRAPH_NAMES, min_length=1)
+    """Graphs to export; all of them unless said."""
+    quantization: Quantization = Quantization()
+    """How the weights of each graph are stored."""
+    parity: Parity
+    """How the artifact is compared with PyTorch."""
+    packaging: Packaging = Packaging()
+    """Which runtimes the directory is laid out for."""
+    min_onnxruntime: str = Field(default="1.23.0", pattern=r"^\d+\.\d+(\.\d+)?$")
+    """Oldest onnxruntime the artifact may be loaded with."""
+
+    _directory: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def checkpoint_dir(self) -> Path | None:
+        """The local checkpoint directory, or None where `checkpoint.source` is a Hub id."""
+        return self._directory / Path(self.checkpoint.source).expanduser() if self.checkpoint.is_local else None
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "float16"]:
+        """Floating type of activations, inputs and outputs: onnxruntime's CPU provider has no bfloat16 kernels."""
+        return "float16" if self.dtype == "float16" else "float32"
+
+    def quantize(self, graph: str) -> Quantize:
+        """How the weights of one graph are stored; embed_tokens and embeddings share a table, encoders a tower."""
+        stem = "vision_encoder" if graph.startswith("vision_encoder") else graph
+        plan: Quantize = getattr(self.quantization, "embeddings" if stem == "embed_tokens" else stem)
+        return plan
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain JSON values with every default filled in. An absolute source keeps its last name only: the same recipe
+        and checkpoint must give the same bytes wherever they lie."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        if self.checkpoint.source.startswith(("/", "~")):
+            values["checkpoint"]["source"] = "./" + Path(self.checkpoint.source).name
+        return values
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if len(set(self.graphs)) != len(self.graphs):
+            raise Impossible("graphs", "a graph appears twice", "Remove one")
+        own, said = profile_of(self.model_dump()), self.parity.tolerances
+        if said in PROFILES and PROFILES.index(said) < PROFILES.index(own):
+            raise Impossible(
+                "parity.tolerances",
+                f"{own} cannot meet the {said} profile",
+                f"Write tolerances: {own}, or leave it out",
+            )
+        self._quantization_is_possible()
+        missing = [name for name in GRAPH_NAMES if name not in self.graphs]
+        for runtime in self.packaging.runtimes:
+            if runtime not in loadable_by(self.graphs, self.vision.grid):
+                needed = [name for name in RUNTIMES[runtime].graphs if name not in self.graphs]
+                what = f"{needed[0]}, which is not exported" if needed else "a vision encoder for any picture size"
+                raise Impossible(
+                    "packaging.runtimes", f"{runtime} needs {what}", f"Leave {runtime} out, or packaging.runtimes"
+                )
+        if self.parity.held_out and missing:
+            raise Impossible(
+                "parity.held_out", f"the exam needs every graph, {missing[0]} is not exported", "Set held_out: false"
+            )
+        return self
+
+    def _quantization_is_possible(self) -> None:
+        plans = self.quantization
+        if plans.vision_encoder.method == "int4" and not plans.vision_encoder.accept_error:
+            raise Impossible(
+                "quantization.vision_encoder.accept_error",
+                "4-bit weights change the features of the vision tower by a tenth and more",
+                "Use method: int8, or accept it with accept_error: true",
+            )
+        if plans.embeddings.method == "int8_dynamic":
+            raise Impossible(
+                "quantization.embeddings.method",
+                "int8_dynamic quantizes products, and a table is only looked up",
+                "Use method: int8",
+            )
+        if self.target != "portable":
+            return
+        if plans.embeddings.method != "none":
+            raise Impossible(
+                "quantization.embeddings.method", "no standard operator looks up quantized rows", "Use method: none"
+            )
+        for graph in ("vision_encoder", "decoder_model_merged"):
+            plan = getattr(plans, graph)
+            if plan.method in ("int8", "int4") and not plan.symmetric:
+                raise Impossible(
+                    f"quantization.{graph}.symmetric", "the portable target has symmetric blocks only", "Remove it"
+                )

@@ -1,0 +1,1 @@
+"""Rewrites of the decoder, one idea a module; `optimize.py` lists them."""

@@ -1,0 +1,113 @@
+"""Streaming: one tensor of a checkpoint to its places in a file, some rows at a time.
+
+Rows are read, laid out, cast or packed, written and forgotten; memory holds `SLICE_VALUES` of them whatever the tensor.
+Knows offsets and layouts; nothing about graphs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from ..checkpoint import Checkpoint
+from .layouts import Layout, Source
+from .packing import TORCH
+
+SLICE_VALUES = 4 << 20  # 16 MiB of float32
+COLUMNS = ("Transpose", (1, 0))
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where one array goes: a file, an offset, and the array's shape and dtype."""
+
+    descriptor: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    columns: bool = False
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return -(-prod(self.shape) * self.dtype.bitwidth // 8)
+
+
+def stream(
+    checkpoint: Checkpoint, name: str, source: Source, regions: Mapping[str, Region], progress: Callable[[int], None]
+) -> float | None:
+    """Write one tensor as `source` says.
+
+    Args:
+        name: the checkpoint's tensor.
+        regions: for each part of the source's packing its place; the only key is "" without a packing.
+        progress: called with the bytes of each write.
+
+    Returns:
+        Relative L2 error of the quantized values; None if they are not quantized.
+    """
+    squares = torch.zeros(2, dtype=torch.float64)
+    for first, rows in _slices(checkpoint, name, source.layout):
+        if source.packing is None:
+            arrays: Mapping[str, Tensor] = {"": rows}
+        else:
+            wide = rows.to(torch.float32).flatten(0, -2)  # a stack of matrices is one row after another
+            arrays, restored = source.packing.pack(wide)
+            squares += torch.stack([(restored - wide).square().sum(), wide.square().sum()]).to(torch.float64)
+        for part, region in regions.items():
+            _write(region, first, arrays[part])
+            progress(region.length * len(rows) // region.shape[1 if region.columns else 0])
+    if source.packing is None:
+        return None
+    return float((squares[0] / squares[1].clamp(min=1e-30)).sqrt())
+
+
+def _slices(checkpoint: Checkpoint, name: str, layout: Layout) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, rows) of a tensor, laid out; a final `COLUMNS` is left to `_write`."""
+    steps = layout[:-1] if layout and layout[-1] == COLUMNS else layout
+    shape = checkpoint.tensors[name].shape
+    rows_apart = all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in steps)
+    count = max(1, SLICE_VALUES // max(1, prod(shape[1:]))) if rows_apart else shape[0]
+    for first in range(0, shape[0], count):
+        rows = checkpoint.read(name, slice(first, min(first + count, shape[0])))
+        for op, argument in steps:
+            if op == "Transpose":
+                rows = rows.permute(argument)
+            else:
+                rows = rows.reshape((len(rows), *argument[1:]) if rows_apart else argument)
+        yield first, rows
+
+
+def _write(region: Region, first: int, rows: Tensor) -> None:
+    """Write rows, or columns of a matrix, that start at index `first`."""
+    dtype = TORCH.get(region.dtype)
+    rows = rows if dtype is None else rows.to(dtype)
+    if not region.columns:
+        data = _bytes(rows)
+        row = region.length // region.shape[0]
+        _write_at(region.descriptor, data, region.offset + first * row)
+        return
+    turned = _bytes(rows.t())
+    width, size = rows.shape[0] * rows.element_size(), rows.element_size()
+    stride = region.shape[1] * size
+    for index in range(region.shape[0]):
+        place = region.offset + index * stride + first * size
+        _write_at(region.descriptor, turned[index * width : (index + 1) * width], place)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    array: np.ndarray = tensor.contiguous().view(torch.uint8).numpy()
+    return array.data.cast("B")
+
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
