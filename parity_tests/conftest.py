@@ -19,7 +19,7 @@ import pytest
 from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from . import plugin
-from .tiny_builds import build_once, scratch
+from .tiny_builds import build_once, build_split, scratch
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -48,6 +48,12 @@ def tiny_artifact() -> Path:
 def tiny_portable_artifact() -> Path:
     """The artifact of recipes/tiny-portable.yaml, as `tiny_artifact`."""
     return build_once("tiny-portable")
+
+
+@pytest.fixture(scope="session")
+def tiny_split_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """recipes/tiny.yaml in many small weight files."""
+    return build_split(tmp_path_factory.mktemp("split") / "tiny")
 
 
 @pytest.fixture(scope="session")

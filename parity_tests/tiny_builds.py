@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -24,6 +24,7 @@ RECIPES = (
     "tiny-int8",
     "tiny-int4",
 )  # verified with the quick matrix where no artifact is given
+SPLIT_LIMIT = 1_000_000  # bytes of a weight file of the split artifact
 SOURCES = ("qwen3vl_export/**/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*")
 
 
@@ -44,6 +45,20 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def build_split(out: Path) -> Path:
+    """The artifact of recipes/tiny.yaml with weight files of at most `SPLIT_LIMIT` bytes."""
+    import pytest
+
+    from qwen3vl_export import packaging
+    from qwen3vl_export.packaging import RUNTIMES, TRANSFORMERS_JS
+    from qwen3vl_export.pipeline import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        small = replace(RUNTIMES[TRANSFORMERS_JS], largest_file=SPLIT_LIMIT)
+        patch.setattr(packaging, "RUNTIMES", {**RUNTIMES, TRANSFORMERS_JS: small})
+        return build(load_recipe(ROOT / "recipes" / "tiny.yaml"), out=out, log=lambda line: None)
+
+
 def build_once(name: str) -> Path:
     """The artifact of a shipped recipe, built if no test run has built it from the same sources before.
 
@@ -57,6 +72,5 @@ def build_once(name: str) -> Path:
     out = parent / name
     with FileLock(parent / f"{name}.lock"):
         if not (out / MANIFEST).is_file():
-            shutil.rmtree(out, ignore_errors=True)
-            build(load_recipe(ROOT / "recipes" / f"{name}.yaml"), out=out)
+            build(load_recipe(ROOT / "recipes" / f"{name}.yaml"), out=out, force=True)
     return out

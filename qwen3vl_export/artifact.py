@@ -1,7 +1,7 @@
 """The artifact directory: its layout, its manifest and the check that nothing in it was altered.
 
     DIR/manifest.json                   this module's `Manifest`, written last
-    DIR/onnx/<graph>.onnx, .onnx_data   the graphs of `contract.py`
+    DIR/onnx/<graph>.onnx, .onnx_data   the graphs of `contract.py`; data past a limit in .onnx_data_1, …
     DIR/config.json, tokenizer.json, …  the checkpoint's own files, copied
     DIR/parity.json, parity.xml         evidence; it names the manifest's sha256, so it is not listed in it
 
@@ -35,6 +35,11 @@ CHECKPOINT_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+
+
+def data_name(stem: str, index: int) -> str:
+    """`decoder_model_merged.onnx_data`, `decoder_model_merged.onnx_data_1`, …: the names transformers.js looks for."""
+    return f"{stem}.onnx_data" + (f"_{index}" if index else "")
 
 
 @dataclass(frozen=True)

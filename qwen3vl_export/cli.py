@@ -44,10 +44,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Qwen3VLExportError as error:
-            complain(str(error))
+            complain(". ".join([str(error), *notes(error)]))
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            complain("interrupted")
+        except KeyboardInterrupt as error:
+            complain("; ".join(["interrupted", *notes(error)]))
             raise typer.Exit(INTERRUPTED) from None
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").split(".")[0])
@@ -60,8 +60,13 @@ class Commands(TyperGroup):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             next = "Free some space and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose --out"
-            complain(f"{where}{OS_ERRORS[error.errno]}. {next}")
+            complain(". ".join([f"{where}{OS_ERRORS[error.errno]}", next, *notes(error)]))
             raise typer.Exit(2) from None
+
+
+def notes(error: BaseException) -> list[str]:
+    """What was noted on an error on its way up, e.g. where an interrupted build is kept."""
+    return list(getattr(error, "__notes__", ()))
 
 
 app = typer.Typer(
@@ -112,7 +117,12 @@ def build(
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Also keep the graph as it was after every stage, under stages/.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an artifact, or an interrupted build, that is already there.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted build: what it wrote is not written again.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be written, in how much memory and time; write nothing.")
     ] = False,
@@ -139,7 +149,9 @@ def build(
         return
     from .pipeline import build as build_artifact
 
-    path = build_artifact(loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, log=say)
+    path = build_artifact(
+        loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, resume=resume, log=say
+    )
     say(f"{path} is ready. Prove it: qwen3vl-export verify {path}")
 
 

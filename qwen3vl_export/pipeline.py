@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,27 +20,26 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from . import contract
-from .artifact import CHECKPOINT_FILES, GRAPH_DIR, MANIFEST, Encoder, FileRecord, Manifest
+from .artifact import CHECKPOINT_FILES, GRAPH_DIR
 from .checkpoint import Checkpoint
-from .contract import Graph
 from .errors import BuildError, CheckpointError
-from .hash_cache import sha256_file
-from .output import whole_directory
-from .packaging import package
-from .plan import check_space, planned_files
+from .manifest import graph_entry, write_manifest
+from .output import resumable_directory
+from .packaging import package, storage
+from .plan import check_space, layouts_of, planned_files
+from .progress import writing
 from .recipe.model import Recipe
 from .recipe.quantize import Quantize
-from .skeletons import KEEP, Log, Skeleton, data_stem, graphs_of, open_for, skeleton, skeletons
-from .stages import Stages, tool_versions
+from .resume import open_journal
+from .skeletons import KEEP, Log, Skeleton, data_stem, lenders_first, open_for, skeleton, skeletons
+from .stages import Stages
 from .submodules import Submodule
-from .weights import WeightFile, attach
-from .weights.errors import tell_errors, weight_errors
+from .weights import Progress, WeightFile, attach
+from .weights.errors import tell_errors
 
 STAGES_DIR = "stages"
 PREPROCESSOR = "preprocessor_config.json"
 NEEDED_FILES = ("config.json", "generation_config.json", PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
-GRID_RULES = {"dynamic": contract.ANY_GRID, "fixed": contract.ONLY_GRID, "buckets": contract.BUCKET_RULE}
 
 
 def build(
@@ -47,6 +49,7 @@ def build(
     out: Path | None = None,
     keep_stages: bool = False,
     force: bool = False,
+    resume: bool = False,
     log: Log = print,
 ) -> Path:
     """Build the artifact that `recipe` describes.
@@ -55,7 +58,8 @@ def build(
         checkpoint: directory or repository to use instead of the recipe's.
         out: directory to write; `artifacts/<name>` unless given.
         keep_stages: also keep every stage of every graph, runnable, under `stages/`.
-        force: replace `out` if it is there.
+        force: replace `out` if it is there, and what an interrupted build of it left.
+        resume: continue an interrupted build of it, if there is one and it wrote what this one would.
         log: takes one line of progress.
 
     Returns:
@@ -65,28 +69,32 @@ def build(
         Qwen3VLExportError: bad checkpoint, output directory taken, disk full, or a graph that fails its checks.
     """
     out = out if out is not None else Path("artifacts") / recipe.name
-    with whole_directory(out, force) as directory:
+    with resumable_directory(out, force, resume) as directory:
         opened = open_for(recipe, checkpoint)
         log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
+        journal = open_journal(directory, recipe, opened, log)
+        provenance = in_background(opened.provenance)  # hashes gigabytes while this thread traces
         keep_in = directory / STAGES_DIR if keep_stages else None
         found = skeletons(recipe, opened, log, keep_in)
-        check_space(out, sum(file.bytes for file in planned_files(found, opened)))
+        planned = planned_files(found, opened, storage(recipe.packaging.runtimes))
+        check_space(out, sum(file.bytes for file in planned) - journal.bytes)
         graphs = directory / GRAPH_DIR
-        graphs.mkdir()
+        graphs.mkdir(exist_ok=True)
         entries: dict[str, Any] = {}
+        layouts = layouts_of([one.graph.name for one in found], storage(recipe.packaging.runtimes))
         with ExitStack() as files:
-            stems = {data_stem(one.graph.name) for one in found}
-            data = {stem: files.enter_context(WeightFile.create(graphs, stem)) for stem in stems}
-            for one in found:
+            data = {stem: files.enter_context(WeightFile(graphs, one, journal)) for stem, one in layouts.items()}
+            progress = files.enter_context(writing(sum(one.weights for one in planned), journal.bytes, log))
+            for one in lenders_first(found):
                 graph, file = one.graph, data[data_stem(one.graph.name)]
-                model = write_graph(one, opened, file)
+                model = write_graph(one, opened, file, progress)
                 entries[graph.name] = graph_entry(graph, model, file, one.stages, recipe.compute_dtype)
                 tell_errors(graph.name, recipe.quantize(graph.name).method, file.errors, log)
         for name in entries:
             check_graph(graphs / f"{name}.onnx")
         copy_settings(opened, recipe, directory)
         package(directory, recipe.packaging.runtimes, opened.facts, entries)
-        write_manifest(directory, recipe, opened, entries)
+        write_manifest(directory, recipe, opened, entries, provenance.result())
     log(f"{out}: {len(entries)} graphs, every one passes onnx.checker and strict shape inference")
     return out
 
@@ -105,27 +113,13 @@ def export_graph(
     return write_graph(skeleton(submodule, target, dtype, stages, plan, stored), checkpoint, data)
 
 
-def write_graph(one: Skeleton, checkpoint: Checkpoint, data: WeightFile) -> ir.Model:
+def write_graph(
+    one: Skeleton, checkpoint: Checkpoint, data: WeightFile, progress: Progress = lambda _: None
+) -> ir.Model:
     """A skeleton's weights into `data`, and the graph to its `.onnx` file beside it."""
-    model = one.stages.done("written", attach(one.model, one.graph, checkpoint, data))
-    ir.save(model, data.path.with_name(f"{one.graph.name}.onnx"))
+    model = one.stages.done("written", attach(one.model, one.graph, checkpoint, data, progress))
+    ir.save(model, data.directory / f"{one.graph.name}.onnx")
     return model
-
-
-def graph_entry(graph: Graph, model: ir.Model, data: WeightFile, stages: Stages, dtype: str) -> dict[str, Any]:
-    """What the manifest says of one graph."""
-    tensors = {
-        kind: {t.name: {"dtype": dtype if t.dtype == "float" else t.dtype, "shape": list(t.shape)} for t in declared}
-        for kind, declared in (("inputs", graph.inputs), ("outputs", graph.outputs))
-    }
-    return {
-        "file": f"{GRAPH_DIR}/{graph.name}.onnx",
-        "data": [f"{GRAPH_DIR}/{data.path.name}"],
-        "opset": dict(sorted(model.graph.opset_imports.items())),
-        "stages": stages.records,
-        **({"weight_errors": weight_errors(data.errors)} if data.errors else {}),
-        **tensors,
-    }
 
 
 def check_graph(path: Path) -> None:
@@ -161,24 +155,15 @@ def copy_settings(checkpoint: Checkpoint, recipe: Recipe, directory: Path) -> No
         path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
-def write_manifest(directory: Path, recipe: Recipe, checkpoint: Checkpoint, graphs: dict[str, Any]) -> None:
-    """Hash every file and write `manifest.json`, the last file of a build."""
-    encoders = [
-        (name, grid) for name, grid in graphs_of(recipe, checkpoint.facts) if data_stem(name) == contract.VISION_ENCODER
-    ]
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    manifest = Manifest(
-        name=recipe.name,
-        recipe=recipe.to_json_dict(),
-        checkpoint=checkpoint.provenance(),
-        facts=checkpoint.facts,
-        encoders=tuple(Encoder(name, grid) for name, grid in encoders),
-        encoder_rule=GRID_RULES[recipe.vision.grid],
-        graphs=graphs,
-        tools=tool_versions(),
-        min_onnxruntime=recipe.min_onnxruntime,
-        files={
-            path.relative_to(directory).as_posix(): FileRecord(path.stat().st_size, sha256_file(path)) for path in files
-        },
-    )
-    (directory / MANIFEST).write_text(manifest.to_json(), "utf-8")
+def in_background(call: Callable[[], Any]) -> Future[Any]:
+    """What `call` returns or raises, sooner or later. It is not waited for when something else stops the build."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result

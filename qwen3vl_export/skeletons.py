@@ -8,7 +8,7 @@ writes is known before it reads a weight. Knows nothing about files, except to k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,11 @@ from .errors import RecipeError
 from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
+from .packaging import storage
 from .quantize import quantize, store_as
 from .recipe.model import Recipe
 from .recipe.quantize import KeepPrecision, Quantize
+from .rewrites.head import read_table
 from .simplify import simplify
 from .stages import Stages
 from .submodules import Submodule, build_submodule, check_tensors
@@ -72,7 +74,8 @@ def skeletons(recipe: Recipe, checkpoint: Checkpoint, log: Log, keep_in: Path | 
         submodule = build_submodule(checkpoint, name, recipe.target, dtype, grid)
         keep = keep_under(keep_in, submodule.graph, checkpoint, recipe) if keep_in is not None else None
         stages = Stages(name, log, keep)
-        found.append(skeleton(submodule, recipe.target, dtype, stages, recipe.quantize(name), stored))
+        lent = name == contract.DECODER and lends_table(recipe, checkpoint)
+        found.append(skeleton(submodule, recipe.target, dtype, stages, recipe.quantize(name), stored, lent))
     return found
 
 
@@ -83,18 +86,22 @@ def skeleton(
     stages: Stages,
     plan: Quantize = KEEP,
     stored: ir.DataType | None = None,
+    lent: bool = False,
 ) -> Skeleton:
     """One graph from its submodule to its finished skeleton.
 
     Args:
         plan: how its products or its table are quantized.
         stored: dtype in which weights lie on disk, if not the one that is computed with.
+        lent: its output head reads the embeddings' token table where that lies.
     """
     model = stages.done("traced", trace(submodule, dtype))
     model = stages.done("simplified", simplify(model))
     model = stages.done("optimized", optimize(model, target, partial(stages.step, "optimized")))
     if plan.method != "none":
         model = stages.done("quantized", quantize(model, plan, target))
+    if lent:
+        model = stages.done("shared", read_table(model))
     if stored is not None:
         model = stages.done("stored", store_as(model, stored))
     return Skeleton(submodule.graph, model, stages)
@@ -135,6 +142,17 @@ def data_stem(graph: str) -> str:
     if graph.startswith(contract.VISION_ENCODER):
         return contract.VISION_ENCODER
     return contract.EMBED_TOKENS if graph == contract.EMBEDDINGS else graph
+
+
+def lends_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
+    """Whether the decoder's output head is the token table of a graph beside it, whose files it may read."""
+    table = contract.EMBED_TOKENS in recipe.graphs or contract.EMBEDDINGS in recipe.graphs
+    return table and bool(checkpoint.config.tie_word_embeddings) and not storage(recipe.packaging.runtimes).own_data
+
+
+def lenders_first(found: Sequence[Skeleton]) -> list[Skeleton]:
+    """Skeletons in the order in which their weights are placed: the token table before the head that may read it."""
+    return sorted(found, key=lambda one: data_stem(one.graph.name) != contract.EMBED_TOKENS)
 
 
 def keep_under(

@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .contract import Graph, Tensor
 from .errors import BuildError
 from .submodules import Submodule
+from .unroll import WEIGHTS, unroll
 
 OPSET = 23  # RMSNormalization and RotaryEmbedding are standard ops from here on
-WEIGHTS = "weights/"
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
 # Sizes the example inputs have. Distinct, none of them 0 or 1, so that the tracer can confuse no two dims.
@@ -47,7 +47,7 @@ def trace(submodule: Submodule, dtype: torch.dtype) -> ir.Model:
     Raises:
         BuildError: an input or output does not have the contract's shape, or a dynamic dim was specialised.
     """
-    graph = submodule.graph
+    graph = submodule.traced or submodule.graph
     with submodule.fake_mode:
         values = [_example(tensor, dtype) for tensor in graph.inputs]
     dynamic = [
@@ -70,6 +70,9 @@ def trace(submodule: Submodule, dtype: torch.dtype) -> ir.Model:
     model.graph.name = graph.name
     _name_tensors(model, graph)
     _lift_weights(model)
+    if submodule.stack is not None:
+        model = unroll(model, submodule.stack)
+        _check_names(model, submodule.graph)
     for node in model.graph.all_nodes():
         node.metadata_props.pop(STACK_TRACE, None)  # names this machine's directories
     return model
@@ -112,6 +115,13 @@ def _name_tensors(model: ir.Model, graph: Graph) -> None:
                 )
             value.name = tensor.name
             value.shape = ir.Shape(tensor.shape)
+
+
+def _check_names(model: ir.Model, graph: Graph) -> None:
+    """An unrolled skeleton must have the contract's inputs and outputs, in its order."""
+    found = [value.name for value in (*model.graph.inputs[: len(graph.inputs)], *model.graph.outputs)]
+    if found != [tensor.name for tensor in (*graph.inputs, *graph.outputs)]:
+        raise BuildError(f"{graph.name}: unrolled to {found}", "This is a bug; report it")
 
 
 def _lift_weights(model: ir.Model) -> None:

@@ -206,7 +206,8 @@ def medians(command: str, sides: list[str], repeats: int, *arguments: Any) -> di
 
 def decoder_bytes(work: Path, side: str) -> int | None:
     """Bytes of weights our decoder reads for one token; None for a peer, whose file holds its token table besides."""
-    return (work / side / "onnx" / "decoder_model_merged.onnx_data").stat().st_size if side in OURS else None
+    data = (work / side / "onnx").glob("decoder_model_merged.onnx_data*")
+    return sum(file.stat().st_size for file in data) if side in OURS else None
 
 
 class Failed(Exception):

@@ -1,12 +1,13 @@
 """Measures whole builds at published sizes: wall time, peak memory, bytes read and written; beside cp and two peers.
 
-    python scripts/bench_export.py run --size 2b --precision float16 --precision int4
-    python scripts/bench_export.py run --size 30b-a3b --precision float32 --zeros      zeros cost no disk
-    python scripts/bench_export.py run --size 2b --precision int4 --peer transformers --peer genai
+    python scripts/bench_export.py run --size 2b --precision float16 --precision int4 --peer transformers --peer genai
+    python scripts/bench_export.py run --size 30b-a3b --precision int4 --zeros      zeros cost no disk
+    python scripts/bench_export.py run --size 235b-a22b --precision float32 --zeros --plan
+    python scripts/bench_export.py chart docs/bench/export.json
 
 A checkpoint of the published shapes is written to a temporary directory, random unless `--zeros` is said. Every build
-runs in a fresh process; its peak is the kernel's VmHWM. `weights` is the time spent on them alone: the rest is tracing,
-which does not depend on the size of a tensor, and the sha256 of every file read and written.
+runs in a fresh process; its peak is the kernel's VmHWM. `weights` is the time spent on them alone, `tracing` all that
+comes before; the rest is the sha256 of every file read and written. `cp` copies the bytes of the weight files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,13 +28,18 @@ import typer
 from bench_vision import ROOT, cpu_name, resident
 from rich.console import Console
 
+EMBEDDINGS_AND_DECODER = "quantization: {{embeddings: {{method: {0}}}, decoder_model_merged: {{method: {0}}}}}"
 PRECISIONS: dict[str, str] = {  # recipe text after `extends`
     "float32": "dtype: float32",
     "bfloat16": "dtype: bfloat16",
     "float16": "dtype: float16",
-    "int8": "quantization: {embeddings: {method: int8}, decoder_model_merged: {method: int8}}",
-    "int4": "quantization: {embeddings: {method: int4}, decoder_model_merged: {method: int4}}",
+    "int8": EMBEDDINGS_AND_DECODER.format("int8"),
+    "int4": EMBEDDINGS_AND_DECODER.format("int4"),
+    # What the genai builder writes: no vision encoder.
+    "int4-text": EMBEDDINGS_AND_DECODER.format("int4") + "\ngraphs: [embed_tokens, decoder_model_merged]",
 }
+COPIED = ("float32", "float16", "bfloat16")  # precisions that do little more to a byte than cp
+TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai")
 LIMIT = 2 << 30  # bytes of peak memory of a build
 POOL = 1 << 24  # random values that fill every tensor, over and over
 app = typer.Typer(add_completion=False)
@@ -45,17 +52,31 @@ def ours(recipe: Path, checkpoint: Path, out: Path) -> None:
     from qwen3vl_export.pipeline import build
     from qwen3vl_export.recipe import load_recipe
 
-    last, streamed = time.perf_counter(), 0.0
+    last, streamed, traced = time.perf_counter(), 0.0, 0.0
 
     def log(line: str) -> None:
-        nonlocal last, streamed
+        nonlocal last, streamed, traced
         now = time.perf_counter()
-        if " written " in line:
+        if " written " in line or line.startswith("weights:"):
             streamed += now - last
+        elif not streamed:
+            traced = now - start
         last = now
 
     build(load_recipe(recipe), checkpoint=str(checkpoint), out=out, log=log)
-    told(start, out, stream=streamed)
+    told(start, out, stream=streamed, trace=traced)
+
+
+@app.command(hidden=True)
+def plan(recipe: Path, checkpoint: Path, out: Path) -> None:
+    """Trace everything and say what a build would do."""
+    start = time.perf_counter()
+    from qwen3vl_export.plan import plan_build
+    from qwen3vl_export.recipe import load_recipe
+
+    found = plan_build(load_recipe(recipe), checkpoint=str(checkpoint), out=out, log=lambda line: None)
+    out.mkdir()
+    told(start, out, planned=found.bytes)
 
 
 @app.command(hidden=True)
@@ -83,6 +104,7 @@ def genai(checkpoint: Path, out: Path) -> None:
     from onnxruntime_genai.models.builder import create_model
 
     create_model("", str(checkpoint), str(out), "int4", "cpu", str(out / "cache"))
+    shutil.rmtree(out / "cache", ignore_errors=True)
     told(start, out)
 
 
@@ -109,16 +131,17 @@ def run(
     precision: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PRECISIONS)}.")] = None,
     peer: Annotated[list[str] | None, typer.Option(help="transformers or genai, if installed.")] = None,
     zeros: Annotated[bool, typer.Option(help="A checkpoint of holes, which costs no disk.")] = False,
+    plan: Annotated[bool, typer.Option(help="Trace and plan only.")] = False,
     work: Annotated[Path | None, typer.Option(help="Where to write; needs room for checkpoint and artifact.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Add the figures to this JSON file.")] = None,
 ) -> None:
     """Build, and print what it took."""
     from parity_tests.official import config, write_sparse_checkpoint
 
     console = Console(highlight=False, soft_wrap=True)
-    tools = {tool: version(tool) for tool in ("torch", "transformers", "onnx", "onnxruntime")}
-    about = {"size": size, "zeros": zeros, "cpu": cpu_name(), "python": platform.python_version(), **tools}
-    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
+    tools = {tool: found for tool in TOOLS if (found := version_of(tool))}
+    about = {"cpu": cpu_name(), "python": platform.python_version(), **tools}
+    console.print(", ".join(f"{key} {value}" for key, value in {"size": size, **about}.items()))
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=work) as folder:
         checkpoint = write_sparse_checkpoint(
@@ -126,22 +149,36 @@ def run(
         )
         if not zeros:
             fill(checkpoint)
-        for name in precision or ["float16", "int4"]:
+        for name in precision or ([] if peer else ["float16", "int4"]):
             recipe = Path(folder) / f"bench-{name}.yaml"
             base = ROOT / "recipes" / f"qwen3-vl-{size}-instruct.yaml"
             recipe.write_text(f"extends: {base}\n{PRECISIONS[name]}\n")
-            figures[name] = measured("ours", recipe, checkpoint, Path(folder) / name)
-            if name in ("float32", "float16", "bfloat16") and not zeros:
-                figures[name]["copy"] = copied(Path(folder) / name / "onnx")
-            shutil.rmtree(Path(folder) / name)
-            console.print(line(name, figures[name]))
+            found = measured("plan" if plan else "ours", recipe, checkpoint, Path(folder) / name)
+            if name in COPIED and not zeros:
+                found["copy"] = copied(Path(folder) / name / "onnx")
+            record(figures, name, found, Path(folder), console)
         for name in peer or []:
-            figures[name] = measured(name, checkpoint, Path(folder) / name)
-            shutil.rmtree(Path(folder) / name)
-            console.print(line(name, figures[name]))
+            record(figures, name, measured(name, checkpoint, Path(folder) / name), Path(folder), console)
     if out is not None:
+        known = json.loads(out.read_text()) if out.is_file() else {"builds": {}}
+        key = f"{size}{' zeros' if zeros else ''}{' plan' if plan else ''}"
+        known["about"] = about
+        known["builds"].setdefault(key, {}).update(figures)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"about": about, "builds": figures}, indent=1) + "\n")
+        out.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def record(figures: dict[str, Any], name: str, found: dict[str, Any], folder: Path, console: Console) -> None:
+    figures[name] = found
+    shutil.rmtree(folder / name)
+    console.print(line(name, found))
+
+
+def version_of(tool: str) -> str | None:
+    try:
+        return version(tool)
+    except PackageNotFoundError:
+        return None
 
 
 def fill(checkpoint: Path) -> None:
@@ -182,18 +219,53 @@ def measured(command: str, *arguments: Path) -> dict[str, Any]:
     return found
 
 
-def line(name: str, found: dict[str, Any]) -> str:
-    """`int4  61 s (38 s of it weights), peak 1.4 GB, 4.6 GB read, 1.5 GB written`."""
+def line(name: str, found: Mapping[str, Any]) -> str:
+    """`int4  61 s (20 s tracing, 38 s weights), peak 1.40 GiB, 4.6 GB read, 1.50 GB on disk`."""
     text = f"{name:12} {found['seconds']:.0f} s"
     if "stream" in found:
-        text += f" ({found['stream']:.0f} s of it weights)"
+        text += f" ({found['trace']:.0f} s tracing, {found['stream']:.0f} s weights)"
     text += f", peak {found['peak'] / 2**30:.2f} GiB"
     text += f", {found['read'] / 1e9:.1f} GB read, {found['bytes'] / 1e9:.2f} GB on disk"
+    if "planned" in found:
+        text += f", {found['planned'] / 1e9:.2f} GB planned"
     if "copy" in found:
         text += f"; cp {found['copy']:.0f} s, weights at {found['copy'] / found['stream']:.2f} of its speed"
     if "stream" in found and found["peak"] > LIMIT:
         text += f"; over the limit of {LIMIT / 2**30:.0f} GiB"
     return text
+
+
+@app.command()
+def chart(figures: Path) -> None:
+    """Draw the figures beside their file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    builds = [
+        (f"{size}\n{name}", found)
+        for size, of in json.loads(figures.read_text())["builds"].items()
+        for name, found in of.items()
+    ]
+    places = range(len(builds))
+    figure, axes = pyplot.subplots(2, 1, figsize=(10, 6), sharex=True, layout="constrained")
+    axes[0].bar(places, [found["seconds"] for _, found in builds], color="0.75", label="other")
+    weights = [found.get("stream", 0) for _, found in builds]
+    traced = [found.get("trace", 0) for _, found in builds]
+    axes[0].bar(places, weights, bottom=traced, color="tab:blue", label="weights")
+    axes[0].bar(places, traced, color="tab:orange", label="tracing")
+    axes[0].set_ylabel("seconds")
+    axes[0].legend(frameon=False)
+    axes[1].bar(places, [found["peak"] / 2**30 for _, found in builds], color="tab:green")
+    axes[1].axhline(LIMIT / 2**30, color="0.4", linewidth=1)
+    axes[1].set_ylabel("peak memory, GiB")
+    axes[1].set_yscale("log")
+    axes[1].set_xticks(places, [name for name, _ in builds], fontsize=8)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(figures.with_suffix(".png"), dpi=130)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,12 @@ def test_a_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert_one_line(invoke(*arguments.split()), expected)
 
 
+def noted(error: BaseException) -> BaseException:
+    """As it comes from a build that was well under way."""
+    error.add_note("5 bytes are kept in x: continue with --resume")
+    return error
+
+
 @pytest.mark.parametrize(
     "raised, expected, code",
     [
@@ -99,6 +105,9 @@ def test_a_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (OSError(errno.ENOSPC, "No space left on device", "out/x.onnx"), "error: out/x.onnx: disk full. Free some", 2),
         (OSError(errno.EACCES, "Permission denied", "out"), "error: out: permission denied.", 2),
         (KeyboardInterrupt(), "error: interrupted", 130),
+        (noted(KeyboardInterrupt()), "error: interrupted; 5 bytes are kept in x: continue with --resume", 130),
+        (noted(OSError(errno.EACCES, "no")), "permission denied. Choose --out. 5 bytes are kept in x: continue", 2),
+        (noted(BuildError("x: spoilt", "Mend it")), "error: x: spoilt. Mend it. 5 bytes are kept in x: continue", 2),
         (ModuleNotFoundError("no", name="torch"), "pip install 'qwen3vl-export[export]'", 2),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -129,11 +138,11 @@ def test_build_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
         return Path("there")
 
     stand_in(monkeypatch, "qwen3vl_export.pipeline", build=build)
-    result = invoke("build", "tiny", "--checkpoint", "here", "--out", "there", "--keep-stages", "--force")
+    result = invoke("build", "tiny", "--checkpoint", "here", "--out", "there", "--keep-stages", "--force", "--resume")
     assert result.exit_code == 0, result
     assert seen.pop("recipe").name == "tiny"  # type: ignore[attr-defined]
     assert seen.pop("log")
-    assert seen == {"checkpoint": "here", "out": Path("there"), "keep_stages": True, "force": True}
+    assert seen == {"checkpoint": "here", "out": Path("there"), "keep_stages": True, "force": True, "resume": True}
     assert result.stdout.endswith("there is ready. Prove it: qwen3vl-export verify there\n")
 
 

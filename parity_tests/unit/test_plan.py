@@ -6,17 +6,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
 from qwen3vl_export import plan as planning
 from qwen3vl_export.checkpoint import Checkpoint
 from qwen3vl_export.cli import app
+from qwen3vl_export.console import duration
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.pipeline import build
 from qwen3vl_export.plan import BuildPlan, PlannedFile, plan_build
-from qwen3vl_export.plan.table import duration, show
+from qwen3vl_export.plan.table import show
 from qwen3vl_export.recipe import load_recipe
 
 
@@ -79,15 +79,3 @@ def test_the_command_line_plans(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "onnx/decoder_model_merged.onnx_data" in result.output and "peak memory: about" in result.output
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_weight_is_counted_once_however_many_graphs_read_it() -> None:
-    def table() -> ir.Model:
-        weight = ir.Value(
-            name="weights/embed_tokens.weight", shape=ir.Shape([10, 100]), type=ir.TensorType(ir.DataType.FLOAT)
-        )
-        node = ir.node("Relu", [weight])
-        graph = ir.Graph([weight], node.outputs, nodes=[node], opset_imports={"": 23}, name="g")
-        return ir.Model(graph, ir_version=10)
-
-    assert planning.weight_file("data", [table(), table()], tied=False).bytes == 4000

@@ -16,7 +16,7 @@ from typing import Any
 from .. import contract
 from ..contract import Facts
 from . import genai, transformers_js
-from .package import Package
+from .package import Package, Storage
 
 ONNXRUNTIME = "onnxruntime"
 GENAI = "onnxruntime-genai"
@@ -33,12 +33,16 @@ class Runtime:
         releases: the releases an artifact was run with.
         graphs: the graphs it loads, each for pictures of any size; empty if it takes what the artifact has.
         files: the files made for it, or completed: name -> function of the package so far.
+        largest_file: bytes that no weight file should exceed; None if it takes any.
+        own_data: it looks for a graph's weights only in files named after that graph.
         limits: what it cannot do or does differently, each with what happens then.
     """
 
     releases: str
     graphs: tuple[str, ...] = ()
     files: Mapping[str, Callable[[Package], Json]] = field(default_factory=dict)
+    largest_file: int | None = None
+    own_data: bool = False
     limits: tuple[str, ...] = ()
 
 
@@ -61,6 +65,8 @@ RUNTIMES: dict[str, Runtime] = {
             "preprocessor_config.json": transformers_js.preprocessor,
             "tokenizer_config.json": transformers_js.tokenizer,
         },
+        largest_file=transformers_js.LARGEST_FILE,
+        own_data=True,
         limits=transformers_js.LIMITS,
     ),
 }
@@ -70,6 +76,13 @@ def loadable_by(graphs: Sequence[str], grid: str) -> tuple[str, ...]:
     """Which runtimes can load such an artifact: all but plain onnxruntime want one encoder for any grid."""
     dynamic = grid == "dynamic"
     return tuple(name for name, one in RUNTIMES.items() if not one.graphs or (dynamic and set(one.graphs) <= {*graphs}))
+
+
+def storage(runtimes: Sequence[str]) -> Storage:
+    """How weights must lie so that each of these runtimes, names from `RUNTIMES`, finds them."""
+    chosen = [RUNTIMES[name] for name in runtimes]
+    limits = [one.largest_file for one in chosen if one.largest_file is not None]
+    return Storage(min(limits, default=None), any(one.own_data for one in chosen))
 
 
 def package(directory: Path, runtimes: Sequence[str], facts: Facts, graphs: Mapping[str, Json]) -> None:

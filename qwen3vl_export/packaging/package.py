@@ -15,6 +15,19 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How weight files must be laid out for the runtimes that read them.
+
+    Attributes:
+        largest_file: bytes that none should exceed, or None.
+        own_data: every graph's weights lie in files named after it.
+    """
+
+    largest_file: int | None = None
+    own_data: bool = False
+
+
+@dataclass(frozen=True)
 class Package:
     """An artifact directory while it is packaged.
 

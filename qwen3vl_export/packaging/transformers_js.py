@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from .. import contract
+from ..artifact import data_name
 from ..errors import BuildError
 from .package import PREPROCESSOR, Package
 
 GRAPHS = (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER)
+LARGEST_FILE = 2_000_000_000  # browsers hold a file in one buffer, of less than 2^31 bytes in some
 DTYPE = "fp32"  # names the suffix '' and nothing else: it loads `<graph>.onnx`, whatever dtype that is
 
 LIMITS = (
@@ -47,11 +49,6 @@ def config(package: Package) -> dict[str, Any]:
         chunks[f"{graph}.onnx"] = len(found)
     settings = package.settings("config.json")
     return {**settings, "transformers.js_config": {"dtype": DTYPE, "use_external_data_format": chunks}}
-
-
-def data_name(graph: str, index: int) -> str:
-    """`decoder_model_merged.onnx_data`, `decoder_model_merged.onnx_data_1`, …"""
-    return f"{graph}.onnx_data" + (f"_{index}" if index else "")
 
 
 def preprocessor(package: Package) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -25,11 +25,14 @@ from safetensors.torch import save_file
 
 from ..artifact import CHECKPOINT_FILES, GRAPH_DIR
 from ..checkpoint import SINGLE, Checkpoint
+from ..contract import DECODER, EMBED_TOKENS
 from ..errors import BuildError
+from ..packaging import storage
+from ..packaging.package import Storage
 from ..recipe.model import Recipe
-from ..skeletons import Log, Skeleton, data_stem, open_for, skeletons
+from ..skeletons import Log, Skeleton, data_stem, lenders_first, open_for, skeletons
 from ..trace import weight_inputs
-from ..weights import WORKERS, Key, aligned, in_columns, key_of
+from ..weights import WORKERS, Key, Layout, in_columns, key_of
 from ..weights.layouts import Source, fold_layouts, shape_of, source_of
 from ..weights.packing import Packing
 from ..weights.stream import SLICE_VALUES, Region, stream
@@ -47,6 +50,11 @@ class PlannedFile:
     name: str
     bytes: int
     dtypes: Mapping[str, int]
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights."""
+        return sum(self.dtypes.values())
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ def plan_build(
     opened = open_for(recipe, checkpoint)
     found = skeletons(recipe, opened, log)
     drawn = time.perf_counter()
-    files = planned_files(found, opened)
+    files = planned_files(found, opened, storage(recipe.packaging.runtimes))
     models = [skeleton.model for skeleton in found]
     place = next(path for path in (out or Path("artifacts")).absolute().parents if path.is_dir())
     hashed = sum(file.bytes for file in files) + sum(path.stat().st_size for path in opened.files)
@@ -98,29 +106,40 @@ def plan_build(
     )
 
 
-def planned_files(found: Sequence[Skeleton], checkpoint: Checkpoint) -> list[PlannedFile]:
+def planned_files(found: Sequence[Skeleton], checkpoint: Checkpoint, storage: Storage) -> list[PlannedFile]:
     """Every file that skeletons become, and the checkpoint's settings."""
     tied = bool(checkpoint.config.tie_word_embeddings)
-    sharing: defaultdict[str, list[ir.Model]] = defaultdict(list)
+    layouts = layouts_of([one.graph.name for one in found], storage)
     files = []
-    for one in found:
-        sharing[data_stem(one.graph.name)].append(one.model)
+    for one in lenders_first(found):
+        layouts[data_stem(one.graph.name)].add({key: of.length for key, of in _regions([one.model], tied).items()})
         size = len(ir.to_proto(one.model).SerializeToString())
         files.append(PlannedFile(f"{GRAPH_DIR}/{one.graph.name}.onnx", size, {}))
-    files += [weight_file(f"{GRAPH_DIR}/{stem}.onnx_data", models, tied) for stem, models in sharing.items()]
+    files += [file for layout in layouts.values() for file in weight_files(layout)]
     settings = [checkpoint.root / name for name in CHECKPOINT_FILES] + sorted(checkpoint.root.glob("LICENSE*"))
     files += [PlannedFile(path.name, path.stat().st_size, {}) for path in settings if path.is_file()]
     return files
 
 
-def weight_file(name: str, models: Sequence[ir.Model], tied: bool) -> PlannedFile:
-    """The external data that these graphs share; a tensor that several read lies there once."""
-    end = 0
-    dtypes: Counter[str] = Counter()
-    for key, region in _regions(models, tied).items():
-        end = aligned(end) + region.length
-        dtypes[key[2].name.lower()] += region.length
-    return PlannedFile(name, end, dict(sorted(dtypes.items())))
+def layouts_of(graphs: Sequence[str], storage: Storage) -> dict[str, Layout]:
+    """Where the weights of these graphs will lie, by stem and still without any. The decoder reads from the token
+    table's files what lies there, a tied output head stored in the same way, unless a runtime would not find it."""
+    stems = dict.fromkeys(data_stem(name) for name in graphs)
+    layouts = {stem: Layout(stem, storage.largest_file) for stem in stems}
+    if DECODER in layouts and not storage.own_data:
+        layouts[DECODER].lender = layouts.get(EMBED_TOKENS)
+    return layouts
+
+
+def weight_files(layout: Layout) -> list[PlannedFile]:
+    """The data files of one stem; a tensor that several graphs read lies there once."""
+    dtypes: dict[str, Counter[str]] = {name: Counter() for name in layout.files}
+    for key, (name, _, length) in layout.placed.items():
+        dtypes[name][key[2].name.lower()] += length
+    return [
+        PlannedFile(f"{GRAPH_DIR}/{name}", length, dict(sorted(dtypes[name].items())))
+        for name, length in layout.files.items()
+    ]
 
 
 def check_space(directory: Path, needed: int) -> int:
@@ -145,7 +164,8 @@ def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
     slices = 0
     for (tensor, source, _), _region in _regions(models, tied).items():
         values = max(SLICE_VALUES, prod(checkpoint.tensors[tensor].shape[1:]))
-        slices = max(slices, 4 * values * (CAST_COPIES if source.packing is None else PACK_COPIES))
+        whole = source.packing is not None and source.packing.columns  # other packings take a few rows at a time
+        slices = max(slices, 4 * values * (PACK_COPIES if whole else CAST_COPIES))
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     return usage + WORKERS * slices
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..console import console, say, size, table
+from ..console import console, duration, say, size, table
 from . import BuildPlan
 
 
@@ -21,9 +21,3 @@ def show(plan: BuildPlan) -> None:
     say(
         f"time: about {duration(sum(plan.seconds.values()))} ({parts}), scaled up from one slice of each kind of weight"
     )
-
-
-def duration(seconds: float) -> str:
-    """`93` reads `1 min 33 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,9 +23,11 @@ from .. import contract
 from ..checkpoint import Checkpoint
 from ..contract import Graph
 from ..errors import CheckpointError
+from ..unroll import Stack
 from . import attention, experts
 from .decoder import Decoder
 from .embedding import Embeddings, EmbedTokens
+from .layers import decoder_stack, tower_stack
 from .vision import VisionEncoder
 
 PREFIXES = {
@@ -44,13 +46,16 @@ MODELS = {  # by model_type: the tower and the language model
 class Submodule:
     """One graph to be: its contract, the module to trace and the fake mode its weights live in.
 
-    `arrange` turns one value per contract input into the module's positional arguments.
+    `arrange` turns one value per contract input into the module's positional arguments. If `stack` is given, the module
+    has only as many layers as it says are traced, and `traced` is the contract of that.
     """
 
     graph: Graph
     module: nn.Module
     fake_mode: FakeTensorMode
     arrange: Callable[[Sequence[Any]], tuple[Any, ...]] = tuple
+    stack: Stack | None = None
+    traced: Graph | None = None
 
 
 def _arrange_decoder(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -81,7 +86,12 @@ def checkpoint_name(parameter: str, tied: bool) -> str:
 
 
 def build_submodule(
-    checkpoint: Checkpoint, name: str, target: str, dtype: torch.dtype, grid: tuple[int, int] | None = None
+    checkpoint: Checkpoint,
+    name: str,
+    target: str,
+    dtype: torch.dtype,
+    grid: tuple[int, int] | None = None,
+    whole: bool = False,
 ) -> Submodule:
     """The module behind the graph called `name`, on fake weights of `dtype`.
 
@@ -89,6 +99,7 @@ def build_submodule(
         name: a graph name of `contract.py`, or a bucket's.
         target: "ort" or "portable".
         grid: for a fixed encoder, its (h, w) in patches.
+        whole: have all layers, also those that need not be traced.
     """
     config, facts = copy.deepcopy(checkpoint.config), checkpoint.facts
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
@@ -98,8 +109,10 @@ def build_submodule(
     if name.startswith(contract.VISION_ENCODER):
         with _fake(mode, dtype):
             visual = vision_model(config.vision_config)
+        stack = None if whole else tower_stack(visual)
         module = VisionEncoder(visual, target, grid)
         graph = contract.vision_encoder(facts, name, grid)
+        return Submodule(graph, module.eval(), mode, stack=stack)
     elif name == contract.DECODER:
         text._attn_implementation = attention.TEXT[target]
         text._experts_implementation = experts.ROUTED
@@ -107,8 +120,10 @@ def build_submodule(
             language_model = text_model(text)
             lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         del language_model.embed_tokens
-        module = Decoder(language_model, lm_head)
-        return Submodule(contract.decoder(facts), module.eval(), mode, _arrange_decoder)
+        stack = None if whole else decoder_stack(language_model, facts.num_deepstack)
+        traced = replace(facts, num_hidden_layers=len(language_model.layers))
+        module = Decoder(language_model, lm_head).eval()
+        return Submodule(contract.decoder(facts), module, mode, _arrange_decoder, stack, contract.decoder(traced))
     else:
         with _fake(mode, dtype):
             table = nn.Embedding(text.vocab_size, text.hidden_size)
@@ -129,7 +144,7 @@ def check_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     tied = bool(checkpoint.config.tie_word_embeddings)
     expected: dict[str, tuple[int, ...]] = {}
     for graph in (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER):
-        module = build_submodule(checkpoint, graph, "ort", dtype).module
+        module = build_submodule(checkpoint, graph, "ort", dtype, whole=True).module
         expected |= {checkpoint_name(name, tied): tuple(p.shape) for name, p in module.named_parameters()}
     found = checkpoint.tensors
     hint = "Download the checkpoint again, or check that it is an unmodified Qwen3-VL"

@@ -1,19 +1,18 @@
 """Weights: a skeleton's weight inputs to initializers in external data.
 
-Every tensor's place in the file is fixed before the first byte is written, so that two workers can fill it side by side
-and equal inputs give equal bytes. Graphs that share a data file share its bytes: the second user of a tensor points at
-the first one's. Knows nothing about architectures.
+Every tensor's place in the files is fixed before the first byte is written (`weights/file.py`), so that two workers can
+fill them side by side and equal inputs give equal bytes. Graphs that share data files share their bytes: the second
+user of a tensor points at the first one's. What a journal knows to be written is not written again. Knows nothing about
+architectures.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -22,73 +21,19 @@ from onnx_ir.passes import common as passes
 
 from ..checkpoint import Checkpoint
 from ..contract import Graph
-from ..submodules import checkpoint_name
 from ..trace import weight_inputs
-from .layouts import Source, fold_layouts, shape_of, source_of
-from .stream import COLUMNS, Region, stream
+from .file import Key, Layout, Place, WeightFile, bytes_of, in_columns, key_of
+from .journal import Journal, hash_of
+from .layouts import Source, fold_layouts, source_of
+from .stream import Region, stream
 
-ALIGNMENT = 4096  # so that a runtime can map a tensor straight from the file
+__all__ = ["WORKERS", "Key", "Layout", "Progress", "WeightFile", "attach", "bytes_of", "in_columns", "key_of"]
+
 WORKERS = 2
 
 Progress = Callable[[int], None]
 Job = tuple[str, Source]  # a tensor of the checkpoint and what becomes of it, all parts together
-Key = tuple[str, Source, ir.DataType]  # a tensor of the checkpoint and what is stored of it: equal keys share bytes
-
-
-@dataclass
-class WeightFile:
-    """One external data file being written: `<name>.onnx_data`.
-
-    Attributes:
-        placed: (checkpoint tensor, source, dtype) -> (offset, bytes) of everything that has its place.
-        errors: parameter -> relative L2 error of its quantized values.
-    """
-
-    path: Path
-    descriptor: int
-    end: int = 0
-    placed: dict[Key, tuple[int, int]] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def create(cls, directory: Path, stem: str) -> WeightFile:
-        path = directory / f"{stem}.onnx_data"
-        return cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
-
-    def __enter__(self) -> WeightFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self.descriptor)
-
-    def place(self, value: ir.Value, source: Source) -> Region:
-        """Fresh bytes for a weight input."""
-        assert value.dtype is not None
-        offset = aligned(self.end)
-        region = Region(self.descriptor, offset, shape_of(value), value.dtype, in_columns(source))
-        self.end = offset + region.length
-        os.truncate(self.descriptor, self.end)
-        return region
-
-
-def aligned(offset: int) -> int:
-    """The next offset at which a weight may start."""
-    return -(-offset // ALIGNMENT) * ALIGNMENT
-
-
-def key_of(value: ir.Value, tied: bool) -> Key:
-    """What the bytes of a weight input are."""
-    assert value.dtype is not None
-    source = source_of(value)
-    tensor = checkpoint_name(source.parameter, tied)
-    return tensor, replace(source, parameter=tensor), value.dtype
-
-
-def in_columns(source: Source) -> bool:
-    """Whether the rows of the checkpoint's tensor are columns of the array."""
-    if source.packing is None:
-        return bool(source.layout) and source.layout[-1] == COLUMNS
-    return source.part in source.packing.columns
+Regions = Mapping[str, Region]  # by part
 
 
 def attach(
@@ -103,23 +48,15 @@ def attach(
     model = fold_layouts(model)
     tied = bool(checkpoint.config.tie_word_embeddings)
     jobs: dict[Job, dict[str, Region]] = defaultdict(dict)
-    for value in weight_inputs(model):
-        model.graph.inputs.remove(value)
-        assert value.dtype is not None and value.shape is not None
-        source = source_of(value)
-        key = key_of(value, tied)
-        tensor = key[0]
-        if key not in file.placed:
-            region = file.place(value, source)
-            file.placed[key] = region.offset, region.length
-            jobs[tensor, replace(source, part="")][source.part] = region
-        offset, length = file.placed[key]
-        value.name = source.name
-        value.const_value = ir.ExternalTensor(
-            file.path.name, offset, length, value.dtype, shape=value.shape, name=value.name, base_dir=file.path.parent
-        )
-        model.graph.register_initializer(value)
-    file.errors |= _run(checkpoint, jobs, progress)
+    arrays = {value: key_of(value, tied) for value in weight_inputs(model)}
+    new = set(file.layout.add({key: bytes_of(value) for value, key in arrays.items()}))
+    for value, key in arrays.items():
+        place, source = file.layout.find(key), source_of(value)
+        if key in new:
+            new.remove(key)
+            jobs[key[0], replace(source, part="")][source.part] = file.region(value, place)
+        _point(model, value, file, place)
+    file.errors |= _run(checkpoint, jobs, file.journal, progress)
     for tensor_, value in zip(graph.inputs, model.graph.inputs, strict=True):
         if tensor_.default is not None:
             value.const_value = ir.tensor(np.array(tensor_.default, tensor_.dtype), name=tensor_.name)
@@ -127,12 +64,38 @@ def attach(
     return passes.RemoveUnusedNodesPass()(model).model  # shapes of the folded Reshape nodes
 
 
-def _run(checkpoint: Checkpoint, jobs: Mapping[Job, Mapping[str, Region]], progress: Progress) -> dict[str, float]:
+def _point(model: ir.Model, value: ir.Value, file: WeightFile, place: Place) -> None:
+    """Make a weight input an initializer that lies at `place`."""
+    name, offset, length = place
+    assert value.dtype is not None and value.shape is not None
+    model.graph.inputs.remove(value)
+    value.name = source_of(value).name
+    value.const_value = ir.ExternalTensor(
+        name, offset, length, value.dtype, shape=value.shape, name=value.name, base_dir=file.directory
+    )
+    model.graph.register_initializer(value)
+
+
+def _run(
+    checkpoint: Checkpoint, jobs: Mapping[Job, Regions], journal: Journal | None, progress: Progress
+) -> dict[str, float]:
     """Stream every job, `WORKERS` at a time; returns the relative error of each quantized parameter."""
+
+    def run(tensor: str, source: Source, regions: Regions) -> float | None:
+        if journal is None:
+            return stream(checkpoint, tensor, source, regions, progress)
+        places = {part: (region.file, region.offset, region.length) for part, region in regions.items()}
+        kinds = {part: (region.shape, region.dtype.name, region.columns) for part, region in regions.items()}
+        made_of = hash_of((tensor, source, places, kinds))
+        if (entry := journal.entries.get(made_of)) is not None:
+            return entry.error
+        error = stream(checkpoint, tensor, source, regions, progress)
+        journal.add(made_of, [*places.values()], error, [region.descriptor for region in regions.values()])
+        return error
+
     with ThreadPoolExecutor(WORKERS) as pool, _one_thread_each():
         results = [
-            (source.parameter, pool.submit(stream, checkpoint, tensor, source, regions, progress))
-            for (tensor, source), regions in jobs.items()
+            (source.parameter, pool.submit(run, tensor, source, regions)) for (tensor, source), regions in jobs.items()
         ]
         try:
             found = {parameter: future.result() for parameter, future in results}

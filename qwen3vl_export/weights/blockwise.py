@@ -43,7 +43,8 @@ def quantize_rows(
     """Quantize float32 rows [N, K]; K is padded to whole blocks."""
     count, width = rows.shape
     blocks = -(-width // block_size)
-    padded = torch.nn.functional.pad(rows, (0, blocks * block_size - width))
+    missing = blocks * block_size - width
+    padded = torch.nn.functional.pad(rows, (0, missing)) if missing else rows
     cut = padded.reshape(count, blocks, block_size)
     plain, zero = _symmetric(cut, bits) if symmetric else _asymmetric(cut, bits)
     scales, integers = _round(cut, plain, zero, bits, scale_dtype)
@@ -106,5 +107,7 @@ def pack(integers: Tensor, bits: int) -> Tensor:
     """uint8 [..., n] to [..., ceil(n * bits / 8)], lower half-byte first."""
     if bits == 8:
         return integers
-    even = torch.nn.functional.pad(integers, (0, integers.shape[-1] % 2))
-    return even[..., 0::2] | (even[..., 1::2] << 4)
+    odd = integers.shape[-1] % 2
+    even = torch.nn.functional.pad(integers, (0, 1)) if odd else integers.contiguous()
+    pairs = even.view(torch.int16)  # first + second * 256 on any machine torch runs on
+    return (pairs | (pairs >> 4)).to(torch.uint8)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..trace import WEIGHTS, weight_inputs
+from ..trace import weight_inputs
+from ..unroll import WEIGHTS
 from .packing import Packing
 
 Step = tuple[str, tuple[int, ...]]

@@ -20,19 +20,21 @@ from ..checkpoint import Checkpoint
 from .layouts import Layout, Source
 from .packing import TORCH
 
-SLICE_VALUES = 4 << 20  # 16 MiB of float32
+SLICE_VALUES = 4 << 20  # read at once: 16 MiB of float32
+PACK_VALUES = 1 << 18  # packed at once: 1 MiB of float32 and its copies stay in a processor's cache
 COLUMNS = ("Transpose", (1, 0))
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where one array goes: a file, an offset, and the array's shape and dtype."""
+    """Where one array goes: a file (open, and its name), an offset, and the array's shape and dtype."""
 
     descriptor: int
     offset: int
     shape: tuple[int, ...]
     dtype: ir.DataType
     columns: bool = False
+    file: str = ""
 
     @property
     def length(self) -> int:
@@ -53,19 +55,21 @@ def stream(
     Returns:
         Relative L2 error of the quantized values; None if they are not quantized.
     """
+    if source.packing is None:
+        for first, rows in _slices(checkpoint, name, source.layout):
+            progress(_write(regions[""], first, rows))
+        return None
     squares = torch.zeros(2, dtype=torch.float64)
-    for first, rows in _slices(checkpoint, name, source.layout):
-        if source.packing is None:
-            arrays: Mapping[str, Tensor] = {"": rows}
-        else:
-            wide = rows.to(torch.float32).flatten(0, -2)  # a stack of matrices is one row after another
+    for first, stack in _slices(checkpoint, name, source.layout):
+        rows = stack.flatten(0, -2)  # a stack of matrices is one row after another
+        first *= len(rows) // len(stack)
+        count = len(rows) if source.packing.columns else max(1, PACK_VALUES // rows.shape[1])
+        for start in range(0, len(rows), count):
+            wide = rows[start : start + count].to(torch.float32)
             arrays, restored = source.packing.pack(wide)
             squares += torch.stack([(restored - wide).square().sum(), wide.square().sum()]).to(torch.float64)
-        for part, region in regions.items():
-            _write(region, first, arrays[part])
-            progress(region.length * len(rows) // region.shape[1 if region.columns else 0])
-    if source.packing is None:
-        return None
+            for part, region in regions.items():
+                progress(_write(region, first + start, arrays[part]))
     return float((squares[0] / squares[1].clamp(min=1e-30)).sqrt())
 
 
@@ -85,21 +89,21 @@ def _slices(checkpoint: Checkpoint, name: str, layout: Layout) -> Iterator[tuple
         yield first, rows
 
 
-def _write(region: Region, first: int, rows: Tensor) -> None:
-    """Write rows, or columns of a matrix, that start at index `first`."""
+def _write(region: Region, first: int, rows: Tensor) -> int:
+    """Write rows, or columns of a matrix, that start at index `first`; returns their bytes."""
     dtype = TORCH.get(region.dtype)
     rows = rows if dtype is None else rows.to(dtype)
     if not region.columns:
         data = _bytes(rows)
-        row = region.length // region.shape[0]
-        _write_at(region.descriptor, data, region.offset + first * row)
-        return
+        _write_at(region.descriptor, data, region.offset + first * (len(data) // len(rows)))
+        return len(data)
     turned = _bytes(rows.t())
     width, size = rows.shape[0] * rows.element_size(), rows.element_size()
     stride = region.shape[1] * size
     for index in range(region.shape[0]):
         place = region.offset + index * stride + first * size
         _write_at(region.descriptor, turned[index * width : (index + 1) * width], place)
+    return len(turned)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
