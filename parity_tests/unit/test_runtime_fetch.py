@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import fetch as fetching
@@ -110,6 +112,37 @@ def site() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with a certificate for `localhost`, from an authority that this system trusts."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    server = QuietServer(("127.0.0.1", 0), Server)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_picture_over_tls(secure_site: str, site: str) -> None:
+    assert fetch(f"{secure_site}/photo", LOCAL) == PHOTO.read_bytes()
+    assert fetch(f"{site}/to/{secure_site}/photo", LOCAL) == PHOTO.read_bytes()  # a redirect into it
+
+
+def test_a_certificate_must_be_for_the_host_and_from_a_known_authority(
+    secure_site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"certificate is not valid \(IP address mismatch"):
+        fetch(f"{secure_site.replace('localhost', '127.0.0.1')}/photo", LOCAL)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(InputError, match=r"certificate is not valid \(unable to get local issuer"):
+        fetch(f"{secure_site}/photo", LOCAL)
 
 
 def test_a_picture_from_a_url(site: str) -> None:

@@ -23,9 +23,10 @@ from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import Qwen3VL, Video
+from qwen3vl_export.runtime.frames import FrameRules, frame_rules, sample_frames
 from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.prepare import Preparer
-from qwen3vl_export.runtime.video import FrameRules, folder_frames, frame_rules, open_video, sample_frames
+from qwen3vl_export.runtime.video import folder_frames, open_video
 
 from .standin import TINY, artifact_without_graphs
 from .video_reference import whole_processor

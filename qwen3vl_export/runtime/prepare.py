@@ -20,12 +20,13 @@ from . import positions, prompt
 from .arrays import Float32, Ints
 from .encoders import choose_grid, fixed_grids
 from .fetch import PUBLIC, UrlRules
+from .frames import FrameRules, frame_rules
 from .images import Image, open_image
 from .messages import Message, split_media
 from .picture import Picture
 from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, pixel_rules, video_grid
 from .tokenizer import Tokenizer
-from .video import FrameRules, Video, frame_rules, open_video
+from .video import Video, open_video
 
 IMAGE_RULES = "preprocessor_config.json"
 VIDEO_RULES = "video_preprocessor_config.json"

@@ -22,7 +22,7 @@ import PIL.Image
 
 from ..errors import InputError
 from .arrays import Ints
-from .video import Clip, Frames
+from .frames import Clip, Frames
 
 if TYPE_CHECKING:
     from av.container import InputContainer
