@@ -95,7 +95,9 @@ def gemm(case: str, work: Path, threads: int) -> None:
     flops = sum(2 * len(pixels) * of * n * k for of, (n, k) in zip(merged, products, strict=True))
     speed = flops / spent / 1e3  # GF/s
     total = sum(e["dur"] for e in kernels) - inner
-    print(json.dumps({"share": spent / total, "speed": speed, "peak": gemm_peak(threads)}))
+    peak = gemm_peak(threads)
+    floor = flops / peak / 1e9 * threads  # CPU seconds of the products alone, at the machine's peak
+    print(json.dumps({"share": spent / total, "speed": speed, "peak": peak, "floor": floor}))
 
 
 def patches(grid: list[list[int]]) -> tuple[Any, Any]:
@@ -124,7 +126,10 @@ def run(
     side: Annotated[list[str] | None, typer.Option(help=f"Beside torch: {', '.join(SIDES)}.")] = None,
     repeats: int = 5,
     threads: int = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, and a picture beside it.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Keep the models here, and use those that are there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the figures here as JSON, beside those of other cases; and a picture.")
+    ] = None,
 ) -> None:
     """Compare the exported encoder with PyTorch."""
     from parity_tests.official import config, write_checkpoint
@@ -135,22 +140,32 @@ def run(
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        write_checkpoint(work / "checkpoint", config(size, layers=1, depth=depth, vocab_size=64))
+        place = Path(folder) if work is None else work
+        if not (place / "checkpoint").is_dir():
+            write_checkpoint(place / "checkpoint", config(size, layers=1, depth=depth, vocab_size=64))
         for who in sides:
-            fresh("export", who, work)
-        about["bytes"] = {who: sum(f.stat().st_size for f in (work / who).rglob("*") if f.is_file()) for who in sides}
+            if not (place / who).is_dir():
+                fresh("export", who, place)
+        about["bytes"] = {who: sum(f.stat().st_size for f in (place / who).rglob("*") if f.is_file()) for who in sides}
         for name in case or CASES:
-            figures[name] = compare(name, sides, work, threads, repeats)
+            figures[name] = compare(name, sides, place, threads, repeats)
             if "ort" in sides:
-                figures[name]["ort"]["gemm"] = json.loads(fresh("gemm", name, work, threads))
+                figures[name]["ort"]["gemm"] = json.loads(fresh("gemm", name, place, threads))
             console.print(row(name, figures[name]))
     for line in verdicts(figures):
         console.print(line)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"about": about, "cases": figures}, indent=1) + "\n")
+        out.write_text(json.dumps({"about": about, "cases": {**earlier(out, about), **figures}}, indent=1) + "\n")
         chart(out)
+
+
+def earlier(out: Path, about: dict[str, Any]) -> Figures:
+    """The cases that a file holds already, if they were measured alike."""
+    if not out.is_file():
+        return {}
+    found = json.loads(out.read_text())
+    return found["cases"] if found["about"] == about else {}
 
 
 def describe(size: str, depth: int | None, threads: int, repeats: int) -> dict[str, Any]:
@@ -205,6 +220,7 @@ def row(case: str, figures: dict[str, Any]) -> str:
         if "gemm" in mine:
             found = mine["gemm"]
             cell += f", GEMM {found['share']:.0%} at {found['speed']:.0f} of {found['peak']:.0f} GF/s"
+            cell += f" (nothing but GEMM at that peak: {found['floor'] / base['cpu']:.2f} of the time)"
         cells.append(cell)
     return "\n    ".join(cells)
 

@@ -28,13 +28,14 @@ from .experts import experts_function
 _HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "com.microsoft" : 1]>
 {GRID_ATTENTION} <num_heads, head_size, scale> (q, k, v, segments) => (out)"""
 
-# A Loop over the rows of `segments` [M, n]; {columns} names the row's values, {body} makes `joined` [rows, D] of them.
+# A Loop over the rows of `segments` [M, n]; {columns} names the row's values, {body} makes `joined` [rows, D] of them,
+# {step} hands that over, {end} makes `out` of all.
 _LOOP = """{{
     count_1 = Shape <start: int = 0, end: int = 1> (segments)
     count = Squeeze (count_1)
     go = Constant <value: tensor = bool {{1}}> ()
     {start}
-    parts = Loop (count, go, none) <body = each (int64 i, bool c, {carried} before) => (bool again, {carried} after) {{
+    parts = Loop (count, go{state}) <body = each (int64 i, bool c{takes}) => (bool again, {gives}) {{
         again = Identity (c)
         axis = Constant <value_ints: ints = [0]> ()
         index = Unsqueeze (i, axis)
@@ -42,25 +43,45 @@ _LOOP = """{{
         row = Squeeze (row_2d, axis)
         {columns} = Split <axis: int = 0, num_outputs: int = {num_columns}> (row)
         {body}
-        after = {append} (before, joined)
+        {step}
     }}>
     {end}
 }}"""
 
-# How the results of the iterations are joined. A sequence copies each patch once; OpenVINO computes garbage on one, so
-# the portable graph grows a tensor instead.
+# How the results of the iterations are joined, each patch copied a fixed number of times however many there are. A
+# sequence holds parts of any length; OpenVINO computes garbage on one, so the portable Loop stacks its parts, padded
+# to the longest, and drops the padding afterwards.
 _JOINS = {
     "ort": {
         "start": "none = SequenceEmpty <dtype: int = 1> ()",
-        "carried": "seq(float[n, {width}])",
-        "append": "SequenceInsert",
+        "state": ", none",
+        "takes": ", seq(float[n, {width}]) before",
+        "gives": "seq(float[n, {width}]) after",
+        "step": "after = SequenceInsert (before, joined)",
         "end": "out = ConcatFromSequence <axis: int = 0> (parts)",
     },
     "portable": {
-        "start": "zero = Constant <value_ints: ints = [0]> ()\n    none = Slice (q, zero, zero, zero)",
-        "carried": "float[n, {width}]",
-        "append": "Concat <axis: int = 0>",
-        "end": "known = Constant <value_ints: ints = [-1, {width}]> ()\n    out = Reshape (parts, known)",
+        "start": """starts, ends, first_keys, end_keys = Split <axis: int = 1, num_outputs: int = 4> (segments)
+    lengths = Sub (ends, starts)
+    most = ReduceMax <keepdims: int = 0> (lengths)
+    zero = Constant <value_ints: ints = [0]> ()
+    most_1 = Unsqueeze (most, zero)""",
+        "state": "",
+        "takes": "",
+        "gives": "float[n, {width}] padded",
+        "step": """length = Sub (end_query, first_query)
+        lack = Sub (most_1, length)
+        pads = Concat <axis: int = 0> (axis, axis, lack, axis)
+        padded = Pad (joined, pads)""",
+        "end": """nought = Constant <value_int: int = 0> ()
+    one = Constant <value_int: int = 1> ()
+    places = Range (nought, most, one)
+    real_2d = Less (places, lengths)
+    all = Constant <value_ints: ints = [-1]> ()
+    real = Reshape (real_2d, all)
+    known = Constant <value_ints: ints = [-1, {width}]> ()
+    rows = Reshape (parts, known)
+    out = Compress <axis: int = 0> (rows, real)""",
     },
 }
 
