@@ -9,7 +9,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,31 @@ Past = Any  # the runtime's cache, opaque here
 
 
 @dataclass
+class Clock:
+    """How long the runtime's own generation took: reading prompts (up to the first token), and the tokens after."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    new_tokens: int = 0
+    new_seconds: float = 0.0
+
+    def add(self, prompt_tokens: int, prompt_seconds: float, new_tokens: int, new_seconds: float) -> None:
+        self.answers += 1
+        self.prompt_tokens += prompt_tokens
+        self.prompt_seconds += prompt_seconds
+        self.new_tokens += new_tokens
+        self.new_seconds += new_seconds
+
+    def to_json(self, threads: int | None) -> dict[str, Any] | None:
+        """For the evidence; None if nothing was generated."""
+        if not self.answers:
+            return None
+        seconds = {name: round(getattr(self, name), 3) for name in ("prompt_seconds", "new_seconds")}
+        return {"threads": threads, **asdict(self), **seconds}
+
+
+@dataclass
 class Bench:
     """Everything a check needs.
 
@@ -53,6 +78,7 @@ class Bench:
     exam_per_size: int
     store: Store | None = None
     candidate_seconds: float = 0.0  # spent in the artifact's runtime
+    clock: Clock = field(default_factory=Clock)
     kept: dict[str, Any] = field(default_factory=dict)  # for checks that build on one another
     scores: dict[str, Any] = field(default_factory=dict)  # of the exam, by group
     diagnosed: Counter[str] = field(default_factory=Counter)  # failures that were looked into, by stage
@@ -97,6 +123,15 @@ class Bench:
             return self.matrix.random_pixels(case, self.artifact.manifest.facts.patch_dim), case.grid_thw
         inputs = self.inputs(case)
         return inputs.pixel_values, inputs.image_grid_thw
+
+    def forced_ids(self, case: Case) -> Ints:
+        """[forced_tokens] of text to follow a case's prompt."""
+        ids: list[int] = []
+        for sentence in self.matrix.forced_text(case):
+            ids += self.runtime.tokenizer.encode(f" {sentence}" if ids else sentence)
+            if len(ids) >= self.matrix.forced_tokens:
+                break
+        return np.array(ids[: self.matrix.forced_tokens], np.int64)
 
     def prepare(self, prompts: Sequence[Prompt]) -> Prepared:
         with self.timing():
@@ -143,11 +178,17 @@ class Bench:
         """Greedy tokens of the runtime's own loop, and the logits of each step; with `stop` fewer if every row ends."""
         stop_ids = self.runtime.stop_ids
         self.runtime.stop_ids = stop_ids if stop else frozenset()
+        start, ends = time.perf_counter(), []
         try:
             with self.timing():
-                steps = list(self.runtime.generate_steps(prepared, new_tokens, GREEDY, chunk))
+                steps = []
+                for step in self.runtime.generate_steps(prepared, new_tokens, GREEDY, chunk):
+                    steps.append(step)
+                    ends.append(time.perf_counter())
         finally:
             self.runtime.stop_ids = stop_ids
+        rows = len(prepared.input_ids)
+        self.clock.add(int(prepared.attention_mask.sum()), ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
         return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
 
     @property

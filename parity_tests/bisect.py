@@ -118,7 +118,10 @@ def bisect(bench: Bench, failures: Sequence[Outcome], case: Case) -> list[Trail]
     """The trails of the vision encoder and the decoder; on `case`, or on the first case that failed in that graph."""
     cases = {one.name: one for one in bench.cases}
     found = []
-    for stages, walk in ((("vision",), vision_trail), (("decoder", "prefill", "decode", "generate"), decoder_trail)):
+    for stages, walk in (
+        (("vision",), vision_trail),
+        (("decoder", "prefill", "teacher_forced", "decode", "generate"), decoder_trail),
+    ):
         names = [failure.case for failure in failures if failure.stage in stages and failure.case in cases]
         chosen = cases[names[0]] if names else case
         trail = walk(bench, chosen)
@@ -222,16 +225,16 @@ def trail_of(
 
 def stages_of(bench: Bench, graph: str) -> Iterator[tuple[str, Path]]:
     """Stage and file of a graph: the kept stages and their steps in the order of the build, then the written file."""
-    root = bench.artifact.root / STAGES_DIR
+    root, written = bench.artifact.root / STAGES_DIR, bench.artifact.graph_path(graph)
     for record in bench.artifact.manifest.graphs[graph].get("stages", ()):
         stage = record["stage"]
         for path in sorted(
-            (root / stage).glob(f"*/{graph}.onnx"), key=lambda path: int(path.parent.name.split("-")[0])
+            (root / stage).glob(f"*/{written.name}"), key=lambda path: int(path.parent.name.split("-")[0])
         ):
             yield f"{stage}/{path.parent.name}", path
-        if (root / stage / f"{graph}.onnx").is_file():
-            yield stage, root / stage / f"{graph}.onnx"
-    yield WRITTEN, bench.artifact.graph_path(graph)
+        if (root / stage / written.name).is_file():
+            yield stage, root / stage / written.name
+    yield WRITTEN, written
 
 
 def compare(

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qwen3vl_export.runtime.positions import rope_index
+
 from . import measures
 from .bench import Bench, Floats, Ints
 from .matrix import Case
@@ -129,6 +131,25 @@ def prefill(bench: Bench, case: Case) -> Finding:
     return logits_finding(logits, bench.reference.prefill(inputs).logits, inputs)
 
 
+def teacher_forced(bench: Bench, case: Case) -> Finding:
+    """The whole artifact over a prompt and a long text after it: logits at each token of the text.
+
+    The text is given, so that both sides are asked the same at every position, whatever they would have answered.
+    """
+    prepared = bench.prepared(case)
+    text = bench.forced_ids(case)
+    ids, mask = (
+        np.concatenate([start, np.broadcast_to(rest, (len(start), len(text)))], axis=1)
+        for start, rest in ((prepared.input_ids, text), (prepared.attention_mask, np.ones_like(text)))
+    )
+    positions, _ = rope_index(ids, mask, prepared.image_grid_thw, bench.artifact.manifest.facts)
+    features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
+    logits, _ = bench.decode(bench.embed(ids, features), mask, positions)
+    found = logits[:, -len(text) :]
+    expected = bench.reference.last_logits(Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw), len(text))
+    return Finding(logit_closeness(found, expected), compared=found.size)
+
+
 def chunked(bench: Bench, case: Case) -> Finding:
     """The runtime's prefill in chunks against its prefill in one call: last logits, and the cache left behind.
 
@@ -194,6 +215,7 @@ STAGES: dict[str, Callable[[Bench, Case], Finding]] = {
     "embeddings": embeddings,
     "decoder": decoder,
     "prefill": prefill,
+    "teacher_forced": teacher_forced,
     "chunked": chunked,
     "decode": decode,
     "generate": generate,

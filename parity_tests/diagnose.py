@@ -1,7 +1,7 @@
 """What a failing result looks like: compares it with PyTorch carrying each known mistake (`suspects.py`).
 
-If the artifact's result is far closer to that than to the truth, the mistake is named. No verdict depends on this; it
-turns "max_abs 4.1" into a place to look.
+If the artifact's result is far closer to that than to the truth, the mistake is named; if none explains it, the first
+layer that differs (`bisect.py`). No verdict depends on this; it turns "max_abs 4.1" into a place to look.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from .bench import Bench, Floats
+from .bisect import decoder_trail, place, vision_trail
 from .matrix import Case
 from .outcome import Outcome
 from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS
@@ -20,7 +21,7 @@ DIAGNOSED = 4  # failures of one stage that are looked into: each costs a run of
 
 
 def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
-    """The outcome with the suspect that explains it best, if one does."""
+    """The outcome with the suspect that explains it best, else with the first layer that differs, if there is one."""
     if case is None or outcome.stage not in ("vision", "decoder"):
         return outcome
     bench.diagnosed[outcome.stage] += 1
@@ -28,10 +29,17 @@ def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
         return outcome
     try:
         candidate, truth, suspects = suspects_of(bench, outcome.stage, case)
+        best = closest(candidate, truth, suspects, bench.profile.settings["explained_ratio"])
+        best = best or first_divergence(bench, outcome.stage, case)
     except Exception:  # the outcome already says what failed
         return outcome
-    best = closest(candidate, truth, suspects, bench.profile.settings["explained_ratio"])
     return replace(outcome, diagnosis=best) if best else outcome
+
+
+def first_divergence(bench: Bench, stage: str, case: Case) -> str | None:
+    """The first layer of the stage's graph that is off; None where the graph is right on what it is fed."""
+    trail = {"vision": vision_trail, "decoder": decoder_trail}[stage](bench, case)
+    return f"wrong from {place(trail.graph, trail.first)} on" if trail is not None and trail.first else None
 
 
 def closest(

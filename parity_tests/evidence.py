@@ -131,6 +131,17 @@ class Trail(_Strict):
     points: list[Point]
 
 
+class Speed(_Strict):
+    """What the runtime's own generation was clocked at; prompts count up to the first token, with their pictures."""
+
+    threads: int | None = Field(description="Null where onnxruntime chose.")
+    answers: int = Field(ge=1)
+    prompt_tokens: int
+    prompt_seconds: float
+    new_tokens: int
+    new_seconds: float
+
+
 class Evidence(_Strict):
     """What one verification found, and all it rests on."""
 
@@ -148,6 +159,7 @@ class Evidence(_Strict):
     near_ties: list[NearTie]
     left_out: dict[str, str] = Field(description="What could not be checked on this artifact, and why.")
     seconds: dict[str, float]
+    speed: Speed | None = Field(description="Null where no answer was generated, or by several processes at once.")
     reference_results: dict[str, int] | None
     versions: dict[str, str | None]
     hardware: dict[str, str | int | None]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
-from qwen3vl_export.errors import CheckpointError
+from qwen3vl_export.errors import ArtifactError, CheckpointError
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL
 
@@ -35,21 +35,41 @@ SMALL = 200_000_000  # bytes of an artifact; below it threads cost more than the
 
 
 def verify(artifact: Path, options: Options) -> int:
-    """Compare an artifact with PyTorch, stage by stage: 0 if everything passed, 1 if not.
+    """Compare an artifact with PyTorch, precision by precision and stage by stage: 0 if everything passed, 1 if not.
 
     `parity.json`, `parity.xml` and `parity.html` are written into the artifact, one line is appended to the history.
 
     Raises:
         ArtifactError, CheckpointError, ParityError: there is nothing that could be compared.
     """
-    bench = open_bench(artifact, options.matrix, options.checkpoint, cache=options.cache, seed=options.seed)
+    passed = [verify_precision(artifact, options, precision) for precision in precisions_of(artifact, options)]
+    return 0 if all(passed) else 1
+
+
+def precisions_of(artifact: Path, options: Options) -> tuple[str, ...]:
+    """The precision that was asked for, else every one the artifact has."""
+    if is_contract(artifact):
+        if options.precision:
+            raise ArtifactError(f"{artifact}: states one precision", "Leave --precision out")
+        return ("",)
+    if options.precision is not None:
+        return (options.precision,)
+    return ("", *open_artifact(artifact, check=False).manifest.precisions)
+
+
+def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
+    """One precision of the artifact; whether everything passed."""
+    bench = open_bench(
+        artifact, options.matrix, options.checkpoint, cache=options.cache, seed=options.seed, precision=precision
+    )
     report = run(bench, options.matrix, shown, cases=options.cases)
     if options.bisect:
         report = replace(report, trails=trails_of(bench, report))
-    show(report, terminal(), f"qwen3vl-export verify {artifact}")
+    again = f" --precision {precision}" if precision else ""
+    show(report, terminal(), f"qwen3vl-export verify {artifact}{again}")
     if not options.cases:
         write_evidence(bench.artifact, report, bench.matrix, options.history)
-    return 0 if report.passed else 1
+    return report.passed
 
 
 def open_bench(
@@ -59,12 +79,14 @@ def open_bench(
     check_files: bool = True,
     cache: Path | None = None,
     seed: int | None = None,
+    precision: str = "",
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint, side by side; PyTorch loads when first asked.
 
     Args:
         artifact: directory that a build wrote, or the contract file of another exporter's package.
         check_files: refuse an artifact whose files are not those of its manifest.
+        precision: one of those the artifact has; the default one unless said.
     """
     cases = load_matrix()
     cases = cases if seed is None else cases.model_copy(update={"seed": seed})
@@ -73,7 +95,7 @@ def open_bench(
         runtime, root = Qwen3VL(opened, threads=1), source.root
         runtime.sessions = ForeignSessions(opened, read_contract(artifact))
     else:
-        opened = open_artifact(artifact, check=check_files)
+        opened = open_artifact(artifact, check_files, precision)
         size = sum(record.bytes for record in opened.manifest.files.values())
         runtime, root = Qwen3VL(opened, threads=1 if size < SMALL else None), find_checkpoint(opened, checkpoint)
     return Bench(
@@ -87,9 +109,9 @@ def open_bench(
     )
 
 
-def opened_unchecked(path: Path, checkpoint: Path | None = None) -> Artifact:
+def opened_unchecked(path: Path, checkpoint: Path | None = None, precision: str = "") -> Artifact:
     """An artifact or a package for its manifest alone; no file is hashed."""
-    return open_foreign(path, checkpoint)[0] if is_contract(path) else open_artifact(path, check=False)
+    return open_foreign(path, checkpoint)[0] if is_contract(path) else open_artifact(path, False, precision)
 
 
 def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
@@ -146,7 +168,8 @@ def run(
     total = time.perf_counter() - start
     seconds = {"total": total, "pytorch": bench.reference.seconds, "artifact": bench.candidate_seconds}
     cached = {"computed": bench.reference.computed, "from_disk": bench.reference.from_disk}
-    return report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
+    report = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
+    return replace(report, speed=bench.clock.to_json(bench.runtime.sessions.threads))
 
 
 def trails_of(bench: Bench, report: Report) -> list[Trail]:
@@ -187,9 +210,9 @@ def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path
     values = report.to_json_dict()
     path = log or artifact.root.resolve().parent / history.NAME
     history.append(path, values)
-    write(artifact.root / PARITY, report.to_json())
-    write(artifact.root / JUNIT, report.to_junit())
-    write(artifact.root / HTML, render(values, matrix, history.of_artifact(path, report.artifact)))
+    write(artifact.evidence_path(PARITY), report.to_json())
+    write(artifact.evidence_path(JUNIT), report.to_junit())
+    write(artifact.evidence_path(HTML), render(values, matrix, history.of_artifact(path, report.artifact)))
 
 
 def profile_of(artifact: Artifact) -> Profile:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, Self
 
@@ -119,6 +120,7 @@ class Matrix(_Strict):
 
     seed: int
     new_tokens: int = Field(gt=0)
+    forced_tokens: int = Field(gt=0)
     prefill_chunk: int = Field(gt=0)
     exam_questions: dict[str, int]
     accuracy_from: int
@@ -157,6 +159,13 @@ class Matrix(_Strict):
     def tokens_of(self, case: Case) -> int:
         """How many tokens are decoded after a case's prompt."""
         return case.new_tokens or self.new_tokens
+
+    def forced_text(self, case: Case) -> Iterator[str]:
+        """Sentences without end to follow a case's prompt: every question of the file in turn, its own case's first."""
+        names = [one.name for one in self.cases]
+        start = next((index for index, name in enumerate(names) if case.name.startswith(name)), 0)
+        asked = [prompt.ask for one in self.cases[start:] + self.cases[:start] for prompt in one.prompts if prompt.ask]
+        return cycle(asked)
 
     def draw(self, case: Case) -> list[Prompt]:
         """The case's prompts with their pictures; one prompt unless it is a batch."""

@@ -19,6 +19,7 @@ class Options:
         bisect: also find the first layer that differs.
         cache: directory for PyTorch's results; None is the user's cache directory.
         history: file to which the result is appended; None is `parity-history.jsonl` beside the artifact.
+        precision: the only one to verify, "" being the default one; None is every one the artifact has.
     """
 
     matrix: str | None = None
@@ -28,3 +29,4 @@ class Options:
     bisect: bool = False
     cache: Path | None = None
     history: Path | None = None
+    precision: str | None = None

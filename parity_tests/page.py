@@ -37,6 +37,7 @@ AREAS = {
     "embeddings": "embeddings",
     "decoder": "decoder alone",
     "prefill": "whole prefill",
+    "teacher_forced": "a long text after the prompt",
     "chunked": "prefill in chunks",
     "decode": "decoding with a cache",
     "generate": "greedy tokens",
@@ -231,7 +232,7 @@ def tokens(values: Json) -> Json:
             "jaccard": pooled(stage, "jaccard_10"),
             "kl": pooled(stage, "mean_kl"),
         }
-        for stage in ("decoder", "prefill", "decode")
+        for stage in ("decoder", "prefill", "teacher_forced", "decode")
         if of(stage)
     }
     made = of("generate")

@@ -33,6 +33,7 @@ NEEDS = {
     "embeddings": {EMBEDDINGS},
     "decoder": {DECODER},
     "prefill": {VISION_ENCODER, EMBEDDINGS, DECODER},
+    "teacher_forced": {VISION_ENCODER, EMBEDDINGS, DECODER},
     "chunked": {VISION_ENCODER, EMBEDDINGS, DECODER},
     "decode": {EMBEDDINGS, DECODER},
     "generate": {VISION_ENCODER, EMBEDDINGS, DECODER},
@@ -108,10 +109,7 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
         )
     left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
-    checks = [
-        Check(weight_checks.STAGE, graph, weight_checks.weights_of(graph))
-        for graph in quantized_graphs(subject, left_out)
-    ]
+    checks = [Check(weight_checks.STAGE, graph, weight_checks.weights_of(graph)) for graph in quantized_graphs(subject)]
     checks += [check_of(stage, case) for case in cases for stage in stages_of(case)]
     if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
@@ -125,15 +123,10 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     return without_missing(Plan(tier, tuple(checks), left_out), subject)
 
 
-def quantized_graphs(subject: Subject, left_out: dict[str, str]) -> list[str]:
-    """The graphs whose quantized weights can be read back; the others go into `left_out`."""
+def quantized_graphs(subject: Subject) -> list[str]:
+    """The graphs whose weights are quantized."""
     plans = subject.recipe.get("quantization") or {}
-    quantized = [graph for graph in plans if graph in subject.graphs and plans[graph]["method"] != "none"]
-    if subject.recipe.get("target") == "ort":
-        return quantized
-    reason = "weights quantized in standard operators are not read back"
-    left_out.update({f"{weight_checks.STAGE}[{graph}]": reason for graph in quantized})
-    return []
+    return [graph for graph in plans if graph in subject.graphs and plans[graph]["method"] != "none"]
 
 
 def without_missing(planned: Plan, subject: Subject) -> Plan:

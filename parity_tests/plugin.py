@@ -1,6 +1,6 @@
 """A pytest plugin: the checks of an artifact as tests, one for each line of its plan.
 
-    pytest --artifact DIR [--matrix quick|standard|full] [-n auto --dist loadgroup]
+    pytest --artifact DIR [--precision NAME] [--matrix quick|standard|full] [-n auto --dist loadgroup]
 
 Same plan, bench and verdicts as `verify`; when the whole plan ran, the same evidence is written into the artifact. Ids
 read as the matrix: `test_parity[vision[users-case-16x16-after-24x24]]`. Without paths, `--artifact` runs these tests
@@ -34,6 +34,7 @@ OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("parity")
     group.addoption("--artifact", type=Path, help="verify this Qwen3-VL artifact against PyTorch")
+    group.addoption("--precision", default="", help="which of its precisions; the default one unless said")
     group.addoption("--matrix", choices=TIERS, help="which cases of the parity matrix; the recipe's choice unless said")
 
 
@@ -56,8 +57,12 @@ def benches(pytestconfig: pytest.Config) -> Callable[[str], Bench]:
 
     def get(name: str) -> Bench:
         if name not in opened:
-            path = build_once(name) if name else pytestconfig.getoption("artifact")
-            opened[name] = open_bench(path, matrix_of(pytestconfig, name))
+            matrix = matrix_of(pytestconfig, name)
+            if name:
+                opened[name] = open_bench(build_once(name), matrix)
+            else:
+                given, precision = (pytestconfig.getoption(option) for option in ("artifact", "precision"))
+                opened[name] = open_bench(given, matrix, precision=precision)
         return opened[name]
 
     return get
@@ -84,7 +89,7 @@ def plans(config: pytest.Config) -> dict[str, Plan]:
 
     path = config.getoption("artifact")
     if path is not None:
-        subject = Subject.of_manifest(opened_unchecked(path).manifest)
+        subject = Subject.of_manifest(opened_unchecked(path, precision=config.getoption("precision")).manifest)
         return {"": plan(matrix_of(config, ""), subject)}
     subjects = {name: Subject.of_recipe(load_recipe(ROOT / "recipes" / f"{name}.yaml")) for name in RECIPES}
     return {name: plan(matrix_of(config, name), subject) for name, subject in subjects.items()}
@@ -151,7 +156,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     found = {outcome.id: outcome for outcome in config.stash[OUTCOMES]}
     if {check.id for check in planned.checks} != set(found):
         return
-    artifact = opened_unchecked(path)
+    artifact = opened_unchecked(path, precision=config.getoption("precision"))
     seconds = {"total": time.perf_counter() - config.stash[STARTED]}
     outcomes = [found[check.id] for check in planned.checks]
     report = report_of(artifact, profile_of(artifact), planned, outcomes, seconds, load_matrix().seed)

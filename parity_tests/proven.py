@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, open_artifact
 
@@ -14,14 +16,22 @@ CASE = "minimum-64x64"
 
 
 def prove(artifact: Path, root: Path) -> Path:
-    """Copy an artifact to `root` and prove the copy with one case; its recipe asks for the quick matrix only."""
+    """Copy an artifact to `root` and prove every precision of the copy with one case; it asks for the quick matrix."""
     shutil.copytree(artifact, root)
-    for name in (PARITY, JUNIT, HTML):
-        (root / name).unlink(missing_ok=True)
+    for one in open_artifact(root, check=False).every_precision:
+        for name in (PARITY, JUNIT, HTML):
+            one.evidence_path(name).unlink(missing_ok=True)
     manifest = open_artifact(root, check=False).manifest
-    recipe = {**manifest.recipe, "parity": {**manifest.recipe["parity"], "matrix": "quick"}}
-    (root / MANIFEST).write_text(replace(manifest, recipe=recipe).to_json(), "utf-8")
-    bench = open_bench(root)
-    report = run(bench, only=lambda check: check.name == CASE)
-    write_evidence(bench.artifact, report, bench.matrix)
+    precisions = {name: {**one, "recipe": quick(one["recipe"])} for name, one in manifest.precisions.items()}
+    changed = replace(manifest, recipe=quick(manifest.recipe), precisions=precisions)
+    (root / MANIFEST).write_text(changed.to_json(), "utf-8")
+    for precision in ("", *precisions):
+        bench = open_bench(root, precision=precision)
+        report = run(bench, only=lambda check: check.name == CASE)
+        write_evidence(bench.artifact, report, bench.matrix)
     return root
+
+
+def quick(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe, asking for the quick matrix."""
+    return {**recipe, "parity": {**recipe["parity"], "matrix": "quick"}}

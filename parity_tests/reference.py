@@ -154,6 +154,11 @@ class Reference:
         """The whole model over the prompt."""
         return self._remember(("prefill", inputs.key), Prefill, lambda: self._prefill(inputs))
 
+    def last_logits(self, inputs: Inputs, count: int) -> Floats:
+        """The whole model over given tokens: logits [B, count, V] of the last ones."""
+        key = ("last logits", inputs.key, count)
+        return self._remember(key, np.ndarray, lambda: self._prefill(inputs, count).logits)
+
     def generate(self, inputs: Inputs, new_tokens: int, stop: bool = False) -> Greedy:
         """`new_tokens` greedy tokens; with `stop` fewer if every row ends its turn."""
         key = ("generate", inputs.key, new_tokens, stop)
@@ -178,7 +183,8 @@ class Reference:
 
     # How.
 
-    def _prefill(self, inputs: Inputs) -> Prefill:
+    def _prefill(self, inputs: Inputs, count: int = 0) -> Prefill:
+        """With logits of the last `count` tokens only, 0 being all."""
         seen: dict[str, Any] = {}
 
         def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -189,7 +195,8 @@ class Reference:
         if not inputs.image_grid_thw.size:  # without pictures transformers counts padding into the positions
             kwargs["position_ids"] = position_ids
         with hook(self.model.model.language_model, record):
-            logits = self.model(**kwargs, past_key_values=DynamicCache(config=self.model.config.text_config)).logits
+            cache = DynamicCache(config=self.model.config.text_config)
+            logits = self.model(**kwargs, past_key_values=cache, logits_to_keep=count).logits
         hidden, visual = seen["inputs_embeds"], seen["visual_pos_masks"]
         wide = hidden.new_zeros(*hidden.shape[:2], (1 + self._num_maps) * hidden.shape[-1])
         wide[..., : hidden.shape[-1]] = hidden

@@ -50,6 +50,7 @@ class Report:
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     reference_results: dict[str, int] | None = None  # how many PyTorch computed, how many were kept from earlier runs
+    speed: dict[str, Any] | None = None  # what the runtime's own generation was clocked at
     trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
 
     @property
@@ -112,6 +113,7 @@ class Report:
             "near_ties": [{"check": name, **asdict(tie)} for name, tie in self.near_ties],
             "left_out": self.left_out,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "speed": self.speed,
             "reference_results": self.reference_results,
             "versions": versions(),
             "hardware": hardware(),

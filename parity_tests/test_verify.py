@@ -51,7 +51,7 @@ def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_good_artifact_passes_and_carries_the_evidence(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert harness.verify(artifact, Options("quick")) == 0
     shown = capsys.readouterr().out
-    assert "passed: 19 of 19 checks of the quick matrix" in shown
+    assert "passed: 21 of 21 checks of the quick matrix" in shown
     assert "not checked: exam" in shown
     Evidence.model_validate_json((artifact / PARITY).read_text("utf-8"))
     assert "Passed." in (artifact / HTML).read_text("utf-8")
@@ -104,7 +104,7 @@ def test_an_unknown_profile_is_refused(artifact: Path) -> None:
 
 def test_one_case_is_replayed_and_leaves_no_evidence(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert harness.verify(artifact, Options(cases=["vision[grid-2x2]", "text-only"], bisect=False)) == 0
-    assert "passed: 9 of 9 checks" in capsys.readouterr().out
+    assert "passed: 10 of 10 checks" in capsys.readouterr().out
     assert not (artifact / PARITY).exists()
     assert not (artifact.parent / NAME).exists()
 

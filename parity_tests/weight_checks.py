@@ -1,7 +1,8 @@
 """Quantized weights against the checkpoint's, block by block.
 
 What a quantized weight stands for is asked of onnxruntime: the one operator that reads it is run on the identity matrix
-(or on every index of a table), so that nothing of the packing is written here a second time. A wrong scale of one block
+(or on every index of a table, or as it stands if it only restores the weight), so that nothing of the packing is
+written here a second time. A wrong scale of one block
 hides in logits, which rounding moves anyway; against the weight it is off by as much as it is wrong.
 
 Knows operators and parameters' names; nothing about cases.
@@ -30,6 +31,8 @@ from .probe import FOLDER, module_of
 STAGE = "weights"
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
 TABLES = ("GatherBlockQuantized",)
+RESTORED = "DequantizeLinear"  # blocks in standard operators
+INTEGERS = "MatMulInteger"  # one scale a column, in standard operators; the scales are multiplied in after it
 ROWS = 512  # of the identity matrix at a time: bounds the memory to 512 rows of a product
 
 
@@ -76,13 +79,35 @@ def restored_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
     model = onnx.load(path, load_external_data=False)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type not in (*PRODUCTS, *TABLES):
-            continue
-        index = 0 if node.op_type in TABLES else 1
-        parameter = node.input[index]
         size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), 0)
-        restored = table_rows(node, stored, path) if node.op_type in TABLES else product_rows(node, stored, path)
+        if node.op_type in TABLES:
+            parameter, restored = node.input[0], table_rows(node, stored, path)
+        elif node.op_type in PRODUCTS:
+            parameter, restored = node.input[1], product_rows(node, stored, path)
+        elif node.op_type == RESTORED and node.input[0] in stored:
+            parameter, restored = node.input[0], restored_rows(node, stored, path)
+        elif node.op_type == INTEGERS and node.input[1] in stored:
+            parameter, scales = node.input[1], scales_after(node, model, stored)
+            columns = helper.make_node(RESTORED, [parameter, scales], ["y"], axis=1)
+            restored = restored_rows(columns, stored, path).T
+        else:
+            continue
         yield parameter, size or restored.shape[1], restored
+
+
+def scales_after(product: NodeProto, model: ModelProto, stored: dict[str, TensorProto]) -> str:
+    """The stored scales that a `MatMulInteger` is multiplied with: Cast, then Mul by (the input's scale x these)."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    readers = {name: node for node in model.graph.node for name in node.input}
+    floats = readers[product.output[0]]
+    factors = [name for name in readers[floats.output[0]].input if name != floats.output[0]]
+    return next(name for factor in factors for name in (factor, *makers[factor].input) if name in stored)
+
+
+def restored_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
+    """The weight as a node without any other input restores it."""
+    found = session_of(node, None, TensorProto.FLOAT, stored, path, node.input[1])
+    return found(np.empty(0)).astype(np.float32)
 
 
 def product_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
@@ -110,16 +135,16 @@ def table_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> F
 
 
 def session_of(
-    node: NodeProto, source: str, kind: int, stored: dict[str, TensorProto], path: Path, scales: str
+    node: NodeProto, source: str | None, kind: int, stored: dict[str, TensorProto], path: Path, scales: str
 ) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """A function that runs one operator on a value of its input `source`; floats are those of its scales."""
+    """A function that runs one operator on a value of its input `source` if any; floats are those of its scales."""
     dtype = stored[scales].data_type if kind == TensorProto.FLOAT else kind
-    given = helper.make_tensor_value_info(source, dtype, None)
+    given = [] if source is None else [helper.make_tensor_value_info(source, dtype, None)]
     made = onnx.ValueInfoProto(name=node.output[0])
     tensors = [stored[name] for name in dict.fromkeys(node.input) if name in stored]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model: ModelProto = helper.make_model(
-        helper.make_graph([node], "one", [given], [made], tensors), opset_imports=opsets, ir_version=10
+        helper.make_graph([node], "one", given, [made], tensors), opset_imports=opsets, ir_version=10
     )
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -128,7 +153,8 @@ def session_of(
     numpy_dtype = helper.tensor_dtype_to_np_dtype(dtype)
 
     def run(value: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = session.run(None, {source: value.astype(numpy_dtype)})[0]
+        feeds = {} if source is None else {source: value.astype(numpy_dtype)}
+        found: NDArray[Any] = session.run(None, feeds)[0]
         return found
 
     return run

@@ -5,14 +5,18 @@
     DIR/config.json, tokenizer.json, …  the checkpoint's own files, copied
     DIR/parity.json, parity.xml         evidence; it names the manifest's sha256, so it is not listed in it
 
+A precision beside the default one has graphs `onnx/<graph>_<precision>.onnx` and evidence `parity_<precision>.json`; a
+graph that it stores as another one does is that one's file.
+
 Knows nothing about how graphs are made or run. Imports neither torch, transformers nor onnx.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,7 +68,9 @@ class Manifest:
 
     `graphs` maps a graph's name to `{"file", "data", "inputs", "outputs", "opset", "stages"}`; a shape is a list of
     ints and dim names. `stages` holds nodes, ops and bytes after each build stage. `checkpoint` names the source, the
-    resolved revision and the sha256 of its files. No date and no duration: equal inputs give equal bytes.
+    resolved revision and the sha256 of its files. `precisions` maps the name of each further precision to its own
+    `recipe` and `graphs`; `second_names` maps a weight file that is there under two names from its second to its first.
+    No date and no duration: equal inputs give equal bytes.
     """
 
     name: str
@@ -77,6 +83,13 @@ class Manifest:
     tools: Mapping[str, str]
     min_onnxruntime: str
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    precisions: Mapping[str, Any] = field(default_factory=dict)
+    second_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """What the files take, those of two names counted once."""
+        return sum(record.bytes for name, record in self.files.items() if name not in self.second_names)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -97,10 +110,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact directory that was opened; `open_artifact` is the way to get one."""
+    """An artifact directory that was opened, in one of its precisions; `open_artifact` is the way to get one."""
 
     root: Path
     manifest: Manifest
+    precision: str = ""
 
     @cached_property
     def manifest_sha256(self) -> str:
@@ -108,7 +122,34 @@ class Artifact:
 
     @property
     def build_command(self) -> str:
-        return f"qwen3vl-export build {self.manifest.name} --force"
+        return f"qwen3vl-export build {self.manifest.recipe.get('name', self.manifest.name)} --force"
+
+    def at(self, precision: str) -> Artifact:
+        """The artifact with the graphs and the recipe of another of its precisions; "" is the default one.
+
+        Raises:
+            ArtifactError: it has no such precision.
+        """
+        if not precision:
+            return self
+        if precision not in self.manifest.precisions:
+            known = ", ".join(self.manifest.precisions)
+            raise ArtifactError(
+                f"{self.root}: has no precision {precision}", f"Besides the default it has {known or 'none'}"
+            )
+        name = suffixed(self.manifest.name, precision)
+        manifest = replace(self.manifest, name=name, **self.manifest.precisions[precision])
+        return Artifact(self.root, manifest, precision)
+
+    @property
+    def every_precision(self) -> tuple[Artifact, ...]:
+        """The artifact in each of its precisions, the default one first."""
+        return (self, *(self.at(precision) for precision in self.manifest.precisions))
+
+    def evidence_path(self, name: str = PARITY) -> Path:
+        """Where evidence about this precision lies: `parity.json`, `parity_q4.json`."""
+        stem, dot, ending = name.partition(".")
+        return self.root / f"{suffixed(stem, self.precision)}{dot}{ending}"
 
     def graph_path(self, name: str) -> Path:
         """Path of a graph's `.onnx` file.
@@ -129,11 +170,20 @@ class Artifact:
         return result
 
 
-def open_artifact(root: Path, check: bool = True) -> Artifact:
+def suffixed(name: str, precision: str) -> str:
+    """What a graph, a report or an artifact of this name is called in a precision: `decoder_model_merged_q4`."""
+    return f"{name}_{precision}" if precision else name
+
+
+def open_artifact(root: Path, check: bool = True, precision: str = "") -> Artifact:
     """Read the manifest and, unless `check` is False, verify size and sha256 of every file it lists.
 
+    Args:
+        precision: one of those the artifact has; the default one unless said.
+
     Raises:
-        ArtifactError: no such directory, no manifest, or a file that is missing, altered or outside the directory.
+        ArtifactError: no such directory, no manifest, no such precision, or a file that is missing, altered or outside
+            the directory.
     """
     path = root / MANIFEST
     if not path.is_file():
@@ -142,10 +192,29 @@ def open_artifact(root: Path, check: bool = True) -> Artifact:
         manifest = Manifest.from_json(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a manifest ({error})", "Rebuild the artifact") from error
-    artifact = Artifact(root, manifest)
+    artifact = Artifact(root, manifest).at(precision)
     if check:
         check_files(artifact)
     return artifact
+
+
+def lies_inside(directory: Path, name: str, root: Path) -> bool:
+    """Whether a file that an artifact names is its own, wherever symbolic links lead.
+
+    A snapshot in huggingface_hub's cache (`models--ORG--NAME/snapshots/COMMIT`) consists of links to the files of the
+    same repository (`models--ORG--NAME/blobs`); those are its own too.
+
+    Args:
+        directory: in which the file must lie, the root or below it.
+        name: relative to the directory.
+        root: of the artifact.
+    """
+    inside, home = directory.resolve(), root.resolve()
+    repository = home.parent.parent
+    is_snapshot = home.parent.name == "snapshots" and repository.name.startswith("models--")
+    homes = (inside, repository / "blobs") if is_snapshot else (inside,)
+    named = Path(os.path.normpath(inside / name))
+    return named.is_relative_to(inside) and any((inside / name).resolve().is_relative_to(one) for one in homes)
 
 
 def check_files(artifact: Artifact) -> None:
@@ -154,11 +223,10 @@ def check_files(artifact: Artifact) -> None:
     A file that was hashed before and has not been touched since is not read again (`hash_cache.py`).
     """
     hashes = HashCache()
-    root = artifact.root.resolve()
     rebuild = f"Rebuild: {artifact.build_command}"
     for name, record in artifact.manifest.files.items():
         path = artifact.root / name
-        if not path.resolve().is_relative_to(root):
+        if not lies_inside(artifact.root, name, artifact.root):
             raise ArtifactError(f"{name}: lies outside the artifact directory", rebuild)
         if not path.is_file():
             raise ArtifactError(f"{artifact.root}: {name} is missing", rebuild)

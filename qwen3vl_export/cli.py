@@ -180,6 +180,9 @@ def verify(
     history: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append the result here; beside the artifact unless said.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this precision; every one the artifact has unless said.")
+    ] = None,
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
@@ -192,7 +195,8 @@ def verify(
     from parity_tests.harness import verify as verify_artifact
     from parity_tests.options import Options
 
-    options = Options(matrix.value if matrix else None, checkpoint, tuple(case or ()), seed, bisect, cache, history)
+    tier = matrix.value if matrix else None
+    options = Options(tier, checkpoint, tuple(case or ()), seed, bisect, cache, history, precision)
     raise typer.Exit(verify_artifact(artifact, options))
 
 

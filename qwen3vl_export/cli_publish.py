@@ -29,6 +29,7 @@ def publish(
     ] = False,
     sign: Annotated[bool, typer.Option("--sign", help="Sign the provenance with sigstore.")] = False,
     force: Force = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Also the page that asks it in a browser, index.html.")] = False,
 ) -> None:
     """Publish a proven artifact with its model card, evidence and provenance.
 
@@ -36,10 +37,14 @@ def publish(
     repository as it was, and the next try sends only what has not arrived.
 
     Example: `qwen3vl-export publish artifacts/tiny --to hf://me/tiny --dry-run`
+
+    Example: `qwen3vl-export publish artifacts/tiny --to site --demo`
     """
     from .publishing import publish as publish_artifact
 
-    publish_artifact(artifact, to, licence=licence, private=private, dry_run=dry_run, signed=sign, force=force, log=say)
+    publish_artifact(
+        artifact, to, licence=licence, private=private, dry_run=dry_run, signed=sign, force=force, demo=demo, log=say
+    )
 
 
 def fetch(

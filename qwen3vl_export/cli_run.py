@@ -52,6 +52,9 @@ Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same see
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Threads to use; onnxruntime's choice unless said.")
 ]
+Precision = Annotated[
+    str, typer.Option(metavar="NAME", help="One of the artifact's precisions, such as q4; the default one unless said.")
+]
 AllowPrivateUrls = Annotated[
     bool, typer.Option("--allow-private-urls", help="Also fetch pictures from this machine and its network.")
 ]
@@ -96,6 +99,7 @@ def run(
     seed: Seed = None,
     threads: Threads = None,
     allow_private_urls: AllowPrivateUrls = False,
+    precision: Precision = "",
 ) -> None:
     """Ask one question, with or without pictures, and stream the answer.
 
@@ -115,7 +119,7 @@ def run(
     text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
     functions = None if tools is None else read_tools(tools)
     rules = UrlRules(allow_private=allow_private_urls)
-    model = Qwen3VL.load(artifact, threads, url_rules=rules)
+    model = Qwen3VL.load(artifact, threads, url_rules=rules, precision=precision)
     pictures = [open_image(path, rules) for path in images]
     content = [*map(Image, pictures), *(Video(path) for path in videos), text]
     limits: dict[str, Any] = {"stop": stop, "max_time": max_time, "tools": functions}
@@ -180,6 +184,7 @@ def chat(
     seed: Seed = None,
     threads: Threads = None,
     allow_private_urls: AllowPrivateUrls = False,
+    precision: Precision = "",
 ) -> None:
     """Talk with a model on the terminal: questions, pictures, videos, streamed answers.
 
@@ -191,7 +196,8 @@ def chat(
     from .chat.screen import edit_lines
     from .runtime import Qwen3VL, UrlRules
 
-    model = Qwen3VL.load(artifact, threads, url_rules=UrlRules(allow_private=allow_private_urls))
+    rules = UrlRules(allow_private=allow_private_urls)
+    model = Qwen3VL.load(artifact, threads, url_rules=rules, precision=precision)
     settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling(context)}
     talk = Chat(model, console(), settings)
     edit_lines([*talk.commands, "/quit"])

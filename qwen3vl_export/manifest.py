@@ -14,29 +14,30 @@ import onnx_ir as ir
 from . import contract
 from .artifact import GRAPH_DIR, MANIFEST, Encoder, FileRecord, Manifest
 from .checkpoint import Checkpoint
-from .contract import Graph
 from .hash_cache import sha256_file
-from .recipe.model import Recipe
-from .skeletons import data_stem, graphs_of
-from .stages import Stages, tool_versions
+from .recipe.model import DEFAULT, Recipe
+from .skeletons import Skeleton, data_stem, graphs_of
+from .stages import tool_versions
 from .weights import WORKERS, Layout, WeightFile
 from .weights.errors import weight_errors
 
+Entries = dict[str, dict[str, Any]]  # precision -> graph -> what the manifest says of it
 GRID_RULES = {"dynamic": contract.ANY_GRID, "fixed": contract.ONLY_GRID, "buckets": contract.BUCKET_RULE}
 
 
-def graph_entry(graph: Graph, model: ir.Model, data: WeightFile, stages: Stages, dtype: str) -> dict[str, Any]:
+def graph_entry(one: Skeleton, model: ir.Model, data: WeightFile, dtype: str) -> dict[str, Any]:
     """What the manifest says of one graph."""
+    graph = one.graph
     tensors = {
         kind: {t.name: {"dtype": dtype if t.dtype == "float" else t.dtype, "shape": list(t.shape)} for t in declared}
         for kind, declared in (("inputs", graph.inputs), ("outputs", graph.outputs))
     }
     return {
-        "file": f"{GRAPH_DIR}/{graph.name}.onnx",
+        "file": f"{GRAPH_DIR}/{one.name}.onnx",
         "data": [f"{GRAPH_DIR}/{name}" for name in data.layout.names],
         **({"shared": shared(model, data.layout)} if data.layout.borrowed else {}),
         "opset": dict(sorted(model.graph.opset_imports.items())),
-        "stages": stages.records,
+        "stages": one.stages.records,
         **({"weight_errors": weight_errors(data.errors)} if data.errors else {}),
         **tensors,
     }
@@ -58,7 +59,12 @@ def shared(model: ir.Model, layout: Layout) -> list[dict[str, Any]]:
 
 
 def write_manifest(
-    directory: Path, recipe: Recipe, checkpoint: Checkpoint, graphs: dict[str, Any], provenance: dict[str, Any]
+    directory: Path,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    graphs: Entries,
+    provenance: dict[str, Any],
+    second_names: dict[str, str],
 ) -> None:
     """Hash every file and write `manifest.json`, the last file of a build."""
     encoders = [
@@ -74,9 +80,13 @@ def write_manifest(
         facts=checkpoint.facts,
         encoders=tuple(Encoder(name, grid) for name, grid in encoders),
         encoder_rule=GRID_RULES[recipe.vision.grid],
-        graphs=graphs,
+        graphs=graphs[DEFAULT],
         tools=tool_versions(),
         min_onnxruntime=recipe.min_onnxruntime,
         files={path.relative_to(directory).as_posix(): FileRecord(path.stat().st_size, hashes[path]) for path in files},
+        precisions={
+            name: {"recipe": recipe.at(name).to_json_dict(), "graphs": graphs[name]} for name in recipe.precisions
+        },
+        second_names=second_names,
     )
     (directory / MANIFEST).write_text(manifest.to_json(), "utf-8")

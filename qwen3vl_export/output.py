@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all: built beside its final place, then renamed there.
+"""A directory that appears whole or not at all: built beside its final place, then renamed there; and second names.
 
 Hours of writing are kept when they are interrupted: `resumable_directory` leaves what has a journal, and takes it up
 again when asked to. Knows nothing about what is written, but that a journal makes it worth keeping.
@@ -19,6 +19,16 @@ from .errors import BuildError, Qwen3VLExportError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BUILDING = "artifact"  # in the directory of an unfinished build
 JOURNAL = "journal.jsonl"  # beside it
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no second names."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.copyfile(source, target)
 
 
 @contextmanager

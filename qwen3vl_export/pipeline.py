@@ -23,7 +23,7 @@ import torch
 from .artifact import CHECKPOINT_FILES, GRAPH_DIR
 from .checkpoint import Checkpoint
 from .errors import BuildError, CheckpointError
-from .manifest import graph_entry, write_manifest
+from .manifest import Entries, graph_entry, write_manifest
 from .output import resumable_directory
 from .packaging import package, storage
 from .plan import check_space, layouts_of, planned_files
@@ -31,7 +31,7 @@ from .progress import writing
 from .recipe.model import Recipe
 from .recipe.quantize import Quantize
 from .resume import open_journal
-from .skeletons import KEEP, Log, Skeleton, data_stem, lenders_first, open_for, skeleton, skeletons
+from .skeletons import KEEP, Log, Skeleton, lenders_first, open_for, shared_graphs, skeleton, skeletons
 from .stages import Stages
 from .submodules import Submodule
 from .weights import Progress, WeightFile, attach
@@ -80,22 +80,24 @@ def build(
         check_space(out, sum(file.bytes for file in planned) - journal.bytes)
         graphs = directory / GRAPH_DIR
         graphs.mkdir(exist_ok=True)
-        entries: dict[str, Any] = {}
-        layouts = layouts_of([one.graph.name for one in found], storage(recipe.packaging.runtimes))
+        entries: Entries = {name: {} for name in recipe.every_precision}
+        layouts = layouts_of(found, storage(recipe.packaging.runtimes))
         with ExitStack() as files:
             data = {stem: files.enter_context(WeightFile(graphs, one, journal)) for stem, one in layouts.items()}
             progress = files.enter_context(writing(sum(one.weights for one in planned), journal.bytes, log))
             for one in lenders_first(found):
-                graph, file = one.graph, data[data_stem(one.graph.name)]
+                graph, file, own = one.graph.name, data[one.data_stem], recipe.at(one.precision)
                 model = write_graph(one, opened, file, progress)
-                entries[graph.name] = graph_entry(graph, model, file, one.stages, recipe.compute_dtype)
-                tell_errors(graph.name, recipe.quantize(graph.name).method, file.errors, log)
-        for name in entries:
-            check_graph(graphs / f"{name}.onnx")
+                entries[one.precision][graph] = graph_entry(one, model, file, own.compute_dtype)
+                tell_errors(one.name, own.quantize(graph).method, file.errors, log)
+        for one in found:
+            check_graph(graphs / f"{one.name}.onnx")
+        for precision, graph in shared_graphs(recipe, opened.facts):
+            entries[precision][graph] = entries[recipe.written_for(precision, graph)][graph]
         copy_settings(opened, recipe, directory)
-        package(directory, recipe.packaging.runtimes, opened.facts, entries)
-        write_manifest(directory, recipe, opened, entries, provenance.result())
-    log(f"{out}: {len(entries)} graphs, every one passes onnx.checker and strict shape inference")
+        names = package(directory, recipe.packaging.runtimes, opened.facts, entries)
+        write_manifest(directory, recipe, opened, entries, provenance.result(), names)
+    log(f"{out}: {len(found)} graphs, every one passes onnx.checker and strict shape inference")
     return out
 
 
@@ -118,7 +120,7 @@ def write_graph(
 ) -> ir.Model:
     """A skeleton's weights into `data`, and the graph to its `.onnx` file beside it."""
     model = one.stages.done("written", attach(one.model, one.graph, checkpoint, data, progress))
-    ir.save(model, data.directory / f"{one.graph.name}.onnx")
+    ir.save(model, data.directory / f"{one.name}.onnx")
     return model
 
 

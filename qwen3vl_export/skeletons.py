@@ -9,7 +9,7 @@ writes is known before it reads a weight. Knows nothing about files, except to k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 
 from . import contract
+from .artifact import suffixed
 from .checkpoint import Checkpoint, open_checkpoint
 from .contract import Facts, Graph
 from .errors import RecipeError
@@ -25,7 +26,7 @@ from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
 from .packaging import storage
 from .quantize import quantize, store_as
-from .recipe.model import Recipe
+from .recipe.model import DEFAULT, Recipe
 from .recipe.quantize import KeepPrecision, Quantize
 from .rewrites.head import read_table
 from .simplify import simplify
@@ -54,10 +55,22 @@ class Skeleton:
     graph: Graph
     model: ir.Model
     stages: Stages
+    precision: str = DEFAULT
+    lender: str | None = None  # stem of the token table's files, if its output head may read them
+
+    @property
+    def name(self) -> str:
+        """The stem of its file: `decoder_model_merged`, `decoder_model_merged_q4`."""
+        return suffixed(self.graph.name, self.precision)
+
+    @property
+    def data_stem(self) -> str:
+        """The stem of the weight files it shares with others of its kind and precision."""
+        return suffixed(data_stem(self.graph.name), self.precision)
 
 
 def skeletons(recipe: Recipe, checkpoint: Checkpoint, log: Log, keep_in: Path | None = None) -> list[Skeleton]:
-    """Every graph of a recipe, from the checkpoint's headers alone.
+    """Every graph of a recipe in every precision, from the checkpoint's headers alone; equal ones once.
 
     Args:
         keep_in: where every stage of every graph is kept, runnable; None keeps none.
@@ -65,17 +78,27 @@ def skeletons(recipe: Recipe, checkpoint: Checkpoint, log: Log, keep_in: Path | 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
     """
-    dtype: torch.dtype = getattr(torch, recipe.compute_dtype)
-    stored = ir.DataType.BFLOAT16 if recipe.dtype == "bfloat16" else None
-    check_onnxruntime(recipe, checkpoint.facts)
-    check_tensors(checkpoint, dtype)
     found = []
-    for name, grid in graphs_of(recipe, checkpoint.facts):
-        submodule = build_submodule(checkpoint, name, recipe.target, dtype, grid)
-        keep = keep_under(keep_in, submodule.graph, checkpoint, recipe) if keep_in is not None else None
-        stages = Stages(name, log, keep)
-        lent = name == contract.DECODER and lends_table(recipe, checkpoint)
-        found.append(skeleton(submodule, recipe.target, dtype, stages, recipe.quantize(name), stored, lent))
+    drawn: dict[tuple[str, torch.dtype], Skeleton] = {}  # up to quantization, where precisions of one dtype part
+    for precision in recipe.every_precision:
+        own = recipe.at(precision)
+        dtype: torch.dtype = getattr(torch, own.compute_dtype)
+        stored = ir.DataType.BFLOAT16 if own.dtype == "bfloat16" else None
+        check_onnxruntime(own, checkpoint.facts)
+        check_tensors(checkpoint, dtype)
+        for graph, grid in graphs_of(own, checkpoint.facts):
+            if recipe.written_for(precision, graph) != precision:
+                continue
+            name, one = suffixed(graph, precision), drawn.get((graph, dtype))
+            if one is None:
+                submodule = build_submodule(checkpoint, graph, own.target, dtype, grid)
+                keep = keep_under(keep_in, name, submodule.graph, checkpoint, own) if keep_in is not None else None
+                one = drawn[graph, dtype] = draw(submodule, own.target, dtype, Stages(name, log, keep))
+            keep = keep_under(keep_in, name, one.graph, checkpoint, own) if keep_in is not None else None
+            stages = Stages(name, log, keep, list(one.stages.records))
+            lender = table_stem(recipe, precision, checkpoint) if graph == contract.DECODER else None
+            one = Skeleton(one.graph, one.model.clone(), stages, precision, lender)
+            found.append(packed(one, own.target, own.quantize(graph), stored))
     return found
 
 
@@ -86,25 +109,34 @@ def skeleton(
     stages: Stages,
     plan: Quantize = KEEP,
     stored: ir.DataType | None = None,
-    lent: bool = False,
 ) -> Skeleton:
     """One graph from its submodule to its finished skeleton.
 
     Args:
         plan: how its products or its table are quantized.
         stored: dtype in which weights lie on disk, if not the one that is computed with.
-        lent: its output head reads the embeddings' token table where that lies.
     """
+    return packed(draw(submodule, target, dtype, stages), target, plan, stored)
+
+
+def draw(submodule: Submodule, target: str, dtype: torch.dtype, stages: Stages) -> Skeleton:
+    """The first half of a skeleton: the graph, computing in `dtype`, however its weights will be stored."""
     model = stages.done("traced", trace(submodule, dtype))
     model = stages.done("simplified", simplify(model))
     model = stages.done("optimized", optimize(model, target, partial(stages.step, "optimized")))
+    return Skeleton(submodule.graph, model, stages)
+
+
+def packed(one: Skeleton, target: str, plan: Quantize, stored: ir.DataType | None) -> Skeleton:
+    """The second half: how the weights are stored. The model is changed in place."""
+    model, stages = one.model, one.stages
     if plan.method != "none":
         model = stages.done("quantized", quantize(model, plan, target))
-    if lent:
+    if one.lender is not None:
         model = stages.done("shared", read_table(model))
     if stored is not None:
         model = stages.done("stored", store_as(model, stored))
-    return Skeleton(submodule.graph, model, stages)
+    return replace(one, model=model)
 
 
 def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
@@ -137,6 +169,14 @@ def graphs_of(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, tuple[int, in
             yield from ((contract.bucket_name(*grid), grid) for grid in grids)
 
 
+def shared_graphs(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
+    """The graphs that are another precision's file: precision and name."""
+    for precision in recipe.every_precision:
+        for graph, _ in graphs_of(recipe, facts):
+            if recipe.written_for(precision, graph) != precision:
+                yield precision, graph
+
+
 def data_stem(graph: str) -> str:
     """Which weight file a graph reads: all encoders share one, so do both embedding heads."""
     if graph.startswith(contract.VISION_ENCODER):
@@ -150,21 +190,28 @@ def lends_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
     return table and bool(checkpoint.config.tie_word_embeddings) and not storage(recipe.packaging.runtimes).own_data
 
 
+def table_stem(recipe: Recipe, precision: str, checkpoint: Checkpoint) -> str | None:
+    """The stem of the files that hold the token table of a precision, where its output head may read them."""
+    if not lends_table(recipe, checkpoint):
+        return None
+    return suffixed(contract.EMBED_TOKENS, recipe.written_for(precision, contract.EMBED_TOKENS))
+
+
 def lenders_first(found: Sequence[Skeleton]) -> list[Skeleton]:
     """Skeletons in the order in which their weights are placed: the token table before the head that may read it."""
     return sorted(found, key=lambda one: data_stem(one.graph.name) != contract.EMBED_TOKENS)
 
 
 def keep_under(
-    directory: Path, graph: Graph, checkpoint: Checkpoint, recipe: Recipe
+    directory: Path, name: str, graph: Graph, checkpoint: Checkpoint, recipe: Recipe
 ) -> Callable[[str, ir.Model], None]:
-    """A function that stores a copy of a stage's skeleton, made runnable, as `<directory>/<stage>/<graph>.onnx`."""
+    """A function that stores a copy of a stage's skeleton, made runnable, as `<directory>/<stage>/<name>.onnx`."""
 
     def keep(stage: str, model: ir.Model) -> None:
         folder = directory / stage
         folder.mkdir(parents=True, exist_ok=True)
-        with WeightFile.create(folder, graph.name) as data:
+        with WeightFile.create(folder, name) as data:
             runnable = lower(recipe.target)(model.clone())
-            ir.save(attach(runnable, graph, checkpoint, data), folder / f"{graph.name}.onnx")
+            ir.save(attach(runnable, graph, checkpoint, data), folder / f"{name}.onnx")
 
     return keep

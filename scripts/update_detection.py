@@ -3,8 +3,7 @@
     python scripts/update_detection.py [artifacts] [--check]
 
 Plants every fault in a copy of the artifact it is for (artifacts/tiny, artifacts/tiny-int4) and verifies that with the
-quick matrix. `--check` changes nothing and fails
-if the document says something else.
+quick matrix. `--check` changes nothing and fails if the document says something else.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from update_readme import filled
+from marked import update
 
 from parity_tests.detection import rows
 from qwen3vl_export.errors import Qwen3VLExportError
@@ -27,18 +26,12 @@ def main() -> int:
     parser.add_argument("artifacts", nargs="?", type=Path, default=ROOT / "artifacts", help="where the artifacts lie")
     parser.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
     options = parser.parse_args()
-    before = DOCUMENT.read_text("utf-8")
     try:
-        after = filled(before, "faults", rows(lambda recipe: options.artifacts / recipe, log=print))
+        lines = rows(lambda recipe: options.artifacts / recipe, log=print)
+        return update(DOCUMENT, {"faults": lines}, options.check)
     except Qwen3VLExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if options.check:
-        print("docs/parity.md is current" if after == before else "docs/parity.md differs: run this without --check")
-        return int(after != before)
-    DOCUMENT.write_text(after, "utf-8")
-    print("docs/parity.md is current" if after == before else "docs/parity.md updated")
-    return 0
 
 
 if __name__ == "__main__":

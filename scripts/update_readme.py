@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from marked import update
 
 from qwen3vl_export.artifact import PARITY, open_artifact
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
@@ -34,6 +35,7 @@ TITLES = {
     "embeddings": "token and picture embeddings",
     "decoder": "decoder on given embeddings",
     "prefill": "whole prefill",
+    "teacher_forced": "256 given tokens after the prompt",
     "chunked": "prefill in chunks",
     "decode": "decoding with a cache",
     "generate": "64 greedy tokens",
@@ -109,15 +111,6 @@ def shown(value: float | str | None, rule: dict[str, Any]) -> str:
     return f"{digits} ({SIGNS[rule['kind']]} {rule['limit']:.5g})"
 
 
-def filled(text: str, name: str, lines: Iterator[str]) -> str:
-    """The text with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ParityError(f"{README.name}: has no <!-- {name} --> … <!-- /{name} -->", "Put the markers back")
-    body = "\n".join(lines)
-    return pattern.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the tables and the session of README.md.")
     parser.add_argument("artifact", nargs="?", type=Path, default=ROOT / "artifacts" / "tiny")
@@ -125,19 +118,11 @@ def main() -> int:
     options = parser.parse_args()
     try:
         found = evidence(options.artifact)
-        before = README.read_text("utf-8")
-        after = filled(before, "parity", parity_table(found))
-        after = filled(after, "session", session(options.artifact))
-        after = filled(after, "exam", exam_table(found))
+        sections = {"parity": parity_table(found), "session": session(options.artifact), "exam": exam_table(found)}
+        return update(README, sections, options.check)
     except Qwen3VLExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if options.check:
-        print("README.md is current" if after == before else "README.md differs: run scripts/update_readme.py")
-        return int(after != before)
-    README.write_text(after, "utf-8")
-    print("README.md is current" if after == before else "README.md updated")
-    return 0
 
 
 if __name__ == "__main__":

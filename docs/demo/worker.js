@@ -1,10 +1,12 @@
 // The model, in a worker: loads an artifact with transformers.js and answers questions about pictures.
 //
 // The page's address says what to load:
-//   ?model=URL    directory of the artifact; ./model unless said
+//   ?model=URL    directory of the artifact; the page's own unless said
+//   ?dtype=NAME   one of its precisions, q4 for instance; the default one unless said
 //   ?library=URL  directory of @huggingface/transformers; a CDN's unless said
 //   ?wasm=URL     directory of onnxruntime-web's files; where the library finds them unless said
 
+const MODEL = 'artifact'; // transformers.js wants a name; where it lies is said by `env`
 const LIBRARY = 'https://cdn.jsdelivr.net/npm/@huggingface/transformers@4.3.1';
 
 let library, processor, model, stopping;
@@ -22,16 +24,16 @@ onmessage = async ({ data }) => {
 async function load(page) {
   const start = performance.now();
   const given = (name, otherwise) => page.searchParams.get(name) ?? otherwise;
-  const address = new URL(given('model', 'model'), page).href.replace(/\/+$/, '');
-  const [, parent, name] = address.match(/^(.*\/)([^/]+)$/);
+  const address = new URL(given('model', '.'), page).href.replace(/\/*$/, '/');
+  const name = decodeURIComponent(address.match(/([^/]+)\/$/)[1]);
   const folder = given('library', '');
   const file = folder ? new URL(`${folder}/dist/transformers.min.js`, page).href : LIBRARY;
   library = await import(file);
   const { env, AutoProcessor, Qwen3VLForConditionalGeneration } = library;
   env.allowLocalModels = false; // by its word "local" is a path; this way any address will do
-  env.remoteHost = parent;
-  env.remotePathTemplate = '{model}/';
-  env.useBrowserCache = parent.startsWith('https:'); // what a local server holds may have been rebuilt
+  env.remoteHost = address;
+  env.remotePathTemplate = '.'; // the directory itself, whatever it is called
+  env.useBrowserCache = address.startsWith('https:'); // what a local server holds may have been rebuilt
   if (given('wasm', '')) env.backends.onnx.wasm.wasmPaths = new URL(`${given('wasm', '')}/`, page).href;
 
   const files = new Map();
@@ -41,8 +43,9 @@ async function load(page) {
     const sum = (key) => [...files.values()].reduce((all, one) => all + (one[key] || 0), 0);
     postMessage({ type: 'progress', loaded: sum('loaded'), total: sum('total') });
   };
-  processor = await AutoProcessor.from_pretrained(name, { progress_callback });
-  model = await Qwen3VLForConditionalGeneration.from_pretrained(name, { progress_callback });
+  const options = { progress_callback, ...(given('dtype', '') && { dtype: given('dtype', '') }) };
+  processor = await AutoProcessor.from_pretrained(MODEL, options);
+  model = await Qwen3VLForConditionalGeneration.from_pretrained(MODEL, options);
   postMessage({ type: 'ready', name, seconds: (performance.now() - start) / 1000 });
 }
 

@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from qwen3vl_export.publishing import publish
+
 from ..bench import Bench
 from ..harness import open_bench
 from ..matrix import Case
+from ..proven import prove
 from .cases import one_prompt_cases, pictures_of
 from .npm import node_modules, program
 from .pictures import png
@@ -87,11 +90,16 @@ class Site:
     """A local server that holds the page, the artifact and the npm packages."""
 
     url: str
+    root: Path
 
     def page(self, model: str = "model") -> str:
+        return f"{self.url}/demo/?model=../{model}&{self.packages}"
+
+    @property
+    def packages(self) -> str:
+        """Where a page one level down finds the npm packages, as its address says it."""
         npm = "../node_modules"
-        where = f"library={npm}/@huggingface/transformers&wasm={npm}/onnxruntime-web/dist"
-        return f"{self.url}/demo/?model=../{model}&{where}"
+        return f"library={npm}/@huggingface/transformers&wasm={npm}/onnxruntime-web/dist"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +110,7 @@ def site(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield Site(f"http://127.0.0.1:{server.server_address[1]}")
+    yield Site(f"http://127.0.0.1:{server.server_address[1]}", root)
     server.shutdown()
     server.server_close()
     thread.join()
@@ -224,6 +232,21 @@ def test_it_fits_and_can_be_read(
     contrasts = page.evaluate(CONTRAST, ["status", "answer", "speed", "ask", "remove", "question"])
     assert min(contrasts) >= 4.5  # WCAG AA
     assert len(page.screenshot(path=tmp_path / "page.png", full_page=True)) > 10_000
+
+
+def test_a_published_directory_holds_its_own_page(
+    browser: Browser, site: Site, bench: Bench, tiny_artifact: Path
+) -> None:
+    """`publish --demo`: the page asks what it lies beside, without being told where."""
+    case = next(case for case in one_prompt_cases(max_images=1) if case.name == EXACT[0])
+    out = site.root / "published"
+    publish(prove(tiny_artifact, site.root / "proven"), str(out), demo=True, log=lambda line: None)
+    page = opened(browser, f"{site.url}/published/?{site.packages}")
+    assert page.inner_text("#status").startswith("published is ready")
+    drop(page, bench, case)
+    page.fill("#question", case.ask)
+    page.click("#ask")
+    assert answer(page) == expected(bench, case)
 
 
 def test_a_model_that_is_not_there_is_said(browser: Browser, site: Site) -> None:

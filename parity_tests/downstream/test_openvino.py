@@ -12,15 +12,15 @@ import pytest
 from qwen3vl_export import contract
 
 from ..bench import Bench, Floats, Ints
-from ..checks import vision_finding
+from ..checks import logits_finding, vision_finding
 from ..harness import open_bench
 from ..matrix import Case
-from ..measures import differences
+from ..measures import differences, logit_closeness
 from ..outcome import Finding, judged
 from ..tiny_builds import build_once
 
 ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}  # its default may be bfloat16
-Run = Callable[..., Floats]
+Run = Callable[..., list[Floats]]
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,19 @@ def bench() -> Bench:
 
 @pytest.fixture(scope="module")
 def graph(bench: Bench) -> Callable[[str], Run]:
-    """A graph of the artifact as a function of its named inputs."""
+    """A graph of the artifact as a function of its named inputs that gives every output."""
     core = openvino.Core()
     compiled: dict[str, Any] = {}
 
     def get(name: str) -> Run:
         if name not in compiled:
             compiled[name] = core.compile_model(str(bench.artifact.graph_path(name)), "CPU", ROUNDED)
-        return lambda **inputs: np.array(compiled[name](inputs)[0])
+
+        def run(**inputs: Any) -> list[Floats]:
+            found = compiled[name](inputs)
+            return [np.array(found[index]) for index in range(len(found))]
+
+        return run
 
     return get
 
@@ -52,7 +57,7 @@ def test_the_vision_encoder_agrees(bench: Bench, graph: Callable[[str], Run]) ->
     messages = []
     for case in asked:
         pixels, grid = bench.vision_inputs(case)
-        features = graph(contract.VISION_ENCODER)(pixel_values=pixels, image_grid_thw=grid)
+        (features,) = graph(contract.VISION_ENCODER)(pixel_values=pixels, image_grid_thw=grid)
         finding = vision_finding(features, bench.reference.vision(pixels, grid), bench.num_maps, grid)
         messages.append(judged("vision", case.name, finding, bench.profile, 0.0).message)
     assert not any(messages), messages
@@ -65,9 +70,41 @@ def test_the_embeddings_agree(bench: Bench, graph: Callable[[str], Run]) -> None
             continue
         inputs = bench.inputs(case)
         expected = bench.reference.prefill(inputs)
-        rows = graph(contract.EMBEDDINGS)(input_ids=inputs.input_ids, image_features=expected.image_features)
+        (rows,) = graph(contract.EMBEDDINGS)(input_ids=inputs.input_ids, image_features=expected.image_features)
         finding = Finding({"differences": differences(rows, expected.inputs_embeds)}, compared=rows.size)
         messages.append(judged("embeddings", case.name, finding, bench.profile, 0.0).message)
+    assert messages and not any(messages), messages
+
+
+def test_the_decoder_agrees(bench: Bench, graph: Callable[[str], Run]) -> None:
+    """Logits of the prompt, then of one token more on the cache that OpenVINO itself returned."""
+    facts = bench.artifact.manifest.facts
+    names = [(i, part) for i in range(facts.num_hidden_layers) for part in ("key", "value")]
+    messages = []
+    for case in bench.matrix.of_tier("quick"):
+        if case.is_vision_only:
+            continue
+        inputs = bench.inputs(case)
+        start, truth = bench.reference.prefill(inputs), bench.reference.generate(inputs, bench.matrix.tokens_of(case))
+        mask = inputs.attention_mask
+        empty = np.zeros((len(mask), facts.num_key_value_heads, 0, facts.head_dim), np.float32)
+        logits, *cache = graph(contract.DECODER)(
+            inputs_embeds=start.inputs_embeds,
+            attention_mask=mask,
+            position_ids=start.position_ids,
+            **{contract.past_name(*name): empty for name in names},
+        )
+        finding = logits_finding(logits, start.logits, inputs)
+        messages.append(judged("prefill", case.name, finding, bench.profile, 0.0).message)
+        position = start.rope_deltas + mask.sum(1, keepdims=True)
+        logits, *_ = graph(contract.DECODER)(
+            inputs_embeds=bench.embed(truth.ids[:, :1], bench.no_features()),
+            attention_mask=np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1),
+            position_ids=np.broadcast_to(position, (3, len(mask), 1)).copy(),
+            **{contract.past_name(*name): array for name, array in zip(names, cache, strict=True)},
+        )
+        finding = Finding(logit_closeness(logits[:, 0], truth.logits[:, 1]), compared=logits.size)
+        messages.append(judged("decode", case.name, finding, bench.profile, 0.0).message)
     assert messages and not any(messages), messages
 
 

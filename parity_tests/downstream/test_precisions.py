@@ -3,7 +3,6 @@ its own profile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,16 @@ from .cases import pictures_of
 from .genai import Genai
 from .transformers_js import Question, run
 
-SPLIT = "tiny, split"
-RECIPES = ("tiny-fp16", "tiny-bf16", "tiny-int8", "tiny-int4", SPLIT)
+RECIPES = ("tiny-fp16", "tiny-bf16", "tiny-int8", "tiny-int4")
+SIDE_BY_SIDE = "tiny-precisions"
 CASES = [
     case
     for case in load_matrix().of_tier("quick")
     if case.name in ("users-case-16x16-after-24x24", "photograph-451x300", "text-only")
 ]
-Ask = Callable[[Bench, Path], dict[str, Answer | str]]
 
 
-def ask_genai(bench: Bench, folder: Path) -> dict[str, Answer | str]:
+def ask_genai(bench: Bench) -> dict[str, Answer | str]:
     genai = Genai(bench.artifact.root, bench.artifact.manifest.facts.patch_dim)
     prompts = {case.name: bench.prompts(case)[0] for case in CASES}
     return {
@@ -44,23 +42,44 @@ def ask_transformers_js(bench: Bench, folder: Path) -> dict[str, Answer | str]:
     questions = [
         Question(name, text_of(bench.prompt_reference, prompt), pictures_of(prompt)) for name, prompt in prompts.items()
     ]
-    patch_dim = bench.artifact.manifest.facts.patch_dim
-    return run(bench.artifact.root, questions, folder, bench.matrix.new_tokens, patch_dim)
+    artifact = bench.artifact
+    patch_dim, dtype = artifact.manifest.facts.patch_dim, artifact.precision
+    return run(artifact.root, questions, folder, bench.matrix.new_tokens, patch_dim, dtype=dtype)
 
 
-@pytest.mark.parametrize("ask", [ask_genai, ask_transformers_js], ids=["onnxruntime-genai", "transformers.js"])
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_it_answers_within_its_profile(recipe: str, ask: Ask, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    split = recipe == SPLIT
-    bench = open_bench(request.getfixturevalue("tiny_split_artifact") if split else build_once(recipe))
+def check(bench: Bench, answers: dict[str, Answer | str]) -> None:
     assert len(CASES) == 3
-    answers = ask(bench, tmp_path)
     messages = []
     for case in CASES:
         answer = answers[case.name]
         assert isinstance(answer, Answer), answer
         messages += complaints(outcomes(bench, case, answer))
     assert messages == []
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, SIDE_BY_SIDE])
+def test_onnxruntime_genai_answers_within_its_profile(recipe: str) -> None:
+    """Of several precisions it loads the default one."""
+    bench = open_bench(build_once(recipe))
+    check(bench, ask_genai(bench))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "q4", "q4f16"])
+def test_one_directory_holds_them_all_for_transformers_js(dtype: str, tmp_path: Path) -> None:
+    """By the names it knows; what two of them share is there under both."""
+    bench = open_bench(build_once(SIDE_BY_SIDE), precision=dtype)
+    check(bench, ask_transformers_js(bench, tmp_path))
+
+
+def test_transformers_js_casts_bfloat16_weights(tmp_path: Path) -> None:
+    bench = open_bench(build_once("tiny-bf16"))
+    check(bench, ask_transformers_js(bench, tmp_path))
+
+
+def test_weights_in_many_files(tiny_split_artifact: Path, tmp_path: Path) -> None:
+    bench = open_bench(tiny_split_artifact)
+    check(bench, ask_genai(bench))
+    check(bench, ask_transformers_js(bench, tmp_path))
 
 
 def test_genai_reads_a_table_that_is_stored_once(tmp_path: Path) -> None:
@@ -70,6 +89,6 @@ def test_genai_reads_a_table_that_is_stored_once(tmp_path: Path) -> None:
     bench = open_bench(build(load_recipe(recipe), out=tmp_path / "once", log=lambda line: None))
     (shared,) = bench.artifact.manifest.graphs["decoder_model_merged"]["shared"]
     assert shared["file"] == "onnx/embed_tokens.onnx_data"
-    answer = ask_genai(bench, tmp_path)[CASES[0].name]
+    answer = ask_genai(bench)[CASES[0].name]
     assert isinstance(answer, Answer), answer
     assert complaints(outcomes(bench, CASES[0], answer)) == []

@@ -1,7 +1,7 @@
 // Answers prompts with transformers.js in Node, and writes down what it was given and what it computed.
 //
 // usage: node transformers_js.mjs NODE_MODULES JOB.json
-// JOB.json: {model, out, new_tokens, no_grid, prompts: [{name, text, image}]}; `image` is a file or null.
+// JOB.json: {model, dtype, out, new_tokens, no_grid, prompts: [{name, text, images}]}; `dtype` may be empty.
 // Writes OUT/NAME.json ({tokens, shapes, types}, or {error}) and OUT/NAME.<array>.bin, little-endian.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
@@ -17,7 +17,7 @@ env.allowRemoteModels = false;
 env.localModelPath = dirname(resolve(job.model));
 const name = basename(job.model);
 const processor = await AutoProcessor.from_pretrained(name);
-const model = await Qwen3VLForConditionalGeneration.from_pretrained(name);
+const model = await Qwen3VLForConditionalGeneration.from_pretrained(name, job.dtype ? { dtype: job.dtype } : {});
 
 /** Keeps the logits each token is chosen from. */
 class Recorder extends LogitsProcessor {

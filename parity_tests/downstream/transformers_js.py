@@ -34,12 +34,19 @@ class Question:
 
 
 def run(
-    directory: Path, questions: Sequence[Question], folder: Path, new_tokens: int, patch_dim: int, no_grid: bool = False
+    directory: Path,
+    questions: Sequence[Question],
+    folder: Path,
+    new_tokens: int,
+    patch_dim: int,
+    no_grid: bool = False,
+    dtype: str = "",
 ) -> dict[str, Answer | str]:
     """Greedy answers by name; the message where the runtime fails.
 
     Args:
         folder: an empty directory for what passes between the two programs.
+        dtype: the precision, by its name there; the one without a suffix unless said.
         no_grid: ask about no picture without the empty `image_grid_thw` that keeps its positions right.
     """
     prompts = []
@@ -48,7 +55,7 @@ def run(
         for file, image in zip(files, question.images, strict=True):
             file.write_bytes(png(image))
         prompts.append({"name": question.name, "text": question.text, "images": [str(file) for file in files]})
-    job = {"model": str(directory), "out": str(folder), "new_tokens": new_tokens, "no_grid": no_grid}
+    job = {"model": str(directory), "dtype": dtype, "out": str(folder), "new_tokens": new_tokens, "no_grid": no_grid}
     (folder / "job.json").write_text(json.dumps({**job, "prompts": prompts}), "utf-8")
     command = [node(), str(SCRIPT), str(node_modules()), str(folder / "job.json")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
 import shlex
@@ -72,12 +72,15 @@ def test_every_command_shown_exists(line: str) -> None:
 
 
 @pytest.fixture
-def update_readme() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "scripts" / "update_readme.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def update_readme(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("update_readme")
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("marked")
 
 
 def found(**changes: Any) -> dict[str, Any]:
@@ -103,9 +106,18 @@ def test_tables_say_what_was_and_was_not_measured(update_readme: ModuleType) -> 
     assert list(update_readme.exam_table(found()))[-1] == "| 64x64 | 4 | 75% | 100% |"
 
 
-def test_only_what_stands_between_the_markers_changes(update_readme: ModuleType) -> None:
+def test_only_what_stands_between_the_markers_changes(marked: ModuleType, tmp_path: Path) -> None:
     before = "a\n<!-- parity -->\nold\n<!-- /parity -->\nb\n"
-    assert update_readme.filled(before, "parity", iter(["new", "er"])) == before.replace("old", "new\ner")
+    document = tmp_path / "a.md"
+    document.write_text(before, "utf-8")
+    sections = {"parity": ["new", "er"]}
+    assert marked.update(document, sections, check=True) == 1
+    assert document.read_text("utf-8") == before
+    assert marked.update(document, sections, check=False) == 0
+    assert document.read_text("utf-8") == before.replace("old", "new\ner")
+    assert marked.update(document, sections, check=True) == 0
+    with pytest.raises(marked.ParityError, match="has no <!-- faults -->"):
+        marked.update(document, {"faults": []}, check=False)
 
 
 def test_failed_or_foreign_evidence_is_refused(update_readme: ModuleType, monkeypatch: Any, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from qwen3vl_export.optimize import optimize
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage
 from qwen3vl_export.packaging.package import Storage
 from qwen3vl_export.pipeline import build
-from qwen3vl_export.plan import layouts_of, plan_build
+from qwen3vl_export.plan import plan_build
 from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Quantize
@@ -105,7 +105,8 @@ def write(folder: Path, precision: str, **settings: Any) -> tuple[Layout, Layout
     """embed_tokens and the decoder of one precision, the decoder reading the table where it lies."""
     checkpoint = open_checkpoint(str(TINY))
     plan = TypeAdapter(Quantize).validate_python({"method": precision, **settings} if settings else {"method": "none"})
-    layouts = layouts_of([EMBED_TOKENS, DECODER], Storage())
+    table = Layout(EMBED_TOKENS)
+    layouts = {EMBED_TOKENS: table, DECODER: Layout(DECODER, lender=table)}
     for name, layout in layouts.items():
         graph, model = skeleton(name)
         model = quantize(model.clone(), plan, "ort")

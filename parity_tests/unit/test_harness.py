@@ -35,7 +35,8 @@ CHECKPOINT = Path(__file__).resolve().parents[2] / "recipes" / "checkpoints" / "
 PROFILE = load_profile("float32")
 CASE = Case(name="small", tier="quick", images=["drawn 64x96", "drawn 96x64"], ask="Describe the first picture.")
 GRIDS = Case(name="grids", tier="quick", grids=["1x2x2", "2x4x6"])
-MATRIX = Matrix(seed=1, new_tokens=6, prefill_chunk=5, exam_questions={}, accuracy_from=0, cases=[CASE])
+SHORT = {"new_tokens": 6, "forced_tokens": 20, "prefill_chunk": 5}
+MATRIX = Matrix(seed=1, **SHORT, exam_questions={}, accuracy_from=0, cases=[CASE])
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:
     [
         (VISION_ENCODER, "image_features", ["vision", "prefill"]),
         (EMBEDDINGS, "inputs_embeds", ["embeddings"]),
-        (DECODER, "logits", ["decoder", "prefill", "decode"]),
+        (DECODER, "logits", ["decoder", "prefill", "teacher_forced", "decode"]),
     ],
 )
 def test_nan_from_a_graph_fails(bench: Bench, graph: str, output: str, stages: list[str]) -> None:

@@ -6,7 +6,6 @@ That the runtimes load it is shown in `parity_tests/downstream`.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -92,19 +91,20 @@ def test_transformers_reads_the_completed_files_as_before(tiny_artifact: Path) -
 
 def test_weights_where_transformers_js_does_not_look_are_refused(tiny_artifact: Path) -> None:
     manifest = open_artifact(tiny_artifact, check=False).manifest
-    data = {graph: (f"{graph}.onnx_data",) for graph in transformers_js.GRAPHS}
-    package = Package(tiny_artifact, manifest.facts, data)
-    config = transformers_js.config(package)
-    assert config["transformers.js_config"]["use_external_data_format"] == {f"{graph}.onnx": 1 for graph in data}
-    split = replace(
-        package, data={**data, "vision_encoder": ("vision_encoder.onnx_data", "vision_encoder.onnx_data_1")}
-    )
-    assert transformers_js.config(split)["transformers.js_config"]["use_external_data_format"] == {
-        **{f"{graph}.onnx": 1 for graph in data},
-        "vision_encoder.onnx": 2,
-    }
+    graphs = {graph: {"data": [f"onnx/{graph}.onnx_data"]} for graph in transformers_js.GRAPHS}
+
+    def chunks(**changes: list[str]) -> dict[str, int]:
+        entries = {"": {**graphs, **{graph: {"data": data} for graph, data in changes.items()}}}
+        config = transformers_js.config(Package(tiny_artifact, manifest.facts, entries))
+        found: dict[str, int] = config["transformers.js_config"]["use_external_data_format"]
+        return found
+
+    whole = {f"{graph}.onnx": 1 for graph in graphs}
+    assert chunks() == whole
+    split = chunks(vision_encoder=["onnx/vision_encoder.onnx_data", "onnx/vision_encoder.onnx_data_1"])
+    assert split == {**whole, "vision_encoder.onnx": 2}
     with pytest.raises(BuildError, match=r"embed_tokens\.onnx: its weights lie in shared\.onnx_data"):
-        transformers_js.config(replace(package, data={**data, "embed_tokens": ("shared.onnx_data",)}))
+        chunks(embed_tokens=["onnx/shared.onnx_data"])
 
 
 def test_the_chat_template_may_lie_in_the_tokenizer_settings(tmp_path: Path, tiny_artifact: Path) -> None:

@@ -143,6 +143,26 @@ MISTAKES = {
         TINY + "parity: {tolerances: float16}\nquantization: {decoder_model_merged: {method: int8}}\n",
         "parity.tolerances: int8 cannot meet the float16 profile. Write tolerances: int8",
     ),
+    "unknown precision": (
+        TINY + "precisions: {float16: {dtype: float16}}\n",
+        "precisions.float16: unknown precision. Did you mean fp16?",
+    ),
+    "unknown key of a precision": (
+        TINY + "precisions: {q4: {quantisation: {}}}\n",
+        "precisions.q4.quantisation: unknown key. Did you mean quantization?",
+    ),
+    "unknown key of a precision's method": (
+        TINY + "precisions: {q4: {quantization: {decoder_model_merged: {method: int4, blok_size: 32}}}}\n",
+        "precisions.q4.quantization.decoder_model_merged.blok_size: unknown key. Did you mean block_size?",
+    ),
+    "tower of a precision in 4 bits": (
+        TINY + "precisions: {q4: {quantization: {vision_encoder: {method: int4}}}}\n",
+        "precisions.q4.quantization.vision_encoder.accept_error: 4-bit weights change the features",
+    ),
+    "profile of a finer precision beside it": (
+        TINY + "precisions: {fp16: {dtype: float16, tolerances: float32}}\n",
+        "precisions.fp16.tolerances: float16 cannot meet the float32 profile",
+    ),
     "wrong choice": (
         TINY + "dtype: fp16\n",
         'dtype: "fp16" is not one of float32, float16, bfloat16. Did you mean float16?',

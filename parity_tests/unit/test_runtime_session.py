@@ -86,6 +86,36 @@ def test_data_outside_the_artifact_is_refused(artifact: Artifact, location: str)
         Sessions(artifact).open("g")
 
 
+@pytest.fixture
+def snapshot(artifact: Artifact, tmp_path: Path) -> Artifact:
+    """The artifact as huggingface_hub's cache holds it: links to the files of the repository."""
+    repository = tmp_path / "models--me--tiny"
+    root = repository / "snapshots" / "0123abcd"
+    (repository / "blobs").mkdir(parents=True)
+    (root / "onnx").mkdir(parents=True)
+    for number, path in enumerate(sorted((artifact.root / "onnx").iterdir())):
+        path.rename(repository / "blobs" / str(number))
+        (root / "onnx" / path.name).symlink_to(Path("../../../blobs") / str(number))
+    return Artifact(root, artifact.manifest)
+
+
+def test_a_snapshot_of_the_hubs_cache_is_opened_where_it_lies(snapshot: Artifact) -> None:
+    ones = np.ones(4, np.float32)
+    assert Sessions(snapshot).run("g", {"x": ones}, ["y"])[0].shape == (4,)
+
+
+@pytest.mark.parametrize("elsewhere", ["secret", "models--me--other/blobs/0"])
+def test_a_snapshots_link_out_of_its_repository_is_refused(snapshot: Artifact, elsewhere: str) -> None:
+    secret = snapshot.root.parents[2] / elsewhere
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    secret.write_bytes(bytes(16))
+    data = snapshot.root / "onnx" / "g.onnx_data"
+    data.unlink()
+    data.symlink_to(secret)
+    with pytest.raises(ArtifactError, match="lies outside the artifact"):
+        Sessions(snapshot).open("g")
+
+
 @pytest.mark.parametrize("data", [b"no model", bytes(200), b"\x3a\xff\xff\xff\xff\x0f", b"\x3a"])
 def test_a_file_that_is_no_graph(artifact: Artifact, data: bytes) -> None:
     (artifact.root / "onnx" / "g.onnx").write_bytes(data)
@@ -124,7 +154,7 @@ def test_locations_are_found_wherever_a_tensor_may_be() -> None:
 
 def test_locations_equal_what_onnx_reads(artifact: Artifact) -> None:
     path = artifact.root / "onnx" / "g.onnx"
-    check_external_data(path)
+    check_external_data(path, path.parent)
     model = onnx.load(path, load_external_data=False)
     entries = {
         entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"

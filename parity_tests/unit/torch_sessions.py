@@ -41,6 +41,7 @@ class TorchSessions:
     reference: Reference
     before: dict[str, Mistake] = field(default_factory=dict)
     after: dict[str, Mistake] = field(default_factory=dict)
+    threads: int | None = 1
 
     @property
     def facts(self) -> Any:

@@ -77,10 +77,13 @@ def inspect_path(path: Path) -> Inspection:
     """
     if path.is_dir():
         artifact = open_artifact(path, check=False)
-        graphs = tuple(
-            inspect_graph(artifact.graph_path(name), stages=entry.get("stages", ()), root=path)
-            for name, entry in sorted(artifact.manifest.graphs.items(), key=lambda item: _reading_order(item[0]))
-        )
+        found: dict[Path, GraphReport] = {}  # a graph that precisions share is one file
+        for one in artifact.every_precision:
+            for name, entry in sorted(one.manifest.graphs.items(), key=lambda item: _reading_order(item[0])):
+                file = one.graph_path(name)
+                if file not in found:
+                    found[file] = inspect_graph(file, stages=entry.get("stages", ()), root=path)
+        graphs = tuple(found.values())
         return Inspection(str(path), graphs, artifact.manifest)
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or directory", "Name an artifact directory or an .onnx file")

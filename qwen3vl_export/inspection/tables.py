@@ -23,9 +23,8 @@ def show(found: Inspection) -> None:
 
 
 def _show_manifest(path: str, manifest: Manifest) -> None:
-    files = manifest.files.values()
     checkpoint = manifest.checkpoint
-    say(f"{path}: {manifest.name}, {len(files)} files, {size(sum(file.bytes for file in files))}")
+    say(f"{path}: {manifest.name}, {len(manifest.files)} files, {size(manifest.bytes)}")
     rows = [
         (
             "model",
@@ -33,6 +32,7 @@ def _show_manifest(path: str, manifest: Manifest) -> None:
         ),
         ("checkpoint", f"{checkpoint.get('source')} @ {checkpoint.get('revision')}"),
         ("target, dtype", f"{manifest.recipe.get('target')}, {manifest.recipe.get('dtype')}"),
+        ("more precisions", ", ".join(manifest.precisions)),
         (
             "picture sizes",
             ", ".join(_picture_size(encoder.grid, manifest.facts.patch_size) for encoder in manifest.encoders),

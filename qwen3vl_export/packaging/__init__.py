@@ -16,6 +16,7 @@ from typing import Any
 from .. import contract
 from ..contract import Facts
 from . import genai, transformers_js
+from .names import second_names
 from .package import Package, Storage
 
 ONNXRUNTIME = "onnxruntime"
@@ -85,15 +86,23 @@ def storage(runtimes: Sequence[str]) -> Storage:
     return Storage(min(limits, default=None), any(one.own_data for one in chosen))
 
 
-def package(directory: Path, runtimes: Sequence[str], facts: Facts, graphs: Mapping[str, Json]) -> None:
+def package(
+    directory: Path, runtimes: Sequence[str], facts: Facts, graphs: Mapping[str, Mapping[str, Json]]
+) -> dict[str, str]:
     """Write what the runtimes need into an artifact directory that holds graphs and the checkpoint's settings.
 
     Args:
         runtimes: names from `RUNTIMES`.
-        graphs: the manifest's entry of each graph.
+        graphs: the manifest's entry of each graph, by precision.
+
+    Returns:
+        Weight files that now have a second name, by that name.
     """
-    data = {name: tuple(Path(file).name for file in entry["data"]) for name, entry in graphs.items()}
+    wanted = RUNTIMES[TRANSFORMERS_JS].graphs if TRANSFORMERS_JS in runtimes else ()
+    named, names = second_names(directory, graphs, wanted)
+    found = Package(directory, facts, named)
     for runtime in runtimes:
         for name, made in RUNTIMES[runtime].files.items():
-            text = json.dumps(made(Package(directory, facts, data)), indent=2, ensure_ascii=False)
+            text = json.dumps(made(found), indent=2, ensure_ascii=False)
             (directory / name).write_text(text + "\n", "utf-8")
+    return names

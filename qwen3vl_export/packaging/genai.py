@@ -17,6 +17,8 @@ CONFIG = "genai_config.json"
 PROCESSOR = "genai_processor.json"  # processor_config.json is a name of transformers
 
 LIMITS = (
+    "Releases before 0.18 mix up the patches of pictures of different sizes in one prompt, and answer wrongly without "
+    "an error. Several pictures of equal size are right in all of them.",
     "Prompts with pictures go one by one: its processor joins several prompts into a single row.",
     "Text prompts of one batch must be of equal length: the padding is counted into the positions, and shorter prompts "
     "answer wrongly.",

@@ -1,4 +1,4 @@
-"""What a packaging file is made from: the directory so far, the model's facts and where each graph's weights lie."""
+"""What a packaging file is made from: the directory so far, the model's facts and where each graph lies."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Package:
 
     Attributes:
         directory: holds the graphs and the checkpoint's settings.
-        data: graph -> names of its external data files.
+        graphs: precision -> graph -> the manifest's entry of it.
     """
 
     directory: Path
     facts: Facts
-    data: Mapping[str, tuple[str, ...]]
+    graphs: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
     def settings(self, name: str) -> dict[str, Any]:
         """One of the directory's JSON files, parsed."""

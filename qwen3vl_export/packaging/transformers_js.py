@@ -6,10 +6,11 @@ sources: `models/session.js` (`transformers.js_config`), `utils/dtypes.js` (suff
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .. import contract
-from ..artifact import data_name
+from ..artifact import data_name, suffixed
 from ..errors import BuildError
 from .package import PREPROCESSOR, Package
 
@@ -38,15 +39,18 @@ def config(package: Package) -> dict[str, Any]:
         BuildError: weights lie in a file of another name than the one it looks for.
     """
     chunks: dict[str, int] = {}
-    for graph in GRAPHS:
-        found = package.data[graph]
-        wanted = tuple(data_name(graph, index) for index in range(len(found)))
-        if found != wanted:
-            raise BuildError(
-                f"{graph}.onnx: its weights lie in {', '.join(found)}, transformers.js looks for {', '.join(wanted)}",
-                "Leave transformers.js out of packaging.runtimes",
-            )
-        chunks[f"{graph}.onnx"] = len(found)
+    for precision, graphs in package.graphs.items():
+        for graph in GRAPHS:
+            name = suffixed(graph, precision)
+            found = [Path(file).name for file in graphs[graph]["data"]]
+            wanted = [data_name(name, index) for index in range(len(found))]
+            if found != wanted:
+                raise BuildError(
+                    f"{name}.onnx: its weights lie in {', '.join(found)}, transformers.js looks for "
+                    f"{', '.join(wanted)}",
+                    "Leave transformers.js out of packaging.runtimes",
+                )
+            chunks[f"{name}.onnx"] = len(found)
     settings = package.settings("config.json")
     return {**settings, "transformers.js_config": {"dtype": DTYPE, "use_external_data_format": chunks}}
 

@@ -109,25 +109,25 @@ def plan_build(
 def planned_files(found: Sequence[Skeleton], checkpoint: Checkpoint, storage: Storage) -> list[PlannedFile]:
     """Every file that skeletons become, and the checkpoint's settings."""
     tied = bool(checkpoint.config.tie_word_embeddings)
-    layouts = layouts_of([one.graph.name for one in found], storage)
+    layouts = layouts_of(found, storage)
     files = []
     for one in lenders_first(found):
-        layouts[data_stem(one.graph.name)].add({key: of.length for key, of in _regions([one.model], tied).items()})
+        layouts[one.data_stem].add({key: of.length for key, of in _regions([one.model], tied).items()})
         size = len(ir.to_proto(one.model).SerializeToString())
-        files.append(PlannedFile(f"{GRAPH_DIR}/{one.graph.name}.onnx", size, {}))
+        files.append(PlannedFile(f"{GRAPH_DIR}/{one.name}.onnx", size, {}))
     files += [file for layout in layouts.values() for file in weight_files(layout)]
     settings = [checkpoint.root / name for name in CHECKPOINT_FILES] + sorted(checkpoint.root.glob("LICENSE*"))
     files += [PlannedFile(path.name, path.stat().st_size, {}) for path in settings if path.is_file()]
     return files
 
 
-def layouts_of(graphs: Sequence[str], storage: Storage) -> dict[str, Layout]:
+def layouts_of(found: Sequence[Skeleton], storage: Storage) -> dict[str, Layout]:
     """Where the weights of these graphs will lie, by stem and still without any. The decoder reads from the token
     table's files what lies there, a tied output head stored in the same way, unless a runtime would not find it."""
-    stems = dict.fromkeys(data_stem(name) for name in graphs)
-    layouts = {stem: Layout(stem, storage.largest_file) for stem in stems}
-    if DECODER in layouts and not storage.own_data:
-        layouts[DECODER].lender = layouts.get(EMBED_TOKENS)
+    layouts = {one.data_stem: Layout(one.data_stem, storage.largest_file) for one in found}
+    for one in found:
+        if one.lender is not None:
+            layouts[one.data_stem].lender = layouts[one.lender]
     return layouts
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..artifact import open_artifact
 from ..console import size
 from ..errors import PublishError
 from ..hub import TIMEOUT
-from ..output import whole_directory
+from ..output import link, whole_directory
 from .provenance import STATEMENT, sign
 from .publication import Publication, prepare
 from .verify_artifact import verify_artifact
@@ -61,6 +62,7 @@ def publish(
     dry_run: bool = False,
     signed: bool = False,
     force: bool = False,
+    demo: bool = False,
     log: Log = print,
 ) -> None:
     """Publish an artifact.
@@ -71,6 +73,7 @@ def publish(
         dry_run: check everything and say what would be published where; write and send nothing.
         signed: sign the provenance with sigstore.
         force: replace a directory that is already there.
+        demo: also the page that asks the artifact in a browser.
 
     Raises:
         Qwen3VLExportError: the artifact may not be published, or the target cannot be written.
@@ -78,35 +81,41 @@ def publish(
     repository = Repository.parse(to) if to.startswith(SCHEME) else None
     if repository and repository.revision:
         raise PublishError(f"{to}: publishing is always to the main branch", "Leave the revision out")
-    publication = prepare(root, repository.name if repository else None, licence)
+    publication = prepare(root, repository.name if repository else None, licence, demo)
     sizes = publication.sizes
     if dry_run:
         for name, count in sizes.items():
             log(f"{size(count):>10}  {name}")
-    log(f"{root}: {len(sizes)} files, {size(sum(sizes.values()))}, proven and ready for {to}")
+    total = sum(count for name, count in sizes.items() if name not in publication.artifact.manifest.second_names)
+    log(f"{root}: {len(sizes)} files, {size(total)}, proven and ready for {to}")
     if dry_run:
         return
     if repository is None:
         with whole_directory(Path(to), force) as directory:
             write(publication, directory, signed)
         log(f"{to} is ready. Check it: qwen3vl-export verify-artifact {to}")
+        if demo:
+            log(f"Ask it in a browser: python -m http.server --directory {to}, then open http://localhost:8000/")
         return
     with tempfile.TemporaryDirectory(prefix="qwen3vl-export-") as folder:
-        write(publication, Path(folder), signed, link=True)
+        write(publication, Path(folder), signed, refer=True)
         log(f"published: {upload(Path(folder), repository, private)}")
 
 
-def write(publication: Publication, directory: Path, signed: bool, link: bool = False) -> None:
+def write(publication: Publication, directory: Path, signed: bool, refer: bool = False) -> None:
     """Every file of a publication into a directory.
 
     Args:
-        link: refer to the artifact's files instead of copying them.
+        refer: refer to the artifact's files instead of copying them.
     """
-    for name, source in publication.files.items():
+    names = publication.artifact.manifest.second_names
+    for name, source in sorted(publication.files.items(), key=lambda item: item[0] in names):
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if link:
+        if refer:
             target.symlink_to(source.resolve())
+        elif name in names:
+            link(directory / names[name], target)
         else:
             shutil.copyfile(source, target)
     for name, data in publication.made.items():
@@ -157,13 +166,24 @@ def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = 
             raise PublishError(f"{source}: no such directory", f"Give a directory, or {SCHEME}OWNER/NAME")
     out = out or Path("artifacts") / name
     with whole_directory(out, force) as directory:
-        shutil.copytree(found, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git*", ".cache"))
+        ignored = shutil.ignore_patterns(".git*", ".cache")
+        shutil.copytree(found, directory, dirs_exist_ok=True, ignore=ignored)
         if not (directory / STATEMENT).is_file():
             raise PublishError(f"{source}: has no {STATEMENT}", "It was not published by qwen3vl-export publish")
         for line in verify_artifact(directory):
             log(line)
+        share(directory)
     log(f"{out} is ready. Ask it: qwen3vl-export run {out} --prompt TEXT")
     return out
+
+
+def share(directory: Path) -> None:
+    """Store once what a checked artifact has under two names."""
+    manifest = open_artifact(directory, check=False).manifest
+    for second, first in manifest.second_names.items():
+        if first in manifest.files and manifest.files.get(second) == manifest.files[first]:
+            (directory / second).unlink()
+            link(directory / first, directory / second)
 
 
 def download(repository: Repository) -> Path:

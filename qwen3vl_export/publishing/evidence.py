@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..artifact import MANIFEST, PARITY, Artifact
+from ..artifact import MANIFEST, Artifact
 from ..errors import ParityError
 
 Evidence = dict[str, Any]  # parity.json, parsed
@@ -21,19 +21,21 @@ def passing_evidence(artifact: Artifact) -> Evidence:
     Raises:
         ParityError: there is none, it failed, is incomplete, or was made for another manifest.
     """
-    path = artifact.root / PARITY
+    path = artifact.evidence_path()
     again = f"Prove it: qwen3vl-export verify {artifact.root}"
     if not path.is_file():
-        raise ParityError(f"{artifact.root}: has no {PARITY}", again)
+        raise ParityError(f"{artifact.root}: has no {path.name}", again)
     try:
         evidence: Evidence = json.loads(path.read_text("utf-8"))
-        about, planned, checks = (evidence[key] for key in ("manifest_sha256", "planned", "checks"))
+        about, name, planned, checks = (evidence[key] for key in ("manifest_sha256", "artifact", "planned", "checks"))
         failed = [check["id"] for check in checks if not check["passed"]]
         passed = evidence["passed"] is True
     except (ValueError, KeyError, TypeError) as error:
         raise ParityError(f"{path}: is not a parity report ({type(error).__name__})", again) from None
     if about != artifact.manifest_sha256:
         raise ParityError(f"{path}: is about another {MANIFEST} (sha256 {str(about)[:12]}…)", again)
+    if name != artifact.manifest.name:
+        raise ParityError(f"{path}: is about {name}, not {artifact.manifest.name}", again)
     if failed:
         raise ParityError(f"{path}: {len(failed)} of {planned} checks failed, {failed[0]} first", "Mend it and rebuild")
     if not passed or not checks or len(checks) != planned:
@@ -50,6 +52,6 @@ def check_tier(artifact: Artifact, evidence: Evidence) -> None:
     done, wanted = evidence["matrix"], artifact.manifest.recipe["parity"]["matrix"]
     if TIERS.index(done) < TIERS.index(wanted):
         raise ParityError(
-            f"{artifact.root / PARITY}: is of the {done} matrix, the recipe asks for {wanted}",
+            f"{artifact.evidence_path()}: is of the {done} matrix, the recipe asks for {wanted}",
             f"Prove it: qwen3vl-export verify {artifact.root}",
         )

@@ -6,7 +6,7 @@ Every number in it is measured: sizes come from the manifest, differences and ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..artifact import Artifact
@@ -25,7 +25,7 @@ PYTHON = """\
 from huggingface_hub import snapshot_download
 from qwen3vl_export.runtime import Image, Qwen3VL
 
-model = Qwen3VL.load(snapshot_download("{repository}", local_dir="model"))
+model = Qwen3VL.load(snapshot_download("{repository}"))
 for piece in model.stream([Image("cat.png"), "What is this?"]):
     print(piece, end="", flush=True)
 """
@@ -65,21 +65,24 @@ await model.generate({{ ...inputs, max_new_tokens: 512, do_sample: false, stream
 SNIPPETS = {ONNXRUNTIME: ("python", PYTHON), GENAI: ("python", GENAI_PYTHON), TRANSFORMERS_JS: ("js", JAVASCRIPT)}
 
 
-def model_card(artifact: Artifact, evidence: Evidence, repository: str, licence: str) -> str:
+def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, licence: str) -> str:
     """The card's text.
 
     Args:
+        proofs: the artifact in each of its precisions, the default one first, with the evidence of each.
         repository: `org/name`, as the snippets say it.
         licence: identifier for the card's header, `apache-2.0`.
     """
+    artifact = proofs[0][0]
     return "\n".join(
         [
             *header(artifact, licence),
             *what_it_is(artifact),
+            *precisions(proofs),
             *usage(artifact, repository),
-            *parity(artifact, evidence),
+            *(line for one in proofs for line in parity(*one)),
             *sizes(artifact),
-            *speed(evidence),
+            *(line for one in proofs for line in speed(*one)),
             *limits(artifact),
             *origin(artifact, licence),
         ]
@@ -115,6 +118,25 @@ def quantized(recipe: dict[str, Any] | Any) -> str:
     return "".join(f", {graph} {method}" for graph, method in plans.items())
 
 
+def precisions(proofs: Sequence[tuple[Artifact, Evidence]]) -> Iterator[str]:
+    """What lies side by side, if more than one precision does."""
+    if len(proofs) == 1:
+        return
+    yield from ("## Precisions", "")
+    yield "Names are `dtype` in transformers.js and `precision` of `Qwen3VL.load`. onnxruntime-genai loads the default."
+    yield from ("", "| name | weights | graphs and weights | checks passed |", "|---|---|--:|--:|")
+    for artifact, evidence in proofs:
+        manifest = artifact.manifest
+        files = {file for graph in manifest.graphs.values() for file in (graph["file"], *graph["data"])}
+        total = size(sum(manifest.files[file].bytes for file in files))
+        name = f"`{artifact.precision}`" if artifact.precision else "default (`fp32` in transformers.js)"
+        weights = f"{manifest.recipe['dtype']}{quantized(manifest.recipe)}"
+        yield f"| {name} | {weights} | {total} | {len(evidence['checks'])} of {evidence['planned']} |"
+    if names := artifact.manifest.second_names:
+        yield from ("", "Stored once under two names: " + ", ".join(f"`{b}` is `{a}`" for b, a in names.items()) + ".")
+    yield ""
+
+
 def usage(artifact: Artifact, repository: str) -> Iterator[str]:
     yield from ("## Use", "")
     for runtime in artifact.manifest.recipe["packaging"]["runtimes"]:
@@ -129,12 +151,12 @@ def usage(artifact: Artifact, repository: str) -> Iterator[str]:
 
 def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
     versions, checks = evidence["versions"], evidence["checks"]
-    yield from ("## Parity with PyTorch", "")
+    yield from (f"## Parity with PyTorch{of(artifact)}", "")
     yield f"{len(checks)} of {evidence['planned']} checks of the {evidence['matrix']} matrix pass against transformers"
     yield f"{versions['transformers']} on torch {versions['torch']}, with onnxruntime {versions['onnxruntime']};"
-    yield f"near-ties: {len(evidence['near_ties'])}. Evidence: `parity.json`, about the manifest with sha256"
+    yield f"near-ties: {len(evidence['near_ties'])}. Evidence: `{artifact.evidence_path().name}`, about the manifest"
     yield from (
-        f"`{artifact.manifest_sha256}`.",
+        f"with sha256 `{artifact.manifest_sha256}`.",
         "",
         "| stage | checks | worst of all checks (limit) |",
         "|---|--:|---|",
@@ -144,7 +166,11 @@ def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
             rules = {rule["measure"]: rule for rule in evidence["profile"]["rules"].get(stage, ())}
             worst = [measured(name, value, rules[name]) for name, value in entry["worst"].items()]
             yield f"| {stage} | {entry['checks']} | {', '.join(worst)} |"
-    yield from ("", f"![largest difference of every check, in percent of its limit]({HEATMAP})", "")
+    yield from (
+        "",
+        f"![largest difference of every check, in percent of its limit]({artifact.evidence_path(HEATMAP).name})",
+        "",
+    )
 
 
 def measured(name: str, value: float | str | None, rule: dict[str, Any]) -> str:
@@ -153,19 +179,36 @@ def measured(name: str, value: float | str | None, rule: dict[str, Any]) -> str:
 
 
 def sizes(artifact: Artifact) -> Iterator[str]:
-    files = artifact.manifest.files
+    manifest, files = artifact.manifest, artifact.manifest.files
     yield from ("## Sizes", "", "| file | size |", "|---|--:|")
     yield from (f"| `{name}` | {size(files[name].bytes)} |" for name in files if name.startswith("onnx/"))
-    yield from (f"| all {len(files)} files | {size(sum(record.bytes for record in files.values()))} |", "")
+    yield from (f"| all {len(files)} files | {size(manifest.bytes)} |", "")
 
 
-def speed(evidence: Evidence) -> Iterator[str]:
-    seconds, machine = evidence["seconds"], evidence["hardware"]
+def of(artifact: Artifact) -> str:
+    """` in q4`, or nothing for the default precision."""
+    return f" in {artifact.precision}" if artifact.precision else ""
+
+
+def speed(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
+    """What the runtime was clocked at while it was being verified; no benchmark, and said so."""
+    machine, clocked = evidence["hardware"], evidence["speed"]
     where = f"{machine['processor']}, {machine['cores']} cores" if machine["processor"] else f"{machine['cores']} cores"
-    yield from ("## Speed", "")
-    yield f"The verification took {seconds['total']:.0f} s on {where}, of which this artifact computed for"
-    yield f"{seconds['artifact']:.1f} s." if "artifact" in seconds else "an unrecorded part."
+    yield from (f"## Speed{of(artifact)}", "")
+    if clocked is None:
+        yield f"Not measured: the verification ran spread over several processes, on {where}."
+    else:
+        threads = clocked["threads"] or machine["cores"]
+        yield f"While verifying, on {where}, {threads} thread{'' if threads == 1 else 's'} to an operator:"
+        yield f"{rate('prompt', clocked)} tokens/s reading prompts with their pictures, {rate('new', clocked)} tokens/s"
+        yield f"answering, over {clocked['answers']} answers. Batches count every row's tokens. No benchmark: whatever"
+        yield "else the machine did is in these numbers."
     yield ""
+
+
+def rate(kind: str, clocked: dict[str, Any]) -> str:
+    """Tokens a second, in three digits."""
+    return f"{clocked[f'{kind}_tokens'] / max(clocked[f'{kind}_seconds'], 1e-9):.3g}"
 
 
 def limits(artifact: Artifact) -> Iterator[str]:

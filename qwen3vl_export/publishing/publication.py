@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ..artifact import JUNIT, MANIFEST, PARITY, Artifact, open_artifact
 from ..errors import PublishError
-from .evidence import check_tier, passing_evidence
+from .demo import demo_files
+from .evidence import Evidence, check_tier, passing_evidence
 from .heatmap import HEATMAP, heatmap
 from .model_card import CARD, model_card
 from .provenance import STATEMENT, statement
@@ -48,41 +51,52 @@ class Publication:
         return dict(sorted({**found, **{name: len(data) for name, data in self.made.items()}}.items()))
 
 
-def prepare(root: Path, repository: str | None = None, licence: Path | None = None) -> Publication:
+def prepare(root: Path, repository: str | None = None, licence: Path | None = None, demo: bool = False) -> Publication:
     """Check an artifact and make what is published beside it.
 
     Args:
         repository: `org/name` for the card's snippets; a placeholder's unless said.
         licence: the checkpoint's licence, where the artifact holds none.
+        demo: also the page that asks it in a browser.
 
     Raises:
         ArtifactError, ParityError: a file differs from the manifest, or parity is not proven.
-        PublishError: no licence, or the artifact holds build stages.
+        PublishError: no licence, the artifact holds build stages, or a demo page could not run it.
     """
     artifact = open_artifact(root, check=False)
-    evidence = passing_evidence(artifact)
-    check_tier(artifact, evidence)
+    proofs = [(one, proof(one)) for one in artifact.every_precision]
     digests = check_digests(artifact)
-    check_contract(artifact)
     if any(name.startswith(STAGES) for name in digests):
         raise PublishError(f"{root}: holds every build stage, which nobody runs", f"Rebuild: {artifact.build_command}")
     files = {name: artifact.root / name for name in digests}
-    files |= {name: artifact.root / name for name in (MANIFEST, *REPORTS) if (artifact.root / name).is_file()}
-    made: dict[str, bytes] = {}
+    reports = [one.evidence_path(name) for one in artifact.every_precision for name in REPORTS]
+    files |= {path.name: path for path in (artifact.root / MANIFEST, *reports) if path.is_file()}
+    made = demo_files(artifact) if demo else {}
     text = licence_text(artifact, licence)
     if LICENCE not in files:
         made[LICENCE] = text.encode()
     name = repository or f"OWNER/{artifact.manifest.name}"
-    picture = io.BytesIO()
-    heatmap(evidence).save(picture, "PNG")
-    made[HEATMAP] = picture.getvalue()
-    made[CARD] = model_card(artifact, evidence, name, licence_id(text)).encode()
+    for one, evidence in proofs:
+        made[one.evidence_path(HEATMAP).name] = as_png(heatmap(evidence))
+    made[CARD] = model_card(proofs, name, licence_id(text)).encode()
     made[SBOM] = as_json(sbom(artifact, digests))
     rest = {name: path for name, path in files.items() if name not in digests}
     published = {**digests, **{name: sha256(path.read_bytes()) for name, path in rest.items()}}
     published |= {name: sha256(data) for name, data in made.items()}
     made[STATEMENT] = as_json(statement(artifact, published))
     return Publication(artifact, files, made)
+
+
+def proof(artifact: Artifact) -> Evidence:
+    """The evidence of one precision, which must pass and be enough.
+
+    Raises:
+        ArtifactError, ParityError: it is not, or a graph's inputs or outputs are not the declared ones.
+    """
+    evidence = passing_evidence(artifact)
+    check_tier(artifact, evidence)
+    check_contract(artifact)
+    return evidence
 
 
 def licence_text(artifact: Artifact, given: Path | None) -> str:
@@ -107,6 +121,12 @@ def licence_text(artifact: Artifact, given: Path | None) -> str:
 def licence_id(text: str) -> str:
     """`apache-2.0`; `other` for a licence this does not know by its first lines."""
     return next((known for title, known in LICENCES.items() if title in text[:400]), "other")
+
+
+def as_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def as_json(values: object) -> bytes:

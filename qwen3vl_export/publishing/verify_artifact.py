@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import contract
-from ..artifact import MANIFEST, Artifact, open_artifact
+from ..artifact import MANIFEST, Artifact, lies_inside, open_artifact
 from ..contract import Facts, Graph, Tensor
 from ..errors import ArtifactError, PublishError
 from ..hash_cache import sha256_file
@@ -45,9 +45,11 @@ def verify_artifact(root: Path, signer: Signer | None = None) -> Iterator[str]:
     artifact = open_artifact(root, check=False)
     digests = check_digests(artifact)
     yield f"files       {len(artifact.manifest.files)} are as {MANIFEST} says"
-    check_contract(artifact)
-    yield f"contract    {', '.join(artifact.manifest.graphs)}: inputs and outputs as this version declares them"
-    yield f"parity      {proven(passing_evidence(artifact))}"
+    for one in artifact.every_precision:
+        check_contract(one)
+        of = f" in {one.precision}" if one.precision else ""
+        yield f"contract    {', '.join(one.manifest.graphs)}{of}: inputs and outputs as this version declares them"
+        yield f"parity      {proven(passing_evidence(one))}{of}"
     if not (root / STATEMENT).is_file():
         yield "provenance  none: this artifact was not published"
     else:
@@ -73,12 +75,11 @@ def check_digests(artifact: Artifact) -> dict[str, str]:
     Raises:
         ArtifactError: one is missing, altered or lies outside; it is named.
     """
-    root = artifact.root.resolve()
     again = f"Fetch it again, or rebuild: {artifact.build_command}"
     digests = {}
     for name, record in artifact.manifest.files.items():
         path = artifact.root / name
-        if not path.resolve().is_relative_to(root):
+        if not lies_inside(artifact.root, name, artifact.root):
             raise ArtifactError(f"{name}: lies outside the artifact directory", again)
         if not path.is_file():
             raise ArtifactError(f"{artifact.root}: {name} is missing", again)
@@ -100,7 +101,7 @@ def check_statement(root: Path, known: dict[str, str]) -> int:
     found = subjects(root / STATEMENT)
     for name, digest in found.items():
         path = root / name
-        if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
+        if not lies_inside(root, name, root) or not path.is_file():
             raise PublishError(f"{root}: {name} is missing, {STATEMENT} lists it", "Fetch it again")
         if (known.get(name) or sha256_file(path)) != digest:
             raise PublishError(f"{name}: was altered, its sha256 differs from {STATEMENT}", "Fetch it again")

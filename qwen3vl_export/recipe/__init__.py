@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import RecipeError
 from ..packaging import loadable_by
 from .model import GRAPH_NAMES as GRAPH_NAMES
-from .model import SIZE_STEP
+from .model import SIZE_STEP, PrecisionName
 from .model import Recipe as Recipe
 from .quantize import METHODS, profile_of
 from .strict import Impossible
@@ -118,6 +118,10 @@ def _fill_in(layers: Layers) -> None:
     parity = layers.data.setdefault("parity", {})
     if isinstance(parity, dict):
         layers.data["parity"] = {"tolerances": profile_of(layers.data), **parity}
+    precisions = layers.data.get("precisions")
+    if isinstance(precisions, dict):
+        for name, one in precisions.items():
+            precisions[name] = {"tolerances": profile_of(one), **one} if isinstance(one, dict) else one
     packaging = layers.data.setdefault("packaging", {})
     vision, graphs = layers.data.get("vision", {}), layers.data.get("graphs", list(GRAPH_NAMES))
     if isinstance(packaging, dict) and isinstance(vision, dict) and isinstance(graphs, list):
@@ -161,6 +165,9 @@ def _describe(
     if kind == "union_tag_invalid":
         tag = str(context["tag"])
         return (*path, "method"), f"{_shown(tag)} is not one of {', '.join(METHODS)}", _did_you_mean(tag, METHODS)
+    if path[-1:] == ("[key]",):  # pydantic's way of saying that the key itself is wrong
+        names = get_args(PrecisionName)
+        return path[:-1], "unknown precision", _did_you_mean(str(value), names) or f"Known here: {', '.join(names)}"
     if kind == "literal_error":
         choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
         return path, f"{_shown(value)} is not one of {', '.join(choices)}", _did_you_mean(str(value), choices)
@@ -182,6 +189,8 @@ def _keys_at(path: Iterable[int | str]) -> list[str]:
         if model is not Recipe and key in METHODS:  # pydantic names the method it read the block as
             model = METHODS[str(key)]
             continue
+        if str(key) not in model.model_fields:  # a name in a mapping, not a key
+            continue
         annotation = model.model_fields[str(key)].annotation
         options = (annotation, *get_args(annotation))
         model = next(one for one in options if isinstance(one, type) and issubclass(one, BaseModel))
@@ -190,7 +199,10 @@ def _keys_at(path: Iterable[int | str]) -> list[str]:
 
 def _without_method(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """A key path as it is written: without the method that pydantic names after a graph of `quantization`."""
-    return (*path[:2], *path[3:]) if path[:1] == ("quantization",) and path[2:3] and path[2] in METHODS else path
+    if "quantization" not in path:
+        return path
+    method = path.index("quantization") + 2
+    return (*path[:method], *path[method + 1 :]) if len(path) > method and path[method] in METHODS else path
 
 
 def _dotted(path: Iterable[int | str]) -> str:

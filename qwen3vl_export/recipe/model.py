@@ -20,6 +20,8 @@ MAX_ASPECT = 200  # the processor of Qwen3-VL refuses longer pictures
 
 GraphName = Literal["vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged"]
 GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged")
+PrecisionName = Literal["fp16", "int8", "q4", "q4f16"]  # suffixes that transformers.js knows
+DEFAULT = ""  # names the precision of the recipe itself, whose files have no suffix
 RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js"]
 Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
 
@@ -90,6 +92,17 @@ class Packaging(Strict):
     """Runtimes that must be able to load the directory; every one that can load these graphs unless said."""
 
 
+class Precision(Strict):
+    """Another precision of the same graphs; says all of it, and inherits nothing of the recipe's own."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Floating type of weights and activations, as the recipe's."""
+    quantization: Quantization = Quantization()
+    """How the weights of each graph are stored, as the recipe's."""
+    tolerances: str = Field(default="", min_length=1)
+    """Profile in parity_tests/tolerances.yaml; that of the least precise part unless said."""
+
+
 class Recipe(Strict):
     """One build, described completely: equal recipes and checkpoints give equal bytes."""
 
@@ -109,6 +122,8 @@ class Recipe(Strict):
     """Graphs to export; all of them unless said."""
     quantization: Quantization = Quantization()
     """How the weights of each graph are stored."""
+    precisions: dict[PrecisionName, Precision] = Field(default={})
+    """Precisions that lie beside this one in the same directory, under the suffixes transformers.js knows."""
     parity: Parity
     """How the artifact is compared with PyTorch."""
     packaging: Packaging = Packaging()
@@ -134,6 +149,29 @@ class Recipe(Strict):
         plan: Quantize = getattr(self.quantization, "embeddings" if stem == "embed_tokens" else stem)
         return plan
 
+    @property
+    def every_precision(self) -> tuple[str, ...]:
+        """Names of all precisions, the recipe's own first."""
+        return (DEFAULT, *self.precisions)
+
+    def at(self, precision: str) -> Recipe:
+        """The recipe of one of its precisions alone."""
+        if precision == DEFAULT:
+            return self.model_copy(update={"precisions": {}})
+        one = next(value for name, value in self.precisions.items() if name == precision)
+        parity = self.parity.model_copy(update={"tolerances": one.tolerances})
+        own = {"dtype": one.dtype, "quantization": one.quantization, "parity": parity}
+        return self.model_copy(update={**own, "precisions": {}})
+
+    def written_for(self, precision: str, graph: str) -> str:
+        """The precision whose file a graph of `precision` is: the first that stores it the same way."""
+        wanted = self.at(precision).storage(graph)
+        return next(name for name in self.every_precision if self.at(name).storage(graph) == wanted)
+
+    def storage(self, graph: str) -> tuple[str, Quantize]:
+        """What the bytes of a graph depend on besides checkpoint and target."""
+        return self.dtype, self.quantize(graph)
+
     def to_json_dict(self) -> dict[str, Any]:
         """Plain JSON values with every default filled in. An absolute source keeps its last name only: the same recipe
         and checkpoint must give the same bytes wherever they lie."""
@@ -146,14 +184,8 @@ class Recipe(Strict):
     def _fields_agree(self) -> Self:
         if len(set(self.graphs)) != len(self.graphs):
             raise Impossible("graphs", "a graph appears twice", "Remove one")
-        own, said = profile_of(self.model_dump()), self.parity.tolerances
-        if said in PROFILES and PROFILES.index(said) < PROFILES.index(own):
-            raise Impossible(
-                "parity.tolerances",
-                f"{own} cannot meet the {said} profile",
-                f"Write tolerances: {own}, or leave it out",
-            )
-        self._quantization_is_possible()
+        for name in self.every_precision:
+            self.at(name)._precision_is_possible(f"precisions.{name}." if name else "")
         missing = [name for name in GRAPH_NAMES if name not in self.graphs]
         for runtime in self.packaging.runtimes:
             if runtime not in loadable_by(self.graphs, self.vision.grid):
@@ -168,17 +200,25 @@ class Recipe(Strict):
             )
         return self
 
-    def _quantization_is_possible(self) -> None:
+    def _precision_is_possible(self, prefix: str) -> None:
+        """Check what belongs to one precision; `prefix` is where its keys stand in the recipe."""
+        own, said = profile_of(self.model_dump()), self.parity.tolerances
+        if said in PROFILES and PROFILES.index(said) < PROFILES.index(own):
+            raise Impossible(
+                f"{prefix}tolerances" if prefix else "parity.tolerances",
+                f"{own} cannot meet the {said} profile",
+                f"Write tolerances: {own}, or leave it out",
+            )
         plans = self.quantization
         if plans.vision_encoder.method == "int4" and not plans.vision_encoder.accept_error:
             raise Impossible(
-                "quantization.vision_encoder.accept_error",
+                f"{prefix}quantization.vision_encoder.accept_error",
                 "4-bit weights change the features of the vision tower by a tenth and more",
                 "Use method: int8, or accept it with accept_error: true",
             )
         if plans.embeddings.method == "int8_dynamic":
             raise Impossible(
-                "quantization.embeddings.method",
+                f"{prefix}quantization.embeddings.method",
                 "int8_dynamic quantizes products, and a table is only looked up",
                 "Use method: int8",
             )
@@ -186,11 +226,15 @@ class Recipe(Strict):
             return
         if plans.embeddings.method != "none":
             raise Impossible(
-                "quantization.embeddings.method", "no standard operator looks up quantized rows", "Use method: none"
+                f"{prefix}quantization.embeddings.method",
+                "no standard operator looks up quantized rows",
+                "Use method: none",
             )
         for graph in ("vision_encoder", "decoder_model_merged"):
             plan = getattr(plans, graph)
             if plan.method in ("int8", "int4") and not plan.symmetric:
                 raise Impossible(
-                    f"quantization.{graph}.symmetric", "the portable target has symmetric blocks only", "Remove it"
+                    f"{prefix}quantization.{graph}.symmetric",
+                    "the portable target has symmetric blocks only",
+                    "Remove it",
                 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..artifact import lies_inside
 from ..errors import ArtifactError
 
 # Field numbers of onnx.proto: message -> {field: message it holds}.
@@ -29,8 +30,11 @@ CHILDREN: dict[int, dict[int, int]] = {
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 
 
-def check_external_data(path: Path) -> None:
-    """Refuse a graph that would read outside its artifact.
+def check_external_data(path: Path, root: Path) -> None:
+    """Refuse a graph that would read outside its directory.
+
+    Args:
+        root: of the artifact; its own links into huggingface_hub's cache are followed.
 
     Raises:
         ArtifactError: a location that is absolute, that leaves the graph's directory (also by a symbolic link), or a
@@ -40,9 +44,8 @@ def check_external_data(path: Path) -> None:
         locations = external_locations(path.read_bytes())
     except (IndexError, ValueError) as error:
         raise ArtifactError(f"{path}: not an ONNX file ({error})", "Rebuild the artifact") from error
-    home = path.parent.resolve()
     for location in sorted(locations):
-        if Path(location).is_absolute() or not (home / location).resolve().is_relative_to(home):
+        if Path(location).is_absolute() or not lies_inside(path.parent, location, root):
             raise ArtifactError(f"{path}: its data {location!r} lies outside the artifact", "Do not run this artifact")
 
 

@@ -53,19 +53,25 @@ class Qwen3VL:
 
     @classmethod
     def load(
-        cls, path: str | Path, threads: int | None = None, check: bool = True, url_rules: UrlRules = PUBLIC
+        cls,
+        path: str | Path,
+        threads: int | None = None,
+        check: bool = True,
+        url_rules: UrlRules = PUBLIC,
+        precision: str = "",
     ) -> Qwen3VL:
-        """Open an artifact directory.
+        """Open an artifact directory, also one that huggingface_hub keeps in its cache.
 
         Args:
             threads: threads of one operator; None leaves the number to onnxruntime.
             check: compare every file with the manifest's sha256 first.
             url_rules: size and time a picture's URL may cost, and whether it may be of a private address.
+            precision: one of those the artifact has, `"q4"`; the default one unless said.
 
         Raises:
-            ArtifactError: no artifact, an altered file, or an onnxruntime that is too old.
+            ArtifactError: no artifact, no such precision, an altered file, or an onnxruntime that is too old.
         """
-        return cls(open_artifact(Path(path), check), threads, url_rules)
+        return cls(open_artifact(Path(path), check, precision), threads, url_rules)
 
     @property
     def facts(self) -> Facts:

@@ -70,7 +70,7 @@ class Sessions:
         """
         if graph not in self._opened:
             path = self.artifact.graph_path(graph)
-            check_external_data(path)
+            check_external_data(path, self.artifact.root)
             session = load(path, self.session_options(graph))
             inputs: list[Any] = [*session.get_inputs(), *session.get_overridable_initializers()]
             self._dtypes[graph] = {node.name: DTYPES[node.type] for node in inputs}

@@ -1,0 +1,66 @@
+"""What is made for a publication: the bill of materials, the model card, the demo page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from qwen3vl_export.artifact import PARITY, open_artifact
+from qwen3vl_export.publishing.publication import prepare
+
+from ...proven import prove
+from ..test_cli import ROOT, assert_one_line, invoke
+from .spoiling import edit
+
+
+def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:
+    text = prepare(proven).made["sbom.cdx.json"].decode()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    document = json.loads(text)
+    source = document["components"][0]
+    assert source["type"] == "machine-learning-model"
+    assert {file["name"] for file in source["components"]} >= {"config.json", "model.safetensors"}
+    assert {"torch", "onnx"} <= {component["name"] for component in document["components"]}
+
+
+def test_the_card_says_what_was_measured(proven: Path) -> None:
+    card = prepare(proven, "me/tiny").made["README.md"].decode()
+    evidence = json.loads((proven / PARITY).read_text("utf-8"))
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "tags: [onnx, onnxruntime, onnxruntime-genai, transformers.js, qwen3_vl]\n" in card
+    assert f"### onnxruntime {open_artifact(proven).manifest.min_onnxruntime} or newer\n" in card
+    assert f"{len(evidence['checks'])} of {evidence['planned']} checks" in card
+    assert open_artifact(proven).manifest_sha256 in card
+    assert card.count("me/tiny") >= 5 and "OWNER" not in card
+
+
+def test_the_card_says_how_fast_the_verification_was(proven: Path, copy: Path) -> None:
+    card = prepare(proven).made["README.md"].decode()
+    clocked = json.loads((proven / PARITY).read_text("utf-8"))["speed"]
+    assert clocked["answers"] == 1 and clocked["new_tokens"] == 63
+    assert f"{63 / clocked['new_seconds']:.3g} tokens/s\nanswering, over 1 answers." in card
+    edit(copy, PARITY, lambda values: values.update(speed=None))
+    assert (
+        "Not measured: the verification ran spread over several processes" in prepare(copy).made["README.md"].decode()
+    )
+
+
+def test_the_demo_page_is_published_beside_the_artifact(proven: Path, tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    result = invoke("publish", str(proven), "--to", str(out), "--demo")
+    assert result.exit_code == 0 and f"python -m http.server --directory {out}" in " ".join(result.stdout.split())
+    page = {path.name: path.read_bytes() for path in (ROOT / "docs" / "demo").iterdir()}
+    assert "index.html" in page and all((out / name).read_bytes() == data for name, data in page.items())
+    assert invoke("verify-artifact", str(out)).exit_code == 0
+    with (out / "index.html").open("a") as file:
+        file.write(" ")
+    assert_one_line(invoke("verify-artifact", str(out)), "index.html: was altered")
+
+
+def test_a_page_that_could_not_run_it_is_refused(tiny_fixed_artifact: Path, tmp_path: Path) -> None:
+    fixed = prove(tiny_fixed_artifact, tmp_path / "fixed")
+    result = invoke("publish", str(fixed), "--to", str(tmp_path / "out"), "--demo")
+    assert_one_line(result, "is not packaged for transformers.js, with which the demo page asks it")

@@ -1,0 +1,154 @@
+"""What is not published or not fetched, each in one line: unproven, unlicensed, altered, misnamed, no room."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwen3vl_export.artifact import MANIFEST, PARITY, open_artifact
+from qwen3vl_export.hash_cache import sha256_file
+
+from ...faults import seal
+from ..test_cli import assert_one_line, invoke
+from .spoiling import WEIGHTS, append, edit
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no parity": (lambda root: (root / PARITY).unlink(), "has no parity.json. Prove it: qwen3vl-export verify"),
+    "not a report": (lambda root: (root / PARITY).write_text("[]"), "is not a parity report"),
+    "failed": (
+        lambda root: edit(root, PARITY, lambda values: values["checks"][0].update(passed=False)),
+        "checks failed, prompt[minimum-64x64] first",
+    ),
+    "incomplete": (
+        lambda root: edit(root, PARITY, lambda values: values.update(planned=99)),
+        "of 99 checks were carried out",
+    ),
+    "compared nothing": (
+        lambda root: edit(root, PARITY, lambda values: values.update(planned=0, checks=[])),
+        "0 of 0 checks were carried out",
+    ),
+    "fewer cases than the recipe asks for": (
+        lambda root: edit(root, PARITY, lambda values: values.update(matrix="quick")) or ask_for_standard(root),
+        "is of the quick matrix, the recipe asks for standard",
+    ),
+    "another manifest": (
+        lambda root: edit(root, PARITY, lambda values: values.update(manifest_sha256="0" * 64)),
+        "is about another manifest.json",
+    ),
+    "edited after parity": (lambda root: append(root / WEIGHTS), f"{WEIGHTS}: was altered, its sha256 differs"),
+    "rebuilt after parity": (lambda root: seal_again(root), "is about another manifest.json"),
+    "file missing": (lambda root: (root / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
+}
+
+
+def ask_for_standard(root: Path) -> None:
+    edit(root, MANIFEST, lambda values: values["recipe"]["parity"].update(matrix="standard"))
+    edit(root, PARITY, lambda values: values.update(manifest_sha256=sha256_file(root / MANIFEST)))
+
+
+def seal_again(root: Path) -> None:
+    append(root / WEIGHTS)
+    seal(open_artifact(root, check=False), [root / WEIGHTS])
+
+
+@pytest.mark.parametrize("spoil, expected", SPOILED.values(), ids=SPOILED)
+def test_an_unproven_artifact_is_refused(
+    spoil: Callable[[Path], object], expected: str, copy: Path, tmp_path: Path
+) -> None:
+    spoil(copy)
+    result = invoke("publish", str(copy), "--to", str(tmp_path / "out"))
+    assert result.exit_code in (1, 2)
+    assert expected in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def without_licence(root: Path) -> None:
+    manifest = open_artifact(root, check=False).manifest
+    (root / "LICENSE").unlink()
+    files = {name: record for name, record in manifest.files.items() if name != "LICENSE"}
+    (root / MANIFEST).write_text(replace(manifest, files=files).to_json(), "utf-8")
+    edit(root, PARITY, lambda values: values.update(manifest_sha256=sha256_file(root / MANIFEST)))
+
+
+def test_a_licence_is_needed_and_can_be_given(copy: Path, tmp_path: Path) -> None:
+    without_licence(copy)
+    out = tmp_path / "out"
+    assert_one_line(invoke("publish", str(copy), "--to", str(out)), "no LICENSE, and a model is not published without")
+    assert_one_line(invoke("publish", str(copy), "--to", str(out), "--license", "nowhere"), "nowhere: no LICENSE")
+    assert_one_line(invoke("publish", str(copy), "--to", str(out), "--license", str(copy / WEIGHTS)), "is not a text")
+    mine = tmp_path / "mine"
+    mine.write_text("MIT License\n")
+    assert invoke("publish", str(copy), "--to", str(out), "--license", str(mine)).exit_code == 0
+    assert (out / "LICENSE").read_text() == "MIT License\n"
+    assert "license: mit\n" in (out / "README.md").read_text()
+    assert invoke("verify-artifact", str(out)).exit_code == 0
+
+
+def test_build_stages_are_not_published(copy: Path, tmp_path: Path) -> None:
+    manifest = open_artifact(copy, check=False).manifest
+    (copy / "stages").mkdir()
+    (copy / "stages" / "x.onnx").touch()
+    record = {
+        "stages/x.onnx": replace(manifest.files[WEIGHTS], bytes=0, sha256=sha256_file(copy / "stages" / "x.onnx"))
+    }
+    (copy / MANIFEST).write_text(replace(manifest, files={**manifest.files, **record}).to_json(), "utf-8")
+    edit(copy, PARITY, lambda values: values.update(manifest_sha256=sha256_file(copy / MANIFEST)))
+    assert_one_line(invoke("publish", str(copy), "--to", str(tmp_path / "out")), "holds every build stage")
+
+
+@pytest.mark.parametrize(
+    "target", ["hf://", "hf://tiny", "hf://me//tiny", "hf://me/a b", "hf://me/tiny.git", "hf://me/a--b", "hf://../x"]
+)
+def test_a_name_that_cannot_be_one_is_refused(target: str, proven: Path) -> None:
+    assert_one_line(invoke("publish", str(proven), "--to", target), f"{target}: is not the name of a repository")
+    assert_one_line(invoke("fetch", target), f"{target}: is not the name of a repository")
+
+
+def test_a_taken_directory_stays_untouched(proven: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").touch()
+    assert_one_line(invoke("publish", str(proven), "--to", str(out)), "not empty. Choose another directory")
+    assert (out / "mine").exists()
+    assert invoke("publish", str(proven), "--to", str(out), "--force").exit_code == 0
+    assert not (out / "mine").exists()
+
+
+def test_a_full_disk_leaves_nothing(proven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    invoke("publish", str(proven), "--to", str(tmp_path / "published"))
+    monkeypatch.setattr("shutil.copyfile", full)
+    assert_one_line(invoke("publish", str(proven), "--to", str(tmp_path / "out")), "disk full, nothing was written")
+    monkeypatch.setattr("shutil.copytree", full)
+    result = invoke("fetch", str(tmp_path / "published"), "--out", str(tmp_path / "out"))
+    assert_one_line(result, "disk full, nothing was written")
+    assert [path.name for path in tmp_path.iterdir()] == ["published"]
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "README.md", "parity.png", "onnx/vision_encoder.onnx", "LICENSE"])
+def test_a_tampered_file_is_named(name: str, proven: Path, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    invoke("publish", str(proven), "--to", str(published))
+    append(published / name)
+    assert_one_line(invoke("fetch", str(published), "--out", str(tmp_path / "out")), f"{name}: was altered")
+    assert_one_line(invoke("verify-artifact", str(published)), f"{name}: was altered")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_not_published_is_not_fetched(proven: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_one_line(invoke("fetch", str(proven), "--out", str(out)), "has no provenance.intoto.json")
+    assert_one_line(invoke("fetch", str(tmp_path / "nowhere")), "no such directory")
+    assert not out.exists()
+
+
+def test_another_contract_is_told(copy: Path) -> None:
+    edit(copy, MANIFEST, lambda values: values["graphs"]["decoder_model_merged"]["inputs"].pop("position_ids"))
+    assert_one_line(invoke("verify-artifact", str(copy)), "inputs of decoder_model_merged are not those this version")
