@@ -25,12 +25,11 @@ from safetensors.torch import save_file
 
 from ..artifact import CHECKPOINT_FILES, GRAPH_DIR
 from ..checkpoint import SINGLE, Checkpoint
-from ..contract import DECODER, EMBED_TOKENS
 from ..errors import BuildError
 from ..packaging import storage
 from ..packaging.package import Storage
 from ..recipe.model import Recipe
-from ..skeletons import Log, Skeleton, data_stem, lenders_first, open_for, skeletons
+from ..skeletons import Log, Skeleton, lenders_first, open_for, skeletons
 from ..trace import weight_inputs
 from ..weights import WORKERS, Key, Layout, in_columns, key_of
 from ..weights.layouts import Source, fold_layouts, shape_of, source_of
