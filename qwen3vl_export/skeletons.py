@@ -89,12 +89,12 @@ def skeletons(recipe: Recipe, checkpoint: Checkpoint, log: Log, keep_in: Path | 
         for graph, grid in graphs_of(own, checkpoint.facts):
             if recipe.written_for(precision, graph) != precision:
                 continue
-            name, one = suffixed(graph, precision), drawn.get((graph, dtype))
-            if one is None:
-                submodule = build_submodule(checkpoint, graph, own.target, dtype, grid)
-                keep = keep_under(keep_in, name, submodule.graph, checkpoint, own) if keep_in is not None else None
-                one = drawn[graph, dtype] = draw(submodule, own.target, dtype, Stages(name, log, keep))
-            keep = keep_under(keep_in, name, one.graph, checkpoint, own) if keep_in is not None else None
+            submodule = build_submodule(checkpoint, graph, own.target, dtype, grid)
+            name = suffixed(graph, precision)
+            keep = keep_under(keep_in, name, submodule.graph, checkpoint, own) if keep_in is not None else None
+            if (graph, dtype) not in drawn:
+                drawn[graph, dtype] = draw(submodule, own.target, dtype, Stages(name, log, keep))
+            one = drawn[graph, dtype]
             stages = Stages(name, log, keep, list(one.stages.records))
             lender = table_stem(recipe, precision, checkpoint) if graph == contract.DECODER else None
             one = Skeleton(one.graph, one.model.clone(), stages, precision, lender)
