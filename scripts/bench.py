@@ -72,7 +72,7 @@ def photograph(side: str, work: Path, threads: int) -> None:
     folder, load = SIDES[side]
     model: Any = load(work / folder, threads)
     generator = np.random.default_rng(0)
-    model.photograph(generator.integers(0, 256, (64, 64, 3), np.uint8))
+    model.photograph(generator.integers(0, 256, (256, 256, 3), np.uint8))
     pixels = generator.integers(0, 256, (PHOTOGRAPH, PHOTOGRAPH, 3), np.uint8)
     seconds, cpu = timed(lambda: model.photograph(pixels))
     print(json.dumps({"first_token": seconds, "first_token_cpu": cpu, "peak": resident("VmHWM")}))

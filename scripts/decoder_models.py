@@ -24,7 +24,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "recipes" / "checkpoints" / "tiny"
-SETTINGS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
+SETTINGS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+PREPROCESSOR = "preprocessor_config.json"
+PIXELS = {"shortest_edge": 65536, "longest_edge": 16777216}  # of the published checkpoints, not of the tiny one
 TABLE = {"method": "int4", "block_size": 32}
 PRECISIONS: dict[str, dict[str, Any]] = {  # what a recipe says under `quantization`
     "float32": {},
@@ -46,6 +48,8 @@ def write_random(work: Path, size: str, layers: int | None, depth: int | None, v
     write_checkpoint(work / "checkpoint", config(size, layers, depth, vocab_size))
     for name in SETTINGS:
         shutil.copyfile(TINY / name, work / "checkpoint" / name)
+    processor = json.loads((TINY / PREPROCESSOR).read_text())
+    (work / "checkpoint" / PREPROCESSOR).write_text(json.dumps({**processor, "size": PIXELS}))
 
 
 def make_ours(work: Path, precision: str) -> None:
