@@ -52,6 +52,7 @@ class Report:
     reference_results: dict[str, int] | None = None  # how many PyTorch computed, how many were kept from earlier runs
     speed: dict[str, Any] | None = None  # what the runtime's own generation was clocked at
     trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
+    hardware: dict[str, Any] | None = None  # None is this machine's
 
     @property
     def failures(self) -> list[Outcome]:
@@ -116,7 +117,7 @@ class Report:
             "speed": self.speed,
             "reference_results": self.reference_results,
             "versions": versions(),
-            "hardware": hardware(),
+            "hardware": self.hardware or hardware(),
             "profile": {
                 "name": self.profile.name,
                 "settings": dict(self.profile.settings),

@@ -1,0 +1,94 @@
+"""A verification in parts is the verification in one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parity_tests import harness, plan, shards
+from parity_tests.evidence import Evidence
+from parity_tests.matrix import Matrix, load_matrix
+from qwen3vl_export.artifact import JUNIT, PARITY
+from qwen3vl_export.errors import ParityError
+from qwen3vl_export.fleet.harness import SUMMARY
+from qwen3vl_export.recipe.model import Recipe
+
+SMALL = ("minimum-64x64", "text-only", "grid-2x2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_matrix() -> Iterator[None]:
+    """Three cases, and an exam of one question a group."""
+    whole = load_matrix()
+    cases = [case for case in whole.cases if case.name in SMALL]
+    few = whole.model_copy(update={"cases": cases, "exam_questions": {"quick": 1, "standard": 1, "full": 1}})
+
+    def load() -> Matrix:
+        return few
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (harness, plan, shards):
+            patch.setattr(module, "load_matrix", load)
+        yield
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_artifact: Path) -> list[bytes]:
+    values = json.loads((tiny_artifact / "manifest.json").read_text("utf-8"))["recipe"]
+    units = list(shards.units(Recipe.model_validate_json(json.dumps(values)), "quick"))
+    assert set(units) == {*SMALL, "exam"}
+    return [shards.verify_part(tiny_artifact, "quick", names) for names in (units[:2], units[2:3], units[3:])]
+
+
+def comparable(evidence: dict[str, Any]) -> dict[str, Any]:
+    """Evidence without what no two runs share: how long it took, and which of PyTorch's results were kept."""
+    checks = [{key: value for key, value in check.items() if key != "seconds"} for check in evidence["checks"]]
+    rest = {key: value for key, value in evidence.items() if key not in ("seconds", "reference_results")}
+    return rest | {"checks": checks}
+
+
+def test_parts_together_are_the_evidence_of_a_single_run(tiny_artifact: Path, parts: list[bytes]) -> None:
+    files = shards.merge_parts(tiny_artifact, "quick", parts)
+    merged = json.loads(files[PARITY])
+    Evidence.model_validate(merged)
+    single = harness.run(harness.open_bench(tiny_artifact, "quick"), "quick").to_json_dict()
+    assert comparable(merged) == comparable(single)
+    assert set(merged["seconds"]) == set(single["seconds"])
+    assert merged["passed"] is True
+    assert files == shards.merge_parts(tiny_artifact, "quick", parts)
+    assert b"testcase" in files[JUNIT]
+    summary = json.loads(files[SUMMARY])
+    assert summary["planned"] == merged["planned"]
+    assert summary["failed"] == 0
+    assert summary["answers"]["tokens"] == 64 * 2  # of the two cases that generate
+    assert summary["answers"]["seconds"] > 0
+
+
+def test_a_missing_or_doubled_part_is_no_evidence(tiny_artifact: Path, parts: list[bytes]) -> None:
+    with pytest.raises(ParityError, match=r"\d+ checks are in no part"):
+        shards.merge_parts(tiny_artifact, "quick", parts[:-1])
+    with pytest.raises(ParityError, match="is in two parts"):
+        shards.merge_parts(tiny_artifact, "quick", [*parts, parts[0]])
+
+
+@pytest.mark.parametrize("key, value", [("manifest_sha256", "0" * 64), ("matrix", "full"), ("versions", {})])
+def test_a_part_of_something_else_is_refused(tiny_artifact: Path, parts: list[bytes], key: str, value: object) -> None:
+    foreign = json.dumps(json.loads(parts[0]) | {key: value}).encode()
+    with pytest.raises(ParityError, match=f"a part has {key}"):
+        shards.merge_parts(tiny_artifact, "quick", [foreign, *parts[1:]])
+
+
+def test_a_unit_that_is_not_planned_is_refused(tiny_artifact: Path) -> None:
+    with pytest.raises(ParityError, match="its plan has no square-1x1"):
+        shards.verify_part(tiny_artifact, "quick", ["square-1x1"])
+
+
+def test_machines_that_differ_are_all_named() -> None:
+    one = {"processor": "A", "cores": 4, "system": "Linux"}
+    two = {"processor": "B", "cores": 2, "system": "Linux"}
+    assert shards.joined([one, one]) == one
+    assert shards.joined([one, two]) == {"processor": "A; B", "cores": 2, "system": "Linux"}

@@ -1,0 +1,217 @@
+"""A verification in parts: the units it falls into, some of them carried out, and all parts put together.
+
+A unit is what can be carried out on its own: all checks of a case, the quantized weights of a graph, or the exam,
+whose groups are summed up at its end. A part is JSON that travels; put together, the parts are the evidence of a
+single run: the same checks in the same order, summed seconds, and an error if a check is missing or the parts do not
+belong together.
+
+Knows plans and reports; nothing about who carries out which part where.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
+from qwen3vl_export.errors import ParityError
+from qwen3vl_export.fleet.address import source_digest
+from qwen3vl_export.fleet.harness import SUMMARY
+from qwen3vl_export.recipe.model import Recipe
+
+from .bench import Bench
+from .exam_checks import GROUPS
+from .harness import HTML, open_bench, profile_of, report_of, run
+from .matrix import load_matrix
+from .outcome import Outcome
+from .page import render
+from .plan import EXAM_STAGES, Check, Subject, plan
+from .report import hardware, versions
+
+FORMAT = 1
+SOURCES = ("*.py", "*.yaml", "*.j2", "media/*")
+EXAM = "exam"
+QUESTION = 0.3  # of an ordinary case: one picture, one short answer on either side
+COUNTED = ("total", "pytorch", "artifact")  # seconds that add up
+
+Json = dict[str, Any]
+
+
+def unit_of(check: Check) -> str:
+    """The unit a check belongs to."""
+    if check.case is not None:
+        return check.case.name
+    return EXAM if check.stage in EXAM_STAGES else check.id
+
+
+def units(recipe: Recipe, matrix: str) -> dict[str, float]:
+    """The units of a recipe's artifact, in order, and how many ordinary cases each is worth.
+
+    Raises:
+        ParityError: no such tier.
+    """
+    found = {unit_of(check): 1.0 for check in plan(matrix, Subject.of_recipe(recipe)).checks}
+    if EXAM in found:
+        found[EXAM] = QUESTION * len(GROUPS) * load_matrix().exam_questions[matrix]
+    return found
+
+
+def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: Path | None = None) -> bytes:
+    """Carry out some units of an artifact's plan; what failed is in the part, not an error.
+
+    Args:
+        names: of the units.
+        checkpoint: directory to compare with, if it is not where the recipe says.
+
+    Returns:
+        The part, for `merge_parts`.
+
+    Raises:
+        ArtifactError, CheckpointError, ParityError: there is nothing that could be compared, or no unit of that name.
+    """
+    bench = kept_bench(artifact, matrix, checkpoint)
+    before, wanted = spent(bench), frozenset(names)
+    answers = Answers(bench)
+    report = run(bench, matrix, answers.timed, only=lambda check: unit_of(check) in wanted)
+    carried_out = {unit_of(check) for check in answers.checks}
+    if missing := sorted(wanted - carried_out):
+        raise ParityError(f"{artifact}: its plan has no {missing[0]}", "Plan the fleet again")
+    after = spent(bench)
+    values: Json = {
+        "format": FORMAT,
+        "manifest_sha256": report.manifest_sha256,
+        "matrix": matrix,
+        "seed": report.seed,
+        "units": list(names),
+        "seconds": {"total": report.seconds["total"], **{key: after[key] - before[key] for key in COUNTED[1:]}},
+        "reference_results": {key: after[key] - before[key] for key in ("computed", "from_disk")},
+        "answers": {"tokens": answers.tokens, "seconds": answers.seconds},
+        "versions": versions(),
+        "hardware": hardware(),
+        "checks": [outcome.to_json() for outcome in report.outcomes],
+    }
+    return json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+
+
+def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str, bytes]:
+    """The evidence of a whole verification from its parts, whoever carried them out: file name -> content.
+
+    Equal parts give equal bytes.
+
+    Raises:
+        ParityError: a check is missing or there twice, or a part is of another artifact, matrix or version.
+    """
+    opened = open_artifact(artifact, check=False)
+    planned = plan(matrix, Subject.of_manifest(opened.manifest))
+    read = [json.loads(part) for part in parts]
+    for part in read:
+        check_part(part, opened, matrix)
+    found: dict[str, Outcome] = {}
+    for values in (values for part in read for values in part["checks"]):
+        outcome = Outcome.from_json(values)
+        if outcome.id in found:
+            raise ParityError(f"{artifact}: {outcome.id} is in two parts", "Plan the fleet again")
+        found[outcome.id] = outcome
+    names = [check.id for check in planned.checks]
+    if missing := [name for name in names if name not in found]:
+        raise ParityError(
+            f"{artifact}: {len(missing)} checks are in no part, {missing[0]} first", "Run the fleet again"
+        )
+    report = report_of(
+        opened,
+        profile_of(opened),
+        planned,
+        [found[name] for name in names],
+        {key: sum(part["seconds"][key] for part in read) for key in COUNTED},
+        read[0]["seed"],
+        {key: sum(part["reference_results"][key] for part in read) for key in ("computed", "from_disk")},
+    )
+    report = replace(report, hardware=joined([part["hardware"] for part in read]))
+    evidence = report.to_json_dict()
+    summary = {
+        **{key: evidence[key] for key in ("artifact", "manifest_sha256", "matrix", "passed", "planned", "hardware")},
+        "failed": sum(not check["passed"] for check in evidence["checks"]),
+        "seconds": evidence["seconds"],
+        "answers": {key: sum(part["answers"][key] for part in read) for key in ("tokens", "seconds")},
+    }
+    return {
+        PARITY: report.to_json().encode(),
+        JUNIT: report.to_junit().encode(),
+        HTML: render(evidence, load_matrix()).encode(),
+        SUMMARY: json.dumps(summary, ensure_ascii=False, allow_nan=False).encode(),
+    }
+
+
+def check_part(part: Json, artifact: Artifact, matrix: str) -> None:
+    """Hold a part against what it is to be a part of.
+
+    Raises:
+        ParityError: it is of something else.
+    """
+    here = {"format": FORMAT, "manifest_sha256": artifact.manifest_sha256, "matrix": matrix, "versions": versions()}
+    for key, value in here.items():
+        if part[key] != value:
+            raise ParityError(f"{artifact.root}: a part has {key} {part[key]}, not {value}", "Run the fleet again")
+
+
+def joined(machines: Sequence[Json]) -> Json:
+    """What several machines are, as one: each different value once, the cores of the smallest."""
+    merged: Json = {}
+    for key in machines[0]:
+        values = list(dict.fromkeys(machine[key] for machine in machines))
+        numbers = [value for value in values if isinstance(value, int)]
+        merged[key] = values[0] if len(values) == 1 else min(numbers) if numbers else "; ".join(map(str, values))
+    return merged
+
+
+@dataclass
+class Answers:
+    """Follows the checks of a run, and times the answers that the artifact writes on its own."""
+
+    bench: Bench
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.checks: list[Check] = []
+
+    def timed(self, checks: Iterable[Check]) -> Iterator[Check]:
+        for check in checks:
+            before = self.bench.candidate_seconds
+            yield check
+            self.checks.append(check)
+            if check.stage == "generate" and check.case is not None:
+                self.seconds += self.bench.candidate_seconds - before
+                self.tokens += self.bench.matrix.tokens_of(check.case) * len(check.case.prompts)
+
+
+@lru_cache(maxsize=1)
+def kept_bench(artifact: Path, matrix: str, checkpoint: Path | None) -> Bench:
+    """A bench, kept for the next part of the same artifact: its files are checked and PyTorch loads once."""
+    return open_bench(artifact, matrix, checkpoint)
+
+
+def forget() -> None:
+    """Give back what is kept between parts."""
+    kept_bench.cache_clear()
+
+
+def spent(bench: Bench) -> dict[str, float]:
+    """What has been counted so far."""
+    reference = bench.reference
+    return {
+        "pytorch": reference.seconds,
+        "artifact": bench.candidate_seconds,
+        "computed": reference.computed,
+        "from_disk": reference.from_disk,
+    }
+
+
+@cache
+def version() -> str:
+    """Digest of everything here that a verdict depends on."""
+    return source_digest(Path(__file__).parent, SOURCES)
