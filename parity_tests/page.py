@@ -16,6 +16,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+import qwen3vl_export
+
 from .charts import Axis, Heatmap, heatmap, line, log_axis
 from .matrix import Case, Matrix
 from .outcome import numbers_back
@@ -61,7 +63,7 @@ def render(evidence: Json, matrix: Matrix, runs: Sequence[Json] = ()) -> str:
     cases = {case.name: case for case in matrix.model_copy(update={"seed": values["seed"]}).of_tier("full")}
     failures = [check for check in values["checks"] if not check["passed"]]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(qwen3vl_export.__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
