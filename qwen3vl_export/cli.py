@@ -1,4 +1,5 @@
-"""The command line: `build`, `verify`, `run`, `chat`, `publish`, `fetch`, `verify-artifact`, `inspect`, `recipes`.
+"""The command line: `build`, `verify`, `run`, `chat`, `publish`, `fetch`, `verify-artifact`, `inspect`, `recipes` and
+`fleet`.
 
 Each command hands its arguments to one function elsewhere. What a user can cause ends as one red line on standard error
 and an exit code; anything else is a bug of ours and keeps its traceback. Exporting needs torch, running does not, so a
@@ -9,14 +10,14 @@ from __future__ import annotations
 
 import errno
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_publish, cli_recipes, cli_run
+from . import __version__, cli_fleet, cli_publish, cli_recipes, cli_run
+from .cli_fleet import Matrix
 from .console import complain, say
 from .errors import Qwen3VLExportError
 
@@ -25,6 +26,7 @@ EXTRAS = {
     **dict.fromkeys(
         ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxsim", "safetensors", "google"), "export"
     ),
+    **dict.fromkeys(("dask", "distributed", "fsspec"), "fleet"),
     "pytest": "test",
 }
 OS_ERRORS = {
@@ -80,14 +82,7 @@ app = typer.Typer(
     'then `run artifacts/tiny --image FILE --prompt "What is this?"`',
 )
 app.add_typer(cli_recipes.app, name="recipes")
-
-
-class Matrix(StrEnum):
-    """How many cases a verification runs."""
-
-    quick = "quick"
-    standard = "standard"
-    full = "full"
+app.add_typer(cli_fleet.app, name="fleet")
 
 
 def _version(asked: bool) -> None:

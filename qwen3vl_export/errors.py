@@ -35,6 +35,10 @@ class BuildError(Qwen3VLExportError):
     """A build that cannot go on: output directory taken, disk full, a graph that fails its checks."""
 
 
+class SpaceError(BuildError):
+    """A disk with too little room for what is to be written."""
+
+
 class ArtifactError(Qwen3VLExportError):
     """An artifact directory that is incomplete, altered or too new for this onnxruntime."""
 
@@ -45,6 +49,14 @@ class InputError(Qwen3VLExportError):
 
 class PublishError(Qwen3VLExportError):
     """An artifact that cannot be published or fetched: licence, name, permission, network, or a file that differs."""
+
+
+class FleetError(Qwen3VLExportError):
+    """A fleet that cannot run: store, scheduler or workers are missing, too small, full, or of differing versions."""
+
+
+class FleetStopped(FleetError):
+    """A fleet whose scheduler or workers went away and did not come back. What it had finished is in its store."""
 
 
 class ParityError(Qwen3VLExportError):

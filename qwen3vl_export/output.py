@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import BuildError, Qwen3VLExportError
+from .errors import BuildError, Qwen3VLExportError, SpaceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BUILDING = "artifact"  # in the directory of an unfinished build
@@ -39,7 +39,8 @@ def whole_directory(path: Path, force: bool = False) -> Iterator[Path]:
         force: replace a directory that is already there. It stays untouched until the new one is complete.
 
     Raises:
-        BuildError: `path` is taken, or the disk is full.
+        BuildError: `path` is taken.
+        SpaceError: the disk is full.
     """
     path = _free(path, force)
     building = path.with_name(f".{path.name}.building-{os.getpid()}")
@@ -50,7 +51,7 @@ def whole_directory(path: Path, force: bool = False) -> Iterator[Path]:
         _replace(path, building)
     except OSError as error:
         if error.errno in FULL:
-            raise BuildError(
+            raise SpaceError(
                 f"{path.parent}: disk full, nothing was written", "Free some space and run it again"
             ) from error
         raise
@@ -77,7 +78,8 @@ def resumable_directory(path: Path, force: bool = False, resume: bool = False) -
 
     Raises:
         BuildError: `path` is taken or just being built, an interrupted build is there and nobody said what to do with
-            it, or the disk is full.
+            it.
+        SpaceError: the disk is full.
     """
     path = _free(path, force)
     left = unfinished(path)
@@ -104,7 +106,7 @@ def resumable_directory(path: Path, force: bool = False, resume: bool = False) -
                 shutil.rmtree(left, ignore_errors=True)
             if full:
                 next = f"Free some space and run it again{' with --resume' if kept else ''}"
-                raise BuildError(f"{path.parent}: disk full, {what}", next) from error
+                raise SpaceError(f"{path.parent}: disk full, {what}", next) from error
             if kept:
                 error.add_note(f"{what}: continue with --resume")
             raise

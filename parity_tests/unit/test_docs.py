@@ -20,7 +20,7 @@ from qwen3vl_export.recipe import Recipe
 from qwen3vl_export.recipe.model import Checkpoint, Packaging, Parity, Quantization, Vision
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md", "docs/runtime.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md", "docs/runtime.md", "docs/fleet.md")
 
 
 def text(document: str) -> str:
@@ -63,7 +63,7 @@ def shown_commands() -> list[str]:
 @pytest.mark.parametrize("line", shown_commands())
 def test_every_command_shown_exists(line: str) -> None:
     words = shlex.split(line)[1:]
-    depth = 2 if words[0] == "recipes" else 1
+    depth = 2 if words[0] in ("recipes", "fleet") else 1
     result = CliRunner().invoke(cli.app, [*words[:depth], "--help"])
     assert result.exit_code == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from ..artifact import CHECKPOINT_FILES, GRAPH_DIR
 from ..checkpoint import SINGLE, Checkpoint
-from ..errors import BuildError
+from ..errors import SpaceError
 from ..packaging import storage
 from ..packaging.package import Storage
 from ..recipe.model import Recipe
@@ -145,12 +145,12 @@ def check_space(directory: Path, needed: int) -> int:
     """The bytes free at `directory`, which need not exist yet.
 
     Raises:
-        BuildError: fewer than `needed`.
+        SpaceError: fewer than `needed`.
     """
     place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise BuildError(
+        raise SpaceError(
             f"{place}: the artifact takes {needed:,} bytes, {free:,} are free",
             "Free some space, or choose another --out",
         )

@@ -1,0 +1,194 @@
+"""The work of a fleet as data: jobs, one for each recipe, and the tasks they fall into.
+
+    estimate ▸ build ▸ verify, in shards of units ▸ merge into one parity.json ▸ publish
+
+How a verification is cut into shards follows from the estimate in the store, never from the machines at hand, so that
+a rerun cuts in the same places. Knows addresses and sums; nothing about how a task is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..artifact import MANIFEST, PARITY
+from ..errors import FleetError
+from ..publishing import SCHEME
+from ..recipe import load_recipe
+from ..recipe.model import Recipe
+from .address import address, revision_of, tools
+from .estimate import ESTIMATING_MEMORY, ESTIMATING_SECONDS, MERGING_MEMORY, MERGING_SECONDS, Estimate
+from .harness import Harness
+
+SHARD_SECONDS = 30.0  # of work in a shard at least; docs/fleet.md has the arithmetic
+OPENINGS = 10  # times what a worker needs to open an artifact: that stays below a tenth of a shard
+PUBLISHING_SECONDS = 20.0
+
+Kind = Literal["estimate", "build", "verify", "merge", "publish"]
+KINDS: tuple[Kind, ...] = ("estimate", "build", "verify", "merge", "publish")
+FOLDERS: Mapping[Kind, str] = {
+    "estimate": "estimates",
+    "build": "artifacts",
+    "verify": "parts",
+    "merge": "reports",
+    "publish": "published",
+}
+LAST: Mapping[Kind, str] = {"build": MANIFEST, "merge": PARITY}  # results that are directories: the file that ends them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe of a fleet, and where its results are.
+
+    Attributes:
+        revision: commit of the checkpoint, or the digest of its directory.
+        units: what it is verified in: name -> how many cases that is worth.
+        target: where to publish it; None is nowhere.
+    """
+
+    recipe: Recipe
+    revision: str
+    matrix: str
+    units: Mapping[str, float]
+    estimate: str
+    artifact: str
+    report: str
+    target: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work.
+
+    Attributes:
+        result: what it leaves in the store; also its name.
+        needs: results of other tasks that it reads.
+        units: of the verification, where it is one.
+        memory: bytes it takes at most, estimated.
+        seconds: it takes, estimated.
+    """
+
+    kind: Kind
+    job: Job
+    result: str
+    needs: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    memory: int = 0
+    seconds: float = 0.0
+    parts: tuple[str, ...] = field(default=(), repr=False)  # of a merge: the shards' results, in order
+
+    @property
+    def proof(self) -> str:
+        """The file in the store that says the result is there, whole."""
+        return f"{self.result}/{LAST[self.kind]}" if self.kind in LAST else self.result
+
+    @property
+    def label(self) -> str:
+        """`verify tiny (12 units from square-96x96)`."""
+        units = f" ({len(self.units)} units from {self.units[0]})" if self.units else ""
+        return f"{self.kind} {self.job.name}{units}"
+
+
+def jobs_of(recipes: Sequence[str], matrix: str | None, target: str | None, harness: Harness) -> list[Job]:
+    """A job for each recipe.
+
+    Args:
+        recipes: files or names.
+        matrix: of every job; each recipe's own unless said.
+        target: where to publish: a directory or `hf://org`, to which the recipe's name is added unless it says {name}.
+
+    Raises:
+        Qwen3VLExportError: a recipe is unknown or wrong, two have one name, or a checkpoint is not there.
+    """
+    jobs: dict[str, Job] = {}
+    for recipe in (load_recipe(name) for name in dict.fromkeys(recipes)):
+        if recipe.name in jobs:
+            raise FleetError(f"two recipes are called {recipe.name}", "Give one of them another name")
+        jobs[recipe.name] = job_of(recipe, matrix or recipe.parity.matrix, target, harness)
+    return list(jobs.values())
+
+
+def job_of(recipe: Recipe, matrix: str, target: str | None, harness: Harness) -> Job:
+    revision, units = revision_of(recipe), harness.units(recipe, matrix)
+    build = {"recipe": recipe.to_json_dict(), "revision": revision, "tools": dict(tools())}
+    verify = {**build, "harness": harness.version(), "matrix": matrix, "units": list(units)}
+    return Job(
+        recipe=recipe,
+        revision=revision,
+        matrix=matrix,
+        units=units,
+        estimate=address(FOLDERS["estimate"], recipe.name, build, ".json"),
+        artifact=address(FOLDERS["build"], recipe.name, build),
+        report=address(FOLDERS["merge"], recipe.name, verify),
+        target=None if target is None else target_of(target, recipe.name),
+    )
+
+
+def target_of(target: str, name: str) -> str:
+    """Where one artifact is published; directories as absolute paths, for workers start elsewhere."""
+    full = target.replace("{name}", name) if "{name}" in target else f"{target.rstrip('/')}/{name}"
+    return full if full.startswith(SCHEME) else str(Path(full).expanduser().absolute())
+
+
+def estimate_task(job: Job) -> Task:
+    return Task("estimate", job, job.estimate, memory=ESTIMATING_MEMORY, seconds=ESTIMATING_SECONDS)
+
+
+def tasks_of(job: Job, estimate: Estimate) -> list[Task]:
+    """Everything between an estimated recipe and its report or publication."""
+    build = Task("build", job, job.artifact, (), (), estimate.build_memory, estimate.build_seconds)
+    parts = [
+        Task("verify", job, part_address(job, units), (job.artifact,), units, estimate.verify_memory, seconds)
+        for units, seconds in shards(
+            job.units, estimate.unit_seconds, max(SHARD_SECONDS, OPENINGS * estimate.opening_seconds)
+        )
+    ]
+    names = tuple(part.result for part in parts)
+    merge = Task("merge", job, job.report, (job.artifact, *names), (), MERGING_MEMORY, MERGING_SECONDS, names)
+    tasks = [build, *parts, merge]
+    if job.target is not None:
+        result = address(FOLDERS["publish"], job.name, {"report": job.report, "target": job.target}, ".json")
+        tasks.append(Task("publish", job, result, (job.report,), (), MERGING_MEMORY, PUBLISHING_SECONDS))
+    return tasks
+
+
+def part_address(job: Job, units: Sequence[str]) -> str:
+    return address(FOLDERS["verify"], job.name, {"report": job.report, "units": list(units)}, ".json")
+
+
+def shards(
+    units: Mapping[str, float], unit_seconds: float, shard_seconds: float
+) -> list[tuple[tuple[str, ...], float]]:
+    """Neighbouring units in groups of at most `shard_seconds`, or of one unit; and the seconds of each group."""
+    found: list[tuple[tuple[str, ...], float]] = []
+    names: list[str] = []
+    seconds = 0.0
+    for name, weight in units.items():
+        cost = weight * unit_seconds
+        if names and seconds + cost > shard_seconds:
+            found.append((tuple(names), seconds))
+            names, seconds = [], 0.0
+        names.append(name)
+        seconds += cost
+    if names:
+        found.append((tuple(names), seconds))
+    return found
+
+
+def critical_path(tasks: Iterable[Task]) -> dict[str, float]:
+    """Seconds from the start of each task to the end of the longest chain that begins with it."""
+    listed = list(tasks)
+    after: dict[str, list[str]] = {task.result: [] for task in listed}
+    for task in listed:
+        for name in task.needs:
+            after.get(name, []).append(task.result)
+    found: dict[str, float] = {}
+    for task in reversed(listed):  # a task stands behind those it needs
+        found[task.result] = task.seconds + max((found[name] for name in after[task.result]), default=0.0)
+    return found

@@ -1,0 +1,197 @@
+"""A fleet by simulation: 60 recipes x 200 cases on 8, 64 and 256 workers, tasks that sleep as long as real ones took.
+
+    python scripts/bench_fleet.py [--workers 64] [--scale 40]        writes docs/bench/fleet-simulated.{json,png}
+
+Graph, order, executor, scheduler and network protocol are the real ones; only the work is sleep. Durations are those
+of docs/bench/fleet.json, a recorded run of tiny recipes, times the parameters of each published size, divided by
+`--scale`. Overheads are not divided: they weigh `--scale` times as much here as they would. All workers live in one
+process and share its interpreter lock with scheduler and client.
+
+`ideal` is the larger of work / workers and the longest chain; `greedy` is the same order without any overhead.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from distributed import Client, LocalCluster, get_worker
+
+from parity_tests.fleet.standin import HARNESS
+from qwen3vl_export.fleet.cluster import MEMORY, Cluster
+from qwen3vl_export.fleet.graph import Job, Task, critical_path, job_of, part_address, shards
+from qwen3vl_export.fleet.runner import Queue, run_tasks
+from qwen3vl_export.fleet.tasks import Outcome, Site
+from qwen3vl_export.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = ROOT / "docs" / "bench" / "fleet.json"
+WRITTEN = ROOT / "docs" / "bench" / "fleet-simulated.json"
+SIZES = {"2b": (2, 2), "4b": (4, 4), "8b": (8, 8), "32b": (32, 32), "30b-a3b": (30, 3), "235b-a22b": (235, 22)}
+VARIANTS = ("instruct", "thinking")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+CASES = 200
+SHARD_SECONDS = 30.0  # before scaling, as in fleet/graph.py
+SITE = Site("nowhere", HARNESS, {}, "")
+
+
+def fleet(recorded: Mapping[str, Any], scale: float) -> list[Task]:
+    """The tasks of the whole family.
+
+    Builds take what the recorded ones took for their overhead and as much again for each 2 B parameters; a case takes
+    its recorded time for each 2 B active parameters.
+    """
+    units = [seconds for seconds in recorded["unit_seconds"].values() if seconds > 0]
+    builds, merges = recorded["seconds"]["build"], recorded["seconds"]["merge"]
+    tasks: list[Task] = []
+    for size, (parameters, active) in SIZES.items():
+        for variant in VARIANTS:
+            for precision in PRECISIONS:
+                job = named(f"{size}-{variant}-{precision}")
+                cases = {f"case-{index}": units[index % len(units)] * active / 2 for index in range(CASES)}
+                built = statistics.median(builds) * (1 + parameters / 2) / scale
+                parts = [
+                    Task("verify", job, part_address(job, names), (job.artifact,), names, 1, seconds / scale)
+                    for names, seconds in shards(cases, 1.0, SHARD_SECONDS)
+                ]
+                results = tuple(part.result for part in parts)
+                merge = Task(
+                    "merge", job, job.report, (job.artifact, *results), (), 1, statistics.median(merges) / scale
+                )
+                tasks += [Task("build", job, job.artifact, (), (), 1, built), *parts, merge]
+    return tasks
+
+
+def named(name: str) -> Job:
+    return job_of(load_recipe("tiny").model_copy(update={"name": name}), "standard", None, HARNESS)
+
+
+def sleep(task: Task, site: Site) -> Outcome:
+    started, clock = time.time(), time.perf_counter()
+    time.sleep(task.seconds)
+    return Outcome(task.result, "made", "", get_worker().address, started, time.perf_counter() - clock)
+
+
+def greedy(tasks: Sequence[Task], workers: int) -> float:
+    """The makespan of the same order if nothing but the tasks took time."""
+    queue, present = Queue(tasks), {str(index): 1 for index in range(workers)}
+    clock, running = 0.0, list[tuple[float, str]]()
+    while queue.ready or running:
+        for task in queue.startable([queue.tasks[name] for _, name in running], present):
+            heapq.heappush(running, (clock + task.seconds, task.result))
+        clock, name = heapq.heappop(running)
+        queue.done(name)
+    return clock
+
+
+def simulate(tasks: Sequence[Task], workers: int) -> dict[str, Any]:
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            dashboard_address=None,
+            memory_limit=0,
+            resources={MEMORY: 1},
+        ) as made,
+        Client(made) as client,
+    ):
+        client.wait_for_workers(workers)
+        executor = Cluster(client, SITE, lambda event, **values: None, None, work=sleep)
+        outcomes: dict[str, Outcome] = {}
+        cpu, start = time.process_time(), time.perf_counter()
+        run_tasks(tasks, executor, lambda event, **values: None, outcomes)
+        makespan, spent = time.perf_counter() - start, time.process_time() - cpu
+    assert len(outcomes) == len(tasks)
+    work = sum(task.seconds for task in tasks)
+    ideal = max(work / workers, max(critical_path(tasks).values()))
+    best = greedy(tasks, workers)
+    gaps = list(idle_between(outcomes))
+    return {
+        "workers": workers,
+        "tasks": len(tasks),
+        "work": round(work, 2),
+        "ideal": round(ideal, 3),
+        "greedy": round(best, 3),
+        "makespan": round(makespan, 3),
+        "over_ideal": round(makespan / ideal - 1, 4),
+        "scheduling_overhead": round(makespan / best - 1, 4),
+        "idle_between_tasks_median": round(statistics.median(gaps), 4),
+        "cpu_ms_per_task": round(1000 * spent / len(tasks), 2),
+        "busy": round(sum(one.seconds for one in outcomes.values()) / (workers * makespan), 4),
+        "limit": "work" if work / workers >= max(critical_path(tasks).values()) else "longest chain",
+    }
+
+
+def idle_between(outcomes: Mapping[str, Outcome]) -> Iterator[float]:
+    """Seconds between the end of a task and the start of the next one on its worker."""
+    by_worker: defaultdict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes.values():
+        by_worker[outcome.worker].append(outcome)
+    for own in by_worker.values():
+        own.sort(key=lambda outcome: outcome.started)
+        for one, following in pairwise(own):
+            yield following.started - one.started - one.seconds
+
+
+def draw(values: Mapping[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    runs = values["runs"]
+    figure, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
+    places = range(len(runs))
+    for offset, key, colour in ((-0.27, "ideal", "#a9cbee"), (0, "greedy", "#548fd2"), (0.27, "makespan", "#d9730d")):
+        bars = axes.bar([place + offset for place in places], [run[key] for run in runs], 0.25, label=key, color=colour)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xticks(places, [f"{run['workers']} workers\n{run['scheduling_overhead']:+.1%} overhead" for run in runs])
+    axes.set_ylabel(f"seconds (durations / {values['scale']:g})")
+    axes.set_title(f"{values['recipes']} recipes x {CASES} cases, {runs[0]['tasks']:,} tasks", loc="left", fontsize=10)
+    axes.legend(frameon=False, ncols=3, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=140)
+
+
+def main(
+    workers: Annotated[list[int], typer.Option(help="How many workers; can be repeated.")] = [8, 64, 256],  # noqa: B006
+    scale: Annotated[float, typer.Option(help="By what durations are divided.")] = 40.0,
+    out: Annotated[Path, typer.Option(help="Where the figures go; the picture beside it.")] = WRITTEN,
+) -> None:
+    """Simulate the fleet on each number of workers."""
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    tasks = fleet(json.loads(RECORDED.read_text("utf-8")), scale)
+    values: dict[str, Any] = {
+        "recipes": len(SIZES) * len(VARIANTS) * len(PRECISIONS),
+        "cases": CASES,
+        "scale": scale,
+        "hours_of_work": round(scale * sum(task.seconds for task in tasks) / 3600, 1),
+        "versions": {name: version(name) for name in ("dask", "distributed")} | {"python": platform.python_version()},
+        "cores": os.cpu_count(),
+        "runs": [],
+    }
+    for count in workers:
+        values["runs"].append(simulate([replace(task) for task in tasks], count))
+        typer.echo(json.dumps(values["runs"][-1]))
+    out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    draw(values, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    typer.run(main)
