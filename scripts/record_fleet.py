@@ -3,16 +3,17 @@
     python scripts/record_fleet.py [--matrix quick] [--work DIR]          writes docs/bench/fleet.json
 
 Every process is its own, on loopback. First each recipe is built alone, then the fleet builds and verifies them, then
-it is asked again and must make nothing. The second store is for faults, in one run: kill -9 of a worker in a build,
-of another in a verification, the scheduler restarted, the store away for 20 s, and a worker whose disk is full (a
-tmpfs of 1 MB where this may be mounted, else a limit on the size of files). Each run's artifacts are compared with
-the single builds, byte by byte.
+it is asked again and must make nothing. The second store has the first one's estimates and is for faults, in one run:
+kill -9 of a worker in a build, of another in a verification, the scheduler restarted, the store away for 20 s, and a
+worker whose disk is full (a tmpfs of 1 MB where this may be mounted, else a limit on the size of files). Each run's
+artifacts are compared with the single builds, byte by byte.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from qwen3vl_export.hash_cache import sha256_file
 RECIPES = ("tiny", "tiny-portable", "tiny-fp16", "tiny-bf16", "tiny-int8", "tiny-int4")
 WORKERS = ("w0", "w1", "w2")
 AWAY = 20.0  # seconds
+BETWEEN = 5.0  # seconds between faults
 RECORD = ROOT / "docs" / "bench" / "fleet.json"
 MANY = 1800.0  # seconds until a step is given up
 
@@ -114,17 +116,16 @@ def harm(store: Path, processes: Processes, running: subprocess.Popen[str]) -> l
         assert running.poll() is None, done(running)[1]
         return found
 
-    victim = find("build-")
-    processes.kill(victim)
-    tell(f"kill -9 of {victim} in a build")
-    processes.start_worker(victim)
-    victim = find("verify-")
-    processes.kill(victim)
-    tell(f"kill -9 of {victim} in a verification")
-    processes.start_worker(victim)
+    for kind in ("build", "verify"):
+        victim = find(f"{kind}-")
+        processes.kill(victim)
+        tell(f"kill -9 of {victim}, which does a {kind} task")
+        processes.start_worker(victim)
+        time.sleep(BETWEEN)
     find("verify-")
     processes.restart_scheduler()
     tell("kill -9 of the scheduler; a new one is started, and its workers")
+    time.sleep(BETWEEN)
     find("verify-")
     store.rename(store.with_name("away"))
     tell("the store goes away")
@@ -194,10 +195,22 @@ def record(root: Path, matrix: str, out: Path) -> None:
         "again": {"seconds": again, "exit_code": code_again, "made": len(anew)},
         **figures(events(log)[:count]),
     }
-    out.write_text(json.dumps({"clean": clean}, indent=1) + "\n", "utf-8")  # in case the second run teaches something
+    values: dict[str, Any] = {
+        "recipes": list(RECIPES),
+        "matrix": matrix,
+        "workers": len(WORKERS),
+        "cores": os.cpu_count(),
+        "single_builds_seconds": alone,
+        "unit_seconds": unit_seconds(first),
+        "seconds": clean.pop("task_seconds"),
+        "versions": {name: version(name) for name in ("dask", "distributed", "fsspec", "torch", "onnxruntime")},
+        "clean": clean,
+    }
+    write(out, values)
+    shutil.copytree(first / "estimates", second / "estimates")  # the second run starts where it knows what to do
     (root / "second").mkdir()
     with small_disk(root / "second" / "w2") as disk, cluster(root / "second", "w0", "w1") as processes:
-        processes.start_worker("w2", small_disk=not disk.startswith("a tmpfs"))
+        processes.start_worker("w2", disk=root / "second" / "w2", small_disk=not disk.startswith("a tmpfs"))
         processes.wait_for_workers()
         log = root / "second.jsonl"
         start = time.monotonic()
@@ -225,21 +238,13 @@ def record(root: Path, matrix: str, out: Path) -> None:
         "again": {"exit_code": code_again, "made": len(anew)},
         **figures(listed),
     }
-    values = {
-        "recipes": list(RECIPES),
-        "matrix": matrix,
-        "workers": len(WORKERS),
-        "cores": os.cpu_count(),
-        "single_builds_seconds": alone,
-        "clean": clean,
-        "harmed": harmed,
-        "unit_seconds": unit_seconds(first),
-        "seconds": clean.pop("task_seconds"),
-        "versions": {name: version(name) for name in ("dask", "distributed", "fsspec", "torch", "onnxruntime")},
-    }
     harmed.pop("task_seconds")
-    out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    write(out, {**values, "harmed": harmed})
     print(f"{out} written")
+
+
+def write(out: Path, values: dict[str, Any]) -> None:
+    out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
 def figures(listed: Sequence[dict[str, Any]]) -> dict[str, Any]:

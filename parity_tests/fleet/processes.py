@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Processes:
     port: int = field(default_factory=free_port)
     scheduler: subprocess.Popen[bytes] | None = None
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    disks: dict[str, Path] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -57,19 +59,31 @@ class Processes:
         options = ["--port", str(self.port), "--host", "127.0.0.1", "--no-dashboard", "--no-show"]
         self.scheduler = self._start("scheduler", "dask_scheduler", options)
 
-    def start_worker(self, name: str, *, memory: float = MEMORY, small_disk: bool = False, threads: int = 1) -> None:
-        """Args: small_disk: no file of it can be larger than `SMALL_DISK`."""
+    def start_worker(
+        self,
+        name: str,
+        *,
+        memory: float = MEMORY,
+        disk: Path | None = None,
+        small_disk: bool = False,
+        threads: int = 1,
+    ) -> None:
+        """Start a worker, or one in the place of another.
+
+        Args:
+            memory: bytes it declares.
+            disk: where it makes things; a new directory unless said.
+            small_disk: no file of it can be larger than `SMALL_DISK`.
+        """
+        self.disks[name] = disk or self.folder / f"{name}-{uuid.uuid4().hex[:6]}"
         options = [self.address, "--name", name, "--nthreads", str(threads), "--no-nanny", "--memory-limit", "0"]
-        options += ["--resources", f"MEMORY={memory:.0f}", "--no-dashboard", "--local-directory", str(self.disk(name))]
+        options += ["--resources", f"MEMORY={memory:.0f}", "--no-dashboard", "--local-directory", str(self.disks[name])]
         limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_DISK, SMALL_DISK))) if small_disk else None
         self.workers[name] = self._start(name, "dask_worker", options, limit)
 
     def wait_for_workers(self) -> None:
         with self.client() as client:
             client.wait_for_workers(len(self.workers), timeout=WAITING)
-
-    def disk(self, name: str) -> Path:
-        return self.folder / name
 
     def kill(self, name: str) -> None:
         """kill -9."""
@@ -91,15 +105,20 @@ class Processes:
     def working(self, prefix: str) -> str | None:
         """The name of a worker that is carrying out a task of that kind."""
         with self.client() as client:
-            names = {address: str(info["name"]) for address, info in client.scheduler_info()["workers"].items()}
+            described = client.sync(client.scheduler.identity, n_workers=-1)
+            names = {address: str(info["name"]) for address, info in described["workers"].items()}
             for address, keys in client.processing().items():
-                if any(str(key).startswith(prefix) for key in keys) and any(self.made_in(names[address])):
+                if (
+                    address in names
+                    and any(str(key).startswith(prefix) for key in keys)
+                    and any(self.made_in(names[address]))
+                ):
                     return names[address]
         return None
 
     def made_in(self, name: str) -> Iterator[Path]:
         """Directories in which a worker is making something right now."""
-        return self.disk(name).glob("dask-scratch-space/*/fleet-*/")
+        return self.disks[name].glob("dask-scratch-space/*/fleet-*/")
 
     def client(self) -> Any:
         return Client(self.address, timeout=WAITING, set_as_default=False)

@@ -24,7 +24,7 @@ from parity_tests.fleet.processes import MEMORY, ROOT, Processes, cluster, until
 from parity_tests.fleet.standin import HARNESS
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import FleetError
-from qwen3vl_export.fleet import account, fleet, tasks
+from qwen3vl_export.fleet import account, fleet
 from qwen3vl_export.fleet import cluster as cluster_module
 from qwen3vl_export.fleet.account import Standing
 from qwen3vl_export.fleet.fleet import Asked
@@ -253,6 +253,27 @@ def test_a_full_disk_on_one_worker_moves_its_work(asked: Callable[..., Asked], p
     assert_whole(wanted)
 
 
+def test_large_builds_stay_away_from_a_small_worker(asked: Callable[..., Asked], processes: Processes) -> None:
+    processes.kill("w1")
+    processes.start_worker("w1", memory=3e9)
+    processes.wait_for_workers()
+    wanted = asked(matrix="quick", unbuilt=True)
+    for path in (Path(wanted.store_url) / "estimates").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"build_memory": int(9e9)}), "utf-8")
+    try:
+        with processes.client() as client:
+            described = client.sync(client.scheduler.identity, n_workers=-1)
+            [small] = [address for address, info in described["workers"].items() if info["name"] == "w1"]
+        assert all(one.passed for one in fleet.run(wanted))
+    finally:
+        processes.kill("w1")
+        processes.start_worker("w1")
+        processes.wait_for_workers()
+    builders = {event["worker"] for event in events(wanted, "task-ended") if event["kind"] == "build"}
+    assert builders
+    assert small not in builders
+
+
 def test_a_failure_is_kept_told_and_made_again_alone(
     asked: Callable[..., Asked], recipes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,7 +298,7 @@ def test_a_failure_is_kept_told_and_made_again_alone(
     shown = capsys.readouterr().out
     assert "failed: build broken:" in shown
     assert "generation_config.json is missing" in shown
-    assert f"qwen3vl-export fleet run broken --store {both.store_url}" in shown
+    assert f"qwen3vl-export fleet run {broken} --store {both.store_url}" in shown
     count = len(made(both))
     fleet.run(both)
     assert made(both)[count:] == []  # nothing of the good one is made again
@@ -299,9 +320,7 @@ def test_bad_clusters_are_refused_in_one_line(
             fleet.run(asked())
     with monkeypatch.context() as patch:
         patch.setattr("qwen3vl_export.fleet.graph.MERGING_MEMORY", int(2 * MEMORY))
-        with pytest.raises(
-            FleetError, match=r"merge one: needs about .* of memory, the largest worker has 14\.9 GB"
-        ):
+        with pytest.raises(FleetError, match=r"merge one: needs about .* of memory, the largest worker has 14\.9 GB"):
             fleet.run(asked())
     processes.kill("w2")
     processes.start_worker("w2", threads=2)
@@ -313,11 +332,6 @@ def test_bad_clusters_are_refused_in_one_line(
         processes.kill("w2")
         processes.start_worker("w2")
         processes.wait_for_workers()
-
-
-def test_a_worker_of_other_versions_that_joins_later_does_nothing(tmp_path: Path) -> None:
-    site = tasks.Site("nowhere", HARNESS, {"onnx": "0.1"}, "stand-in")
-    assert "onnx is" in tasks.differences(site)
 
 
 def test_a_cluster_of_this_machine_fits_its_cores_and_memory(

@@ -83,6 +83,15 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
+def test_a_precision_in_words() -> None:
+    int8 = {"method": "int8"}
+    plans = dict.fromkeys(("vision_encoder", "embeddings", "decoder_model_merged"), int8)
+    assert zoo.precision({"dtype": "float32", "quantization": plans}) == "int8"
+    plans = {"decoder_model_merged": {"method": "int4"}}
+    assert zoo.precision({"dtype": "float16", "quantization": plans}) == "vision float16, table float16, decoder int4"
+    assert zoo.precision({"dtype": "bfloat16"}) == "bfloat16"
+
+
 def opened(browser: Browser, store: Store, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Page:
     viewport = {"width": size[0], "height": size[1]}
     page = browser.new_context(viewport=viewport, color_scheme=scheme).new_page()  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..console import console, say, table
 from .estimate import Estimate
-from .graph import FOLDERS, LAST, Job, Task, estimate_task, tasks_of
+from .graph import LAST, Job, Kind, Task, estimate_task, tasks_of
 from .harness import SUMMARY
 from .runner import Tell
 from .store import Store
@@ -120,24 +120,15 @@ def show(found: Sequence[Standing], again: Sequence[str]) -> None:
     Args:
         again: the command that was given, without its recipes; `{recipes}` stands for them.
     """
-    rows = []
-    for one in found:
-        kinds = {kind: [task for task in one.tasks if task.kind == kind] for kind in FOLDERS}
-        left = {kind: sum(task.kind == kind for task in one.missing) for kind in FOLDERS}
-
-        def there(kind: Any, kinds: Any = kinds, left: Any = left) -> str:
-            if not kinds[kind]:
-                return ""
-            return "yes" if not left[kind] else "no"
-
-        parts = len(kinds["verify"])
-        shards = f"{parts - left['verify']} of {parts}" if parts else ""
-        rows.append((one.job.name, there("build"), shards, one.job.matrix, one.verdict, there("publish")))
+    rows = [
+        (one.job.name, there(one, "build"), shards(one), one.job.matrix, one.verdict, there(one, "publish"))
+        for one in found
+    ]
     console().print(table("", ("recipe", "built", "shards", "matrix", "verdict", "published"), rows, wrap="verdict"))
     for one in found:
         for failure in one.failures:
             say(f"failed: {failure}")
-    unfinished = [one.job.name for one in found if one.missing]
+    unfinished = [one.job.asked for one in found if one.missing]
     refuted = [one.job.name for one in found if one.summary is not None and not one.summary["passed"]]
     if refuted:
         say(f"{len(refuted)} did not pass: {', '.join(refuted)}; see zoo.html for their reports")
@@ -146,6 +137,19 @@ def show(found: Sequence[Standing], again: Sequence[str]) -> None:
         say(" ".join(shlex.quote(word) for part in again for word in (unfinished if part == "{recipes}" else [part])))
     elif not refuted:
         say(f"all {len(found)} built, verified and passed")
+
+
+def there(one: Standing, kind: Kind) -> str:
+    """Whether the one task of a kind is done; empty where there is none."""
+    if not any(task.kind == kind for task in one.tasks):
+        return ""
+    return "no" if any(task.kind == kind for task in one.missing) else "yes"
+
+
+def shards(one: Standing) -> str:
+    """`3 of 4`."""
+    left, every = (sum(task.kind == "verify" for task in tasks) for tasks in (one.missing, one.tasks))
+    return f"{every - left} of {every}" if every else ""
 
 
 def told(tell: Tell, found: Sequence[Standing], seconds: float) -> None:

@@ -90,7 +90,7 @@ class Cluster:
     @property
     def dashboard(self) -> str | None:
         """Address of dask's own page, if the scheduler serves one."""
-        services = self.client.scheduler_info()["services"]
+        services = self._scheduler()["services"]
         return str(self.client.dashboard_link) if "dashboard" in services else None
 
     def workers(self) -> Mapping[str, int]:
@@ -161,15 +161,19 @@ class Cluster:
                     "Start it with --nthreads 1, and --nworkers for more",
                 )
 
+    def _scheduler(self) -> Any:
+        """What the scheduler says of itself and its workers, asked now: the client's copy has no workers at times."""
+        return self.client.sync(self.client.scheduler.identity, n_workers=-1)
+
     def _look(self) -> None:
         """Who is there now; newcomers that declare no memory are asked."""
         self._looked = time.monotonic()
         try:
-            infos = self.client.scheduler_info()["workers"]
+            infos = self._scheduler()["workers"]
             silent = [name for name, info in infos.items() if MEMORY not in info["resources"]]
             if silent:
                 self.client.run(declare_memory, workers=silent, on_error="ignore")
-                infos = self.client.scheduler_info()["workers"]
+                infos = self._scheduler()["workers"]
         except (OSError, TimeoutError, ValueError):
             return  # the scheduler is away, which `ended` finds out
         found = {name: int(info["resources"].get(MEMORY, 0)) for name, info in infos.items()}

@@ -9,7 +9,7 @@ a rerun cuts in the same places. Knows addresses and sums; nothing about how a t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,7 @@ class Job:
         revision: commit of the checkpoint, or the digest of its directory.
         units: what it is verified in: name -> how many cases that is worth.
         target: where to publish it; None is nowhere.
+        asked: what the user called the recipe.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Job:
     artifact: str
     report: str
     target: str | None = None
+    asked: str = ""
 
     @property
     def name(self) -> str:
@@ -107,10 +109,11 @@ def jobs_of(recipes: Sequence[str], matrix: str | None, target: str | None, harn
         Qwen3VLExportError: a recipe is unknown or wrong, two have one name, or a checkpoint is not there.
     """
     jobs: dict[str, Job] = {}
-    for recipe in (load_recipe(name) for name in dict.fromkeys(recipes)):
+    for name in dict.fromkeys(recipes):
+        recipe = load_recipe(name)
         if recipe.name in jobs:
             raise FleetError(f"two recipes are called {recipe.name}", "Give one of them another name")
-        jobs[recipe.name] = job_of(recipe, matrix or recipe.parity.matrix, target, harness)
+        jobs[recipe.name] = replace(job_of(recipe, matrix or recipe.parity.matrix, target, harness), asked=name)
     return list(jobs.values())
 
 

@@ -91,7 +91,7 @@ def precision(recipe: Json) -> str:
     if set(methods.values()) == {"none"}:
         return str(recipe["dtype"])
     if len(set(methods.values())) == 1:
-        return str(methods["decoder_model_merged"])
+        return str(methods["decoder"])
     parts = [f"{name} {recipe['dtype'] if method == 'none' else method}" for name, method in methods.items()]
     return ", ".join(parts)
 
