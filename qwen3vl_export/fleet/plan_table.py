@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..console import console, say, size, table
-from ..plan.table import duration
+from ..console import console, duration, say, size, table
 from .account import Standing
 from .graph import critical_path
 

@@ -7,6 +7,7 @@ apart from what fails everywhere. Needs neither dask nor a cluster.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +148,8 @@ def make_artifact(task: Task, site: Site, store: Store, folder: Path, scratch: P
     from ..pipeline import build
 
     recipe = task.job.recipe
-    path = build(recipe, out=folder / recipe.name, log=lambda line: None)
+    with redirect_stderr(io.StringIO()):  # its bar; the fleet has its own
+        path = build(recipe, out=folder / recipe.name, log=lambda line: None)
     built = json.loads((path / MANIFEST).read_text("utf-8"))["checkpoint"]
     revision = revision_of(recipe) if built["revision"] == "local" else built["revision"]
     if revision != task.job.revision:

@@ -107,7 +107,7 @@ def entries(store: Store) -> list[Entry]:
         own = reports.get(hashlib.sha256(data).hexdigest(), [])
         own.sort(key=lambda report: (-TIERS.index(report.summary["matrix"]), report.path))
         listed.append(Entry(path, Manifest.from_json(data.decode()), own))
-    return sorted(listed, key=lambda entry: (natural(entry.manifest.checkpoint["source"]), natural(entry.path)))
+    return sorted(listed, key=lambda entry: (natural(entry.manifest.checkpoint["source"]), natural(entry.manifest.name)))
 
 
 def found(store: Store, folder: str, proof: str, name: str) -> Iterator[tuple[str, bytes]]:
