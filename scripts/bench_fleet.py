@@ -29,6 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+import dask
 import typer
 from distributed import Client, LocalCluster, get_worker
 
@@ -47,6 +48,8 @@ VARIANTS = ("instruct", "thinking")
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 CASES = 200
 BUILD_SECONDS = 8.0  # for each billion parameters
+# What a worker does in a process of its own, on its own core: 256 of them in this one would measure their profilers.
+QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "60s"}
 SITE = Site("nowhere", HARNESS, {}, "")
 
 
@@ -186,6 +189,7 @@ def main(
 ) -> None:
     """Simulate the fleet on each number of workers."""
     logging.getLogger("distributed").setLevel(logging.ERROR)
+    dask.config.set(QUIET)
     tasks = fleet(json.loads(RECORDED.read_text("utf-8")))
     values: dict[str, Any] = {
         "recipes": len(SIZES) * len(VARIANTS) * len(PRECISIONS),

@@ -107,7 +107,8 @@ def entries(store: Store) -> list[Entry]:
         own = reports.get(hashlib.sha256(data).hexdigest(), [])
         own.sort(key=lambda report: (-TIERS.index(report.summary["matrix"]), report.path))
         listed.append(Entry(path, Manifest.from_json(data.decode()), own))
-    return sorted(listed, key=lambda entry: (natural(entry.manifest.checkpoint["source"]), natural(entry.manifest.name)))
+    listed.sort(key=lambda entry: (natural(entry.manifest.checkpoint["source"]), natural(entry.manifest.name)))
+    return listed
 
 
 def found(store: Store, folder: str, proof: str, name: str) -> Iterator[tuple[str, bytes]]:
