@@ -82,6 +82,7 @@ class Bench:
     kept: dict[str, Any] = field(default_factory=dict)  # for checks that build on one another
     scores: dict[str, Any] = field(default_factory=dict)  # of the exam, by group
     diagnosed: Counter[str] = field(default_factory=Counter)  # failures that were looked into, by stage
+    own: Bench | None = None  # the same artifact beside PyTorch with the artifact's own weights (`dequantized.py`)
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @cached_property

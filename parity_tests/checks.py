@@ -9,18 +9,20 @@ Legend: B batch, S tokens, T new tokens, N image tokens, D DeepStack maps, W = (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from qwen3vl_export.runtime.positions import rope_index
 
-from . import measures
+from . import measures, routing
 from .bench import Bench, Floats, Ints
 from .matrix import Case
 from .measures import closeness, differences, logit_closeness, max_abs
 from .outcome import Finding
-from .reference import Greedy, Inputs
+from .reference import Greedy, Inputs, Prefill
+from .routing import Call, Routed
 
 PIXEL_PEAK = 2.0  # from -1 to 1
 
@@ -118,8 +120,10 @@ def decoder(bench: Bench, case: Case) -> Finding:
     """The decoder alone over the reference's rows and positions: logits at every token of the prompt."""
     inputs = bench.inputs(case)
     expected = bench.reference.prefill(inputs)
-    logits, _ = bench.decode(expected.inputs_embeds, inputs.attention_mask, expected.position_ids)
-    return logits_finding(logits, expected.logits, inputs)
+    rows, mask = expected.inputs_embeds, inputs.attention_mask
+    logits, _ = bench.decode(rows, mask, expected.position_ids)
+    truth = _routed(bench, expected, rows, mask)
+    return _with(truth, logits_finding(logits, truth.logits, inputs))
 
 
 def prefill(bench: Bench, case: Case) -> Finding:
@@ -128,7 +132,9 @@ def prefill(bench: Bench, case: Case) -> Finding:
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(prepared.input_ids, features)
     logits, _ = bench.decode(rows, prepared.attention_mask, prepared.position_ids)
-    return logits_finding(logits, bench.reference.prefill(inputs).logits, inputs)
+    expected = bench.reference.prefill(inputs)
+    truth = _routed(bench, expected, rows, inputs.attention_mask)
+    return _with(truth, logits_finding(logits, truth.logits, inputs))
 
 
 def teacher_forced(bench: Bench, case: Case) -> Finding:
@@ -167,9 +173,10 @@ def decode(bench: Bench, case: Case) -> Finding:
     """Each step of decoding with the cache, on the reference's tokens: logits of every new token."""
     expected = _greedy(bench, case)
     logits = _teacher_forced(bench, case, expected)
-    step = int(np.abs(logits - expected.logits).max((0, 2)).argmax())
+    truth = _routed_steps(bench, case, expected)
+    step = int(np.abs(logits - truth.logits).max((0, 2)).argmax())
     where = f"worst at step {step} of {logits.shape[1]}"
-    return Finding(logit_closeness(logits, expected.logits), compared=logits.size, where=where)
+    return _with(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size, where=where))
 
 
 def generate(bench: Bench, case: Case) -> Finding:
@@ -240,21 +247,49 @@ def _teacher_forced(bench: Bench, case: Case, expected: Greedy) -> Floats:
     """Logits [B, T, V] of the decoder given the reference's prompt rows and, one by one, its tokens."""
 
     def compute() -> Floats:
-        inputs = bench.inputs(case)
-        start = bench.reference.prefill(inputs)
-        mask = inputs.attention_mask
-        logits, past = bench.decode(start.inputs_embeds, mask, start.position_ids)
-        steps = [logits[:, -1:]]
-        tokens = mask.sum(1, keepdims=True)
-        for step in range(expected.ids.shape[1] - 1):
-            mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
-            rows = bench.embed(expected.ids[:, step : step + 1], bench.no_features())
-            position = np.broadcast_to(start.rope_deltas + tokens + step, (3, len(mask), 1)).copy()
-            logits, past = bench.decode(rows, mask, position, past)
-            steps.append(logits)
-        return np.concatenate(steps, axis=1)
+        past, found = None, []
+        for rows, mask, position_ids in _steps(bench, case, expected):
+            logits, past = bench.decode(rows, mask, position_ids, past)
+            found.append(logits[:, -1:])
+        return np.concatenate(found, axis=1)
 
     return bench.once(f"teacher-forced {case.name}", compute)
+
+
+def _routed(bench: Bench, expected: Prefill, rows: Floats, attention_mask: Ints) -> Routed:
+    """What to compare the logits of wide rows with; of experts it may be PyTorch sent the artifact's way."""
+    if not routing.applies(bench):
+        return Routed(expected.logits)
+    theirs, position_ids = expected.inputs_embeds, expected.position_ids
+    choices = routing.chosen(bench, [(rows, attention_mask, position_ids)])
+    return routing.routed(bench, expected.logits, choices, theirs, attention_mask, position_ids)
+
+
+def _routed_steps(bench: Bench, case: Case, expected: Greedy) -> Routed:
+    """As `_routed`, for the logits [B, T, V] of every step: prompt and tokens go through PyTorch at once."""
+    if not routing.applies(bench):
+        return Routed(expected.logits)
+    calls = list(_steps(bench, case, expected))
+    rows = np.concatenate([call[0].astype(np.float32) for call in calls], axis=1)
+    position_ids = np.concatenate([call[2] for call in calls], axis=2)
+    return routing.routed(bench, expected.logits, routing.chosen(bench, calls), rows, calls[-1][1], position_ids)
+
+
+def _steps(bench: Bench, case: Case, expected: Greedy) -> Iterator[Call]:
+    """The decoder's calls over a case: PyTorch's prompt rows, then one by one its tokens."""
+    start = bench.reference.prefill(bench.inputs(case))
+    mask = bench.inputs(case).attention_mask
+    tokens = mask.sum(1, keepdims=True)
+    yield start.inputs_embeds, mask, start.position_ids
+    for step in range(expected.ids.shape[1] - 1):
+        mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
+        rows = bench.embed(expected.ids[:, step : step + 1], bench.no_features())
+        yield rows, mask, np.broadcast_to(start.rope_deltas + tokens + step, (3, len(mask), 1)).copy()
+
+
+def _with(truth: Routed, finding: Finding) -> Finding:
+    """A finding that also says how tokens were routed."""
+    return replace(finding, measures={**finding.measures, **truth.measures})
 
 
 def _badness(value: float | None, sign: int = 1) -> float:

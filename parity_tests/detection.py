@@ -2,7 +2,8 @@
 
 Goes through the quick matrix in its order and stops at the first check that fails. Checks that cannot see a fault are
 passed over: those that run none of the graphs it is in; and for a fault in the making of inputs all that come after,
-because there both sides are given the same inputs.
+because there both sides are given the same inputs. Faults that are planted for the comparison with an artifact's own
+weights meet no other checks.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 from qwen3vl_export.errors import ArtifactError, ParityError
 
 from .bench import Bench
+from .dequantized import PREFIX
 from .faults import FAULTS, Fault
 from .harness import open_bench
 from .outcome import Outcome
 from .plan import NEEDS, Check, Subject, carry_out, plan
 from .reference import Reference
-from .weight_checks import STAGE
+from .weight_checks import STAGES
 
 MATRIX = "quick"
 INPUT_STAGES = ("prompt", "preprocess", "positions")
@@ -50,8 +52,10 @@ def outcomes(bench: Bench, fault: Fault) -> Iterator[Outcome]:
 
 
 def can_touch(fault: Fault, check: Check) -> bool:
-    if check.stage == STAGE:
+    if check.stage in STAGES:
         return check.name in (fault.graphs or ())
+    if fault.stage.startswith(PREFIX) != check.stage.startswith(PREFIX):
+        return False
     if fault.stage in INPUT_STAGES:
         return check.stage in INPUT_STAGES
     return fault.graphs is None or bool(fault.graphs & NEEDS.get(check.stage, frozenset()))

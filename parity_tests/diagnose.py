@@ -13,6 +13,7 @@ import numpy as np
 
 from .bench import Bench, Floats
 from .bisect import decoder_trail, place, vision_trail
+from .dequantized import PREFIX, beside_own_weights
 from .matrix import Case
 from .outcome import Outcome
 from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS
@@ -22,15 +23,18 @@ DIAGNOSED = 4  # failures of one stage that are looked into: each costs a run of
 
 def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
     """The outcome with the suspect that explains it best, else with the first layer that differs, if there is one."""
-    if case is None or outcome.stage not in ("vision", "decoder"):
+    if outcome.stage.startswith(PREFIX):
+        bench = beside_own_weights(bench)
+    stage = outcome.stage.removeprefix(PREFIX)
+    if case is None or stage not in ("vision", "decoder"):
         return outcome
     bench.diagnosed[outcome.stage] += 1
     if bench.diagnosed[outcome.stage] > DIAGNOSED:
         return outcome
     try:
-        candidate, truth, suspects = suspects_of(bench, outcome.stage, case)
+        candidate, truth, suspects = suspects_of(bench, stage, case)
         best = closest(candidate, truth, suspects, bench.profile.settings["explained_ratio"])
-        best = best or first_divergence(bench, outcome.stage, case)
+        best = best or first_divergence(bench, stage, case)
     except Exception:  # the outcome already says what failed
         return outcome
     return replace(outcome, diagnosis=best) if best else outcome

@@ -107,6 +107,15 @@ class Exam(_Strict):
     reference_accuracy: Number | None
 
 
+class Precision(Exam):
+    """What the artifact's precision costs against PyTorch in float32; KL in nats."""
+
+    positions: int
+    mean_kl: Number | None
+    worst_kl: Number | None
+    top1_agreement: Number | None
+
+
 class Point(_Strict):
     """One value inside a graph beside PyTorch's."""
 
@@ -155,6 +164,7 @@ class Evidence(_Strict):
     planned: int = Field(ge=0)
     carried_out: int = Field(ge=0)
     summary: dict[str, Summary | None] = Field(description="By stage; null where nothing was measured.")
+    precision: Precision | None = Field(description="Over all positions of prefill and decode; null without them.")
     exam: dict[str, Exam] | None
     near_ties: list[NearTie]
     left_out: dict[str, str] = Field(description="What could not be checked on this artifact, and why.")

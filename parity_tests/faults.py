@@ -26,7 +26,9 @@ from . import fault_graphs as graphs
 from . import fault_runtime as runtime
 from . import fault_weights as weights
 from .bench import Bench
+from .dequantized import PREFIX
 from .fault_weights import Weights
+from .weight_checks import CALIBRATED
 
 IMAGE_SETTINGS = "preprocessor_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -91,6 +93,11 @@ def change_setting(name: str, edit: Callable[[str], str], artifact: Artifact) ->
     path = artifact.root / name
     path.write_text(edit(path.read_text("utf-8")), "utf-8")
     return [path]
+
+
+def quantized(fault: Fault) -> Fault:
+    """The same mistake in the 4-bit artifact, where it is to be found by comparison with the artifact's own weights."""
+    return replace(fault, name=f"{fault.name}-int4", stage=f"{PREFIX}{fault.stage}", recipe="tiny-int4")
 
 
 def in_graph(name: str, graph: str, edit: Callable[[ModelProto, Facts], None], stage: str, says: str) -> Fault:
@@ -180,9 +187,19 @@ FAULTS = [
     in_runtime("one-nan", runtime.one_nan, "decoder", "max_abs nan", DECODER),
     replace(
         in_weights(
-            "block-scale-doubled", DECODER, weights.block_scale_doubled, "weights", "worst in language_model.layers.2"
+            "block-scale-doubled",
+            DECODER,
+            weights.block_scale_doubled,
+            CALIBRATED,
+            "worst in language_model.layers.2",
         ),
         recipe="tiny-int4",
+    ),
+    # Mistakes that 4 bits would hide: milder than what rounding does to the logits.
+    quantized(in_graph("gelu-exact", VISION_ENCODER, graphs.gelu_exact, "vision", "exact GELU")),
+    quantized(in_graph("epsilon-1e-5", DECODER, graphs.epsilon, "decoder", "epsilon 1e-5")),
+    quantized(
+        in_graph("deepstack-one-layer-late", DECODER, graphs.deepstack_late, "decoder", "after the wrong layers")
     ),
     # The loop around it.
     in_runtime("cache-off-by-one", runtime.cache_off_by_one, "chunked", "cache_max_abs", DECODER),

@@ -19,6 +19,7 @@ from qwen3vl_export.runtime import Qwen3VL
 from . import history
 from .bench import Bench
 from .bisect import Trail, bisect
+from .dequantized import profile_with_own, why_not
 from .foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .matrix import Matrix, load_matrix
 from .options import Options
@@ -166,8 +167,11 @@ def run(
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = [carry_out(bench, check) for check in track(planned.checks)]
     total = time.perf_counter() - start
-    seconds = {"total": total, "pytorch": bench.reference.seconds, "artifact": bench.candidate_seconds}
-    cached = {"computed": bench.reference.computed, "from_disk": bench.reference.from_disk}
+    benches = [bench, bench.own] if bench.own is not None else [bench]
+    references = [one.reference for one in benches]
+    spent = sum(reference.seconds for reference in references)
+    seconds = {"total": total, "pytorch": spent, "artifact": sum(one.candidate_seconds for one in benches)}
+    cached = {name: sum(getattr(one, name) for one in references) for name in ("computed", "from_disk")}
     report = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
     return replace(report, speed=bench.clock.to_json(bench.runtime.sessions.threads))
 
@@ -216,6 +220,12 @@ def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path
 
 
 def profile_of(artifact: Artifact) -> Profile:
-    """The thresholds the recipe names; its dtype's own unless it names some."""
+    """The thresholds the recipe names, its dtype's own unless it names some; for what is compared with the artifact's
+    own weights, its dtype's."""
     recipe = artifact.manifest.recipe
-    return load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
+    profile = load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
+    return (
+        profile_with_own(profile, recipe["dtype"])
+        if why_not(recipe, artifact.manifest.facts.model_type) is None
+        else profile
+    )

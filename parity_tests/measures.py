@@ -139,6 +139,13 @@ def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int
     }
 
 
+def pooled(parts: Sequence[Measures], measure: str) -> float | None:
+    """Mean of a measure over all positions of several findings, each a mean over its own `positions`."""
+    found = [(value, part["positions"]) for part in parts if (value := part.get(measure)) is not None]
+    total = sum(float(count or 0) for _, count in found)
+    return sum(float(value) * float(count or 0) for value, count in found) / total if total else None
+
+
 def common_prefix(candidate: Sequence[int], reference: Sequence[int]) -> int:
     """Length of the longest common prefix of two id lists."""
     for index, (a, b) in enumerate(zip(candidate, reference, strict=False)):

@@ -20,6 +20,7 @@ import qwen3vl_export
 
 from .charts import Axis, Heatmap, heatmap, line, log_axis
 from .matrix import Case, Matrix
+from .measures import pooled
 from .outcome import numbers_back
 from .picture_kinds import PICTURE, parse
 from .pixels import loaded
@@ -32,6 +33,7 @@ RUNS = 40
 CHART = {"width": 720, "height": 260, "left": 58, "right": 708, "top": 14, "bottom": 214}
 AREAS = {
     "weights": "quantized weights",
+    "calibrated_weights": "calibrated weights",
     "prompt": "prompt text and tokens",
     "preprocess": "resized pixels",
     "positions": "3-axis positions",
@@ -43,6 +45,11 @@ AREAS = {
     "chunked": "prefill in chunks",
     "decode": "decoding with a cache",
     "generate": "greedy tokens",
+    "dequantized_vision": "vision encoder, on its own weights",
+    "dequantized_embeddings": "embeddings, on their own weights",
+    "dequantized_decoder": "decoder alone, on its own weights",
+    "dequantized_decode": "decoding with a cache, on its own weights",
+    "dequantized_generate": "greedy tokens, on its own weights",
     "exam": "exam",
     "accuracy": "accuracy",
 }
@@ -221,18 +228,12 @@ def tokens(values: Json) -> Json:
     def of(stage: str) -> list[Json]:
         return [check["measures"] for check in values["checks"] if check["stage"] == stage and check["measures"]]
 
-    def pooled(stage: str, measure: str) -> float | None:
-        """Mean over positions."""
-        parts = [(m[measure], m["positions"]) for m in of(stage) if m.get(measure) is not None]
-        total = sum(count for _, count in parts)
-        return sum(value * count for value, count in parts) / total if total else None
-
     logits = {
         stage: {
             "positions": sum(measures.get("positions") or 0 for measures in of(stage)),
-            "top1": pooled(stage, "top1_agreement"),
-            "jaccard": pooled(stage, "jaccard_10"),
-            "kl": pooled(stage, "mean_kl"),
+            "top1": pooled(of(stage), "top1_agreement"),
+            "jaccard": pooled(of(stage), "jaccard_10"),
+            "kl": pooled(of(stage), "mean_kl"),
         }
         for stage in ("decoder", "prefill", "teacher_forced", "decode")
         if of(stage)

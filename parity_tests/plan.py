@@ -17,7 +17,7 @@ from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.recipe.model import Recipe
 
-from . import exam_checks, weight_checks
+from . import dequantized, exam_checks, weight_checks
 from .bench import Bench
 from .checks import STAGES
 from .diagnose import diagnose
@@ -26,7 +26,8 @@ from .measures import ShapeMismatch
 from .outcome import Finding, Outcome, judged
 
 EXAM_STAGES = ("exam", "accuracy")
-ORDER = (weight_checks.STAGE, *STAGES, *EXAM_STAGES)
+OWN_STAGES = dequantized.stages_named()
+ORDER = (*weight_checks.STAGES, *STAGES, *OWN_STAGES, *EXAM_STAGES)
 PICTURE_STAGES = ("preprocess", "vision")
 NEEDS = {
     "vision": {VISION_ENCODER},
@@ -40,6 +41,7 @@ NEEDS = {
     "exam": {VISION_ENCODER, EMBEDDINGS, DECODER},
     "accuracy": {VISION_ENCODER, EMBEDDINGS, DECODER},
 }
+NEEDS |= {name: NEEDS[stage] for name, stage in zip(OWN_STAGES, dequantized.OWN_STAGES, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,19 @@ class Subject:
     """What a plan depends on, known from a recipe before it is built as well as from an artifact.
 
     `grids`: (h, w) patches the encoders are bound to, empty if any will do; `graphs`: graphs there are, every encoder
-    under the one name.
+    under the one name; `model_type`: of the checkpoint, where it is known.
     """
 
     recipe: Mapping[str, Any]
     grids: tuple[tuple[int, int], ...]
     graphs: frozenset[str]
+    model_type: str = ""
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Subject:
         grids = tuple(encoder.grid for encoder in manifest.encoders if encoder.grid is not None)
         names = (VISION_ENCODER if name.startswith(VISION_ENCODER) else name for name in manifest.graphs)
-        return cls(manifest.recipe, grids, frozenset(names))
+        return cls(manifest.recipe, grids, frozenset(names), manifest.facts.model_type)
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, patch_size: int = 16) -> Subject:
@@ -104,13 +107,11 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     matrix = matrix or load_matrix()
     if only:
         chosen = named(cases_for(matrix, TIERS[-1], subject), only)
-        return without_missing(
-            Plan(tier, tuple(check_of(stage, case) for case in chosen for stage in stages_of(case))), subject
-        )
+        return without_missing(Plan(tier, tuple(checks_of(chosen, subject, {}))), subject)
     left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
-    checks = [Check(weight_checks.STAGE, graph, weight_checks.weights_of(graph)) for graph in quantized_graphs(subject)]
-    checks += [check_of(stage, case) for case in cases for stage in stages_of(case)]
+    checks = [Check(stage, graph, weight_checks.weights_of(graph)) for graph, stage in quantized_graphs(subject)]
+    checks += checks_of(cases, subject, left_out)
     if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
         per_size = matrix.exam_questions[tier]
@@ -123,10 +124,15 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     return without_missing(Plan(tier, tuple(checks), left_out), subject)
 
 
-def quantized_graphs(subject: Subject) -> list[str]:
-    """The graphs whose weights are quantized."""
+def quantized_graphs(subject: Subject) -> list[tuple[str, str]]:
+    """The graphs whose weights are quantized, and the stage that compares them."""
     plans = subject.recipe.get("quantization") or {}
-    return [graph for graph in plans if graph in subject.graphs and plans[graph]["method"] != "none"]
+    stages = {True: weight_checks.CALIBRATED, False: weight_checks.STAGE}
+    return [
+        (graph, stages[plan.get("algorithm") == "gptq"])
+        for graph, plan in plans.items()
+        if graph in subject.graphs and plan["method"] != "none"
+    ]
 
 
 def without_missing(planned: Plan, subject: Subject) -> Plan:
@@ -164,6 +170,20 @@ def stages_of(case: Case) -> list[str]:
     if case.is_vision_only:
         return ["vision"]
     return [stage for stage in STAGES if case.has_pictures or stage not in PICTURE_STAGES]
+
+
+def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str]) -> list[Check]:
+    """Every check of these cases: against the checkpoint, then against the artifact's own weights."""
+    checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
+    reason = dequantized.why_not(subject.recipe, subject.model_type)
+    if reason:
+        left_out |= dict.fromkeys(OWN_STAGES, reason)
+    if reason is not None:
+        return checks
+    own = [(stage, case) for case in cases for stage in stages_of(case) if stage in dequantized.OWN_STAGES]
+    return checks + [
+        Check(f"{dequantized.PREFIX}{stage}", case.name, dequantized.check(stage, case), case) for stage, case in own
+    ]
 
 
 def check_of(stage: str, case: Case) -> Check:

@@ -8,7 +8,7 @@ renamed weights leave that layer out; the rest is still in order. Knows files an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,11 @@ def layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]) -> Laye
 
 def values_at(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """Run a graph and return the values called `names`, whether they are its outputs or lie inside it."""
+    return reader(path, names)(feeds)
+
+
+def reader(path: Path, names: Sequence[str]) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
+    """`values_at` for a graph that is run more than once."""
     model = onnx.load(path, load_external_data=False)
     known = {value.name for value in model.graph.output}
     model.graph.output.extend(ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
@@ -113,9 +118,13 @@ def values_at(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]
     options.add_session_config_entry(FOLDER, str(path.parent.resolve()))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     types = {node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())}
-    given = {name: array.astype(DTYPES[types[name]], copy=False) for name, array in feeds.items() if name in types}
-    found: list[NDArray[Any]] = session.run(list(names), given)
-    return found
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        given = {name: array.astype(DTYPES[types[name]], copy=False) for name, array in feeds.items() if name in types}
+        found: list[NDArray[Any]] = session.run(list(names), given)
+        return found
+
+    return run
 
 
 DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}

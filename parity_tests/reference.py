@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,13 +99,23 @@ class Reference:
     Args:
         checkpoint: directory with config.json and safetensors.
         store: results on disk; None computes everything anew.
+        change: what is done to the model once it is loaded; `store` must tell changed from unchanged.
+        others: references whose models, if large, leave memory when this one loads its own.
     """
 
-    def __init__(self, checkpoint: Path, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        store: Store | None = None,
+        change: Callable[[Any], None] | None = None,
+        others: Sequence[Reference] = (),
+    ) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
         self.checkpoint = checkpoint
         self.store = store
+        self.change = change
+        self.others = list(others)
         self.seconds = 0.0  # spent in PyTorch
         self.computed = 0  # results that PyTorch had to compute
         self.from_disk = 0  # results an earlier run had computed
@@ -117,11 +127,20 @@ class Reference:
     def model(self) -> Any:
         """transformers' model; decoding is greedy and inherits nothing from the checkpoint's generation settings."""
         start = time.perf_counter()
+        for other in self.others:
+            other.make_room()
         model = load_model(self.checkpoint)
+        if self.change is not None:
+            self.change(model)
         self.stop_ids = eos_ids(model.generation_config)
         model.generation_config = GenerationConfig(do_sample=False)
         self.seconds += time.perf_counter() - start
         return model
+
+    def make_room(self) -> None:
+        """Take a large model out of memory; it loads again when asked."""
+        if "model" in vars(self) and self.model.num_parameters() >= SMALL:
+            del self.model
 
     @cached_property
     def threads(self) -> int:

@@ -25,7 +25,7 @@ RECIPES = (
     "tiny-int4",
 )  # verified with the quick matrix where no artifact is given
 SPLIT_LIMIT = 1_000_000  # bytes of a weight file of the split artifact
-SOURCES = ("qwen3vl_export/**/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*")
+SOURCES = ("qwen3vl_export/**/*.py", "recipes/*.yaml", "recipes/checkpoints/tiny/*", "recipes/calibration/*")
 
 
 def scratch() -> Path:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qwen3vl_export.contract import VISION_ENCODER
 
@@ -28,7 +28,8 @@ from .measures import nmse
 from .outcome import Finding
 from .probe import FOLDER, module_of
 
-STAGE = "weights"
+STAGE, CALIBRATED = "weights", "calibrated_weights"  # the second where rounding looked at activations
+STAGES = (STAGE, CALIBRATED)
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
 TABLES = ("GatherBlockQuantized",)
 RESTORED = "DequantizeLinear"  # blocks in standard operators
@@ -48,11 +49,11 @@ def weights(graph: str, bench: Bench) -> Finding:
     """
     encoder = bench.artifact.manifest.encoders[0].graph  # all encoders read one file
     path = bench.artifact.graph_path(encoder if graph == VISION_ENCODER else graph)
-    known = {module_of(f"{name}.weight"): module for name, module in bench.reference.model.named_modules()}
+    known = modules_of(bench.reference.model)
     worst, where, compared, errors = 0.0, "", 0, []
     for parameter, block, restored in restored_weights(path):
-        truth = known[module_of(parameter)].weight.detach().numpy()
-        truth = truth.reshape(truth.shape[0], -1)
+        module, attribute = place_of(parameter)
+        truth = getattr(known[module], attribute).detach().numpy().reshape(restored.shape)
         each = block_errors(restored, truth, block)
         errors.append(nmse(restored, truth) or 0.0)
         compared += truth.size
@@ -62,6 +63,17 @@ def weights(graph: str, bench: Bench) -> Finding:
     return Finding(
         {"worst_block_error": worst if compared else None, "nmse": max(errors, default=None)}, compared, where
     )
+
+
+def modules_of(model: Any) -> dict[str | None, Any]:
+    """PyTorch's modules by the names that `place_of` gives."""
+    return {module_of(f"{name}.weight"): module for name, module in model.named_modules()}
+
+
+def place_of(parameter: str) -> tuple[str | None, str]:
+    """`language_model.layers.0.mlp.up_proj.weight.quantized` -> `layers.0.mlp.up_proj`, `weight`."""
+    module, _, attribute = parameter.removesuffix(".quantized").rpartition(".")
+    return module_of(f"{module}.weight"), attribute
 
 
 def block_errors(restored: Floats, truth: Floats, block: int) -> Floats:
@@ -79,6 +91,9 @@ def restored_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
     model = onnx.load(path, load_external_data=False)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
+        if node.op_type == "QMoE":
+            yield from expert_rows(node, stored, path)
+            continue
         size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), 0)
         if node.op_type in TABLES:
             parameter, restored = node.input[0], table_rows(node, stored, path)
@@ -132,6 +147,31 @@ def table_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> F
     """The rows [N, K] of a table: every index looked up."""
     run = session_of(node, node.input[1], TensorProto.INT64, stored, path, node.input[2])
     return run(np.arange(stored[node.input[0]].dims[0])).astype(np.float32)
+
+
+def expert_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
+    """Both weights of a layer of experts, one expert's rows after the other's; each expert as a product of its own."""
+    values = {attribute.name: attribute.i for attribute in node.attribute}
+    bits, size = values["expert_weight_bits"], values["block_size"]
+    for data, scales, zero_points, interleaved in ((2, 3, 11, True), (5, 6, 12, False)):
+        parts = [data, scales, *([zero_points] if len(node.input) > zero_points else [])]
+        arrays = [numpy_helper.to_array(stored[node.input[part]], str(path.parent)) for part in parts]
+        experts, rows, width = len(arrays[0]), arrays[0].shape[1], arrays[0].shape[2] * 8 // bits
+        names = [f"part_{part}" for part in parts]
+        attributes = {"N": rows, "K": width, "bits": bits, "block_size": size}
+        alone = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **attributes)
+        found = np.empty((experts, rows, width), np.float32)
+        for expert in range(experts):
+            own = [array[expert] for array in arrays]
+            own[0] = own[0].reshape(rows, width // size, -1)
+            given = {
+                name: numpy_helper.from_array(np.ascontiguousarray(array), name)
+                for name, array in zip(names, own, strict=True)
+            }
+            found[expert] = product_rows(alone, given, path)
+        if interleaved:  # gate and up rows take turns in the operator, and stand one after the other in PyTorch
+            found = found.reshape(experts, rows // 2, 2, width).swapaxes(1, 2)
+        yield node.input[data], size, found.reshape(experts * rows, width)
 
 
 def session_of(

@@ -1,6 +1,6 @@
 """The pipeline: a recipe and a checkpoint to an artifact directory. `build` and `export_graph` tell the whole story.
 
-recipe -> checkpoint -> trace -> simplify -> optimize -> quantize -> weights -> artifact
+recipe -> checkpoint -> trace -> simplify -> optimize -> quantize (-> calibrate) -> weights -> artifact
 
 Every graph is a finished skeleton before the first weight is read: what the artifact takes on disk is known by then.
 """
@@ -20,7 +20,9 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from . import contract
 from .artifact import CHECKPOINT_FILES, GRAPH_DIR
+from .calibration import calibrations_of
 from .checkpoint import Checkpoint
 from .errors import BuildError, CheckpointError
 from .manifest import Entries, graph_entry, write_manifest
@@ -38,6 +40,7 @@ from .weights import Progress, WeightFile, attach
 from .weights.errors import tell_errors
 
 STAGES_DIR = "stages"
+CALIBRATED_DIR = "calibrated"  # gone before the build ends
 PREPROCESSOR = "preprocessor_config.json"
 NEEDED_FILES = ("config.json", "generation_config.json", PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
 
@@ -72,10 +75,12 @@ def build(
     with resumable_directory(out, force, resume) as directory:
         opened = open_for(recipe, checkpoint)
         log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
-        journal = open_journal(directory, recipe, opened, log)
+        calibrations = calibrations_of(recipe, opened, directory / CALIBRATED_DIR, log)
+        prompts = {precision: one.prompts.sha256 for precision, one in calibrations.items()}
+        journal = open_journal(directory, recipe, opened, prompts, log)
         provenance = in_background(opened.provenance)  # hashes gigabytes while this thread traces
         keep_in = directory / STAGES_DIR if keep_stages else None
-        found = skeletons(recipe, opened, log, keep_in)
+        found = skeletons(recipe, opened, log, keep_in, calibrations)
         planned = planned_files(found, opened, storage(recipe.packaging.runtimes))
         check_space(out, sum(file.bytes for file in planned) - journal.bytes)
         graphs = directory / GRAPH_DIR
@@ -89,7 +94,10 @@ def build(
                 graph, file, own = one.graph.name, data[one.data_stem], recipe.at(one.precision)
                 model = write_graph(one, opened, file, progress)
                 entries[one.precision][graph] = graph_entry(one, model, file, own.compute_dtype)
+                if graph == contract.DECODER and one.precision in calibrations:
+                    entries[one.precision][graph]["calibration"] = calibrations[one.precision].record
                 tell_errors(one.name, own.quantize(graph).method, file.errors, log)
+        shutil.rmtree(directory / CALIBRATED_DIR, ignore_errors=True)
         for one in found:
             check_graph(graphs / f"{one.name}.onnx")
         for precision, graph in shared_graphs(recipe, opened.facts):

@@ -1,7 +1,8 @@
 """What an interrupted build must share with the next one, so that the next may go on where it stopped.
 
 Tracing is done again: it takes a minute and says where every byte belongs. Weights are not, if all that decides their
-bytes is the same: recipe, files of the checkpoint, versions of the tools, and this package's own source.
+bytes is the same: recipe, prompts of calibration, files of the checkpoint, versions of the tools, and this package's
+own source.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from .stages import tool_versions
 from .weights.journal import Journal, hash_of
 
 
-def open_journal(directory: Path, recipe: Recipe, checkpoint: Checkpoint, log: Log) -> Journal:
-    """The journal of a build in `directory`, which then holds the weight files it speaks of and nothing else."""
+def open_journal(directory: Path, recipe: Recipe, checkpoint: Checkpoint, prompts: dict[str, str], log: Log) -> Journal:
+    """The journal of a build in `directory`, which then holds the weight files it speaks of and nothing else.
+
+    Args:
+        prompts: sha256 of what the decoder is calibrated with, by precision.
+    """
     files = [(path.name, identity(path)) for path in checkpoint.files]
     made_of = {
         "recipe": hash_of(json.dumps(recipe.to_json_dict(), sort_keys=True)),
+        "calibration": hash_of(sorted(prompts.items())),
         "checkpoint": hash_of((checkpoint.source, checkpoint.revision, files)),
         "tools": hash_of(sorted(tool_versions().items())),
         "exporter": _source_hash(),

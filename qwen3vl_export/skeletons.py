@@ -8,16 +8,19 @@ writes is known before it reads a weight. Knows nothing about files, except to k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 import torch
 
 from . import contract
 from .artifact import suffixed
+from .calibration import Calibration
+from .calibration.results import read_back
 from .checkpoint import Checkpoint, open_checkpoint
 from .contract import Facts, Graph
 from .errors import RecipeError
@@ -69,11 +72,18 @@ class Skeleton:
         return suffixed(data_stem(self.graph.name), self.precision)
 
 
-def skeletons(recipe: Recipe, checkpoint: Checkpoint, log: Log, keep_in: Path | None = None) -> list[Skeleton]:
+def skeletons(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    log: Log,
+    keep_in: Path | None = None,
+    calibrations: Mapping[str, Calibration] = MappingProxyType({}),
+) -> list[Skeleton]:
     """Every graph of a recipe in every precision, from the checkpoint's headers alone; equal ones once.
 
     Args:
         keep_in: where every stage of every graph is kept, runnable; None keeps none.
+        calibrations: of the decoder, by precision; carried out once its graph is quantized.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
@@ -96,9 +106,10 @@ def skeletons(recipe: Recipe, checkpoint: Checkpoint, log: Log, keep_in: Path | 
                 drawn[graph, dtype] = draw(submodule, own.target, dtype, Stages(name, log, keep))
             one = drawn[graph, dtype]
             stages = Stages(name, log, keep, list(one.stages.records))
+            found_by = calibrations.get(precision) if graph == contract.DECODER else None
             lender = table_stem(recipe, precision, checkpoint) if graph == contract.DECODER else None
             one = Skeleton(one.graph, one.model.clone(), stages, precision, lender)
-            found.append(packed(one, own.target, own.quantize(graph), stored))
+            found.append(packed(one, own.target, own.quantize(graph), stored, found_by))
     return found
 
 
@@ -127,11 +138,22 @@ def draw(submodule: Submodule, target: str, dtype: torch.dtype, stages: Stages) 
     return Skeleton(submodule.graph, model, stages)
 
 
-def packed(one: Skeleton, target: str, plan: Quantize, stored: ir.DataType | None) -> Skeleton:
-    """The second half: how the weights are stored. The model is changed in place."""
+def packed(
+    one: Skeleton,
+    target: str,
+    plan: Quantize,
+    stored: ir.DataType | None,
+    calibration: Calibration | None = None,
+) -> Skeleton:
+    """The second half: how the weights are stored. The model is changed in place.
+
+    Args:
+        calibration: what finds the integers, if not the packing itself.
+    """
     model, stages = one.model, one.stages
     if plan.method != "none":
-        model = stages.done("quantized", quantize(model, plan, target))
+        model = quantize(model, plan, target)
+        model = stages.done("quantized", model if calibration is None else read_back(model, calibration.results))
     if one.lender is not None:
         model = stages.done("shared", read_table(model))
     if stored is not None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from qwen3vl_export import cli
 from qwen3vl_export.recipe import Recipe
-from qwen3vl_export.recipe.model import Checkpoint, Packaging, Parity, Quantization, Vision
+from qwen3vl_export.recipe.model import Calibration, Checkpoint, Packaging, Parity, Quantization, Vision
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md", "docs/runtime.md", "docs/fleet.md")
@@ -32,6 +32,7 @@ def keys(model: type[BaseModel], below: str = "") -> Iterator[str]:
         "checkpoint": Checkpoint,
         "vision": Vision,
         "quantization": Quantization,
+        "calibration": Calibration,
         "parity": Parity,
         "packaging": Packaging,
     }

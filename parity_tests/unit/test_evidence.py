@@ -19,7 +19,7 @@ from parity_tests.evidence import Evidence, schema_text
 from parity_tests.matrix import load_matrix
 from parity_tests.outcome import Finding, Outcome, judged
 from parity_tests.page import render, short
-from parity_tests.report import Report
+from parity_tests.report import Report, cost_of
 from parity_tests.verdicts import load_profile
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "parity.schema.json"
@@ -71,6 +71,39 @@ def test_what_is_written_follows_the_schema(one: Report) -> None:
 def test_the_schema_refuses_what_is_no_evidence(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Evidence.model_validate({**GOOD.to_json_dict(), **change})
+
+
+def logits(stage: str, case: str, positions: int, kl: float, worst: float, top1: float) -> Outcome:
+    measures = {"max_abs": 0.1, "mean_kl": kl, "worst_kl": worst, "top1_agreement": top1, "positions": positions}
+    return judged(stage, case, Finding(measures, compared=positions), PROFILE, 0.5)
+
+
+COSTLY = report(
+    logits("prefill", "text-only", 10, 0.5, 2.0, 1.0),
+    logits("decode", "text-only", 30, 0.1, 0.3, 0.9),
+    logits("decoder", "text-only", 10, 9.0, 9.0, 0.0),  # given PyTorch's rows: no part of the sum
+    judged(
+        "accuracy",
+        "all-questions",
+        Finding({"questions": 200, "accuracy": 0.915, "reference_accuracy": 0.935, "answer_differences": 9}, 200),
+        PROFILE,
+        0.5,
+    ),
+)
+
+
+def test_what_a_precision_costs_is_pooled_over_positions() -> None:
+    cost = COSTLY.precision()
+    assert cost is not None
+    assert cost["mean_kl"] == pytest.approx(0.2) and cost["worst_kl"] == 2.0
+    assert cost["top1_agreement"] == pytest.approx(0.925) and cost["positions"] == 40
+    assert cost_of(cost) == (
+        "KL 0.2 in the mean and 2 at worst, the same best token at 92.50% of 40 positions; "
+        "91.5% of 200 questions right (93.5% there)"
+    )
+    assert GOOD.precision() is None
+    Evidence.model_validate_json(COSTLY.to_json())
+    assert "What the precision costs" in page(COSTLY).text and "91.5 %" in page(COSTLY).text
 
 
 class Page(HTMLParser):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from qwen3vl_export.submodules.experts import EXPERTS
 from qwen3vl_export.submodules.geometry import PLACEHOLDER_DOMAIN
 from qwen3vl_export.trace import OPSET, trace, weight_inputs
 
-from ..harness import verify
+from ..harness import open_bench, run, verify
 from ..official import config, published_shapes, write_sparse_checkpoint
 from ..options import Options
+from ..routing import SETTING
 from ..upcycle import WEIGHTS, Layout, write_moe_checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("published", "modules")
@@ -66,6 +68,32 @@ def test_text_pictures_video_batches_and_caches_equal_pytorch(built: Built, targ
     """The quick matrix through the shipped runtime: left padding, chunked prefill, decoding, greedy tokens."""
     artifact, checkpoint = built(target)
     assert verify(artifact, Options(matrix="quick", checkpoint=checkpoint)) == 0
+
+
+def test_half_precision_parts_from_pytorch_at_near_tied_routes_only(tmp_path: Path) -> None:
+    """In one of these cases a token takes another expert, and the logits after it are another 1.3 away; sent the same
+    way, PyTorch is as close as anywhere else."""
+    artifact, checkpoint = build_moe(tmp_path, dtype="float16")
+    bench = open_bench(artifact, "quick", checkpoint)
+    cases = ("file-turned-by-exif-200x320", "photograph-451x300", "text-only")
+    report = run(bench, "quick", only=lambda check: check.stage in ("decoder", "decode"), cases=cases)
+    assert [outcome.message for outcome in report.failures] == []
+    ties = [outcome for outcome in report.outcomes if outcome.measures.get("routing_ties")]
+    assert ties and all(outcome.measures["routing_gap"] > 0 for outcome in ties)
+    strict = replace(bench.profile, settings={**bench.profile.settings, SETTING: 0.0})
+    bench.profile = strict
+    again = run(bench, "quick", only=lambda check: check.id in {outcome.id for outcome in ties}, cases=cases)
+    assert again.failures, "the rule forgives nothing that would not have failed"
+
+
+def test_four_bit_experts_compute_what_pytorch_does_with_the_same_weights(tmp_path: Path) -> None:
+    how = "{decoder_model_merged: {method: int4, symmetric: false}}"
+    artifact, checkpoint = build_moe(tmp_path, quantization=how)
+    bench = open_bench(artifact, "quick", checkpoint)
+    cases = ("minimum-64x64", "batch-of-different-sizes")
+    report = run(bench, "quick", only=lambda check: check.stage.startswith("dequantized_dec"), cases=cases)
+    assert len(report.outcomes) == 4
+    assert [outcome.message for outcome in report.failures] == []
 
 
 def test_the_portable_decoder_has_standard_operators_only(built: Built) -> None:

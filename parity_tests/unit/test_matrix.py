@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -15,6 +17,7 @@ from parity_tests.pixels import loaded
 from parity_tests.plan import Subject, plan
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.recipe import load_recipe
 
 MATRIX = load_matrix()
 GRAPHS = frozenset((VISION_ENCODER, EMBEDDINGS, DECODER))
@@ -167,3 +170,27 @@ def test_what_cannot_be_checked_is_listed() -> None:
     assert {check.stage for check in planned.checks} == {"prompt", "preprocess", "positions", "vision"}
     assert planned.left_out["decoder[text-only]"] == "the artifact has no decoder_model_merged"
     assert planned.left_out["exam"] == "the recipe says held_out: false"
+
+
+BLOCKS: dict[str, Any] = {"method": "int4", "accuracy_level": 0}
+OWN = ("dequantized_vision", "dequantized_embeddings", "dequantized_decoder", "dequantized_decode")
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (BLOCKS, None),
+        ({"method": "none"}, ""),
+        ({"method": "int8_dynamic"}, "int8_dynamic rounds activations as well"),
+        ({**BLOCKS, "accuracy_level": 4}, "accuracy_level 4 rounds activations as well"),
+    ],
+    ids=["blocks", "none", "dynamic", "level-4"],
+)
+def test_quantized_graphs_are_also_compared_with_their_own_weights(method: dict[str, Any], reason: str | None) -> None:
+    recipe = load_recipe("tiny").to_json_dict()
+    recipe["quantization"] = {"decoder_model_merged": method}
+    planned = plan("quick", replace(Subject.of_recipe(load_recipe("tiny")), recipe=recipe))
+    stages = {check.stage for check in planned.checks}
+    assert stages.issuperset(OWN) == (reason is None)
+    if reason:
+        assert all(planned.left_out[stage].startswith(reason) for stage in OWN)

@@ -111,7 +111,7 @@ def integer_matmul(model: ir.Model, product: Weighted, plan: Int8Dynamic) -> lis
 
 
 def _blockwise(plan: Blocks, dtype: ir.DataType, signed: bool = False) -> Blockwise:
-    return Blockwise(plan.bits, plan.block_size, plan.symmetric, plan.algorithm == "search", dtype, signed)
+    return Blockwise(plan.bits, plan.block_size, plan.symmetric, plan.algorithm != "rtn", dtype, signed)
 
 
 def experts(model: ir.Model, node: ir.Node, plan: Blocks) -> list[ir.Node]:

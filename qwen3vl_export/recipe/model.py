@@ -40,6 +40,13 @@ class Checkpoint(Strict):
         return self.source.startswith((".", "/", "~"))
 
 
+class Calibration(Strict):
+    """What `algorithm: gptq` looks at."""
+
+    source: str = Field(pattern=r"^[./~]")
+    """A folder beside the recipe with prompts.jsonl and pictures: ./calibration."""
+
+
 class Vision(Strict):
     """Which picture sizes the vision encoder takes."""
 
@@ -124,6 +131,8 @@ class Recipe(Strict):
     """How the weights of each graph are stored."""
     precisions: dict[PrecisionName, Precision] = Field(default={})
     """Precisions that lie beside this one in the same directory, under the suffixes transformers.js knows."""
+    calibration: Calibration | None = None
+    """Prompts for weights that are calibrated."""
     parity: Parity
     """How the artifact is compared with PyTorch."""
     packaging: Packaging = Packaging()
@@ -137,6 +146,11 @@ class Recipe(Strict):
     def checkpoint_dir(self) -> Path | None:
         """The local checkpoint directory, or None where `checkpoint.source` is a Hub id."""
         return self._directory / Path(self.checkpoint.source).expanduser() if self.checkpoint.is_local else None
+
+    @property
+    def calibration_dir(self) -> Path | None:
+        """The folder of calibration prompts, if one is named."""
+        return self._directory / Path(self.calibration.source).expanduser() if self.calibration is not None else None
 
     @property
     def compute_dtype(self) -> Literal["float32", "float16"]:
@@ -176,8 +190,9 @@ class Recipe(Strict):
         """Plain JSON values with every default filled in. An absolute source keeps its last name only: the same recipe
         and checkpoint must give the same bytes wherever they lie."""
         values: dict[str, Any] = self.model_dump(mode="json")
-        if self.checkpoint.source.startswith(("/", "~")):
-            values["checkpoint"]["source"] = "./" + Path(self.checkpoint.source).name
+        for block in (values["checkpoint"], values["calibration"] or {}):
+            if block.get("source", "").startswith(("/", "~")):
+                block["source"] = "./" + Path(block["source"]).name
         return values
 
     @model_validator(mode="after")
@@ -222,6 +237,7 @@ class Recipe(Strict):
                 "int8_dynamic quantizes products, and a table is only looked up",
                 "Use method: int8",
             )
+        self._calibration_is_possible(prefix)
         if self.target != "portable":
             return
         if plans.embeddings.method != "none":
@@ -238,3 +254,16 @@ class Recipe(Strict):
                     "the portable target has symmetric blocks only",
                     "Remove it",
                 )
+
+    def _calibration_is_possible(self, prefix: str) -> None:
+        for graph in ("vision_encoder", "embeddings"):
+            if getattr(getattr(self.quantization, graph), "algorithm", "") == "gptq":
+                raise Impossible(
+                    f"{prefix}quantization.{graph}.algorithm",
+                    "only the decoder is calibrated",
+                    "Write algorithm: search",
+                )
+        if getattr(self.quantization.decoder_model_merged, "algorithm", "") == "gptq" and self.calibration is None:
+            raise Impossible(
+                "calibration", "algorithm: gptq needs prompts to look at", "Write calibration: {source: ./calibration}"
+            )

@@ -1,8 +1,8 @@
 """Reads recipe files: YAML with duplicate keys refused, `extends:` followed and merged.
 
 The result is plain data plus the file each key came from, so that a mistake is reported where it was written. Knows
-nothing about which keys a recipe may have, except those that are not inherited (`name`, `description`) and that a
-checkpoint's revision belongs to its source.
+nothing about which keys a recipe may have, except those that are not inherited (`name`, `description`), those that
+name directories, and that a checkpoint's revision belongs to its source.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..errors import RecipeError
 
 EXTENDS = "extends"
 OWN_KEYS = ("name", "description")  # say what this very file is, so a child never inherits them
+SOURCES = ("checkpoint", "calibration")  # blocks whose `source` may be a directory, relative to the file
 METHOD = "method"  # a block that names one starts afresh: the settings of another method mean nothing to it
 KeyPath = tuple[str, ...]
 
@@ -130,14 +131,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _move_source(data: dict[str, Any], written_in: Path, read_from: Path) -> None:
-    """Keep a relative checkpoint directory pointing at the same place when a recipe elsewhere inherits it."""
-    checkpoint = data.get("checkpoint")
-    if not isinstance(checkpoint, dict):
-        return
-    source = checkpoint.get("source")
-    if isinstance(source, str) and source.startswith("."):
-        moved = Path(os.path.relpath(written_in / source, read_from)).as_posix()
-        data["checkpoint"] = {**checkpoint, "source": moved if moved.startswith(".") else f"./{moved}"}
+    """Keep relative directories pointing at the same place when a recipe elsewhere inherits them."""
+    for key in SOURCES:
+        block = data.get(key)
+        source = block.get("source") if isinstance(block, dict) else None
+        if isinstance(block, dict) and isinstance(source, str) and source.startswith("."):
+            moved = Path(os.path.relpath(written_in / source, read_from)).as_posix()
+            data[key] = {**block, "source": moved if moved.startswith(".") else f"./{moved}"}
 
 
 def _paths(data: dict[str, Any], parent: KeyPath = ()) -> Iterator[KeyPath]:

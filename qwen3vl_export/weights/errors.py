@@ -13,21 +13,24 @@ from ..contract import VISION_ENCODER
 
 
 def weight_errors(errors: Mapping[str, float]) -> dict[str, Any]:
-    """Number of tensors, mean and worst of their errors, and the worst tensor's name; there must be one."""
+    """Number of tensors, mean and worst of their errors, the worst tensor's name, each by name; there must be one."""
     worst = max(errors, key=lambda parameter: errors[parameter])
     return {
         "tensors": len(errors),
         "mean": round(sum(errors.values()) / len(errors), 5),
         "worst": round(errors[worst], 5),
         "worst_tensor": worst,
+        "by_tensor": {parameter: round(error, 5) for parameter, error in errors.items()},
     }
 
 
 def tell_errors(graph: str, method: str, errors: Mapping[str, float], log: Callable[[str], None]) -> None:
-    """Print what quantization cost a graph, and a warning where it is known to cost too much."""
+    """Print what quantization cost each tensor and the graph, and a warning where it is known to cost too much."""
     if method == "none" or not errors:
         return
     found = weight_errors(errors)
+    for parameter, error in errors.items():
+        log(f"{error:8.2%} off: {parameter}")
     log(
         f"{graph:24} {found['tensors']} weights in {method}: relative error {found['mean']:.3g} in the mean, "
         f"{found['worst']:.3g} at most ({found['worst_tensor']})"

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from .blockwise import quantize_rows
+from .blockwise import Blocks, quantize_rows
 
 DATA, SCALES, ZERO_POINTS = "quantized", "scales", "zero_points"
 TORCH = {
@@ -43,8 +43,12 @@ class Packing(Protocol):
     def parts(self, rows: int, width: int) -> Mapping[str, Part]:
         """The arrays of a weight [rows, width], in the order they are stored."""
 
-    def pack(self, rows: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
-        """The arrays of float32 rows [n, K], and the float32 rows [n, K] they stand for."""
+    def pack(self, rows: Tensor, first: int = 0) -> tuple[Mapping[str, Tensor], Tensor]:
+        """The arrays of float32 rows [n, K], and the float32 rows [n, K] they stand for.
+
+        Args:
+            first: which row of the whole weight `rows` begin with.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,15 @@ class Blockwise:
             parts[ZERO_POINTS] = Part((rows, -(-blocks * self.bits // 8)), ir.DataType.UINT8)
         return parts
 
-    def pack(self, rows: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+    def pack(self, rows: Tensor, first: int = 0) -> tuple[Mapping[str, Tensor], Tensor]:
         blocks = quantize_rows(rows, self.bits, self.block_size, self.symmetric, self.search, TORCH[self.scales])
+        return self.arrays(blocks, rows.shape[1])
+
+    def arrays(self, blocks: Blocks, width: int) -> tuple[Mapping[str, Tensor], Tensor]:
+        """What `pack` gives, for rows [n, width] that are blocks already."""
         data = blocks.data
         if self.signed:  # q - 2^(bits-1) in two's complement is q with its highest bit turned
-            data = (data.flatten(1) ^ (0x80 if self.bits == 8 else 0x88))[:, : rows.shape[1] * self.bits // 8]
+            data = (data.flatten(1) ^ (0x80 if self.bits == 8 else 0x88))[:, : width * self.bits // 8]
         arrays = {DATA: data, SCALES: blocks.scales}
         if blocks.zero_points is not None:
             arrays[ZERO_POINTS] = blocks.zero_points
@@ -102,7 +110,7 @@ class PerColumn:
             SCALES: Part((rows,), self.scales),
         }
 
-    def pack(self, rows: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+    def pack(self, rows: Tensor, first: int = 0) -> tuple[Mapping[str, Tensor], Tensor]:
         scales = (rows.abs().amax(1) / 127).to(TORCH[self.scales])
         wide = torch.where(scales == 0, 1.0, scales.to(torch.float32))[:, None]
         data = (rows / wide).round().clamp(-127, 127)

@@ -66,7 +66,7 @@ def stream(
         count = len(rows) if source.packing.columns else max(1, PACK_VALUES // rows.shape[1])
         for start in range(0, len(rows), count):
             wide = rows[start : start + count].to(torch.float32)
-            arrays, restored = source.packing.pack(wide)
+            arrays, restored = source.packing.pack(wide, first + start)
             squares += torch.stack([(restored - wide).square().sum(), wide.square().sum()]).to(torch.float64)
             for part, region in regions.items():
                 progress(_write(region, first + start, arrays[part]))

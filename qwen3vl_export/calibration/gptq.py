@@ -1,0 +1,105 @@
+"""GPTQ: rows of a weight to blocks of integers, each rounding error pushed onto the columns not yet rounded.
+
+What counts is not the weight but its product with what the layer gets. For inputs x the squared error of a row w is
+(w - q) H (w - q)^T with H = sum of x x^T. Columns are rounded one by one; the error of each, over the diagonal of U,
+is taken off the columns after it, where U is the upper Cholesky factor of the inverse of H.
+
+Source: Frantar, Ashkboos, Hoefler, Alistarh: GPTQ (2022), arXiv:2210.17323, algorithm 1; columns in order of falling
+diag(H) ("act-order") with the blocks' grids fixed beforehand ("static groups") is from the authors' code, and needs
+nothing of the operators that read the result: blocks stay where they are.
+
+Knows tensors; nothing about layers or files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..weights.blockwise import Blocks, block_grid, in_blocks, packed
+
+DAMPING = 0.01  # of the mean of diag(H), added to it: the authors' value
+LAZY = 128  # columns whose errors are passed on together, as one matrix product
+
+
+class Hessian:
+    """H = sum of x x^T over the inputs x [K] that a product was seen to get; float32 [K, K]."""
+
+    def __init__(self, width: int) -> None:
+        self.sum = torch.zeros(width, width)
+        self.rows = 0
+
+    def add(self, x: Tensor) -> None:
+        """Inputs [..., K]."""
+        rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
+        self.sum.addmm_(rows.T, rows)
+        self.rows += len(rows)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What the inputs say about rounding, shared by all rows of a weight.
+
+    Attributes:
+        order: int64 [K], columns by falling importance.
+        upper: float32 [K, K], the upper Cholesky factor of the inverse of H, in that order.
+    """
+
+    order: Tensor
+    upper: Tensor
+
+
+def factor(hessian: Hessian) -> Factor:
+    """The factor of a Hessian; damping is raised until it is positive definite. In H, inputs never seen count as 1."""
+    h = hessian.sum
+    diagonal = h.diagonal()
+    diagonal[diagonal == 0] = 1.0  # its column rounds to nearest and disturbs nobody
+    step = DAMPING * float(diagonal.mean())
+    order = diagonal.argsort(descending=True, stable=True)
+    h = h[order][:, order]
+    while True:
+        h.diagonal().add_(step)
+        lower, failed = torch.linalg.cholesky_ex(h)
+        if not failed:
+            break
+        step *= 10
+    inverse = torch.cholesky_inverse(lower)
+    return Factor(order, torch.linalg.cholesky(inverse, upper=True))
+
+
+def quantize_rows(
+    rows: Tensor, of: Factor, bits: int, block_size: int, symmetric: bool, scale_dtype: torch.dtype
+) -> Blocks:
+    """Quantize float32 rows [N, K]; K is padded to whole blocks. Rows do not depend on one another."""
+    cut = in_blocks(rows, block_size)
+    grid = block_grid(cut, bits, symmetric, True, scale_dtype)
+    weights = rows[:, of.order]
+    integers = torch.empty_like(weights)
+    block_of = of.order // block_size
+    for start in range(0, rows.shape[1], LAZY):
+        end = min(start + LAZY, rows.shape[1])
+        errors = torch.empty(len(rows), end - start)
+        for column in range(start, end):
+            scale, zero = grid.scales[:, block_of[column]].to(torch.float32), grid.zero[:, block_of[column]]
+            divisor = torch.where(scale == 0, 1.0, scale)
+            rounded = (weights[:, column] / divisor + zero).round_().clamp_(0, 2**bits - 1)
+            integers[:, column] = rounded
+            error = (weights[:, column] - (rounded - zero) * scale) / of.upper[column, column]
+            weights[:, column + 1 : end].addr_(error, of.upper[column, column + 1 : end], alpha=-1)
+            errors[:, column - start] = error
+        weights[:, end:].addmm_(errors, of.upper[start:end, end:], alpha=-1)
+    own = grid.zero.repeat_interleave(block_size, dim=1)  # what stands for 0, where a row is padded
+    own[:, of.order] = integers
+    return packed(own.reshape(cut.shape), grid, bits, symmetric, rows.shape[1])
+
+
+def output_error(rows: Tensor, restored: Tensor, hessian: Hessian) -> float:
+    """Relative L2 error of the products of a weight's rows with the inputs seen."""
+
+    def power(weights: Tensor) -> float:
+        return float(((weights @ hessian.sum) * weights).sum())
+
+    return math.sqrt(max(0.0, power(rows - restored)) / max(power(rows), 1e-30))
