@@ -150,10 +150,14 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
     )
     positions, _ = rope_index(ids, mask, prepared.image_grid_thw, bench.artifact.manifest.facts)
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
-    logits, _ = bench.decode(bench.embed(ids, features), mask, positions)
+    rows = bench.embed(ids, features)
+    logits, _ = bench.decode(rows, mask, positions)
     found = logits[:, -len(text) :]
-    expected = bench.reference.last_logits(Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw), len(text))
-    return Finding(logit_closeness(found, expected), compared=found.size)
+    inputs = Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw)
+    truth = Routed(bench.reference.last_logits(inputs, len(text)))
+    if routing.applies(bench):
+        truth = _routed(bench, replace(bench.reference.prefill(inputs), logits=truth.logits), rows, mask)
+    return _with(truth, Finding(logit_closeness(found, truth.logits), compared=found.size))
 
 
 def chunked(bench: Bench, case: Case) -> Finding:
