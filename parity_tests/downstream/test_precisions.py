@@ -86,7 +86,8 @@ def test_genai_reads_a_table_that_is_stored_once(tmp_path: Path) -> None:
     recipe = tmp_path / "once.yaml"
     runtimes = "packaging: {runtimes: [onnxruntime, onnxruntime-genai]}"
     recipe.write_text(f"extends: {ROOT / 'recipes' / 'tiny.yaml'}\n{runtimes}\n")
-    bench = open_bench(build(load_recipe(recipe), out=tmp_path / "once", log=lambda line: None))
+    built = build(load_recipe(recipe), out=tmp_path / "once", log=lambda line: None)
+    bench = open_bench(built, checkpoint=ROOT / "recipes" / "checkpoints" / "tiny")
     (shared,) = bench.artifact.manifest.graphs["decoder_model_merged"]["shared"]
     assert shared["file"] == "onnx/embed_tokens.onnx_data"
     answer = ask_genai(bench)[CASES[0].name]
