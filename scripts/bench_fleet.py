@@ -197,11 +197,13 @@ def main(
         "hours_of_work": round(sum(task.seconds for task in tasks) / 3600, 1),
         "versions": {name: version(name) for name in ("dask", "distributed")} | {"python": platform.python_version()},
         "cores": os.cpu_count(),
-        "runs": [],
     }
+    kept = json.loads(out.read_text("utf-8"))["runs"] if out.is_file() else []
+    values["runs"] = [run for run in kept if run["workers"] not in workers]  # measured before, on other numbers
     for count in workers:
         values["runs"].append(simulate(tasks, count, seconds))
         typer.echo(json.dumps(values["runs"][-1]))
+    values["runs"].sort(key=lambda run: run["workers"])
     out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
     draw(values, out.with_suffix(".png"))
 
