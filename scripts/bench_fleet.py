@@ -177,7 +177,7 @@ def draw(values: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(places, [f"{run['workers']} workers\n{run['scheduling_overhead']:+.1%} overhead" for run in runs])
     axes.set_ylabel("seconds, scaled")
     axes.set_title(f"{values['recipes']} recipes x {CASES} cases, {runs[0]['tasks']:,} tasks", loc="left", fontsize=10)
-    axes.legend(frameon=False, ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, ncols=3, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140)
 
