@@ -207,8 +207,9 @@ def speed(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
 
 
 def rate(kind: str, clocked: dict[str, Any]) -> str:
-    """Tokens a second, in three digits."""
-    return f"{clocked[f'{kind}_tokens'] / max(clocked[f'{kind}_seconds'], 1e-9):.3g}"
+    """Tokens a second: `1,870`, `4.25`."""
+    value = clocked[f"{kind}_tokens"] / max(clocked[f"{kind}_seconds"], 1e-9)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def limits(artifact: Artifact) -> Iterator[str]:

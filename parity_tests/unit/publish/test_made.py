@@ -9,6 +9,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from qwen3vl_export.artifact import PARITY, open_artifact
+from qwen3vl_export.publishing.model_card import rate
 from qwen3vl_export.publishing.publication import prepare
 
 from ...proven import prove
@@ -41,7 +42,9 @@ def test_the_card_says_how_fast_the_verification_was(proven: Path, copy: Path) -
     card = prepare(proven).made["README.md"].decode()
     clocked = json.loads((proven / PARITY).read_text("utf-8"))["speed"]
     assert clocked["answers"] == 1 and clocked["new_tokens"] == 63
-    assert f"{63 / clocked['new_seconds']:.3g} tokens/s\nanswering, over 1 answers." in card
+    assert f"{rate('new', clocked)} tokens/s\nanswering, over 1 answers." in card
+    assert rate("new", {"new_tokens": 1870, "new_seconds": 1.0}) == "1,870"
+    assert rate("new", {"new_tokens": 17, "new_seconds": 4.0}) == "4.25"
     edit(copy, PARITY, lambda values: values.update(speed=None))
     assert (
         "Not measured: the verification ran spread over several processes" in prepare(copy).made["README.md"].decode()
