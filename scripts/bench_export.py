@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,9 +103,10 @@ def transformers(checkpoint: Path, out: Path) -> None:
 def genai(checkpoint: Path, out: Path) -> None:
     """onnxruntime-genai's model builder: the text decoder in int4."""
     start = time.perf_counter()
-    from onnxruntime_genai.models.builder import create_model
-
-    create_model("", str(checkpoint), str(out), "int4", "cpu", str(out / "cache"))
+    words = ["-i", str(checkpoint), "-o", str(out), "-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
+    sys.argv[1:] = words
+    with redirect_stdout(sys.stderr):
+        runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     shutil.rmtree(out / "cache", ignore_errors=True)
     told(start, out)
 
@@ -144,9 +147,9 @@ def run(
     console.print(", ".join(f"{key} {value}" for key, value in {"size": size, **about}.items()))
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        checkpoint = write_sparse_checkpoint(
-            Path(folder) / "checkpoint", config(size), ROOT / "recipes" / "checkpoints" / "tiny"
-        )
+        of = config(size)
+        of.architectures = ["Qwen3VLForConditionalGeneration"]  # which a peer goes by
+        checkpoint = write_sparse_checkpoint(Path(folder) / "checkpoint", of, ROOT / "recipes" / "checkpoints" / "tiny")
         if not zeros:
             fill(checkpoint)
         for name in precision or ([] if peer else ["float16", "int4"]):

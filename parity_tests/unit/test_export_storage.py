@@ -22,12 +22,14 @@ from qwen3vl_export.optimize import optimize
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage
 from qwen3vl_export.packaging.package import Storage
 from qwen3vl_export.pipeline import build
-from qwen3vl_export.plan import plan_build
+from qwen3vl_export.plan import plan_build, planned_files
 from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Quantize
 from qwen3vl_export.rewrites.head import read_table
 from qwen3vl_export.simplify import simplify
+from qwen3vl_export.skeletons import Skeleton
+from qwen3vl_export.stages import Stages
 from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.trace import trace
 from qwen3vl_export.weights import Key, Layout, WeightFile, attach
@@ -102,8 +104,9 @@ def skeleton(graph: str) -> tuple[Graph, ir.Model]:
 
 
 def write(folder: Path, precision: str, **settings: Any) -> tuple[Layout, Layout]:
-    """embed_tokens and the decoder of one precision, the decoder reading the table where it lies."""
+    """embed_tokens and the decoder of one precision, the decoder reading the table where it lies; as planned."""
     checkpoint = open_checkpoint(str(TINY))
+    planned: list[Skeleton] = []
     plan = TypeAdapter(Quantize).validate_python({"method": precision, **settings} if settings else {"method": "none"})
     table = Layout(EMBED_TOKENS)
     layouts = {EMBED_TOKENS: table, DECODER: Layout(DECODER, lender=table)}
@@ -112,8 +115,13 @@ def write(folder: Path, precision: str, **settings: Any) -> tuple[Layout, Layout
         model = quantize(model.clone(), plan, "ort")
         model = read_table(model) if name == DECODER else model
         model = store_as(model, ir.DataType.BFLOAT16) if precision == "bfloat16" else model
+        lender = EMBED_TOKENS if name == DECODER else None
+        planned.append(Skeleton(graph, model.clone(), Stages(name), lender=lender))
         with WeightFile(folder, layout) as data:
             ir.save(attach(model, graph, checkpoint, data), folder / f"{name}.onnx")
+    for file in planned_files(planned, checkpoint, Storage()):
+        size = (folder / Path(file.name).name).stat().st_size if file.name.startswith("onnx/") else file.bytes
+        assert file.bytes == size if file.name.endswith("_data") else abs(file.bytes - size) < 64_000, file
     return layouts[EMBED_TOKENS], layouts[DECODER]
 
 

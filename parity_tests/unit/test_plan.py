@@ -20,7 +20,7 @@ from qwen3vl_export.plan.table import show
 from qwen3vl_export.recipe import load_recipe
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-int4"])
+@pytest.mark.parametrize("name", ["tiny-fp16", "tiny-int4"])
 def test_the_planned_weights_are_the_built_ones(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     artifact = built(name)
     plan = plan_build(load_recipe(name), out=tmp_path / "out", log=lambda line: None)

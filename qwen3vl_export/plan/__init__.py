@@ -34,7 +34,7 @@ from ..trace import weight_inputs
 from ..weights import WORKERS, Key, Layout, in_columns, key_of
 from ..weights.layouts import Source, fold_layouts, shape_of, source_of
 from ..weights.packing import Packing
-from ..weights.stream import SLICE_VALUES, Region, stream
+from ..weights.stream import SLICE_VALUES, TURN_VALUES, Region, stream
 
 SAMPLE_WIDTH = 2048  # values of a row in the timed slice
 HASHED = 32 << 20  # bytes whose checksum is timed
@@ -162,7 +162,8 @@ def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
     tied = bool(checkpoint.config.tie_word_embeddings)
     slices = 0
     for (tensor, source, _), _region in _regions(models, tied).items():
-        values = max(SLICE_VALUES, prod(checkpoint.tensors[tensor].shape[1:]))
+        turned = source.packing is None and in_columns(source)
+        values = max(TURN_VALUES if turned else SLICE_VALUES, prod(checkpoint.tensors[tensor].shape[1:]))
         whole = source.packing is not None and source.packing.columns  # other packings take a few rows at a time
         slices = max(slices, 4 * values * (PACK_COPIES if whole else CAST_COPIES))
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux

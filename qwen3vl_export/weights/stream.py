@@ -21,6 +21,9 @@ from .layouts import Layout, Source
 from .packing import TORCH
 
 SLICE_VALUES = 4 << 20  # read at once: 16 MiB of float32
+TURN_VALUES = (
+    16 << 20
+)  # read at once where rows become columns: each column is one write, and most weights are one slice
 PACK_VALUES = 1 << 18  # packed at once: 1 MiB of float32 and its copies stay in a processor's cache
 COLUMNS = ("Transpose", (1, 0))
 
@@ -75,10 +78,12 @@ def stream(
 
 def _slices(checkpoint: Checkpoint, name: str, layout: Layout) -> Iterator[tuple[int, Tensor]]:
     """(index of the first row, rows) of a tensor, laid out; a final `COLUMNS` is left to `_write`."""
-    steps = layout[:-1] if layout and layout[-1] == COLUMNS else layout
+    turned = bool(layout) and layout[-1] == COLUMNS
+    steps = layout[:-1] if turned else layout
     shape = checkpoint.tensors[name].shape
     rows_apart = all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in steps)
-    count = max(1, SLICE_VALUES // max(1, prod(shape[1:]))) if rows_apart else shape[0]
+    values = TURN_VALUES if turned else SLICE_VALUES
+    count = max(1, values // max(1, prod(shape[1:]))) if rows_apart else shape[0]
     for first in range(0, shape[0], count):
         rows = checkpoint.read(name, slice(first, min(first + count, shape[0])))
         for op, argument in steps:
@@ -100,6 +105,9 @@ def _write(region: Region, first: int, rows: Tensor) -> int:
     turned = _bytes(rows.t())
     width, size = rows.shape[0] * rows.element_size(), rows.element_size()
     stride = region.shape[1] * size
+    if width == stride:
+        _write_at(region.descriptor, turned, region.offset)
+        return len(turned)
     for index in range(region.shape[0]):
         place = region.offset + index * stride + first * size
         _write_at(region.descriptor, turned[index * width : (index + 1) * width], place)
@@ -107,7 +115,8 @@ def _write(region: Region, first: int, rows: Tensor) -> int:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    array: np.ndarray = tensor.contiguous().view(torch.uint8).numpy()
+    flat = tensor.contiguous().reshape(-1)  # a last axis of one value may have any stride
+    array: np.ndarray = flat.view(torch.uint8).numpy()
     return array.data.cast("B")
 
 

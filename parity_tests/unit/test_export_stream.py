@@ -1,0 +1,84 @@
+"""However a tensor is cut into slices, the same bytes are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qwen3vl_export.checkpoint import SINGLE, Checkpoint
+from qwen3vl_export.weights import in_columns
+from qwen3vl_export.weights import stream as streaming
+from qwen3vl_export.weights.layouts import Layout, Source
+from qwen3vl_export.weights.packing import Blockwise, Packing, PerColumn
+from qwen3vl_export.weights.stream import Region, stream
+
+from ..official import config
+
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+TURNED: Layout = (("Transpose", (1, 0)),)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"matrix": (50, 24), "stack": (3, 10, 32)}
+    save_file({n: torch.randn(s, generator=generator).bfloat16() for n, s in tensors.items()}, folder / SINGLE)
+    return Checkpoint(folder, "random", "local", config("2b"))
+
+
+def written(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype: ir.DataType) -> tuple[bytes, float]:
+    """The bytes `stream` writes for all parts, each behind the one before, and the error it tells."""
+    shape = checkpoint.tensors[name].shape
+    rows, width = int(torch.Size(shape[:-1]).numel()), shape[-1]
+    turned = (*shape[::-1],) if source.layout else shape
+    parts = {"": (turned, dtype)}
+    if source.packing is not None:
+        parts = {part: (of.shape, of.dtype) for part, of in source.packing.parts(rows, width).items()}
+    told, end = [], 0
+    with path.open("wb") as file:
+        regions = {}
+        for part, (of, kind) in parts.items():
+            own = Source(name, source.layout, source.packing, part)
+            regions[part] = Region(file.fileno(), end, of, kind, in_columns(own))
+            end += regions[part].length
+        error = stream(checkpoint, name, source, regions, told.append)
+    assert sum(told) == end == path.stat().st_size
+    return path.read_bytes(), error or 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "packing", "dtype"),
+    [
+        ("matrix", (), None, FLOAT),
+        ("stack", (), None, HALF),
+        ("matrix", TURNED, None, HALF),
+        ("matrix", (), Blockwise(4, 16, False, False, FLOAT), FLOAT),
+        ("stack", (), Blockwise(4, 32, True, False, HALF), FLOAT),
+        ("matrix", (), Blockwise(8, 32, True, True, HALF), FLOAT),
+        ("matrix", (), PerColumn(FLOAT), FLOAT),
+    ],
+    ids=["cast", "cast-stack", "turned", "int4", "int4-stack", "int8", "by-column"],
+)
+def test_slices_make_no_difference(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    layout: Layout,
+    packing: Packing | None,
+    dtype: ir.DataType,
+) -> None:
+    source = Source(name, layout, packing)
+    whole, error = written(checkpoint, tmp_path / "whole", name, source, dtype)
+    if packing is None:
+        wanted = checkpoint.read(name).to(torch.float32 if dtype == FLOAT else torch.float16)
+        assert whole == (wanted.t() if layout else wanted).contiguous().numpy().tobytes()
+    for setting in ("SLICE_VALUES", "TURN_VALUES", "PACK_VALUES"):
+        monkeypatch.setattr(streaming, setting, 170)
+    cut, same = written(checkpoint, tmp_path / "cut", name, source, dtype)
+    assert cut == whole and same == pytest.approx(error, rel=1e-5)
