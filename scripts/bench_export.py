@@ -145,36 +145,37 @@ def run(
     tools = {tool: found for tool in TOOLS if (found := version_of(tool))}
     about = {"cpu": cpu_name(), "python": platform.python_version(), **tools}
     console.print(", ".join(f"{key} {value}" for key, value in {"size": size, **about}.items()))
-    figures: dict[str, Any] = {}
+    key = f"{size}{' zeros' if zeros else ''}{' plan' if plan else ''}"
     with tempfile.TemporaryDirectory(dir=work) as folder:
         of = config(size)
         of.architectures = ["Qwen3VLForConditionalGeneration"]  # which a peer goes by
         checkpoint = write_sparse_checkpoint(Path(folder) / "checkpoint", of, ROOT / "recipes" / "checkpoints" / "tiny")
         if not zeros:
             fill(checkpoint)
-        for name in precision or ([] if peer else ["float16", "int4"]):
-            recipe = Path(folder) / f"bench-{name}.yaml"
-            base = ROOT / "recipes" / f"qwen3-vl-{size}-instruct.yaml"
-            recipe.write_text(f"extends: {base}\n{PRECISIONS[name]}\n")
-            found = measured("plan" if plan else "ours", recipe, checkpoint, Path(folder) / name)
+        for name in [*(precision or ([] if peer else ["float16", "int4"])), *(peer or [])]:
+            made = Path(folder) / name
+            if name in PRECISIONS:
+                recipe = Path(folder) / f"bench-{name}.yaml"
+                base = ROOT / "recipes" / f"qwen3-vl-{size}-instruct.yaml"
+                recipe.write_text(f"extends: {base}\n{PRECISIONS[name]}\n")
+                found = measured("plan" if plan else "ours", recipe, checkpoint, made)
+            else:
+                found = measured(name, checkpoint, made)
             if name in COPIED and not zeros:
-                found["copy"] = copied(Path(folder) / name / "onnx")
-            record(figures, name, found, Path(folder), console)
-        for name in peer or []:
-            record(figures, name, measured(name, checkpoint, Path(folder) / name), Path(folder), console)
-    if out is not None:
-        known = json.loads(out.read_text()) if out.is_file() else {"builds": {}}
-        key = f"{size}{' zeros' if zeros else ''}{' plan' if plan else ''}"
-        known["about"] = about
-        known["builds"].setdefault(key, {}).update(figures)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(known, indent=1) + "\n")
+                found["copy"] = copied(made / "onnx")
+            shutil.rmtree(made)
+            console.print(line(name, found))
+            if out is not None:
+                add(out, about, key, {name: found})
 
 
-def record(figures: dict[str, Any], name: str, found: dict[str, Any], folder: Path, console: Console) -> None:
-    figures[name] = found
-    shutil.rmtree(folder / name)
-    console.print(line(name, found))
+def add(out: Path, about: Mapping[str, str], key: str, figures: Mapping[str, Any]) -> None:
+    """Add figures to those in a file."""
+    known = json.loads(out.read_text()) if out.is_file() else {"builds": {}}
+    known["about"] = about
+    known["builds"].setdefault(key, {}).update(figures)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def version_of(tool: str) -> str | None:
@@ -263,7 +264,6 @@ def chart(figures: Path) -> None:
     axes[1].bar(places, [found["peak"] / 2**30 for _, found in builds], color="tab:green")
     axes[1].axhline(LIMIT / 2**30, color="0.4", linewidth=1)
     axes[1].set_ylabel("peak memory, GiB")
-    axes[1].set_yscale("log")
     axes[1].set_xticks(places, [name for name, _ in builds], fontsize=8)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

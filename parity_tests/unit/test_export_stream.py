@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,7 +12,6 @@ from safetensors.torch import save_file
 
 from qwen3vl_export.checkpoint import SINGLE, Checkpoint
 from qwen3vl_export.weights import in_columns
-from qwen3vl_export.weights import stream as streaming
 from qwen3vl_export.weights.layouts import Layout, Source
 from qwen3vl_export.weights.packing import Blockwise, Packing, PerColumn
 from qwen3vl_export.weights.stream import Region, stream
@@ -19,6 +19,7 @@ from qwen3vl_export.weights.stream import Region, stream
 from ..official import config
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+STREAMING = importlib.import_module(stream.__module__)  # the package has a function of that name
 TURNED: Layout = (("Transpose", (1, 0)),)
 
 
@@ -79,6 +80,6 @@ def test_slices_make_no_difference(
         wanted = checkpoint.read(name).to(torch.float32 if dtype == FLOAT else torch.float16)
         assert whole == (wanted.t() if layout else wanted).contiguous().numpy().tobytes()
     for setting in ("SLICE_VALUES", "TURN_VALUES", "PACK_VALUES"):
-        monkeypatch.setattr(streaming, setting, 170)
+        monkeypatch.setattr(STREAMING, setting, 170)
     cut, same = written(checkpoint, tmp_path / "cut", name, source, dtype)
     assert cut == whole and same == pytest.approx(error, rel=1e-5)
