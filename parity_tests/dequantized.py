@@ -79,7 +79,8 @@ def beside_own_weights(bench: Bench) -> Bench:
         graphs = {name: record.sha256 for name, record in artifact.manifest.files.items() if name.startswith("onnx/")}
         store = bench.store
         if store is not None:
-            store = Store(store.root, scope_of({**artifact.manifest.checkpoint["files"], **graphs}), store.budget)
+            of = {**artifact.manifest.checkpoint["files"], **graphs, "precision": artifact.precision}
+            store = Store(store.root, scope_of(of), store.budget)
         vars(view)["reference"] = Reference(
             bench.checkpoint, store, partial(give_own_weights, artifact), others=[first]
         )

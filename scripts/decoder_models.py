@@ -44,10 +44,10 @@ def write_random(work: Path, size: str, layers: int | None, depth: int | None, v
 
     if size == "tiny":
         shutil.copytree(TINY, work / "checkpoint")
-        return
-    write_checkpoint(work / "checkpoint", config(size, layers, depth, vocab_size))
-    for name in SETTINGS:
-        shutil.copyfile(TINY / name, work / "checkpoint" / name)
+    else:
+        write_checkpoint(work / "checkpoint", config(size, layers, depth, vocab_size))
+        for name in SETTINGS:
+            shutil.copyfile(TINY / name, work / "checkpoint" / name)
     processor = json.loads((TINY / PREPROCESSOR).read_text())
     (work / "checkpoint" / PREPROCESSOR).write_text(json.dumps({**processor, "size": PIXELS}))
 

@@ -73,7 +73,6 @@ class Ours:
         )
         image = open_image(pixels)
         grid = image_grid(image.height, image.width, rules, facts)
-        assert grid == (pixels.shape[0] // facts.patch_size, pixels.shape[1] // facts.patch_size), "resized"
         patches = image_to_patches(image, grid, rules, facts)
         tokens = [facts.image_token_id] * (grid[0] * grid[1] // facts.merge_unit)
         ids = np.array([[facts.vision_start_token_id, *tokens, facts.vision_end_token_id, *range(16)]])
