@@ -52,7 +52,8 @@ def why_not(recipe: Mapping[str, Any], model_type: str = "") -> str | None:
         return f"int8_dynamic {rounded}"
     if any(plan["accuracy_level"] == 4 for plan in quantized):
         return f"accuracy_level 4 {rounded}"
-    if model_type == "qwen3_vl_moe" and recipe["quantization"][DECODER]["method"] == "int8":
+    one_operator = model_type == "qwen3_vl_moe" and recipe["target"] == "ort" and recipe["dtype"] != "float16"
+    if one_operator and recipe["quantization"][DECODER]["method"] == "int8":
         return f"onnxruntime's kernel for 8-bit experts {rounded}"
     return None
 

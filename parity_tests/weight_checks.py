@@ -10,7 +10,7 @@ Knows operators and parameters' names; nothing about cases.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,10 @@ def restored_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "QMoE":
-            yield from expert_rows(node, stored, path)
+            yield from operator_rows(node, stored, path)
+            continue
+        if node.op_type == "Loop":
+            yield from loop_rows(node, stored, path)
             continue
         size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), 0)
         if node.op_type in TABLES:
@@ -149,29 +152,49 @@ def table_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> F
     return run(np.arange(stored[node.input[0]].dims[0])).astype(np.float32)
 
 
-def expert_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
-    """Both weights of a layer of experts, one expert's rows after the other's; each expert as a product of its own."""
+def operator_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
+    """Both weights of a layer of experts in one operator, one expert's rows after the other's."""
     values = {attribute.name: attribute.i for attribute in node.attribute}
-    bits, size = values["expert_weight_bits"], values["block_size"]
     for data, scales, zero_points, interleaved in ((2, 3, 11, True), (5, 6, 12, False)):
-        parts = [data, scales, *([zero_points] if len(node.input) > zero_points else [])]
-        arrays = [numpy_helper.to_array(stored[node.input[part]], str(path.parent)) for part in parts]
-        experts, rows, width = len(arrays[0]), arrays[0].shape[1], arrays[0].shape[2] * 8 // bits
-        names = [f"part_{part}" for part in parts]
-        attributes = {"N": rows, "K": width, "bits": bits, "block_size": size}
-        alone = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **attributes)
-        found = np.empty((experts, rows, width), np.float32)
-        for expert in range(experts):
-            own = [array[expert] for array in arrays]
-            own[0] = own[0].reshape(rows, width // size, -1)
-            given = {
-                name: numpy_helper.from_array(np.ascontiguousarray(array), name)
-                for name, array in zip(names, own, strict=True)
-            }
-            found[expert] = product_rows(alone, given, path)
+        parts = [node.input[part] for part in (data, scales, zero_points) if part < len(node.input)]
+        found = expert_rows([stored[part] for part in parts], values["expert_weight_bits"], path)
+        experts, rows, width = found.shape
         if interleaved:  # gate and up rows take turns in the operator, and stand one after the other in PyTorch
             found = found.reshape(experts, rows // 2, 2, width).swapaxes(1, 2)
-        yield node.input[data], size, found.reshape(experts * rows, width)
+        yield parts[0], values["block_size"], found.reshape(experts * rows, width)
+
+
+def loop_rows(loop: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
+    """The weights of a layer of experts that a Loop restores one by one; none if it has no such weights."""
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+    taken = [node.input[0] for node in body.node if node.op_type == "Gather"]
+    bits = 4 if any(node.op_type == "BitShift" for node in body.node) else 8
+    for data in (name for name in taken if name in stored and name.endswith(".quantized")):
+        parameter = data.removesuffix("quantized")
+        parts = [name for part in ("quantized", "scales", "zero_points") if (name := parameter + part) in stored]
+        found = expert_rows([stored[part] for part in parts], bits, path)
+        experts, rows, width = found.shape
+        yield data, width // stored[parts[1]].dims[2], found.reshape(experts * rows, width)
+
+
+def expert_rows(parts: Sequence[TensorProto], bits: int, path: Path) -> Floats:
+    """[E, N, K] from numbers, scales and maybe zero points of E experts; each expert as a product of its own."""
+    arrays = [numpy_helper.to_array(part, str(path.parent)) for part in parts]
+    experts, rows, width = len(arrays[0]), arrays[0].shape[1], arrays[0].shape[2] * 8 // bits
+    size = width // arrays[1].shape[2]
+    names = [f"part_{index}" for index in range(len(parts))]
+    attributes = {"N": rows, "K": width, "bits": bits, "block_size": size}
+    alone = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **attributes)
+    found = np.empty((experts, rows, width), np.float32)
+    for expert in range(experts):
+        own = [array[expert] for array in arrays]
+        own[0] = own[0].reshape(rows, width // size, -1)
+        given = {
+            name: numpy_helper.from_array(np.ascontiguousarray(array), name)
+            for name, array in zip(names, own, strict=True)
+        }
+        found[expert] = product_rows(alone, given, path)
+    return found
 
 
 def session_of(

@@ -86,9 +86,16 @@ def test_half_precision_parts_from_pytorch_at_near_tied_routes_only(tmp_path: Pa
     assert again.failures, "the rule forgives nothing that would not have failed"
 
 
-def test_four_bit_experts_compute_what_pytorch_does_with_the_same_weights(tmp_path: Path) -> None:
-    how = "{decoder_model_merged: {method: int4, symmetric: false}}"
-    artifact, checkpoint = build_moe(tmp_path, quantization=how)
+@pytest.mark.parametrize(
+    ("target", "dtype", "method"),
+    [("ort", "float32", "int4"), ("ort", "float16", "int4"), ("portable", "float32", "int8")],
+)
+def test_quantized_experts_compute_what_pytorch_does_with_the_same_weights(
+    target: str, dtype: str, method: str, tmp_path: Path
+) -> None:
+    """One operator, and the Loop that restores one expert's numbers, in both widths."""
+    how = f"{{decoder_model_merged: {{method: {method}, symmetric: false}}}}"
+    artifact, checkpoint = build_moe(tmp_path, target=target, dtype=dtype, quantization=how)
     bench = open_bench(artifact, "quick", checkpoint)
     cases = ("minimum-64x64", "batch-of-different-sizes")
     report = run(bench, "quick", only=lambda check: check.stage.startswith("dequantized_dec"), cases=cases)

@@ -20,7 +20,7 @@ from qwen3vl_export.contract import Graph
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.optimize import optimize
 from qwen3vl_export.quantize import quantize
-from qwen3vl_export.quantize.ops import experts
+from qwen3vl_export.quantize.experts import one_operator
 from qwen3vl_export.recipe.quantize import Int4, Quantize
 from qwen3vl_export.simplify import simplify
 from qwen3vl_export.submodules import build_submodule
@@ -80,17 +80,23 @@ def run(model: onnx.ModelProto) -> np.ndarray:
     return result
 
 
+def loops(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The bodies of a graph's loops."""
+    return [node.attribute[0].g for node in model.graph.node if node.op_type == "Loop"]
+
+
 def with_restored_weights(plain: onnx.ModelProto, quantized: onnx.ModelProto, packing: Any) -> onnx.ModelProto:
     """The float graph, each weight that is quantized in the other one replaced by what its integers stand for."""
     names = {t.name.removesuffix(".quantized") for t in quantized.graph.initializer if t.name.endswith(".quantized")}
     assert names
-    products = {node.input[1]: node for node in plain.graph.node if node.op_type == "MatMul"}
+    columns = {node.input[1] for node in plain.graph.node if node.op_type == "MatMul"}
+    columns |= {node.input[0] for loop in loops(plain) for node in loop.node if node.op_type == "Gather"}
     for tensor in plain.graph.initializer:
         if tensor.name in names:
             values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-            rows = values.T if tensor.name in products else values
+            rows = values.mT if tensor.name in columns else values
             restored = packing.pack(rows.flatten(0, -2))[1].reshape(rows.shape)
-            turned = restored.T if tensor.name in products else restored
+            turned = restored.mT if tensor.name in columns else restored
             tensor.CopyFrom(numpy_helper.from_array(turned.contiguous().numpy(), tensor.name))
             names.remove(tensor.name)
     assert not names
@@ -141,12 +147,28 @@ def test_experts_compute_what_their_integers_stand_for(symmetric: bool, tmp_path
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize(("method", "target"), [("int8_dynamic", "ort"), ("int4", "portable")])
-def test_experts_that_no_operator_takes_quantized_are_named(
-    method: str, target: str, tmp_path: Path, moe: Path
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+@pytest.mark.parametrize(("method", "block_size"), [("int4", 32), ("int4", 128), ("int8", 64)])
+def test_experts_in_standard_operators_compute_what_their_integers_stand_for(
+    method: str, block_size: int, symmetric: bool, tmp_path: Path, moe: Path
 ) -> None:
+    """Blocks of 128 make an odd number of zero points in a row."""
+    how = {"method": method, "symmetric": symmetric, "block_size": block_size}
+    quantized = built(tmp_path, "decoder_model_merged", "portable", moe, **how)
+    plain = built(tmp_path, "decoder_model_merged", "portable", moe)
+    assert {opset.domain for opset in quantized.opset_import} == {""} and len(loops(quantized)) == 3
+    names = [tensor.name for tensor in quantized.graph.initializer if ".experts." in tensor.name]
+    assert len(names) == 6 * (2 if symmetric else 3)
+    packing = Blockwise(int(method[3]), block_size, symmetric, False, ir.DataType.FLOAT)
+    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+    assert np.abs(found - run(plain)).max() > 1e-3, "nothing was quantized"
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_experts_that_no_operator_takes_quantized_are_named(target: str, tmp_path: Path, moe: Path) -> None:
     with pytest.raises(BuildError, match=r"layers\.\d\.mlp\.experts\..*: experts are quantized by int8 and int4 only"):
-        built(tmp_path, "decoder_model_merged", target, moe, method)
+        built(tmp_path, "decoder_model_merged", target, moe, "int8_dynamic")
 
 
 def test_experts_whose_rows_are_no_whole_blocks_are_named() -> None:
@@ -159,7 +181,7 @@ def test_experts_whose_rows_are_no_whole_blocks_are_named() -> None:
     with pytest.raises(
         BuildError, match=r"gate_up: rows of 48 values are no multiple of block_size 32\. Choose a smaller"
     ):
-        experts(model, node, Int4(method="int4"))
+        one_operator(model, node, Int4(method="int4"))
 
 
 def test_kept_weights_stay_and_others_do_not(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ Only the graph changes here: a weight input becomes one input for each part of i
 bytes as it streams. Positions, norms and biases stay as they are, and so does every weight that a `keep` pattern names.
 
     method         ort                                portable (standard operators)
-    int8, int4     MatMulNBits, GatherBlockQuantized, DequantizeLinear of blocks, then the product
-                   QMoE
+    int8, int4     MatMulNBits, GatherBlockQuantized, DequantizeLinear of blocks, then the product;
+                   QMoE                               an expert's numbers restored one by one, as in float16 on both
     int8_dynamic   DynamicQuantizeMatMul              DynamicQuantizeLinear, MatMulInteger
 
 Adding a method is a model in `recipe/quantize.py` and a line in `METHODS`.
@@ -24,13 +24,13 @@ from ..recipe.quantize import Quantize
 from ..simplify import clean
 from ..trace import weight_inputs
 from ..weights.layouts import Source, drop_unused, fold_layouts, shape_of, source_of, weight_input
+from .experts import is_in_loop, one_operator, restored, widened
 from .ops import (
     MICROSOFT,
     Rewrite,
     Weighted,
     dequantized_product,
     dynamic_matmul,
-    experts,
     gather,
     integer_matmul,
     matmul_nbits,
@@ -61,15 +61,16 @@ def quantize(model: ir.Model, plan: Quantize, target: str) -> ir.Model:
         found = find(node, quantized)
         if found is not None:
             _replace(node, write(model, found, plan))
-        elif (
-            node.op_type == "MoE" and {node.inputs[2], node.inputs[4]} <= quantized and plan.method in ("int8", "int4")
-        ):
-            _replace(node, experts(model, node, plan))
+        elif plan.method == "int8_dynamic":
+            continue
+        elif node.op_type == "MoE" and {node.inputs[2], node.inputs[4]} <= quantized:
+            _replace(node, one_operator(model, node, plan))
+        elif is_in_loop(node, quantized):
+            _replace(widened(node), restored(model, node, plan))
     left = next((weight for weight in quantized if len(shape_of(weight)) == 3 and weight.uses()), None)
     if left is not None:
         raise BuildError(
-            f"{model.graph.name}: {source_of(left).parameter}: experts are quantized by int8 and int4 only, and for "
-            "target ort in float32 only",
+            f"{model.graph.name}: {source_of(left).parameter}: experts are quantized by int8 and int4 only",
             'Change one of them, or keep: ["*.experts.*"]',
         )
     if any(node.domain == MICROSOFT for node in model.graph.all_nodes()):

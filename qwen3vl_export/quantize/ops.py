@@ -1,4 +1,5 @@
-"""The quantized operators: the nodes that stand for a product, a look-up or a layer of experts with packed weights.
+"""The quantized operators: the nodes that stand for a product or a look-up with packed weights; experts have a module
+of their own.
 
 Each writer takes what a node reads and a plan of `recipe/quantize.py`, adds the weight inputs of the packing's parts to
 the model and returns the nodes; the last one's output takes the old one's place. Knows nothing about which nodes are
@@ -13,9 +14,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..errors import BuildError
 from ..recipe.quantize import Blocks, Int8Dynamic
-from ..weights.layouts import Source, shape_of, source_of, weight_input
+from ..weights.layouts import Source, weight_input
 from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, Packing, PerColumn
 
 MICROSOFT = "com.microsoft"
@@ -51,7 +51,7 @@ def _parts(model: ir.Model, weighted: Weighted, packing: Packing, **shapes: tupl
 
 def matmul_nbits(model: ir.Model, product: Weighted, plan: Blocks) -> list[ir.Node]:
     """`com.microsoft.MatMulNBits`."""
-    parts = _parts(model, product, _blockwise(plan, product.dtype))
+    parts = _parts(model, product, blockwise(plan, product.dtype))
     attributes = {
         "N": product.shape[0],
         "K": product.shape[1],
@@ -67,7 +67,7 @@ def matmul_nbits(model: ir.Model, product: Weighted, plan: Blocks) -> list[ir.No
 
 def gather(model: ir.Model, look_up: Weighted, plan: Blocks) -> list[ir.Node]:
     """`com.microsoft.GatherBlockQuantized`; the bytes are those a `MatMulNBits` with this table would read."""
-    packing = _blockwise(plan, look_up.dtype)
+    packing = blockwise(plan, look_up.dtype)
     rows, blocks, size = packing.parts(*look_up.shape)[DATA].shape
     parts = _parts(model, look_up, packing, **{DATA: (rows, blocks * size)})
     attributes = {"bits": plan.bits, "block_size": plan.block_size, "gather_axis": 0, "quantize_axis": 1}
@@ -79,7 +79,7 @@ def gather(model: ir.Model, look_up: Weighted, plan: Blocks) -> list[ir.Node]:
 
 def dequantized_product(model: ir.Model, product: Weighted, plan: Blocks) -> list[ir.Node]:
     """`DequantizeLinear` of blocks along the rows, and the product as before."""
-    parts = _parts(model, product, _blockwise(plan, product.dtype, signed=True))
+    parts = _parts(model, product, blockwise(plan, product.dtype, signed=True))
     attributes = {"axis": 1, "block_size": plan.block_size}
     restored = ir.node("DequantizeLinear", [parts[DATA], parts[SCALES]], attributes)
     if product.node.op_type == "Gemm":
@@ -110,41 +110,5 @@ def integer_matmul(model: ir.Model, product: Weighted, plan: Int8Dynamic) -> lis
     return result
 
 
-def _blockwise(plan: Blocks, dtype: ir.DataType, signed: bool = False) -> Blockwise:
+def blockwise(plan: Blocks, dtype: ir.DataType, signed: bool = False) -> Blockwise:
     return Blockwise(plan.bits, plan.block_size, plan.symmetric, plan.algorithm != "rtn", dtype, signed)
-
-
-def experts(model: ir.Model, node: ir.Node, plan: Blocks) -> list[ir.Node]:
-    """`com.microsoft.QMoE` for a `MoE` whose experts' weights, [E, 2 * I, H] and [E, H, I], are both packed."""
-    x, router, gate_up, down = node.inputs[0], node.inputs[1], node.inputs[2], node.inputs[4]
-    assert gate_up is not None and down is not None
-    packed = [_packed_experts(model, weight, plan) for weight in (gate_up, down)]
-    inputs = [x, router, packed[0][DATA], packed[0][SCALES], None, packed[1][DATA], packed[1][SCALES]]
-    if not plan.symmetric:
-        inputs += [None, None, None, None, packed[0][ZERO_POINTS], packed[1][ZERO_POINTS]]
-    attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
-    attributes |= {"expert_weight_bits": plan.bits, "block_size": plan.block_size}
-    if plan.accuracy_level:  # onnxruntime before 1.31 refuses a QMoE that names one
-        attributes |= {"accuracy_level": plan.accuracy_level}
-    return [ir.node("QMoE", inputs, attributes, domain=MICROSOFT)]
-
-
-def _packed_experts(model: ir.Model, weight: ir.Value, plan: Blocks) -> dict[str, ir.Value]:
-    """The parts of a stack of matrices, its experts' rows packed one after the other."""
-    stack, rows, width = shape_of(weight)
-    assert weight.dtype is not None
-    if width % plan.block_size:
-        raise BuildError(
-            f"{model.graph.name}: {source_of(weight).parameter}: rows of {width} values are no multiple of block_size "
-            f"{plan.block_size}",
-            'Choose a smaller one, or keep: ["*.experts.*"]',
-        )
-    packing = _blockwise(plan, weight.dtype)
-    parts = packing.parts(rows, width)
-    source = source_of(weight)
-    shapes = {name: (stack, *part.shape) for name, part in parts.items()}
-    shapes[DATA] = (stack, rows, width * plan.bits // 8)
-    return {
-        name: weight_input(model, Source(source.parameter, source.layout, packing, name), part.dtype, shapes[name])
-        for name, part in parts.items()
-    }
