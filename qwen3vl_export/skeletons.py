@@ -207,9 +207,11 @@ def data_stem(graph: str) -> str:
 
 
 def lends_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
-    """Whether the decoder's output head is the token table of a graph beside it, whose files it may read."""
+    """Whether the decoder's output head is the token table of a graph beside it, whose files it may read: a runtime
+    that looks for data under the graph's own name finds them there by a link."""
     table = contract.EMBED_TOKENS in recipe.graphs or contract.EMBEDDINGS in recipe.graphs
-    return table and bool(checkpoint.config.tie_word_embeddings) and not storage(recipe.packaging.runtimes).own_data
+    found = recipe.packaging.links or not storage(recipe.packaging.runtimes).own_data
+    return table and bool(checkpoint.config.tie_word_embeddings) and found
 
 
 def table_stem(recipe: Recipe, precision: str, checkpoint: Checkpoint) -> str | None:

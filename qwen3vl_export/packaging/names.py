@@ -1,14 +1,16 @@
-"""Second names: a graph that two precisions share, under the name each has for a runtime that goes by suffixes.
+"""Second names: weights that several graphs share, under the names that a runtime looks for them by.
 
-transformers.js puts `vision_encoder_q4.onnx` together from graph and precision, and its weights' name from that. A
-graph that is stored alike in two precisions has one weight file; here it gets the second name as a hard link, so that
-no byte lies on the disk twice, and its `.onnx` file, which names the weight file, is written again with that name.
+transformers.js puts `vision_encoder_q4.onnx` together from graph and precision, and its weights' names from that. A
+graph that is stored alike in two precisions has one weight file, and so have a token table and the output head that is
+the same matrix. Here such a file gets a second name as a hard link, so that no byte lies on the disk twice, and the
+`.onnx` file, which names its weight files, is written again with that name.
 
 Knows ONNX files; nothing about runtimes. Needs onnx, which is imported when a second name is made.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,35 +22,41 @@ Graphs = Mapping[str, Mapping[str, Any]]  # graph -> the manifest's entry of it
 
 
 def second_names(
-    directory: Path, graphs: Mapping[str, Graphs], wanted: Sequence[str]
+    directory: Path, graphs: Mapping[str, Graphs], wanted: Sequence[str], links: bool
 ) -> tuple[dict[str, Graphs], dict[str, str]]:
-    """Give every graph in every precision a file of its own name.
+    """Give every graph in every precision a file of its own name, and weight files named after that.
 
     Args:
         graphs: by precision.
         wanted: the graphs that need one.
+        links: make them links; else copies.
 
     Returns:
         The entries with those names, and the weight files that have a second name: it -> the first one.
     """
     named: dict[str, Graphs] = {}
     names: dict[str, str] = {}
+    again: list[tuple[str, str, dict[str, str]]] = []
     for precision, entries in graphs.items():
         own = dict(entries)
         for graph in wanted:
-            entry, name = entries[graph], f"{GRAPH_DIR}/{suffixed(graph, precision)}.onnx"
-            if entry["file"] == name:
+            entry, stem = entries[graph], suffixed(graph, precision)
+            name = f"{GRAPH_DIR}/{stem}.onnx"
+            data = [f"{GRAPH_DIR}/{data_name(stem, index)}" for index in range(len(entry["data"]))]
+            renamed = {first: second for first, second in zip(entry["data"], data, strict=True) if first != second}
+            if not renamed:
                 continue
-            data = [
-                f"{GRAPH_DIR}/{data_name(suffixed(graph, precision), index)}" for index in range(len(entry["data"]))
-            ]
-            renamed = dict(zip(entry["data"], data, strict=True))
             for first, second in renamed.items():
-                link(directory / first, directory / second)
-                names[second] = first
-            write_again(directory / entry["file"], directory / name, renamed)
+                if links:
+                    link(directory / first, directory / second)
+                    names[second] = first
+                else:
+                    shutil.copyfile(directory / first, directory / second)
+            again.append((entry["file"], name, renamed))
             own[graph] = {**entry, "file": name, "data": data}
         named[precision] = own
+    for source, target, renamed in sorted(again, key=lambda job: job[0] == job[1]):  # in place when all others are made
+        write_again(directory / source, directory / target, renamed)
     return named, names
 
 
@@ -61,5 +69,5 @@ def write_again(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = names[entry.value]
+                entry.value = names.get(entry.value, entry.value)
     target.write_bytes(model.SerializeToString(deterministic=True))
