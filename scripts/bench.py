@@ -39,7 +39,7 @@ OURS = ("int4", "int4-128", "float32")
 STEPS = 12  # tokens decoded after each prompt; the median of them is the time per token
 WARM_UP = 8  # tokens of a first prompt, which nobody times
 PHOTOGRAPH = 1024  # pixels a side
-TOOLS = ("onnxruntime", "torch", "transformers", "onnxruntime-genai", "llama-cpp-python")
+TOOLS = ("onnxruntime", "torch", "transformers", "onnxruntime-genai", "llama-cpp-python", "openvino")
 
 Figures = dict[str, Any]
 app = typer.Typer(add_completion=False)

@@ -34,6 +34,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {  # what a recipe says under `quantizat
         name: {"embeddings": TABLE, "decoder_model_merged": {**TABLE, "block_size": block, "accuracy_level": 4}}
         for name, block in (("int4", 32), ("int4-128", 128))
     },
+    "int4-portable": {"decoder_model_merged": {**TABLE, "block_size": 128}},
 }
 TEXT_PREFIX = "model.language_model."
 
@@ -61,6 +62,7 @@ def make_ours(work: Path, precision: str) -> None:
         "name": precision,
         "checkpoint": {"source": str(work / "checkpoint")},
         "dtype": "float32",
+        "target": "portable" if precision.endswith("-portable") else "ort",
         "quantization": PRECISIONS[precision],
     }
     path = work / f"{precision}.yaml"
@@ -176,6 +178,7 @@ def make_nothing(work: Path) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     **{name: partial(make_ours, precision=name) for name in PRECISIONS},
+    "openvino": partial(make_ours, precision="int4-portable"),
     "transformers": make_nothing,
     "genai": make_genai,
     "llama.cpp": make_llama_cpp,

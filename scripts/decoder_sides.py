@@ -161,6 +161,48 @@ class LlamaCpp:
         self.model.eval([token])
 
 
+class OpenVino:
+    """OpenVINO on the portable artifact, the cache kept inside as its state; dtypes as it chooses them."""
+
+    CHUNK = 512  # tokens of a prompt at a time, as here
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import openvino
+        from openvino._offline_transformations import apply_make_stateful_transformation
+
+        core, settings = openvino.Core(), {"INFERENCE_NUM_THREADS": threads}
+        model = core.read_model(folder / "onnx" / "decoder_model_merged.onnx")
+        one_row = {"position_ids": [3, 1, -1], "attention_mask": [1, -1], "num_logits_to_keep": []}
+        shapes = {port.any_name: port.partial_shape for port in model.inputs}
+        model.reshape({name: one_row.get(name, [1, *list(shape)[1:]]) for name, shape in shapes.items()})
+        past = [name for name in shapes if name.startswith("past_key_values.")]
+        apply_make_stateful_transformation(model, {name: f"present.{name.split('.', 1)[1]}" for name in past})
+        self.decoder = core.compile_model(model, "CPU", settings).create_infer_request()
+        self.table = core.compile_model(folder / "onnx" / "embed_tokens.onnx", "CPU", settings)
+        self.length = 0
+
+    def _call(self, ids: Any) -> None:
+        rows = self.table({"input_ids": ids[None]})[0]
+        start, self.length = self.length, self.length + len(ids)
+        self.decoder.infer(
+            {
+                "inputs_embeds": rows,
+                "attention_mask": np.ones((1, self.length), np.int64),
+                "position_ids": np.broadcast_to(np.arange(start, self.length), (3, 1, len(ids))),
+                "num_logits_to_keep": np.array(1, np.int64),
+            }
+        )
+
+    def prefill(self, ids: Any) -> None:
+        self.decoder.reset_state()
+        self.length = 0
+        for start in range(0, len(ids), self.CHUNK):
+            self._call(ids[start : start + self.CHUNK])
+
+    def step(self, token: int) -> None:
+        self._call(np.array([token]))
+
+
 SIDES: dict[str, tuple[str, Callable[[Path, int], Side]]] = {  # folder under the work directory, and how to load it
     "float32": ("float32", Ours),
     "int4": ("int4", Ours),
@@ -168,4 +210,5 @@ SIDES: dict[str, tuple[str, Callable[[Path, int], Side]]] = {  # folder under th
     "transformers": ("checkpoint", Transformers),
     "genai": ("genai", Genai),
     "llama.cpp": ("llama.cpp", LlamaCpp),
+    "openvino": ("int4-portable", OpenVino),
 }
