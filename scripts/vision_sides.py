@@ -39,6 +39,7 @@ def session_of(file: Path, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
+    options.add_session_config_entry("session.dynamic_block_base", "4")
     return ort.InferenceSession(str(file), options)
 
 

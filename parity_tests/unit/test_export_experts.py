@@ -94,7 +94,7 @@ def test_quantized_experts_compute_what_pytorch_does_with_the_same_weights(
     target: str, dtype: str, method: str, tmp_path: Path
 ) -> None:
     """One operator, and the Loop that restores one expert's numbers, in both widths."""
-    how = f"{{decoder_model_merged: {{method: {method}, symmetric: false}}}}"
+    how = f"{{decoder_model_merged: {{method: {method}, symmetric: {str(target == 'portable').lower()}}}}}"
     artifact, checkpoint = build_moe(tmp_path, target=target, dtype=dtype, quantization=how)
     bench = open_bench(artifact, "quick", checkpoint)
     cases = ("minimum-64x64", "batch-of-different-sizes")

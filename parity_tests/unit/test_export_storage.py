@@ -89,7 +89,9 @@ def test_no_file_passes_the_limit(split: Artifact) -> None:
 
 def test_split_files_hold_the_same_weights(split: Artifact, tiny_artifact: Path) -> None:
     for graph in split.manifest.graphs:
-        ours, whole = (ir.load(root / "onnx" / f"{graph}.onnx").graph.initializers for root in (split.root, tiny_artifact))
+        ours, whole = (
+            ir.load(root / "onnx" / f"{graph}.onnx").graph.initializers for root in (split.root, tiny_artifact)
+        )
         assert whole and set(ours) == set(whole)
         for name, value in ours.items():
             assert np.array_equal(array_of(value), array_of(whole[name])), name

@@ -66,7 +66,10 @@ def quantize(model: ir.Model, plan: Quantize, target: str) -> ir.Model:
         elif node.op_type == "MoE" and {node.inputs[2], node.inputs[4]} <= quantized:
             _replace(node, one_operator(model, node, plan))
         elif is_in_loop(node, quantized):
-            _replace(widened(node), restored(model, node, plan))
+            last = widened(node)
+            _replace(last, restored(model, node, plan))
+            if last is not node:
+                node.graph.remove(node, safe=True)  # type: ignore[union-attr]
     left = next((weight for weight in quantized if len(shape_of(weight)) == 3 and weight.uses()), None)
     if left is not None:
         raise BuildError(

@@ -62,7 +62,9 @@ def restored(model: ir.Model, node: ir.Node, plan: Blocks) -> list[ir.Node]:
 
     def add(op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         made.append(ir.node(op, inputs, attributes))
-        return made[-1].outputs[0]
+        (value,) = made[-1].outputs
+        value.name = f"{source.parameter}.restored.{len(made)}"  # names in a body may hide none of the graph around it
+        return value
 
     def taken(part: str) -> ir.Value:
         return add("Gather", parts[part], expert)
