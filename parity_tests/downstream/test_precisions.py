@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export.pipeline import build
-from qwen3vl_export.recipe import load_recipe
-
 from ..bench import Bench
 from ..harness import open_bench
 from ..matrix import load_matrix
-from ..tiny_builds import ROOT, build_once
+from ..tiny_builds import build_once
 from .answer import Answer, complaints, outcomes, text_of
 from .cases import pictures_of
 from .genai import Genai
@@ -80,16 +77,3 @@ def test_weights_in_many_files(tiny_split_artifact: Path, tmp_path: Path) -> Non
     bench = open_bench(tiny_split_artifact)
     check(bench, ask_genai(bench))
     check(bench, ask_transformers_js(bench, tmp_path))
-
-
-def test_genai_reads_a_table_that_is_stored_once(tmp_path: Path) -> None:
-    recipe = tmp_path / "once.yaml"
-    runtimes = "packaging: {runtimes: [onnxruntime, onnxruntime-genai]}"
-    recipe.write_text(f"extends: {ROOT / 'recipes' / 'tiny.yaml'}\n{runtimes}\n")
-    built = build(load_recipe(recipe), out=tmp_path / "once", log=lambda line: None)
-    bench = open_bench(built, checkpoint=ROOT / "recipes" / "checkpoints" / "tiny")
-    (shared,) = bench.artifact.manifest.graphs["decoder_model_merged"]["shared"]
-    assert shared["file"] == "onnx/embed_tokens.onnx_data"
-    answer = ask_genai(bench)[CASES[0].name]
-    assert isinstance(answer, Answer), answer
-    assert complaints(outcomes(bench, CASES[0], answer)) == []
