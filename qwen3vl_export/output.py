@@ -22,7 +22,8 @@ JOURNAL = "journal.jsonl"  # beside it
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no second names."""
+    """A second name for a file, or a copy where the file system has no second names; what had that name is gone."""
+    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError as error:

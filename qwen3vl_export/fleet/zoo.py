@@ -65,7 +65,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        return sum(record.bytes for record in self.manifest.files.values())
+        return self.manifest.bytes
 
     @property
     def precision(self) -> str:
