@@ -74,8 +74,15 @@ def photograph(side: str, work: Path, threads: int) -> None:
     generator = np.random.default_rng(0)
     model.photograph(generator.integers(0, 256, (256, 256, 3), np.uint8))
     pixels = generator.integers(0, 256, (PHOTOGRAPH, PHOTOGRAPH, 3), np.uint8)
-    seconds, cpu = timed(lambda: model.photograph(pixels))
-    print(json.dumps({"first_token": seconds, "first_token_cpu": cpu, "peak": resident("VmHWM")}))
+    patches = 0
+
+    def see() -> None:
+        nonlocal patches
+        patches = model.photograph(pixels)
+
+    seconds, cpu = timed(see)
+    figures = {"patches": patches, "first_token": seconds, "first_token_cpu": cpu, "peak": resident("VmHWM")}
+    print(json.dumps(figures))
 
 
 @app.command(hidden=True)
@@ -247,9 +254,9 @@ def tables(figures: Figures) -> list[Table]:
         table.add_section()
     found = [table]
     if "photograph" in figures:
-        seen = Table("side", "first token s", "peak GB", title=f"photograph of {PHOTOGRAPH}x{PHOTOGRAPH}")
+        seen = Table("side", "patches", "first token s", "peak GB", title=f"photograph of {PHOTOGRAPH}x{PHOTOGRAPH}")
         for name, of in figures["photograph"].items():
-            seen.add_row(name, f"{of['first_token']:.2f}", f"{of['peak'] / 1e9:.2f}")
+            seen.add_row(name, f"{of['patches']:.0f}", f"{of['first_token']:.2f}", f"{of['peak'] / 1e9:.2f}")
         found.append(seen)
     return found
 

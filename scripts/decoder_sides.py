@@ -62,8 +62,8 @@ class Ours:
         positions = np.full((3, 1, 1), length - 1)
         decode(self.sessions, rows, np.ones((1, length), np.int64), positions, self.cache, 1)
 
-    def photograph(self, pixels: Any) -> None:
-        """From pixels [height, width, 3] to the first token's logits."""
+    def photograph(self, pixels: Any) -> int:
+        """From pixels [height, width, 3] to the first token's logits; returns the patches that the picture became."""
         from qwen3vl_export.runtime.images import open_image
         from qwen3vl_export.runtime.preprocess import image_grid, image_to_patches, pixel_rules
 
@@ -77,6 +77,7 @@ class Ours:
         tokens = [facts.image_token_id] * (grid[0] * grid[1] // facts.merge_unit)
         ids = np.array([[facts.vision_start_token_id, *tokens, facts.vision_end_token_id, *range(16)]])
         self._prefill(self.prepared(ids, patches, np.array([[1, *grid]])))
+        return len(patches)
 
 
 class Transformers:
@@ -107,7 +108,7 @@ class Transformers:
     def step(self, token: int) -> None:
         self._call(np.array([[token]]))
 
-    def photograph(self, pixels: Any) -> None:
+    def photograph(self, pixels: Any) -> int:
         import PIL.Image
         import torch
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -120,6 +121,7 @@ class Transformers:
         kinds = torch.from_numpy((ids == config.image_token_id).astype(np.int64))
         self.past = None
         self._call(ids, pixel_values=found["pixel_values"], image_grid_thw=grid, mm_token_type_ids=kinds)
+        return int(grid.prod())
 
 
 class Genai:
