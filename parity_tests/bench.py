@@ -52,6 +52,10 @@ class Clock:
         self.new_tokens += new_tokens
         self.new_seconds += new_seconds
 
+    def since(self, earlier: Clock) -> Clock:
+        """What has been added after `earlier`, a copy of this clock."""
+        return Clock(**{name: value - getattr(earlier, name) for name, value in asdict(self).items()})
+
     def to_json(self, threads: int | None) -> dict[str, Any] | None:
         """For the evidence; None if nothing was generated."""
         if not self.answers:

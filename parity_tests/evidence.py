@@ -169,7 +169,7 @@ class Evidence(_Strict):
     near_ties: list[NearTie]
     left_out: dict[str, str] = Field(description="What could not be checked on this artifact, and why.")
     seconds: dict[str, float]
-    speed: Speed | None = Field(description="Null where no answer was generated, or by several processes at once.")
+    speed: Speed | None = Field(description="Null where no answer was generated, or by processes of `pytest -n`.")
     reference_results: dict[str, int] | None
     versions: dict[str, str | None]
     hardware: dict[str, str | int | None]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from qwen3vl_export.fleet.address import source_digest
 from qwen3vl_export.fleet.harness import SUMMARY
 from qwen3vl_export.recipe.model import Recipe
 
-from .bench import Bench
+from .bench import Bench, Clock
 from .exam_checks import GROUPS
 from .harness import HTML, open_bench, profile_of, report_of, run
 from .matrix import load_matrix
@@ -74,10 +74,15 @@ def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: P
         ArtifactError, CheckpointError, ParityError: there is nothing that could be compared, or no unit of that name.
     """
     bench = kept_bench(artifact, matrix, checkpoint)
-    before, wanted = spent(bench), frozenset(names)
-    answers = Answers(bench)
-    report = run(bench, matrix, answers.timed, only=lambda check: unit_of(check) in wanted)
-    carried_out = {unit_of(check) for check in answers.checks}
+    before, clocked, wanted = spent(bench), replace(bench.clock), frozenset(names)
+    carried_out: set[str] = set()
+
+    def followed(checks: Iterable[Check]) -> Iterator[Check]:
+        for check in checks:
+            yield check
+            carried_out.add(unit_of(check))
+
+    report = run(bench, matrix, followed, only=lambda check: unit_of(check) in wanted)
     if missing := sorted(wanted - carried_out):
         raise ParityError(f"{artifact}: its plan has no {missing[0]}", "Plan the fleet again")
     after = spent(bench)
@@ -89,7 +94,7 @@ def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: P
         "units": list(names),
         "seconds": {"total": report.seconds["total"], **{key: after[key] - before[key] for key in COUNTED[1:]}},
         "reference_results": {key: after[key] - before[key] for key in ("computed", "from_disk")},
-        "answers": {"tokens": answers.tokens, "seconds": answers.seconds},
+        "speed": bench.clock.since(clocked).to_json(bench.runtime.sessions.threads),
         "versions": versions(),
         "hardware": hardware(),
         "checks": [outcome.to_json() for outcome in report.outcomes],
@@ -130,13 +135,14 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
         read[0]["seed"],
         {key: sum(part["reference_results"][key] for part in read) for key in ("computed", "from_disk")},
     )
-    report = replace(report, hardware=joined([part["hardware"] for part in read]))
+    speed = together(part["speed"] for part in read)
+    report = replace(report, hardware=joined([part["hardware"] for part in read]), speed=speed)
     evidence = report.to_json_dict()
+    kept = ("artifact", "manifest_sha256", "matrix", "passed", "planned", "hardware", "speed")
     summary = {
-        **{key: evidence[key] for key in ("artifact", "manifest_sha256", "matrix", "passed", "planned", "hardware")},
+        **{key: evidence[key] for key in kept},
         "failed": sum(not check["passed"] for check in evidence["checks"]),
         "seconds": evidence["seconds"],
-        "answers": {key: sum(part["answers"][key] for part in read) for key in ("tokens", "seconds")},
     }
     return {
         PARITY: report.to_json().encode(),
@@ -168,25 +174,14 @@ def joined(machines: Sequence[Json]) -> Json:
     return merged
 
 
-@dataclass
-class Answers:
-    """Follows the checks of a run, and times the answers that the artifact writes on its own."""
-
-    bench: Bench
-    seconds: float = 0.0
-    tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.checks: list[Check] = []
-
-    def timed(self, checks: Iterable[Check]) -> Iterator[Check]:
-        for check in checks:
-            before = self.bench.candidate_seconds
-            yield check
-            self.checks.append(check)
-            if check.stage == "generate" and check.case is not None:
-                self.seconds += self.bench.candidate_seconds - before
-                self.tokens += self.bench.matrix.tokens_of(check.case) * len(check.case.prompts)
+def together(speeds: Iterable[Json | None]) -> Json | None:
+    """What several processes were clocked at, as one: seconds and tokens summed; None if none answered anything."""
+    found = [speed for speed in speeds if speed is not None]
+    if not found:
+        return None
+    threads = {speed["threads"] for speed in found}
+    sums = {name: sum(speed[name] for speed in found) for name in asdict(Clock())}
+    return {**sums, "threads": threads.pop() if len(threads) == 1 else None}
 
 
 @lru_cache(maxsize=1)

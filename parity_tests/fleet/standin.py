@@ -40,7 +40,7 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> Mapping[
         "failed": COUNT - len(found),
         "hardware": {"processor": "stand-in", "cores": 1},
         "seconds": {"total": 1.0},
-        "answers": {"tokens": 640, "seconds": 2.0},
+        "speed": None,
     }
     text = json.dumps(values).encode()
     return {PARITY: text, SUMMARY: text, JUNIT: b"<testsuite/>", "parity.html": b"<!doctype html><title>Passed</title>"}

@@ -50,7 +50,7 @@ def add_report(store: Store, manifest: Path, matrix: str, planned: int, failed: 
         "planned": planned,
         "failed": failed,
         "hardware": {"processor": "Some CPU", "cores": 8},
-        "answers": {"tokens": 1000, "seconds": 1000 / speed if speed else 0.0},
+        "speed": {"new_tokens": 1000, "prompt_seconds": 400 / speed, "new_seconds": 600 / speed} if speed else None,
     }
     (folder / SUMMARY).write_text(json.dumps(summary), "utf-8")
     (folder / PARITY).write_text("{}", "utf-8")

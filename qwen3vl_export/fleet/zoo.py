@@ -46,8 +46,8 @@ class Report:
     @property
     def speed(self) -> float | None:
         """Tokens a second of the artifact's own answers, reading the prompts included; None if it gave none."""
-        answers = self.summary["answers"]
-        return answers["tokens"] / answers["seconds"] if answers["tokens"] and answers["seconds"] else None
+        clocked = self.summary["speed"]
+        return clocked["new_tokens"] / (clocked["prompt_seconds"] + clocked["new_seconds"]) if clocked else None
 
     @property
     def machine(self) -> str:
