@@ -41,7 +41,7 @@ def one_operator(model: ir.Model, node: ir.Node, plan: Blocks) -> list[ir.Node]:
 
 def is_in_loop(node: ir.Node, weights: set[ir.Value]) -> bool:
     """Whether a node takes one expert's matrix out of a stack of weights."""
-    return node.op_type == "Gather" and node.inputs[0] in weights and len(shape_of(node.inputs[0])) == 3  # type: ignore[arg-type]
+    return node.op_type == "Gather" and node.inputs[0] in weights and len(shape_of(node.inputs[0])) == 3
 
 
 def widened(node: ir.Node) -> ir.Node:
