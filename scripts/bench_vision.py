@@ -223,7 +223,7 @@ def row(case: str, figures: dict[str, Any]) -> str:
         if "gemm" in mine:
             found = mine["gemm"]
             cell += f", GEMM {found['share']:.0%} at {found['speed']:.0f} of {found['peak']:.0f} GF/s"
-            cell += f" (GEMM's and attention's products alone, at that peak: {found['floor'] / base['cpu']:.2f} of the time)"
+            cell += f" (all products, attention's too, at that peak: {found['floor'] / base['cpu']:.2f} of the time)"
         cells.append(cell)
     return "\n    ".join(cells)
 
