@@ -114,6 +114,7 @@ def genai(checkpoint: Path, out: Path) -> None:
 def told(start: float, out: Path, **more: float) -> None:
     """Print what this process took, as JSON."""
     io = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    files = [file.stat() for file in out.rglob("*") if file.is_file()]
     print(
         json.dumps(
             {
@@ -121,7 +122,7 @@ def told(start: float, out: Path, **more: float) -> None:
                 "peak": resident("VmHWM"),
                 "read": int(io["rchar"]),
                 "written": int(io["wchar"]),
-                "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+                "bytes": sum({file.st_ino: file.st_size for file in files}.values()),  # a second name takes no room
                 **more,
             }
         )
@@ -203,7 +204,7 @@ def fill(checkpoint: Path) -> None:
 def copied(folder: Path) -> float:
     """Seconds that copying these files takes."""
     start = time.perf_counter()
-    subprocess.run(["cp", "-r", folder, folder.with_name("copy")], check=True)
+    subprocess.run(["cp", "-r", "--preserve=links", folder, folder.with_name("copy")], check=True)
     seconds = time.perf_counter() - start
     shutil.rmtree(folder.with_name("copy"))
     return seconds
