@@ -103,7 +103,7 @@ def build(
         for precision, graph in shared_graphs(recipe, opened.facts):
             entries[precision][graph] = entries[recipe.written_for(precision, graph)][graph]
         copy_settings(opened, recipe, directory)
-        names = package(directory, recipe.packaging.runtimes, opened.facts, entries, recipe.packaging.links)
+        names = package(directory, recipe.packaging.runtimes, opened.facts, entries)
         write_manifest(directory, recipe, opened, entries, provenance.result(), names)
     log(f"{out}: {len(found)} graphs, every one passes onnx.checker and strict shape inference")
     return out

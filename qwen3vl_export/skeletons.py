@@ -207,10 +207,10 @@ def data_stem(graph: str) -> str:
 
 
 def lends_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
-    """Whether the decoder's output head is the token table of a graph beside it, whose files it may read: a runtime
-    that looks for data under the graph's own name finds them there by a link."""
+    """Whether the decoder's output head is the token table of a graph beside it, whose files it may read. A runtime
+    that looks for data under the graph's own name finds them there by a link, if the recipe wants one."""
     table = contract.EMBED_TOKENS in recipe.graphs or contract.EMBEDDINGS in recipe.graphs
-    found = recipe.packaging.links or not storage(recipe.packaging.runtimes).own_data
+    found = recipe.packaging.tied_head == "link" or not storage(recipe.packaging.runtimes).own_data
     return table and bool(checkpoint.config.tie_word_embeddings) and found
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from qwen3vl_export.pipeline import build
+from qwen3vl_export.recipe import load_recipe
+
 from ..bench import Bench
 from ..harness import open_bench
 from ..matrix import load_matrix
-from ..tiny_builds import build_once
+from ..tiny_builds import ROOT, build_once
 from .answer import Answer, complaints, outcomes, text_of
 from .cases import pictures_of
 from .genai import Genai
@@ -77,3 +80,14 @@ def test_weights_in_many_files(tiny_split_artifact: Path, tmp_path: Path) -> Non
     bench = open_bench(tiny_split_artifact)
     check(bench, ask_genai(bench))
     check(bench, ask_transformers_js(bench, tmp_path))
+
+
+def test_a_table_that_is_the_head_by_a_link(tmp_path: Path) -> None:
+    recipe = tmp_path / "linked.yaml"
+    recipe.write_text(f"extends: {ROOT / 'recipes' / 'tiny.yaml'}\npackaging: {{tied_head: link}}\n")
+    built = build(load_recipe(recipe), out=tmp_path / "linked", log=lambda line: None)
+    bench = open_bench(built, checkpoint=ROOT / "recipes" / "checkpoints" / "tiny")
+    (second,) = bench.artifact.manifest.second_names
+    assert (built / second).stat().st_nlink == 2
+    check(bench, ask_genai(bench))
+    check(bench, ask_transformers_js(bench, tmp_path / "asked"))

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import numpy_helper
 
 from qwen3vl_export import contract, weights
 from qwen3vl_export.artifact import MANIFEST, open_artifact
@@ -41,15 +42,17 @@ def test_weights_are_the_checkpoints_to_the_last_bit(tiny_artifact: Path) -> Non
     stored = {name: checkpoint.read(name).float().numpy() for name in checkpoint.tensors}
     used = set()
     for path in sorted((tiny_artifact / "onnx").glob("*.onnx")):
-        for parameter, value in ir.load(path).graph.initializers.items():
-            if not isinstance(value.const_value, ir.ExternalTensor):
+        model = onnx.load(path)
+        external = {t.name: t for t in onnx.load(path, load_external_data=False).graph.initializer if t.external_data}
+        for tensor in model.graph.initializer:
+            if tensor.name not in external:
                 continue
-            found = value.const_value.numpy()
-            name = next(name for name in stored if name.endswith(parameter) or parameter == "lm_head.weight")
-            name = "model.language_model.embed_tokens.weight" if parameter == "lm_head.weight" else name
+            found = numpy_helper.to_array(tensor)
+            name = next(name for name in stored if name.endswith(tensor.name) or tensor.name == "lm_head.weight")
+            name = "model.language_model.embed_tokens.weight" if tensor.name == "lm_head.weight" else name
             wanted = stored[name]
             same_layout = wanted.size == found.size and np.array_equal(wanted.reshape(found.shape), found)
-            assert same_layout or np.array_equal(wanted.T, found), f"{path.name}: {parameter}"
+            assert same_layout or np.array_equal(wanted.T, found), f"{path.name}: {tensor.name}"
             used.add(name)
     assert used == set(stored)
 

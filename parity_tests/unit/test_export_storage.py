@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from pydantic import TypeAdapter
 
 from qwen3vl_export.artifact import Artifact, open_artifact
@@ -28,6 +28,7 @@ from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Quantize
 from qwen3vl_export.rewrites.head import read_table
+from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.simplify import simplify
 from qwen3vl_export.skeletons import Skeleton
 from qwen3vl_export.stages import Stages
@@ -89,18 +90,12 @@ def test_no_file_passes_the_limit(split: Artifact) -> None:
 
 def test_split_files_hold_the_same_weights(split: Artifact, tiny_artifact: Path) -> None:
     for graph in split.manifest.graphs:
-        ours, whole = (
-            ir.load(root / "onnx" / f"{graph}.onnx").graph.initializers for root in (split.root, tiny_artifact)
-        )
-        assert whole and set(ours) == set(whole)
-        for name, value in ours.items():
-            assert np.array_equal(array_of(value), array_of(whole[name])), name
+        ours, whole = (onnx.load(root / "onnx" / f"{graph}.onnx") for root in (split.root, tiny_artifact))
+        expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
+        assert expected and {tensor.name for tensor in ours.graph.initializer} == set(expected)
+        for tensor in ours.graph.initializer:
+            assert np.array_equal(numpy_helper.to_array(tensor), expected[tensor.name]), tensor.name
         ort.InferenceSession(str(split.root / "onnx" / f"{graph}.onnx"))
-
-
-def array_of(value: ir.Value) -> Any:
-    assert value.const_value is not None
-    return value.const_value.numpy()
 
 
 @cache
@@ -171,57 +166,57 @@ def head_of(folder: Path) -> Any:
     return ort.InferenceSession(str(folder / "h.onnx"))
 
 
-def test_the_table_has_a_second_name_for_a_runtime_that_goes_by_names(tiny_artifact: Path, split: Artifact) -> None:
-    artifact = open_artifact(tiny_artifact)
+def test_a_linked_table_has_a_second_name_for_a_runtime_that_goes_by_names(tmp_path: Path) -> None:
+    recipe = tmp_path / "linked.yaml"
+    recipe.write_text(f"extends: {TINY.parents[1] / 'tiny.yaml'}\npackaging: {{tied_head: link}}\n")
+    artifact = open_artifact(build(load_recipe(recipe), out=tmp_path / "out", log=lambda line: None))
     second, first = "onnx/decoder_model_merged.onnx_data_1", "onnx/embed_tokens.onnx_data"
     assert artifact.manifest.second_names == {second: first}
-    assert (tiny_artifact / second).samefile(tiny_artifact / first)
+    assert (artifact.root / second).samefile(artifact.root / first)
     assert artifact.manifest.graphs[DECODER]["data"] == ["onnx/decoder_model_merged.onnx_data", first]
-    head = ir.load(artifact.graph_path(DECODER)).graph.initializers["lm_head.weight"].const_value
-    table = ir.load(artifact.graph_path(EMBED_TOKENS)).graph.initializers
-    (lookup,) = (value.const_value for value in table.values() if isinstance(value.const_value, ir.ExternalTensor))
-    assert isinstance(head, ir.ExternalTensor) and head.location == Path(second).name
-    assert (head.offset, head.length) == (lookup.offset, lookup.length)
-    last = len(data_of(split, DECODER)) - 1
-    assert split.manifest.second_names == {f"onnx/decoder_model_merged.onnx_data_{last}": first}
+    chunks = artifact.json_file("config.json")["transformers.js_config"]["use_external_data_format"]
+    assert chunks == {"vision_encoder.onnx": 1, "embed_tokens.onnx": 1, "decoder_model_merged.onnx": 2}
+    head, table = (places(artifact.graph_path(graph)) for graph in (DECODER, EMBED_TOKENS))
+    (looked_up,) = table.values()
+    assert looked_up["location"] == Path(first).name
+    assert head["lm_head.weight"] == {**looked_up, "location": Path(second).name}
+    assert Qwen3VL.load(artifact.root).generate("What is 2 plus 2?") == "4"
 
 
-def test_without_links_every_file_has_one_name_and_the_onnx_package_reads_it(tmp_path: Path) -> None:
-    recipe = tmp_path / "plain.yaml"
-    recipe.write_text(f"extends: {TINY.parents[1] / 'tiny.yaml'}\npackaging: {{links: false}}\n")
-    artifact = open_artifact(build(load_recipe(recipe), out=tmp_path / "out", log=lambda line: None))
-    assert not artifact.manifest.second_names
-    assert all(path.stat().st_nlink == 1 for path in artifact.root.rglob("*") if path.is_file())
-    for graph in artifact.manifest.graphs:
-        onnx.checker.check_model(str(artifact.graph_path(graph)), full_check=True)
+def places(graph: Path) -> dict[str, dict[str, str]]:
+    """For each weight of a graph file, length and offset, where it lies."""
+    tensors = onnx.load(graph, load_external_data=False).graph.initializer
+    return {
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in tensors
+        if tensor.external_data
+    }
 
 
 def test_a_graph_of_two_precisions_and_a_table_of_two_graphs(tmp_path: Path) -> None:
-    """The decoder that both precisions share reads the table by the name that each of them has for it."""
-    arrays = {"first": np.arange(4, dtype=np.float32), "table": np.arange(6, dtype=np.float32)}
-    for name, stem in (("first", DECODER), ("table", EMBED_TOKENS)):
-        (tmp_path / "onnx").mkdir(exist_ok=True)
-        (tmp_path / "onnx" / f"{stem}.onnx_data").write_bytes(arrays[name].tobytes())
+    """The decoder that both precisions share names its files as each of them does."""
+    (tmp_path / "onnx").mkdir()
+    data = [f"onnx/{DECODER}.onnx_data", f"onnx/{EMBED_TOKENS}.onnx_data"]
     tensors = []
-    for name, stem in (("first", DECODER), ("table", EMBED_TOKENS)):
-        tensor = TensorProto(name=name, dims=arrays[name].shape, data_type=TensorProto.FLOAT)
+    for name in data:
+        (tmp_path / name).write_bytes(name.encode())
+        tensor = TensorProto(name=name, dims=[len(name)], data_type=TensorProto.UINT8)
         tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=f"{stem}.onnx_data")
+        tensor.external_data.add(key="location", value=Path(name).name)
         tensors.append(tensor)
     model = helper.make_model(helper.make_graph([], "g", [], [], tensors))
     (tmp_path / "onnx" / f"{DECODER}.onnx").write_bytes(model.SerializeToString())
-    data = [f"onnx/{DECODER}.onnx_data", f"onnx/{EMBED_TOKENS}.onnx_data"]
     entries = {DECODER: {"file": f"onnx/{DECODER}.onnx", "data": data}}
-    _, names = second_names(tmp_path, {"": entries, "q4": entries}, (DECODER,), links=True)
+    _, names = second_names(tmp_path, {"": entries, "q4": entries}, (DECODER,))
     assert names == {
         f"onnx/{DECODER}.onnx_data_1": data[1],
         f"onnx/{DECODER}_q4.onnx_data": data[0],
         f"onnx/{DECODER}_q4.onnx_data_1": data[1],
     }
     for stem in (DECODER, f"{DECODER}_q4"):
-        found = ir.load(tmp_path / "onnx" / f"{stem}.onnx").graph.initializers
-        assert [value.const_value.location for value in found.values()] == [f"{stem}.onnx_data", f"{stem}.onnx_data_1"]
-        assert all(np.array_equal(array_of(value), arrays[name]) for name, value in found.items())
+        found = [place["location"] for place in places(tmp_path / "onnx" / f"{stem}.onnx").values()]
+        assert found == [f"{stem}.onnx_data", f"{stem}.onnx_data_1"]
+        assert [(tmp_path / "onnx" / name).read_bytes().decode() for name in found] == data
 
 
 def test_a_build_for_runtimes_that_find_it_stores_the_table_once(tmp_path: Path) -> None:

@@ -25,12 +25,6 @@ SHARED = {  # what the recipe stores alike
     "onnx/embed_tokens_q4.onnx_data": "onnx/embed_tokens.onnx_data",
     "onnx/vision_encoder_q4f16.onnx_data": "onnx/vision_encoder_fp16.onnx_data",
     "onnx/embed_tokens_q4f16.onnx_data": "onnx/embed_tokens_fp16.onnx_data",
-    # output heads that are the token table
-    "onnx/decoder_model_merged.onnx_data_1": "onnx/embed_tokens.onnx_data",
-    "onnx/decoder_model_merged_fp16.onnx_data_1": "onnx/embed_tokens_fp16.onnx_data",
-    "onnx/decoder_model_merged_int8.onnx_data_1": "onnx/embed_tokens_int8.onnx_data",
-    "onnx/decoder_model_merged_q4.onnx_data_1": "onnx/embed_tokens.onnx_data",
-    "onnx/decoder_model_merged_q4f16.onnx_data_1": "onnx/embed_tokens_fp16.onnx_data",
 }
 
 

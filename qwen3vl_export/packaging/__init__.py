@@ -87,24 +87,19 @@ def storage(runtimes: Sequence[str]) -> Storage:
 
 
 def package(
-    directory: Path,
-    runtimes: Sequence[str],
-    facts: Facts,
-    graphs: Mapping[str, Mapping[str, Json]],
-    links: bool = True,
+    directory: Path, runtimes: Sequence[str], facts: Facts, graphs: Mapping[str, Mapping[str, Json]]
 ) -> dict[str, str]:
     """Write what the runtimes need into an artifact directory that holds graphs and the checkpoint's settings.
 
     Args:
         runtimes: names from `RUNTIMES`.
         graphs: the manifest's entry of each graph, by precision.
-        links: a second name of a weight file is a hard link; else it is a copy, which counts as no second name.
 
     Returns:
         Weight files that now have a second name, by that name.
     """
     wanted = RUNTIMES[TRANSFORMERS_JS].graphs if TRANSFORMERS_JS in runtimes else ()
-    named, names = second_names(directory, graphs, wanted, links)
+    named, names = second_names(directory, graphs, wanted)
     found = Package(directory, facts, named)
     for runtime in runtimes:
         for name, made in RUNTIMES[runtime].files.items():

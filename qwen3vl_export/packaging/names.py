@@ -10,7 +10,6 @@ Knows ONNX files; nothing about runtimes. Needs onnx, which is imported when a s
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ Graphs = Mapping[str, Mapping[str, Any]]  # graph -> the manifest's entry of it
 
 
 def second_names(
-    directory: Path, graphs: Mapping[str, Graphs], wanted: Sequence[str], links: bool
+    directory: Path, graphs: Mapping[str, Graphs], wanted: Sequence[str]
 ) -> tuple[dict[str, Graphs], dict[str, str]]:
     """Give every graph in every precision a file of its own name, and weight files named after that.
 
     Args:
         graphs: by precision.
         wanted: the graphs that need one.
-        links: make them links; else copies.
 
     Returns:
         The entries with those names, and the weight files that have a second name: it -> the first one.
@@ -47,11 +45,8 @@ def second_names(
             if not renamed:
                 continue
             for first, second in renamed.items():
-                if links:
-                    link(directory / first, directory / second)
-                    names[second] = first
-                else:
-                    shutil.copyfile(directory / first, directory / second)
+                link(directory / first, directory / second)
+                names[second] = first
             again.append((entry["file"], name, renamed))
             own[graph] = {**entry, "file": name, "data": data}
         named[precision] = own

@@ -97,9 +97,9 @@ class Packaging(Strict):
 
     runtimes: tuple[RuntimeName, ...] = Field(default=(), min_length=1)
     """Runtimes that must be able to load the directory; every one that can load these graphs unless said."""
-    links: bool = True
-    """Weights that a runtime looks for under two names lie there once, the second name a hard link. The `onnx` package
-    does not read linked files (onnxruntime does): `false` writes such weights twice."""
+    tied_head: Literal["copy", "link"] = "copy"
+    """An output head that is the token table, where transformers.js must find it under the decoder's name: stored
+    again, or by a hard link, which takes no room, and which onnxruntime reads and the `onnx` package refuses."""
 
 
 class Precision(Strict):
