@@ -90,4 +90,4 @@ def test_a_table_that_is_the_head_by_a_link(tmp_path: Path) -> None:
     (second,) = bench.artifact.manifest.second_names
     assert (built / second).stat().st_nlink == 2
     check(bench, ask_genai(bench))
-    check(bench, ask_transformers_js(bench, tmp_path / "asked"))
+    check(bench, ask_transformers_js(bench, tmp_path))
