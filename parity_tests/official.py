@@ -170,7 +170,9 @@ def write_sparse_checkpoint(
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write_holes(directory / file, shapes, dtype)
         weight_map |= dict.fromkeys(shapes, file)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    total = sum(math.prod(shape) for shapes in shards for shape in shapes.values()) * dtype.itemsize
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return directory
 
 
