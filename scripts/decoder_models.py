@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,20 @@ def make_ours(work: Path, precision: str) -> None:
     path = work / f"{precision}.yaml"
     path.write_text(yaml.safe_dump(recipe))
     build(load_recipe(path), out=work / precision, log=lambda line: None)
+
+
+def make_openvino(work: Path) -> None:
+    """The portable artifact, and its decoder with one row of logits as the default: to OpenVINO an input with a default
+    is a constant."""
+    import onnx
+    from onnx import numpy_helper
+
+    make_ours(work, "int4-portable")
+    folder = work / "int4-portable" / "onnx"
+    model = onnx.load(folder / "decoder_model_merged.onnx", load_external_data=False)
+    keep = next(tensor for tensor in model.graph.initializer if tensor.name == "num_logits_to_keep")
+    keep.CopyFrom(numpy_helper.from_array(np.array(1, np.int64), keep.name))
+    onnx.save(model, folder / "one_row.onnx")
 
 
 def text_tensors(work: Path) -> Iterator[tuple[str, Any]]:
@@ -178,7 +193,7 @@ def make_nothing(work: Path) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     **{name: partial(make_ours, precision=name) for name in PRECISIONS},
-    "openvino": partial(make_ours, precision="int4-portable"),
+    "openvino": make_openvino,
     "transformers": make_nothing,
     "genai": make_genai,
     "llama.cpp": make_llama_cpp,

@@ -173,8 +173,8 @@ class OpenVino:
         from openvino._offline_transformations import apply_make_stateful_transformation
 
         core, settings = openvino.Core(), {"INFERENCE_NUM_THREADS": threads}
-        model = core.read_model(folder / "onnx" / "decoder_model_merged.onnx")
-        one_row = {"position_ids": [3, 1, -1], "attention_mask": [1, -1], "num_logits_to_keep": []}
+        model = core.read_model(folder / "onnx" / "one_row.onnx")
+        one_row = {"position_ids": [3, 1, -1], "attention_mask": [1, -1]}
         shapes = {port.any_name: port.partial_shape for port in model.inputs}
         model.reshape({name: one_row.get(name, [1, *list(shape)[1:]]) for name, shape in shapes.items()})
         past = [name for name in shapes if name.startswith("past_key_values.")]
@@ -191,7 +191,6 @@ class OpenVino:
                 "inputs_embeds": rows,
                 "attention_mask": np.ones((1, self.length), np.int64),
                 "position_ids": np.broadcast_to(np.arange(start, self.length), (3, 1, len(ids))),
-                "num_logits_to_keep": np.array(1, np.int64),
             }
         )
 
