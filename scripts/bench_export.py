@@ -249,7 +249,7 @@ def chart(figures: Path) -> None:
     from matplotlib import pyplot
 
     builds = [
-        (f"{size}\n{name}", found)
+        (f"{size.replace(' ', chr(10))}\n{name}", found)
         for size, of in json.loads(figures.read_text())["builds"].items()
         for name, found in of.items()
     ]

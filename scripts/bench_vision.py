@@ -275,7 +275,7 @@ def chart(figures: Path) -> None:
         f"Vision encoder, {about['size']} shape, {about['depth']} layers, {about['threads']} threads", loc="left"
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(sides), loc="upper left", bbox_to_anchor=(0, -0.08))
+    axes.legend(frameon=False, ncols=min(len(sides), 5), loc="upper left", bbox_to_anchor=(0, -0.08))
     figure.savefig(figures.with_suffix(".png"), dpi=130)
     pyplot.close(figure)
 
