@@ -2,8 +2,8 @@
 
 What a quantized weight stands for is asked of onnxruntime: the one operator that reads it is run on the identity matrix
 (or on every index of a table, or as it stands if it only restores the weight), so that nothing of the packing is
-written here a second time. A wrong scale of one block
-hides in logits, which rounding moves anyway; against the weight it is off by as much as it is wrong.
+written here a second time. A wrong scale of one block hides in logits, which rounding moves anyway; against the weight
+it is off by as much as it is wrong.
 
 Knows operators and parameters' names; nothing about cases.
 """
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qwen3vl_export.contract import VISION_ENCODER
+from qwen3vl_export.weights.packing import DATA, SCALES, ZERO_POINTS
 
 from .bench import Bench, Floats
 from .measures import nmse
@@ -72,7 +73,7 @@ def modules_of(model: Any) -> dict[str | None, Any]:
 
 def place_of(parameter: str) -> tuple[str | None, str]:
     """`language_model.layers.0.mlp.up_proj.weight.quantized` -> `layers.0.mlp.up_proj`, `weight`."""
-    module, _, attribute = parameter.removesuffix(".quantized").rpartition(".")
+    module, _, attribute = parameter.removesuffix(f".{DATA}").rpartition(".")
     return module_of(f"{module}.weight"), attribute
 
 
@@ -169,9 +170,9 @@ def loop_rows(loop: NodeProto, stored: dict[str, TensorProto], path: Path) -> It
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
     taken = [node.input[0] for node in body.node if node.op_type == "Gather"]
     bits = 4 if any(node.op_type == "BitShift" for node in body.node) else 8
-    for data in (name for name in taken if name in stored and name.endswith(".quantized")):
-        parameter = data.removesuffix("quantized")
-        parts = [name for part in ("quantized", "scales", "zero_points") if (name := parameter + part) in stored]
+    for data in (name for name in taken if name in stored and name.endswith(f".{DATA}")):
+        parameter = data.removesuffix(DATA)
+        parts = [name for part in (DATA, SCALES, ZERO_POINTS) if (name := parameter + part) in stored]
         found = expert_rows([stored[part] for part in parts], bits, path)
         experts, rows, width = found.shape
         yield data, width // stored[parts[1]].dims[2], found.reshape(experts * rows, width)

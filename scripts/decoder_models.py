@@ -35,8 +35,8 @@ PRECISIONS: dict[str, dict[str, Any]] = {  # what a recipe says under `quantizat
         name: {"embeddings": TABLE, "decoder_model_merged": {**TABLE, "block_size": block, "accuracy_level": 4}}
         for name, block in (("int4", 32), ("int4-128", 128))
     },
-    "int4-portable": {"decoder_model_merged": {**TABLE, "block_size": 128}},
 }
+PORTABLE = {"decoder_model_merged": {**TABLE, "block_size": 128}}
 TEXT_PREFIX = "model.language_model."
 
 
@@ -54,21 +54,21 @@ def write_random(work: Path, size: str, layers: int | None, depth: int | None, v
     (work / "checkpoint" / PREPROCESSOR).write_text(json.dumps({**processor, "size": PIXELS}))
 
 
-def make_ours(work: Path, precision: str) -> None:
-    """`work/<precision>`: the artifact of a recipe that says `PRECISIONS[precision]`."""
+def make_ours(work: Path, name: str, quantization: dict[str, Any], target: str = "ort") -> None:
+    """`work/<name>`: the artifact of a recipe that says so."""
     from qwen3vl_export.pipeline import build
     from qwen3vl_export.recipe import load_recipe
 
     recipe = {
-        "name": precision,
+        "name": name,
         "checkpoint": {"source": str(work / "checkpoint")},
         "dtype": "float32",
-        "target": "portable" if precision.endswith("-portable") else "ort",
-        "quantization": PRECISIONS[precision],
+        "target": target,
+        "quantization": quantization,
     }
-    path = work / f"{precision}.yaml"
+    path = work / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    build(load_recipe(path), out=work / precision, log=lambda line: None)
+    build(load_recipe(path), out=work / name, log=lambda line: None)
 
 
 def make_openvino(work: Path) -> None:
@@ -77,7 +77,7 @@ def make_openvino(work: Path) -> None:
     import onnx
     from onnx import numpy_helper
 
-    make_ours(work, "int4-portable")
+    make_ours(work, "int4-portable", PORTABLE, "portable")
     folder = work / "int4-portable" / "onnx"
     model = onnx.load(folder / "decoder_model_merged.onnx", load_external_data=False)
     keep = next(tensor for tensor in model.graph.initializer if tensor.name == "num_logits_to_keep")
@@ -192,7 +192,7 @@ def make_nothing(work: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    **{name: partial(make_ours, precision=name) for name in PRECISIONS},
+    **{name: partial(make_ours, name=name, quantization=said) for name, said in PRECISIONS.items()},
     "openvino": make_openvino,
     "transformers": make_nothing,
     "genai": make_genai,

@@ -34,13 +34,10 @@ class Side:
 
 def session_of(file: Path, threads: int) -> Any:
     """A session with the options of the shipped runtime."""
-    import onnxruntime as ort
+    from qwen3vl_export.contract import VISION_ENCODER
+    from qwen3vl_export.runtime.session import load, session_options
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.dynamic_block_base", "4")
-    return ort.InferenceSession(str(file), options)
+    return load(file, session_options(VISION_ENCODER, threads))
 
 
 def export_ours(

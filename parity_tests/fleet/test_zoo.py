@@ -105,7 +105,7 @@ def test_what_the_entries_say(store: Store) -> None:
     first = found["qwen3-vl-4b-instruct"]
     assert [report.summary["matrix"] for report in first.reports] == ["standard", "quick"]
     assert first.reports[0].speed == pytest.approx(12)
-    assert first.bytes == first.manifest.bytes > 0
+    assert first.manifest.bytes > 0
     assert [entry.precision for entry in found.values()] == [
         "float32",
         "vision int8, table int8, decoder int4",

@@ -64,10 +64,6 @@ class Entry:
     reports: Sequence[Report]
 
     @property
-    def bytes(self) -> int:
-        return self.manifest.bytes
-
-    @property
     def precision(self) -> str:
         return precision(self.manifest.recipe)
 
@@ -135,7 +131,7 @@ def render(listed: Sequence[Entry]) -> str:
     environment.filters["size"] = size
     counts = {verdict: sum(entry.verdict == verdict for entry in listed) for verdict in ("good", "bad", "none")}
     return environment.get_template(TEMPLATE).render(
-        entries=listed, counts=counts, bytes=sum(entry.bytes for entry in listed), html=HTML, manifest=MANIFEST
+        entries=listed, counts=counts, bytes=sum(entry.manifest.bytes for entry in listed), html=HTML, manifest=MANIFEST
     )
 
 

@@ -23,7 +23,7 @@ from ..errors import BuildError
 from ..recipe.quantize import Quantize
 from ..simplify import clean
 from ..trace import weight_inputs
-from ..weights.layouts import Source, drop_unused, fold_layouts, shape_of, source_of, weight_input
+from ..weights.layouts import Source, drop_unused, fold_layouts, remove, shape_of, source_of, weight_input
 from .experts import is_in_loop, one_operator, restored, widened
 from .ops import (
     MICROSOFT,
@@ -69,7 +69,7 @@ def quantize(model: ir.Model, plan: Quantize, target: str) -> ir.Model:
             last = widened(node)
             _replace(last, restored(model, node, plan))
             if last is not node:
-                node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+                remove(node)
     left = next((weight for weight in quantized if len(shape_of(weight)) == 3 and weight.uses()), None)
     if left is not None:
         raise BuildError(
@@ -142,7 +142,7 @@ def _replace(node: ir.Node, new: list[ir.Node]) -> None:
     node.outputs[0].replace_all_uses_with(new[-1].outputs[0], replace_graph_outputs=True)
     new[-1].outputs[0].name = node.outputs[0].name
     new[-1].outputs[0].shape, new[-1].outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-    node.graph.remove(node, safe=True)
+    remove(node)
 
 
 METHODS: dict[tuple[str, str], Rewrite] = {

@@ -71,23 +71,11 @@ class Sessions:
         if graph not in self._opened:
             path = self.artifact.graph_path(graph)
             check_external_data(path, self.artifact.root)
-            session = load(path, self.session_options(graph))
+            session = load(path, session_options(graph, self.threads))
             inputs: list[Any] = [*session.get_inputs(), *session.get_overridable_initializers()]
             self._dtypes[graph] = {node.name: DTYPES[node.type] for node in inputs}
             self._opened[graph] = session
         return self._opened[graph]
-
-    def session_options(self, graph: str) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # nothing short of a crash: errors are raised and told once
-        # Threads take work in ever smaller pieces, so that none waits for one that was interrupted. Decoding with int4
-        # weights in blocks of 128: 5 to 11 % faster on two shared cores, by the shape of the product.
-        options.add_session_config_entry("session.dynamic_block_base", "4")
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
-        if graph.startswith(VISION_ENCODER):
-            options.enable_mem_pattern = False  # a memory plan per image size would be kept for ever
-        return options
 
     def run(self, graph: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
         """Run one graph; inputs are cast to the dtypes it takes.
@@ -136,6 +124,20 @@ def guarded(graph: str) -> Iterator[None]:
         if guard is None:
             raise
         raise InputError(f"{graph}: {guard[1]}", "Pass inputs that belong to one another") from error
+
+
+def session_options(graph: str, threads: int | None) -> Any:
+    """The `onnxruntime.SessionOptions` that a graph runs with."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # nothing short of a crash: errors are raised and told once
+    # Threads take work in ever smaller pieces, so that none waits for one that was interrupted. Decoding with int4
+    # weights in blocks of 128: 5 to 11 % faster on two shared cores, by the shape of the product.
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if graph.startswith(VISION_ENCODER):
+        options.enable_mem_pattern = False  # a memory plan per image size would be kept for ever
+    return options
 
 
 def load(path: Path, options: Any) -> Any:

@@ -83,8 +83,14 @@ def fold_layouts(model: ir.Model) -> ir.Model:
             new = weight_input(model, turned, weight.dtype, shape)
             pending.append(new)
             node.outputs[0].replace_all_uses_with(new)
-            node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+            remove(node)
     return drop_unused(model)
+
+
+def remove(node: ir.Node) -> None:
+    """Take a node that nothing reads out of its graph."""
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
 
 
 def drop_unused(model: ir.Model) -> ir.Model:
