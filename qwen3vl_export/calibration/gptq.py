@@ -13,7 +13,6 @@ Knows tensors; nothing about layers or files.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -53,21 +52,25 @@ class Factor:
 
 
 def factor(hessian: Hessian) -> Factor:
-    """The factor of a Hessian; damping is raised until it is positive definite. In H, inputs never seen count as 1."""
-    h = hessian.sum
-    diagonal = h.diagonal()
+    """The factor of a Hessian; damping is raised until it is positive definite. In H, inputs never seen count as 1.
+
+    All three steps happen in one array, by columns as LAPACK wants it: H is the largest thing in memory.
+    """
+    diagonal = hessian.sum.diagonal()
     diagonal[diagonal == 0] = 1.0  # its column rounds to nearest and disturbs nobody
     step = DAMPING * float(diagonal.mean())
     order = diagonal.argsort(descending=True, stable=True)
-    h = h[order][:, order]
+    failed = torch.empty(0, dtype=torch.int32)
+    damping = 0.0
     while True:
-        h.diagonal().add_(step)
-        lower, failed = torch.linalg.cholesky_ex(h)
+        damping, step = damping + step, step * 10
+        h = hessian.sum[order[:, None], order].T
+        h.diagonal().add_(damping)
+        torch.linalg.cholesky_ex(h, out=(h, failed))
         if not failed:
             break
-        step *= 10
-    inverse = torch.cholesky_inverse(lower)
-    return Factor(order, torch.linalg.cholesky(inverse, upper=True))
+    torch.cholesky_inverse(h, out=h)
+    return Factor(order, torch.linalg.cholesky(h, upper=True, out=h))
 
 
 def quantize_rows(
@@ -96,10 +99,6 @@ def quantize_rows(
     return packed(own.reshape(cut.shape), grid, bits, symmetric, rows.shape[1])
 
 
-def output_error(rows: Tensor, restored: Tensor, hessian: Hessian) -> float:
-    """Relative L2 error of the products of a weight's rows with the inputs seen."""
-
-    def power(weights: Tensor) -> float:
-        return float(((weights @ hessian.sum) * weights).sum())
-
-    return math.sqrt(max(0.0, power(rows - restored)) / max(power(rows), 1e-30))
+def power(rows: Tensor, hessian: Hessian) -> float:
+    """Sum of squares of the products of rows [N, K] with the inputs seen."""
+    return float(((rows @ hessian.sum) * rows).sum())

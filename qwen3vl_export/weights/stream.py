@@ -21,9 +21,7 @@ from .layouts import Layout, Source
 from .packing import TORCH
 
 SLICE_VALUES = 4 << 20  # read at once: 16 MiB of float32
-TURN_VALUES = (
-    16 << 20
-)  # read at once where rows become columns: each column is one write, and most weights are one slice
+TURN_VALUES = 12 << 20  # read at once where rows become columns: each column is one write, 2B's weights are one slice
 PACK_VALUES = 1 << 18  # packed at once: 1 MiB of float32 and its copies stay in a processor's cache
 COLUMNS = ("Transpose", (1, 0))
 
