@@ -286,7 +286,7 @@ def chart(figures: Path) -> None:
         for name, found in of.items()
     ]
     places = range(len(builds))
-    figure, axes = pyplot.subplots(2, 1, figsize=(10, 6), sharex=True, layout="constrained")
+    figure, axes = pyplot.subplots(2, 1, figsize=(13, 6), sharex=True, layout="constrained")
     axes[0].bar(places, [found["seconds"] for _, found in builds], color="0.75", label="other")
     weights = [found.get("stream", 0) for _, found in builds]
     traced = [found.get("trace", 0) for _, found in builds]
@@ -297,7 +297,7 @@ def chart(figures: Path) -> None:
     axes[1].bar(places, [found["peak"] / 2**30 for _, found in builds], color="tab:green")
     axes[1].axhline(LIMIT / 2**30, color="0.4", linewidth=1)
     axes[1].set_ylabel("peak memory, GiB")
-    axes[1].set_xticks(places, [name for name, _ in builds], fontsize=8)
+    axes[1].set_xticks(places, [name for name, _ in builds], fontsize=7)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(figures.with_suffix(".png"), dpi=130)
