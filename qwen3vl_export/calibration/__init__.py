@@ -26,7 +26,6 @@ from ..checkpoint import Checkpoint
 from ..contract import DECODER
 from ..recipe.model import Recipe
 from ..recipe.quantize import Blocks
-from ..submodules import checkpoint_name
 from ..weights.packing import Blockwise
 from .experts import PARTS, Experts
 from .gptq import Hessian
@@ -158,7 +157,7 @@ class _Layers:
                 state.through(layer, index)
         if experts is not None:
             experts.quantize(self.log, f"layer {index}")
-        errors = self.products.quantize(hessians, lambda name: MODEL + name)
+        errors = self.products.quantize(hessians)
         if errors:
             worst = max(errors, key=lambda name: errors[name])
             named = worst.removeprefix(f"{LAYERS}{index}.").removesuffix(".weight")
@@ -184,10 +183,9 @@ class _Layers:
         """Quantize the output head."""
         if self.products.kept(LM_HEAD):
             return
-        tensor = checkpoint_name(LM_HEAD, bool(self.checkpoint.config.tie_word_embeddings))
         hessian = Hessian(self.checkpoint.facts.hidden_size)
         with filled(norm, self.checkpoint, f"{TEXT}norm."):
             for state in states:
                 hessian.add(norm(state.hidden))
-        (error,) = self.products.quantize({LM_HEAD: hessian}, lambda _: tensor).values()
+        (error,) = self.products.quantize({LM_HEAD: hessian}).values()
         self.log(f"calibrated the output head: outputs off by {error:.3g}")

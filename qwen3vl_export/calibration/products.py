@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
+from ..submodules import checkpoint_name
 from ..weights.packing import TORCH, Blockwise
 from .gptq import Hessian, factor, power, quantize_rows
 from .results import Results
@@ -45,12 +46,11 @@ class Products:
         found = {f"{prefix}{name}.weight": module for name, module in layer.named_modules()}
         return {name: module for name, module in found.items() if isinstance(module, nn.Linear) and not self.kept(name)}
 
-    def quantize(self, hessians: dict[str, Hessian], tensor_of: Callable[[str], str]) -> dict[str, float]:
+    def quantize(self, hessians: dict[str, Hessian]) -> dict[str, float]:
         """Quantize weights by what their products got, and forget it; returns the relative L2 error of each output.
 
         Args:
             hessians: by the exporter's name of the weight; products of one input share one. Empty afterwards.
-            tensor_of: the checkpoint's name of a weight.
         """
         sharing: dict[Hessian, list[str]] = {}
         for name, hessian in hessians.items():
@@ -62,7 +62,7 @@ class Products:
             factored = factor(hessian)
             for name in names:
                 changed = whole = 0.0
-                tensor = tensor_of(name)
+                tensor = checkpoint_name(name, bool(self.checkpoint.config.tie_word_embeddings))
                 count, width = self.checkpoint.tensors[tensor].shape
                 self.results.create(name, count, width, self.packing)
                 for rows in self._slices(count, width):
