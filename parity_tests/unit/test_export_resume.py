@@ -23,6 +23,7 @@ from qwen3vl_export.progress import SECONDS, Lines
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.weights import journal as journals
 from qwen3vl_export.weights.journal import Journal
+from qwen3vl_export.weights.stream import Squares
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
@@ -64,7 +65,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     streamed: list[str] = []
     stream = weights.stream
 
-    def counted(checkpoint: object, name: str, *rest: object) -> float | None:
+    def counted(checkpoint: object, name: str, *rest: object) -> Squares:
         streamed.append(name)
         return stream(checkpoint, name, *rest)  # type: ignore[arg-type]
 

@@ -1,8 +1,9 @@
-"""However a tensor is cut into slices, the same bytes are written."""
+"""However a tensor is cut into pieces and strips, the same bytes are written."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,12 +14,12 @@ from safetensors.torch import save_file
 from qwen3vl_export.checkpoint import SINGLE, Checkpoint
 from qwen3vl_export.weights import in_columns
 from qwen3vl_export.weights.layouts import Layout, Source
-from qwen3vl_export.weights.packing import Blockwise, Packing, PerColumn
-from qwen3vl_export.weights.stream import Region, stream
+from qwen3vl_export.weights.packing import TORCH, Blockwise, Packing, PerColumn
+from qwen3vl_export.weights.stream import Region, Squares, pieces, stream
 
 from ..official import config
 
-FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, HALF, BFLOAT = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 STREAMING = importlib.import_module(stream.__module__)  # the package has a function of that name
 TURNED: Layout = (("Transpose", (1, 0)),)
 
@@ -27,9 +28,11 @@ TURNED: Layout = (("Transpose", (1, 0)),)
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("checkpoint")
     generator = torch.Generator().manual_seed(0)
-    tensors = {"matrix": (50, 24), "stack": (3, 10, 32)}
+    tensors = {"matrix": (50, 24), "stack": (3, 10, 32), "swapped": (3, 10, 32), "row": (400,)}
     save_file({n: torch.randn(s, generator=generator).bfloat16() for n, s in tensors.items()}, folder / SINGLE)
-    return Checkpoint(folder, "random", "local", config("2b"))
+    found = Checkpoint(folder, "random", "local", config("2b"))
+    found.tensors["swapped"] = replace(found.tensors["swapped"], shape=(3, 32, 10), swapped=True)
+    return found
 
 
 def written(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype: ir.DataType) -> tuple[bytes, float]:
@@ -47,9 +50,11 @@ def written(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype
             own = Source(name, source.layout, source.packing, part)
             regions[part] = Region(file.fileno(), end, of, kind, in_columns(own))
             end += regions[part].length
-        error = stream(checkpoint, name, source, regions, told.append)
+        squares = Squares()
+        for piece in pieces(shape, source.layout):
+            squares.add(stream(checkpoint, name, source, regions, piece, told.append))
     assert sum(told) == end == path.stat().st_size
-    return path.read_bytes(), error or 0.0
+    return path.read_bytes(), squares.error
 
 
 @pytest.mark.parametrize(
@@ -57,15 +62,20 @@ def written(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype
     [
         ("matrix", (), None, FLOAT),
         ("stack", (), None, HALF),
+        ("swapped", (), None, HALF),
+        ("swapped", (), None, BFLOAT),
+        ("row", (), None, HALF),
+        ("row", (), None, BFLOAT),
         ("matrix", TURNED, None, HALF),
+        ("matrix", TURNED, None, BFLOAT),
         ("matrix", (), Blockwise(4, 16, False, False, FLOAT), FLOAT),
         ("stack", (), Blockwise(4, 32, True, False, HALF), FLOAT),
+        ("swapped", (), Blockwise(4, 16, True, False, HALF), FLOAT),
         ("matrix", (), Blockwise(8, 32, True, True, HALF), FLOAT),
         ("matrix", (), PerColumn(FLOAT), FLOAT),
     ],
-    ids=["cast", "cast-stack", "turned", "int4", "int4-stack", "int8", "by-column"],
 )
-def test_slices_make_no_difference(
+def test_cuts_make_no_difference(
     checkpoint: Checkpoint,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -77,9 +87,9 @@ def test_slices_make_no_difference(
     source = Source(name, layout, packing)
     whole, error = written(checkpoint, tmp_path / "whole", name, source, dtype)
     if packing is None:
-        wanted = checkpoint.read(name).to(torch.float32 if dtype == FLOAT else torch.float16)
-        assert whole == (wanted.t() if layout else wanted).contiguous().numpy().tobytes()
-    for setting in ("SLICE_VALUES", "TURN_VALUES", "PACK_VALUES"):
+        wanted = checkpoint.read(name).to(TORCH[dtype])
+        assert whole == (wanted.t() if layout else wanted).contiguous().view(torch.uint8).numpy().tobytes()
+    for setting in ("PIECE_VALUES", "STRIP_VALUES"):
         monkeypatch.setattr(STREAMING, setting, 170)
     cut, same = written(checkpoint, tmp_path / "cut", name, source, dtype)
     assert cut == whole and same == pytest.approx(error, rel=1e-5)

@@ -34,12 +34,12 @@ from ..trace import weight_inputs
 from ..weights import WORKERS, Key, Layout, in_columns, key_of
 from ..weights.layouts import Source, fold_layouts, shape_of, source_of
 from ..weights.packing import Packing
-from ..weights.stream import SLICE_VALUES, TURN_VALUES, Region, stream
+from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Region, pieces, stream
 
-SAMPLE_WIDTH = 2048  # values of a row in the timed slice
+SAMPLE_WIDTH = 2048  # values of a row in the timed piece
 HASHED = 32 << 20  # bytes whose checksum is timed
-CAST_COPIES = 3  # float32 copies of a slice that exist at once while it is read, cast and turned
-PACK_COPIES = 10  # and while it is quantized
+PIECE_COPIES = 2  # float32 copies of a piece that exist at once: mapped, and gathered
+STRIP_COPIES = 10  # and of a strip while it is quantized
 
 
 @dataclass(frozen=True)
@@ -158,16 +158,15 @@ def check_space(directory: Path, needed: int) -> int:
 
 
 def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
-    """Peak resident bytes: what tracing took, or what is left of it beside the slices in flight."""
+    """Peak resident bytes: what tracing took, or what is left of it beside the pieces in flight."""
     tied = bool(checkpoint.config.tie_word_embeddings)
-    slices = 0
+    largest = 0
     for (tensor, source, _), _region in _regions(models, tied).items():
-        turned = source.packing is None and in_columns(source)
-        values = max(TURN_VALUES if turned else SLICE_VALUES, prod(checkpoint.tensors[tensor].shape[1:]))
-        whole = source.packing is not None and source.packing.columns  # other packings take a few rows at a time
-        slices = max(slices, 4 * values * (PACK_COPIES if whole else CAST_COPIES))
+        shape = checkpoint.tensors[tensor].shape
+        rows = max(cut.stop - cut.start for cut in pieces(shape, source.layout))
+        largest = max(largest, rows * prod(shape[1:]))
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-    return usage + WORKERS * slices
+    return usage + WORKERS * 4 * (PIECE_COPIES * largest + STRIP_COPIES * STRIP_VALUES)
 
 
 def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directory: Path) -> float:
@@ -187,10 +186,10 @@ def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directo
             )
     with tempfile.TemporaryDirectory(dir=directory, prefix=".plan-") as folder:
         root = Path(folder)
-        rows = torch.randn(SLICE_VALUES // SAMPLE_WIDTH, SAMPLE_WIDTH).to(torch.bfloat16)
+        rows = torch.randn(PIECE_VALUES // SAMPLE_WIDTH, SAMPLE_WIDTH).to(torch.bfloat16)
         save_file({"sample": rows}, root / SINGLE)
         sample = Checkpoint(root, "sample", "local", checkpoint.config)
-        seconds = sum(count / SLICE_VALUES * _time_slice(sample, *kind) for kind, count in values.items())
+        seconds = sum(count / PIECE_VALUES * _time_piece(sample, *kind) for kind, count in values.items())
     return seconds / WORKERS
 
 
@@ -212,8 +211,8 @@ def _regions(models: Sequence[ir.Model], tied: bool) -> dict[Key, Region]:
     return found
 
 
-def _time_slice(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType) -> float:
-    """Seconds that one slice takes from the checkpoint to the disk."""
+def _time_piece(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType) -> float:
+    """Seconds that one piece takes from the checkpoint to the disk."""
     shape = sample.tensors["sample"].shape
     parts = (
         {"": (shape, dtype)}
@@ -227,5 +226,5 @@ def _time_slice(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType)
             for name, (wanted, of) in parts.items()
         }
         start = time.perf_counter()
-        stream(sample, "sample", source, regions, lambda _: None)
+        stream(sample, "sample", source, regions, slice(0, shape[0]), lambda _: None)
         return time.perf_counter() - start

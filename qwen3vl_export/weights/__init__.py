@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +25,7 @@ from ..trace import weight_inputs
 from .file import Key, Layout, Place, WeightFile, bytes_of, in_columns, key_of
 from .journal import Journal, hash_of
 from .layouts import Source, fold_layouts, source_of
-from .stream import Region, stream
+from .stream import Region, Squares, pieces, stream
 
 __all__ = ["WORKERS", "Key", "Layout", "Progress", "WeightFile", "attach", "bytes_of", "in_columns", "key_of"]
 
@@ -79,30 +79,46 @@ def _point(model: ir.Model, value: ir.Value, file: WeightFile, place: Place) -> 
 def _run(
     checkpoint: Checkpoint, jobs: Mapping[Job, Regions], journal: Journal | None, progress: Progress
 ) -> dict[str, float]:
-    """Stream every job, `WORKERS` at a time; returns the relative error of each quantized parameter."""
-
-    def run(tensor: str, source: Source, regions: Regions) -> float | None:
-        if journal is None:
-            return stream(checkpoint, tensor, source, regions, progress)
-        places = {part: (region.file, region.offset, region.length) for part, region in regions.items()}
-        kinds = {part: (region.shape, region.dtype.name, region.columns) for part, region in regions.items()}
-        made_of = hash_of((tensor, source, places, kinds))
-        if (entry := journal.entries.get(made_of)) is not None:
-            return entry.error
-        error = stream(checkpoint, tensor, source, regions, progress)
-        journal.add(made_of, [*places.values()], error, [region.descriptor for region in regions.values()])
-        return error
-
+    """Stream the pieces of every job, `WORKERS` at a time; returns the relative error of each quantized parameter."""
+    errors: dict[str, float | None] = {}
     with ThreadPoolExecutor(WORKERS) as pool, _one_thread_each():
-        results = [
-            (source.parameter, pool.submit(run, tensor, source, regions)) for (tensor, source), regions in jobs.items()
-        ]
+        running: list[tuple[_Record, Source, list[Future[Squares]]]] = []
+        for (tensor, source), regions in jobs.items():
+            record = _Record.of(tensor, source, regions)
+            if journal is not None and (entry := journal.entries.get(record.made_of)) is not None:
+                errors[source.parameter] = entry.error
+                continue
+            cuts = pieces(checkpoint.tensors[tensor].shape, source.layout)
+            work = [pool.submit(stream, checkpoint, tensor, source, regions, cut, progress) for cut in cuts]
+            running.append((record, source, work))
         try:
-            found = {parameter: future.result() for parameter, future in results}
+            for record, source, work in running:
+                squares = Squares()
+                for piece in work:
+                    squares.add(piece.result())
+                errors[source.parameter] = squares.error if source.packing is not None else None
+                if journal is not None:
+                    journal.add(record.made_of, record.places, errors[source.parameter], record.descriptors)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {parameter: error for parameter, error in found.items() if error is not None}
+    return {parameter: error for parameter, error in errors.items() if error is not None}
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the journal says of one job."""
+
+    made_of: str
+    places: list[Place]
+    descriptors: list[int]
+
+    @classmethod
+    def of(cls, tensor: str, source: Source, regions: Regions) -> _Record:
+        places = {part: (region.file, region.offset, region.length) for part, region in regions.items()}
+        kinds = {part: (region.shape, region.dtype.name, region.columns) for part, region in regions.items()}
+        made_of = hash_of((tensor, source, places, kinds))
+        return cls(made_of, [*places.values()], [region.descriptor for region in regions.values()])
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Streaming: one tensor of a checkpoint to its places in a file, some rows at a time.
+"""Streaming: a piece of a checkpoint's tensor to its places in a file, a strip of rows at a time.
 
-Rows are read, laid out, cast or packed, written and forgotten; memory holds `SLICE_VALUES` of them whatever the tensor.
-Knows offsets and layouts; nothing about graphs.
+A piece is mapped from the checkpoint; its strips are laid out, cast or packed, and written. Rows that become columns
+are gathered first, so that each column of the piece is one write. What strips pass through are buffers that each worker
+keeps: they stay in its processor's cache, and the system need not find new memory for every one. Knows offsets and
+layouts; nothing about graphs.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
+from .buffers import BUFFERS
 from .layouts import Layout, Source
 from .packing import TORCH
 
-SLICE_VALUES = 4 << 20  # read at once: 16 MiB of float32
-TURN_VALUES = 12 << 20  # read at once where rows become columns: each column is one write, 2B's weights are one slice
-PACK_VALUES = 1 << 18  # packed at once: 1 MiB of float32 and its copies stay in a processor's cache
+PIECE_VALUES = 12 << 20  # mapped, and gathered if turned, at once: 2B's weights are one piece
+STRIP_VALUES = 1 << 18  # cast or packed at once: 1 MiB of float32
 COLUMNS = ("Transpose", (1, 0))
 
 
@@ -43,73 +45,129 @@ class Region:
         return -(-prod(self.shape) * self.dtype.bitwidth // 8)
 
 
+@dataclass
+class Squares:
+    """Sums over a weight's values, from which its relative error follows."""
+
+    changed: float = 0.0
+    whole: float = 0.0
+
+    def add(self, other: Squares) -> None:
+        self.changed += other.changed
+        self.whole += other.whole
+
+    @property
+    def error(self) -> float:
+        """Relative L2 error."""
+        return float((self.changed / max(self.whole, 1e-30)) ** 0.5)
+
+
+def pieces(shape: tuple[int, ...], layout: Layout) -> list[slice]:
+    """The rows of each piece of a tensor; one piece if a layout mixes rows."""
+    if not _rows_apart(shape, layout):
+        return [slice(0, shape[0])]
+    count = max(1, PIECE_VALUES // max(1, prod(shape[1:])))
+    return [slice(first, min(first + count, shape[0])) for first in range(0, shape[0], count)]
+
+
 def stream(
-    checkpoint: Checkpoint, name: str, source: Source, regions: Mapping[str, Region], progress: Callable[[int], None]
-) -> float | None:
-    """Write one tensor as `source` says.
+    checkpoint: Checkpoint,
+    name: str,
+    source: Source,
+    regions: Mapping[str, Region],
+    piece: slice,
+    progress: Callable[[int], None],
+) -> Squares:
+    """Write one piece of a tensor as `source` says.
 
     Args:
         name: the checkpoint's tensor.
         regions: for each part of the source's packing its place; the only key is "" without a packing.
+        piece: one of the tensor's `pieces`.
         progress: called with the bytes of each write.
 
     Returns:
-        Relative L2 error of the quantized values; None if they are not quantized.
+        What quantizing changed; zeros if the values are only cast.
     """
-    if source.packing is None:
-        for first, rows in _slices(checkpoint, name, source.layout):
-            progress(_write(regions[""], first, rows))
-        return None
-    squares = torch.zeros(2, dtype=torch.float64)
-    for first, stack in _slices(checkpoint, name, source.layout):
-        rows = stack.flatten(0, -2)  # a stack of matrices is one row after another
-        first *= len(rows) // len(stack)
-        count = len(rows) if source.packing.columns else max(1, PACK_VALUES // rows.shape[1])
-        for start in range(0, len(rows), count):
-            wide = rows[start : start + count].to(torch.float32)
-            arrays, restored = source.packing.pack(wide, first + start)
-            squares += torch.stack([(restored - wide).square().sum(), wide.square().sum()]).to(torch.float64)
+    squares = Squares()
+    for first, rows in _matrices(checkpoint, name, source.layout, piece):
+        gathered: dict[str, Tensor] = {}
+        strip = max(1, STRIP_VALUES // rows.shape[1])
+        for start in range(0, len(rows), strip):
+            arrays = _arrays(rows[start : start + strip], first + start, source, regions, squares)
             for part, region in regions.items():
-                progress(_write(region, first + start, arrays[part]))
-    return float((squares[0] / squares[1].clamp(min=1e-30)).sqrt())
+                if not region.columns:
+                    progress(_write(region, first + start, arrays[part]))
+                    continue
+                if part not in gathered:
+                    gathered[part] = BUFFERS.get(f"gathered {part}", (region.shape[0], len(rows)), arrays[part].dtype)
+                _turn(arrays[part], gathered[part][:, start : start + strip])
+        for part, columns in gathered.items():
+            progress(_write_columns(regions[part], first, columns))
+    return squares
 
 
-def _slices(checkpoint: Checkpoint, name: str, layout: Layout) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, rows) of a tensor, laid out; a final `COLUMNS` is left to `_write`."""
-    turned = bool(layout) and layout[-1] == COLUMNS
-    steps = layout[:-1] if turned else layout
-    shape = checkpoint.tensors[name].shape
-    rows_apart = all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in steps)
-    values = TURN_VALUES if turned else SLICE_VALUES
-    count = max(1, values // max(1, prod(shape[1:]))) if rows_apart else shape[0]
-    for first in range(0, shape[0], count):
-        rows = checkpoint.read(name, slice(first, min(first + count, shape[0])))
-        for op, argument in steps:
-            if op == "Transpose":
-                rows = rows.permute(argument)
-            else:
-                rows = rows.reshape((len(rows), *argument[1:]) if rows_apart else argument)
-        yield first, rows
+def _rows_apart(shape: tuple[int, ...], layout: Layout) -> bool:
+    """Whether a layout, a final `COLUMNS` aside, leaves every row of the tensor in its place."""
+    steps = layout[:-1] if layout[-1:] == (COLUMNS,) else layout
+    return all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in steps)
+
+
+def _matrices(checkpoint: Checkpoint, name: str, layout: Layout, piece: slice) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, rows [n, width]) of a piece, laid out; a final `COLUMNS` is left to the writing."""
+    apart = _rows_apart(checkpoint.tensors[name].shape, layout)
+    tensor = checkpoint.read(name, piece)
+    for op, argument in layout[:-1] if layout[-1:] == (COLUMNS,) else layout:
+        if op == "Transpose":
+            tensor = tensor.permute(argument)
+        else:
+            tensor = tensor.reshape((len(tensor), *argument[1:]) if apart else argument)
+    if tensor.ndim == 1:
+        tensor = tensor[:, None]
+    first = piece.start * prod(tensor.shape[1:-1])
+    if tensor.is_contiguous():
+        tensor = tensor.flatten(0, -2)  # a stack of matrices is one row after another
+    for index, rows in enumerate(tensor.reshape(-1, *tensor.shape[-2:])):
+        yield first + index * len(rows), rows
+
+
+def _arrays(
+    rows: Tensor, first: int, source: Source, regions: Mapping[str, Region], squares: Squares
+) -> Mapping[str, Tensor]:
+    """What is stored of a strip, by part; good until the next strip. Adds to `squares` what quantizing changed."""
+    shape = tuple(rows.shape)
+    if not rows.is_contiguous():
+        rows = BUFFERS.get("straight", shape, rows.dtype).copy_(rows)  # torch is slow to turn and cast in one
+    if source.packing is None:
+        dtype = TORCH.get(regions[""].dtype, rows.dtype)
+        return {"": rows if dtype == rows.dtype else BUFFERS.get("cast", shape, dtype).copy_(rows)}
+    wide = BUFFERS.get("cast", shape, torch.float32).copy_(rows)
+    arrays, restored = source.packing.pack(wide, first)
+    squares.add(Squares(float((restored - wide).square().sum()), float(wide.square().sum())))
+    return arrays
+
+
+def _turn(rows: Tensor, columns: Tensor) -> None:
+    """Rows [n, K] into columns [K, n] of a larger matrix, by way of a whole one: torch turns into those much faster."""
+    columns.copy_(BUFFERS.get("turned", tuple(columns.shape), rows.dtype).copy_(rows.t()))
 
 
 def _write(region: Region, first: int, rows: Tensor) -> int:
-    """Write rows, or columns of a matrix, that start at index `first`; returns their bytes."""
-    dtype = TORCH.get(region.dtype)
-    rows = rows if dtype is None else rows.to(dtype)
-    if not region.columns:
-        data = _bytes(rows)
-        _write_at(region.descriptor, data, region.offset + first * (len(data) // len(rows)))
-        return len(data)
-    turned = _bytes(rows.t())
-    width, size = rows.shape[0] * rows.element_size(), rows.element_size()
-    stride = region.shape[1] * size
-    if width == stride:
-        _write_at(region.descriptor, turned, region.offset)
-        return len(turned)
-    for index in range(region.shape[0]):
-        place = region.offset + index * stride + first * size
-        _write_at(region.descriptor, turned[index * width : (index + 1) * width], place)
-    return len(turned)
+    """Write rows that start at index `first`; returns their bytes."""
+    data = _bytes(rows)
+    _write_at(region.descriptor, data, region.offset + first * (len(data) // len(rows)))
+    return len(data)
+
+
+def _write_columns(region: Region, first: int, columns: Tensor) -> int:
+    """Write columns of a matrix that start at index `first`; returns their bytes."""
+    data, size = _bytes(columns), columns.element_size()
+    width, stride = columns.shape[1] * size, region.shape[1] * size
+    runs = 1 if width == stride else region.shape[0]  # all columns of it are one run
+    length = len(data) // runs
+    for index in range(runs):
+        _write_at(region.descriptor, data[index * length :][:length], region.offset + index * stride + first * size)
+    return len(data)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
