@@ -58,7 +58,8 @@ class Products:
         hessians.clear()
         errors: dict[str, float] = {}
         while sharing:
-            hessian, names = sharing.popitem()
+            hessian = next(iter(sharing))  # in a layer's order: the widest, `down_proj`'s, when the others are gone
+            names = sharing.pop(hessian)
             factored = factor(hessian)
             for name in names:
                 changed = whole = 0.0
