@@ -127,7 +127,7 @@ def test_the_walk_through_the_layers_is_the_model(tiny: Checkpoint, prompts: Pro
         (rows,) = wide_rows(tiny, [prompt])
         model = text_model(tiny)
         hidden, *maps = rows.split(tiny.facts.hidden_size, dim=-1)
-        state = State(hidden[None], torch.stack(maps), model.rotary_emb(hidden, torch.from_numpy(prompt.position_ids)))
+        state = State(hidden[None], tuple(maps), model.rotary_emb(hidden, torch.from_numpy(prompt.position_ids)))
         for index, layer in enumerate(model.layers):
             with filled(layer, tiny, f"{TEXT}layers.{index}."):
                 state = state.through(layer, index)

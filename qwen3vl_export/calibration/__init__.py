@@ -2,10 +2,10 @@
 
 prompts -> wide rows -> layer 0 -> layer 1 -> …
 
-A layer is read, run over every prompt while the inputs of its products are summed up (`gptq.Hessian`), forgotten,
-quantized some rows at a time, and run once more with what its integers stand for: the next layer sees the errors of
-those before it and makes up for some of them. Memory holds one layer in float32, its Hessians and the activations of
-all prompts, whatever the depth; results lie on disk (`results.py`) until `weights/` writes them.
+A layer is run over every prompt while the inputs of its products are summed up (`gptq.Hessian`), quantized some rows at
+a time, and run once more with what its integers stand for: the next layer sees the errors of those before it and makes
+up for some of them. Memory holds the activations of all prompts and either one layer's Hessians, or one of them being
+factored, or one layer in float32, whatever the depth; results lie on disk (`results.py`) until `weights/` writes them.
 
 Knows transformers' decoder layers; nothing about graphs.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ LM_HEAD = "lm_head.weight"
 LAYERS = "language_model.layers."  # the exporter's names
 MODEL = "model."  # what the checkpoint's names have before them
 
-NO_MAPS = torch.empty(0)
 Log = Callable[[str], None]
 
 
@@ -48,12 +47,12 @@ class State:
 
     Attributes:
         hidden: [1, S, H].
-        maps: [D, S, H], what DeepStack adds after the first D layers; empty after them.
+        maps: D of [S, H], what DeepStack adds after the first D layers; none after them.
         rotary: cos and sin, [1, S, E].
     """
 
     hidden: Tensor
-    maps: Tensor
+    maps: tuple[Tensor, ...]
     rotary: tuple[Tensor, Tensor]
 
     def through(self, layer: Any, index: int) -> State:
@@ -61,7 +60,7 @@ class State:
         hidden = layer(self.hidden, position_embeddings=self.rotary, attention_mask=None)
         if index < len(self.maps):
             hidden = hidden + self.maps[index]
-        return State(hidden, self.maps if index + 1 < len(self.maps) else NO_MAPS, self.rotary)
+        return State(hidden, self.maps if index + 1 < len(self.maps) else (), self.rotary)
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def calibrate(
 ) -> Results:
     """Quantize every product of a decoder that the plan does not keep; `scales` is the dtype of the scales."""
     packing = Blockwise(plan.bits, plan.block_size, plan.symmetric, True, scales)
-    layers = _Layers(checkpoint, Products(checkpoint, packing, plan.keep, results), log)
+    layers = _Layers(Products(checkpoint, packing, plan.keep, results), log)
     with torch.no_grad():
         model = text_model(checkpoint)
         states = [*_states(checkpoint, model, prompts)]
@@ -137,14 +136,13 @@ def _states(checkpoint: Checkpoint, model: Any, prompts: Prompts) -> Iterator[St
     for prompt, rows in zip(prompts.prepared, wide_rows(checkpoint, list(prompts.prepared)), strict=True):
         hidden, *maps = torch.split(rows, size, dim=-1)
         rotary = model.rotary_emb(hidden, torch.from_numpy(prompt.position_ids))
-        yield State(hidden[None], torch.stack(maps), rotary)
+        yield State(hidden[None], tuple(maps), rotary)
 
 
 @dataclass(frozen=True)
 class _Layers:
     """The layers of one decoder and its head, quantized in turn."""
 
-    checkpoint: Checkpoint
     products: Products
     log: Log
 
@@ -152,7 +150,9 @@ class _Layers:
         """Quantize a layer, all from the inputs it gets before any of it is, and run it as it then is."""
         products = self.products.of(layer, f"{LAYERS}{index}.")
         experts = self._experts(layer, index)
-        with filled(layer, self.checkpoint, f"{MODEL}{LAYERS}{index}."), watched(products) as hessians:
+        layer_filled = partial(filled, layer, self.products.checkpoint, f"{MODEL}{LAYERS}{index}.")
+        apart = {MODEL + name for name in products}
+        with layer_filled(but=apart), self.products.reading(products), watched(products) as hessians:
             for state in states:
                 state.through(layer, index)
         if experts is not None:
@@ -163,7 +163,7 @@ class _Layers:
             named = worst.removeprefix(f"{LAYERS}{index}.").removesuffix(".weight")
             mean = sum(errors.values()) / len(errors)
             self.log(f"calibrated layer {index}: outputs off by {mean:.3g} in the mean, {errors[worst]:.3g} ({named})")
-        with filled(layer, self.checkpoint, f"{MODEL}{LAYERS}{index}."):
+        with layer_filled(but=apart):
             self.products.restore(products)
             return [state.through(layer, index) for state in states]
 
@@ -175,7 +175,7 @@ class _Layers:
         names = {part: f"{LAYERS}{index}.mlp.experts.{part}" for part in PARTS}
         tensors = {part: MODEL + name for part, name in names.items()}
         quantized = {part: name for part, name in names.items() if not self.products.kept(name)}
-        found = Experts(self.checkpoint, tensors, quantized, self.products.packing, self.products.results)
+        found = Experts(self.products.checkpoint, tensors, quantized, self.products.packing, self.products.results)
         module.calibrated = found
         return found
 
@@ -183,8 +183,8 @@ class _Layers:
         """Quantize the output head."""
         if self.products.kept(LM_HEAD):
             return
-        hessian = Hessian(self.checkpoint.facts.hidden_size)
-        with filled(norm, self.checkpoint, f"{TEXT}norm."):
+        hessian = Hessian(self.products.checkpoint.facts.hidden_size)
+        with filled(norm, self.products.checkpoint, f"{TEXT}norm."):
             for state in states:
                 hessian.add(norm(state.hidden))
         (error,) = self.products.quantize({LM_HEAD: hessian}).values()

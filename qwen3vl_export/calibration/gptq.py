@@ -13,15 +13,34 @@ Knows tensors; nothing about layers or files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..weights.blockwise import Blocks, block_grid, in_blocks, packed
 
 DAMPING = 0.01  # of the mean of diag(H), added to it: the authors' value
+STRIP = 4 << 20  # values of a stored Hessian read at a time: 16 MiB
 LAZY = 128  # columns whose errors are passed on together, as one matrix product
+
+
+class Inputs(Protocol):
+    """What `factor` and `power` ask of a Hessian: it may lie on disk.
+
+    Attributes:
+        diagonal: [K].
+    """
+
+    @property
+    def diagonal(self) -> Tensor: ...
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        """(index of the first row, rows [n, K]), some at a time."""
 
 
 class Hessian:
@@ -37,6 +56,33 @@ class Hessian:
         self.sum.addmm_(rows.T, rows)
         self.rows += len(rows)
 
+    @property
+    def diagonal(self) -> Tensor:
+        return self.sum.diagonal()
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        yield 0, self.sum
+
+    def store(self, path: Path) -> Stored:
+        """This Hessian as a file, so that the one in memory can go."""
+        self.sum.numpy().tofile(path)
+        return Stored(path, self.diagonal.clone())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A Hessian on disk: beside its factor, which is as large, memory need not hold it."""
+
+    path: Path
+    diagonal: Tensor
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        width = len(self.diagonal)
+        count = max(1, STRIP // width)
+        for first in range(0, width, count):
+            values = np.fromfile(self.path, np.float32, min(count, width - first) * width, offset=4 * first * width)
+            yield first, torch.from_numpy(values).view(-1, width)
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -51,21 +97,24 @@ class Factor:
     upper: Tensor
 
 
-def factor(hessian: Hessian) -> Factor:
+def factor(hessian: Inputs) -> Factor:
     """The factor of a Hessian; damping is raised until it is positive definite. In H, inputs never seen count as 1.
 
-    All three steps happen in one array, by columns as LAPACK wants it: H is the largest thing in memory.
+    All three steps happen in one array, by columns as LAPACK wants it: nothing in memory is larger.
     """
-    diagonal = hessian.sum.diagonal()
-    diagonal[diagonal == 0] = 1.0  # its column rounds to nearest and disturbs nobody
+    diagonal = torch.where(hessian.diagonal == 0, 1.0, hessian.diagonal)  # unseen: rounds to nearest, disturbs nobody
     step = DAMPING * float(diagonal.mean())
     order = diagonal.argsort(descending=True, stable=True)
+    place = order.argsort()
+    ordered = torch.empty(len(order), len(order))
     failed = torch.empty(0, dtype=torch.int32)
     damping = 0.0
     while True:
         damping, step = damping + step, step * 10
-        h = hessian.sum[order[:, None], order].T
-        h.diagonal().add_(damping)
+        for first, rows in hessian.strips():
+            ordered[place[first : first + len(rows)]] = rows[:, order]
+        h = ordered.T
+        h.diagonal().copy_(diagonal[order] + damping)
         torch.linalg.cholesky_ex(h, out=(h, failed))
         if not failed:
             break
@@ -99,6 +148,8 @@ def quantize_rows(
     return packed(own.reshape(cut.shape), grid, bits, symmetric, rows.shape[1])
 
 
-def power(rows: Tensor, hessian: Hessian) -> float:
+def power(rows: Tensor, hessian: Inputs) -> float:
     """Sum of squares of the products of rows [N, K] with the inputs seen."""
-    return float(((rows @ hessian.sum) * rows).sum())
+    return sum(
+        float(((rows @ strip.T) * rows[:, first : first + len(strip)]).sum()) for first, strip in hessian.strips()
+    )

@@ -6,7 +6,7 @@ Knows how a checkpoint's tensors get into modules and out again; nothing about q
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,10 +23,16 @@ VISION, TEXT = "model.visual.", "model.language_model."
 PATCHES = 8192  # of the pictures that go through the tower together: bounds the memory of its activations
 
 
-def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, recurse: bool = True) -> None:
-    """Give a module on the meta device the checkpoint's values, in float32; but no stacks of experts (`experts.py`)."""
+def fill(
+    module: nn.Module, checkpoint: Checkpoint, prefix: str, recurse: bool = True, but: Collection[str] = ()
+) -> None:
+    """Give a module on the meta device the checkpoint's values, in float32; but no stacks of experts (`experts.py`).
+
+    Args:
+        but: the checkpoint's names of tensors that are left out too.
+    """
     for name, _ in list(module.named_parameters(recurse=recurse)):
-        if ".experts." in name:
+        if ".experts." in name or prefix + name in but:
             continue
         owner, _, own = name.rpartition(".")
         value = checkpoint.read(prefix + name).to(torch.float32).contiguous()
@@ -41,9 +47,9 @@ def forget(module: nn.Module, recurse: bool = True) -> None:
 
 
 @contextmanager
-def filled(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> Iterator[None]:
-    """Inside, the module has its weights."""
-    fill(module, checkpoint, prefix)
+def filled(module: nn.Module, checkpoint: Checkpoint, prefix: str, but: Collection[str] = ()) -> Iterator[None]:
+    """Inside, the module has its weights; the arguments are those of `fill`."""
+    fill(module, checkpoint, prefix, but=but)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from ..weights.packing import TORCH, Blockwise
 from .gptq import Hessian, factor, power, quantize_rows
 from .results import Results
 
+HESSIAN = "hessian.f32"  # the one being factored, beside the results
 VALUES = 8 << 20  # of a weight at a time: 32 MiB of float32, of which rounding takes half a dozen copies
 
 
@@ -53,21 +55,21 @@ class Products:
             hessians: by the exporter's name of the weight; products of one input share one. Empty afterwards.
         """
         sharing: dict[Hessian, list[str]] = {}
-        for name, hessian in hessians.items():
-            sharing.setdefault(hessian, []).append(name)
-        hessians.clear()
+        for name in [*hessians]:
+            sharing.setdefault(hessians.pop(name), []).append(name)
         errors: dict[str, float] = {}
         while sharing:
-            hessian = next(iter(sharing))  # in a layer's order: the widest, `down_proj`'s, when the others are gone
-            names = sharing.pop(hessian)
+            first = next(iter(sharing))  # in a layer's order: the widest, `down_proj`'s, when the others are gone
+            names = sharing.pop(first)
+            hessian = first.store(self.results.directory / HESSIAN)
+            del first
             factored = factor(hessian)
             for name in names:
                 changed = whole = 0.0
-                tensor = checkpoint_name(name, bool(self.checkpoint.config.tie_word_embeddings))
-                count, width = self.checkpoint.tensors[tensor].shape
+                count, width = self.checkpoint.tensors[self._tensor(name)].shape
                 self.results.create(name, count, width, self.packing)
-                for rows in self._slices(count, width):
-                    weights = self.checkpoint.read(tensor, rows).to(hessian.sum.dtype)
+                for rows in _slices(count, width):
+                    weights = self._read(name, rows)
                     how = self.packing
                     scales = TORCH[how.scales]
                     blocks = quantize_rows(weights, factored, how.bits, how.block_size, how.symmetric, scales)
@@ -77,19 +79,45 @@ class Products:
                 errors[name] = math.sqrt(max(0.0, changed) / max(whole, 1e-30))
         return errors
 
+    @contextmanager
+    def reading(self, products: dict[str, nn.Linear]) -> Iterator[None]:
+        """Inside, products read their weights some rows at a time whenever they run, and hold none."""
+
+        def run(name: str, module: nn.Linear) -> Callable[[Tensor], Tensor]:
+            def forward(given: Tensor) -> Tensor:
+                slices = _slices(module.out_features, module.in_features)
+                out = torch.cat([given @ self._read(name, rows).T for rows in slices], dim=-1)
+                return out if module.bias is None else out + module.bias
+
+            return forward
+
+        with ExitStack() as stack:
+            for name, module in products.items():
+                module.forward = run(name, module)  # type: ignore[assignment, method-assign]
+                stack.callback(delattr, module, "forward")
+            yield
+
     def restore(self, products: dict[str, nn.Linear]) -> None:
         """Give products the numbers that their integers stand for."""
         for name, module in products.items():
-            for rows in self._slices(*module.weight.shape):
+            weight = torch.empty(module.weight.shape)
+            for rows in _slices(*weight.shape):
                 count = rows.stop - rows.start
                 blocks = self.results.read(name, rows.start, count, self.packing.bits, module.in_features)
-                module.weight[rows] = blocks.restored
+                weight[rows] = blocks.restored
+            module.weight = nn.Parameter(weight, requires_grad=False)
 
-    @staticmethod
-    def _slices(count: int, width: int) -> Iterator[slice]:
-        each = max(1, VALUES // width)
-        for first in range(0, count, each):
-            yield slice(first, min(first + each, count))
+    def _tensor(self, name: str) -> str:
+        return checkpoint_name(name, bool(self.checkpoint.config.tie_word_embeddings))
+
+    def _read(self, name: str, rows: slice) -> Tensor:
+        return self.checkpoint.read(self._tensor(name), rows).to(torch.float32)
+
+
+def _slices(count: int, width: int) -> Iterator[slice]:
+    each = max(1, VALUES // width)
+    for first in range(0, count, each):
+        yield slice(first, min(first + each, count))
 
 
 @contextmanager
