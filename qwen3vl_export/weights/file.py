@@ -111,7 +111,7 @@ class WeightFile:
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
         for name, descriptor in self._descriptors.items():
             if kind is None:
-                os.ftruncate(descriptor, self.layout.files[name])
+                _set_length(descriptor, self.layout.files[name])
             os.close(descriptor)
 
     def region(self, value: ir.Value, place: Place) -> Region:
@@ -127,8 +127,15 @@ class WeightFile:
         """An open file. What the journal does not know of is cut off."""
         if name not in self._descriptors:
             self._descriptors[name] = os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o644)
-            os.ftruncate(self._descriptors[name], self.journal.end(name) if self.journal is not None else 0)
+            _set_length(self._descriptors[name], self.journal.end(name) if self.journal is not None else 0)
         return self._descriptors[name]
+
+
+def _set_length(descriptor: int, length: int) -> None:
+    """Cut or extend a file that has another length. Cutting an empty one would have ext4 write all of it to the disk on
+    closing, which it takes for a replaced file."""
+    if os.fstat(descriptor).st_size != length:
+        os.ftruncate(descriptor, length)
 
 
 def aligned(offset: int) -> int:
