@@ -1,7 +1,7 @@
 """A Qwen3-VL checkpoint on disk: its config, its facts and its tensors, read one at a time or in parts.
 
 Finds a local directory or a Hugging Face repository at a pinned revision. Weights are never loaded whole: the index is
-read from the safetensors headers and `read` maps one tensor, or some rows of it. Whatever layout the files have,
+read from the safetensors headers and `read` fetches one tensor, or some rows of it. Whatever layout the files have,
 tensors are seen here as transformers' modules hold them. Knows nothing about graphs.
 """
 
@@ -11,10 +11,9 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
 from .artifact import CHECKPOINT_FILES
@@ -22,20 +21,27 @@ from .contract import Facts
 from .errors import CheckpointError
 from .hash_cache import sha256_file
 from .hub import download
+from .shards import Stored, stored_tensors
 
 CONFIGS = {"qwen3_vl": Qwen3VLConfig, "qwen3_vl_moe": Qwen3VLMoeConfig}  # by model_type
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
+class Room(Protocol):
+    """Memory for a tensor that is read."""
+
+    def __call__(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lives: its file, and its shape as transformers' modules have it.
+    """One tensor: where it is stored, and its shape as transformers' modules have it.
 
     `swapped`: in the file its last two axes stand in the other order.
     """
 
-    file: Path
+    stored: Stored
     shape: tuple[int, ...]
     swapped: bool = False
 
@@ -87,20 +93,11 @@ class Checkpoint:
         Raises:
             CheckpointError: a shard is missing or is not a safetensors file.
         """
-        entries: dict[str, TensorEntry] = {}
-        for file in self._shards():
-            try:
-                with safe_open(file, framework="pt") as shard:
-                    for name in shard.keys():  # noqa: SIM118 - a safetensors handle, not a dict
-                        entries[name] = self._entry(name, file, tuple(shard.get_slice(name).get_shape()))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(
-                    f"{file}: not a readable safetensors file ({error})", "Download it again"
-                ) from error
-        return entries
+        found = {name: stored for file in self._shards() for name, stored in stored_tensors(file).items()}
+        return {name: self._entry(name, stored) for name, stored in found.items()}
 
-    def _entry(self, name: str, file: Path, stored: tuple[int, ...]) -> TensorEntry:
-        """A tensor whose shape in `file` is `stored`.
+    def _entry(self, name: str, stored: Stored) -> TensorEntry:
+        """A tensor as the architecture has it.
 
         The published files hold experts as [E, H, 2 * I] and [E, I, H]; transformers 5 holds and saves them as
         `torch.nn.Linear` would, [E, 2 * I, H] and [E, H, I]. Both are read, told apart by shape and, where a shape fits
@@ -112,9 +109,9 @@ class Checkpoint:
             text = self.config.text_config
             hidden, inner = text.hidden_size, text.moe_intermediate_size
             wanted = {"gate_up_proj": (2 * inner, hidden), "down_proj": (hidden, inner)}.get(parameter)
-            if wanted is not None and stored[1:] == wanted[::-1] != wanted:
-                return TensorEntry(file, (stored[0], *wanted), swapped=True)
-        return TensorEntry(file, stored)
+            if wanted is not None and stored.shape[1:] == wanted[::-1] != wanted:
+                return TensorEntry(stored, (stored.shape[0], *wanted), swapped=True)
+        return TensorEntry(stored, stored.shape)
 
     def _shards(self) -> list[Path]:
         index = self.root / INDEX
@@ -129,15 +126,22 @@ class Checkpoint:
                 raise CheckpointError(f"{self.root}: {name} is missing", "Download the checkpoint again")
         return [self.root / name for name in names]
 
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """One tensor in its stored dtype, mapped from disk; need not be contiguous.
+    def read(self, name: str, rows: slice | None = None, room: Room | None = None) -> torch.Tensor:
+        """One tensor in its stored dtype; need not be contiguous.
 
         Args:
             rows: read only these of its first axis, e.g. the experts `slice(3, 4)`.
+            room: gives the memory to read into, for a shape and a dtype; memory of the tensor's own unless given.
+
+        Raises:
+            CheckpointError: the file has become shorter.
         """
         entry = self.tensors[name]
-        with safe_open(entry.file, framework="pt") as shard:
-            tensor: torch.Tensor = shard.get_tensor(name) if rows is None else shard.get_slice(name)[rows]
+        whole = entry.stored.shape
+        start, stop, _ = (rows or slice(None)).indices(whole[0]) if whole else (0, 0, 1)
+        shape = (stop - start, *whole[1:]) if whole else whole
+        into = (room or torch.empty)(shape, dtype=entry.stored.dtype)
+        tensor = entry.stored.read(slice(start, stop), into)
         return tensor.transpose(-1, -2) if entry.swapped else tensor
 
     def provenance(self) -> dict[str, Any]:

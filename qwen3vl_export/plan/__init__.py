@@ -38,7 +38,7 @@ from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Region, pieces, stream
 
 SAMPLE_WIDTH = 2048  # values of a row in the timed piece
 HASHED = 32 << 20  # bytes whose checksum is timed
-PIECE_COPIES = 2  # float32 copies of a piece that exist at once: mapped, and gathered
+PIECE_COPIES = 2  # float32 copies of a piece that exist at once: read, and gathered
 STRIP_COPIES = 10  # and of a strip while it is quantized
 
 

@@ -152,11 +152,9 @@ def check_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         if name not in found:
             raise CheckpointError(f"{checkpoint.root}: tensor {name} {list(shape)} is missing", hint)
         if found[name].shape != shape:
-            raise CheckpointError(
-                f"{found[name].file}: tensor {name} is {list(found[name].shape)}, config.json asks for {list(shape)}",
-                hint,
-            )
+            file, has = found[name].stored.file, list(found[name].shape)
+            raise CheckpointError(f"{file}: tensor {name} is {has}, config.json asks for {list(shape)}", hint)
     extra = sorted(set(found) - set(expected) - ({"lm_head.weight"} if tied else set()))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise CheckpointError(f"{found[extra[0]].file}: unexpected tensor {extra[0]}{more}", hint)
+        raise CheckpointError(f"{found[extra[0]].stored.file}: unexpected tensor {extra[0]}{more}", hint)

@@ -1,6 +1,6 @@
 """Streaming: a piece of a checkpoint's tensor to its places in a file, a strip of rows at a time.
 
-A piece is mapped from the checkpoint; its strips are laid out, cast or packed, and written. Rows that become columns
+A piece is read from the checkpoint; its strips are laid out, cast or packed, and written. Rows that become columns
 are gathered first, so that each column of the piece is one write. What strips pass through are buffers that each worker
 keeps: they stay in its processor's cache, and the system need not find new memory for every one. Knows offsets and
 layouts; nothing about graphs.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -23,8 +24,8 @@ from .buffers import BUFFERS
 from .layouts import Layout, Source
 from .packing import TORCH
 
-PIECE_VALUES = 12 << 20  # mapped, and gathered if turned, at once: 2B's weights are one piece
-STRIP_VALUES = 1 << 18  # cast or packed at once: 1 MiB of float32
+PIECE_VALUES = 12 << 20  # read, and gathered if turned, at once: 2B's weights are one piece
+STRIP_VALUES = 1 << 19  # cast or packed at once: 2 MiB of float32
 COLUMNS = ("Transpose", (1, 0))
 
 
@@ -116,7 +117,7 @@ def _rows_apart(shape: tuple[int, ...], layout: Layout) -> bool:
 def _matrices(checkpoint: Checkpoint, name: str, layout: Layout, piece: slice) -> Iterator[tuple[int, Tensor]]:
     """(index of the first row, rows [n, width]) of a piece, laid out; a final `COLUMNS` is left to the writing."""
     apart = _rows_apart(checkpoint.tensors[name].shape, layout)
-    tensor = checkpoint.read(name, piece)
+    tensor = checkpoint.read(name, piece, partial(BUFFERS.get, "piece"))
     for op, argument in layout[:-1] if layout[-1:] == (COLUMNS,) else layout:
         if op == "Transpose":
             tensor = tensor.permute(argument)
