@@ -31,7 +31,7 @@ from .packaging import storage
 from .quantize import quantize, store_as
 from .recipe.model import DEFAULT, Recipe
 from .recipe.quantize import KeepPrecision, Quantize
-from .rewrites.head import read_table
+from .rewrites.rows import read_rows
 from .simplify import simplify
 from .stages import Stages
 from .submodules import Submodule, build_submodule, check_tensors
@@ -154,11 +154,10 @@ def packed(
     if plan.method != "none":
         model = quantize(model, plan, target)
         model = stages.done("quantized", model if calibration is None else read_back(model, calibration.results))
-    if one.lender is not None:
-        model = stages.done("shared", read_table(model))
+    model = read_rows(model)
     if stored is not None:
-        model = stages.done("stored", store_as(model, stored))
-    return replace(one, model=model)
+        model = store_as(model, stored)
+    return replace(one, model=stages.done("stored", model))
 
 
 def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:

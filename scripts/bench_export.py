@@ -9,9 +9,9 @@ A checkpoint of the published shapes is written to a temporary directory, random
 runs in a fresh process; its peak is the kernel's VmHWM. `weights` is the time spent on them alone, `tracing` all that
 comes before; the rest is the sha256 of every file read and written. `cp` copies the bytes of the weight files.
 
-Builds and copies alike begin with memory full of cached files, their own among them, as on a machine in use. Otherwise
-the figures are the virtual machine's: memory that it has given back costs eight times as much to write to as memory
-that was freed a moment before.
+Builds and copies alike begin with memory full of cached files, their own among them, as on a machine in use, and with
+everything written that was to be. Otherwise the figures are the virtual machine's: memory that it has given back costs
+eight times as much to write to as memory that was freed a moment before.
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ def fill(checkpoint: Path) -> None:
 
 @contextmanager
 def memory_in_use(folder: Path) -> Iterator[None]:
-    """Inside, no memory is free: first a file of holes is cached, then what lies in `folder`."""
+    """Inside, no memory is free and nothing waits for the disk: a file of holes is cached, then what lies in `folder`."""
+    os.sync()
     holes = folder.with_name("holes")
     with holes.open("wb") as file:
         file.truncate(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -85,17 +85,18 @@ def test_kept_stages_run(tmp_path: Path) -> None:
     grid = np.array([[1, 24, 24]])
     pixels = np.random.default_rng(0).standard_normal((576, 1536), np.float32)
     feeds = {"pixel_values": pixels, "image_grid_thw": grid}
-    stages = ("traced", "simplified", "optimized")
+    stages = ("traced", "simplified", "optimized", "stored")
     results = [session(out / "stages" / stage / "vision_encoder.onnx") for stage in stages]
     features = [one.run(None, feeds)[0] for one in results]
-    assert len(features) == 3
+    assert len(features) == 4
     assert max(np.abs(features[0] - other).max() for other in features[1:]) < 1e-4
 
 
 def test_the_manifest_tells_each_stage(tiny_artifact: Path) -> None:
     manifest = json.loads((tiny_artifact / MANIFEST).read_text())
     for name, graph in manifest["graphs"].items():
-        assert [record["stage"] for record in graph["stages"]] == ["traced", "simplified", "optimized", "written"], name
+        stages = [record["stage"] for record in graph["stages"]]
+        assert stages == ["traced", "simplified", "optimized", "stored", "written"], name
         assert graph["stages"][0]["nodes"] >= graph["stages"][-1]["nodes"] > 0
         assert all(sum(record["ops"].values()) == record["nodes"] for record in graph["stages"])
     assert manifest["checkpoint"]["source"] == "./checkpoints/tiny" and manifest["tools"]["torch"]

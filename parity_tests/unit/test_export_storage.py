@@ -27,7 +27,7 @@ from qwen3vl_export.plan import plan_build, planned_files
 from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Quantize
-from qwen3vl_export.rewrites.head import read_table
+from qwen3vl_export.rewrites.rows import read_rows
 from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.simplify import simplify
 from qwen3vl_export.skeletons import Skeleton
@@ -114,8 +114,7 @@ def write(folder: Path, precision: str, **settings: Any) -> tuple[Layout, Layout
     layouts = {EMBED_TOKENS: table, DECODER: Layout(DECODER, lender=table)}
     for name, layout in layouts.items():
         graph, model = skeleton(name)
-        model = quantize(model.clone(), plan, "ort")
-        model = read_table(model) if name == DECODER else model
+        model = read_rows(quantize(model.clone(), plan, "ort"))
         model = store_as(model, ir.DataType.BFLOAT16) if precision == "bfloat16" else model
         lender = EMBED_TOKENS if name == DECODER else None
         planned.append(Skeleton(graph, model.clone(), Stages(name), lender=lender))
@@ -228,7 +227,7 @@ def test_a_build_for_runtimes_that_find_it_stores_the_table_once(tmp_path: Path)
     entry = artifact.manifest.graphs[DECODER]
     assert entry["data"] == ["onnx/decoder_model_merged.onnx_data", "onnx/embed_tokens.onnx_data"]
     assert entry["shared"] == [{"file": "onnx/embed_tokens.onnx_data", "tensors": ["lm_head.weight"]}]
-    assert [record["stage"] for record in entry["stages"]][-2:] == ["shared", "written"]
+    assert [record["stage"] for record in entry["stages"]][-2:] == ["stored", "written"]
     planned = {file.name: file.bytes for file in plan.files}
     for path in (artifact.root / "onnx").glob("*_data*"):
         assert planned[f"onnx/{path.name}"] == path.stat().st_size

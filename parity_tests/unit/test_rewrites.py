@@ -15,6 +15,10 @@ from onnx import parser
 
 from qwen3vl_export.rewrites.layout import drop_identity_reshapes, rotate_in_place
 from qwen3vl_export.rewrites.norms import fuse_skip_norms
+from qwen3vl_export.rewrites.rows import read_rows
+from qwen3vl_export.trace import weight_inputs
+from qwen3vl_export.unroll import WEIGHTS
+from qwen3vl_export.weights.layouts import source_of
 
 RNG = np.random.default_rng(47)
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>\n'
@@ -53,6 +57,22 @@ RESHAPES = """g (float[b, s, 8] x, int64[3] to) => (float[b, s, 8] out)
     out = Reshape (turned, flip)
 }"""
 
+PRODUCTS = """g (float[b, s, 8] x, float[s, 8] y, float[5, 8] v, float[8, 8] w, float[8, 3] z)
+=> (float[b, s, 5] a, float[b, s, 8] d, float[s, 8] e, float[b, s, 5] f, float[b, s, 3] h)
+{
+    v_t = Transpose <perm: ints = [1, 0]> (v)
+    w_t = Transpose <perm: ints = [1, 0]> (w)
+    a = MatMul (x, v_t)
+    c = MatMul (x, w_t)
+    once = Sigmoid (c)
+    twice = Mul (once, x)
+    d = MatMul (twice, w_t)
+    e = MatMul (y, w_t)
+    both = Add (x, y)
+    f = MatMul (both, v_t)
+    h = MatMul (x, z)
+}"""
+
 
 def feeds(model: ir.Model) -> dict[str, Any]:
     sizes = {"b": 2, "s": 5}
@@ -67,7 +87,9 @@ def feeds(model: ir.Model) -> dict[str, Any]:
 
 
 def run(model: ir.Model, given: dict[str, Any]) -> Any:
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, given)[0]
+    """The outputs, end to end."""
+    found = ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, given)
+    return np.concatenate([array.reshape(-1) for array in found])
 
 
 def rewritten(text: str, rewrite: Callable[[ir.Model], ir.Model]) -> tuple[Counter[str], Counter[str]]:
@@ -147,3 +169,20 @@ def test_guards_stay() -> None:
     model = ir.from_proto(parser.parse_model(HEADER + RESHAPES))
     next(node for node in model.graph if node.op_type == "Reshape").name = "guard: this must be so"
     assert sum(node.op_type == "Reshape" for node in drop_identity_reshapes(model).graph) == 2
+
+
+def test_products_read_rows() -> None:
+    model = ir.from_proto(parser.parse_model(HEADER + PRODUCTS))
+    given = feeds(model)
+    wanted = run(model, given)
+    for value in model.graph.inputs[2:]:
+        value.name = f"{WEIGHTS}{value.name}"
+    found = read_rows(model)
+    assert [source_of(weight).layout for weight in weight_inputs(found)] == [()] * 3
+    given = {name: given[name.removeprefix(WEIGHTS)] for value in found.graph.inputs if (name := value.name)}
+    np.testing.assert_allclose(run(found, given), wanted, atol=1e-5)
+    onnx.checker.check_model(ir.to_proto(found), full_check=True)
+    ops = Counter(node.op_type for node in found.graph)
+    assert ops["Gemm"] == 5 and ops["MatMul"] == 1 and not ops["Transpose"]  # z is as MatMul wants it
+    assert ops["Reshape"] == 4 + 5  # x's products share its matrix
+    assert ops["Shape"] == 3  # of x, of y, and of their sum, which may be larger; what came of x alone has its dims

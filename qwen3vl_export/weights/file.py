@@ -19,7 +19,7 @@ from ..artifact import data_name
 from ..submodules import checkpoint_name
 from .journal import Journal
 from .layouts import Source, shape_of, source_of
-from .stream import COLUMNS, Region
+from .stream import Region
 
 ALIGNMENT = 4096  # so that a runtime can map a tensor straight from the file
 
@@ -159,6 +159,4 @@ def bytes_of(value: ir.Value) -> int:
 
 def in_columns(source: Source) -> bool:
     """Whether the rows of the checkpoint's tensor are columns of the array."""
-    if source.packing is None:
-        return bool(source.layout) and source.layout[-1] == COLUMNS
-    return source.part in source.packing.columns
+    return source.packing is not None and source.part in source.packing.columns

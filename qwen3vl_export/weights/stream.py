@@ -1,7 +1,7 @@
 """Streaming: a piece of a checkpoint's tensor to its places in a file, a strip of rows at a time.
 
-A piece is read from the checkpoint; its strips are laid out, cast or packed, and written. Rows that become columns
-are gathered first, so that each column of the piece is one write. What strips pass through are buffers that each worker
+The strips of a piece are read from the checkpoint, laid out, cast or packed, and written. Rows that become columns are
+gathered first, so that each column of the piece is one write. What strips pass through are buffers that each worker
 keeps: they stay in its processor's cache, and the system need not find new memory for every one. Knows offsets and
 layouts; nothing about graphs.
 """
@@ -24,9 +24,8 @@ from .buffers import BUFFERS
 from .layouts import Layout, Source
 from .packing import TORCH
 
-PIECE_VALUES = 12 << 20  # read, and gathered if turned, at once: 2B's weights are one piece
-STRIP_VALUES = 1 << 19  # cast or packed at once: 2 MiB of float32
-COLUMNS = ("Transpose", (1, 0))
+PIECE_VALUES = 12 << 20  # one worker's turn, gathered at once if turned: 2B's weights are one piece
+STRIP_VALUES = 1 << 19  # read, cast or packed at once: 2 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -91,45 +90,51 @@ def stream(
         What quantizing changed; zeros if the values are only cast.
     """
     squares = Squares()
-    for first, rows in _matrices(checkpoint, name, source.layout, piece):
-        gathered: dict[str, Tensor] = {}
-        strip = max(1, STRIP_VALUES // rows.shape[1])
-        for start in range(0, len(rows), strip):
-            arrays = _arrays(rows[start : start + strip], first + start, source, regions, squares)
-            for part, region in regions.items():
-                if not region.columns:
-                    progress(_write(region, first + start, arrays[part]))
-                    continue
-                if part not in gathered:
-                    gathered[part] = BUFFERS.get(f"gathered {part}", (region.shape[0], len(rows)), arrays[part].dtype)
-                _turn(arrays[part], gathered[part][:, start : start + strip])
-        for part, columns in gathered.items():
-            progress(_write_columns(regions[part], first, columns))
+    gathered: dict[str, Tensor] = {}
+    for first, rows in _strips(checkpoint, name, source.layout, piece):
+        arrays = _arrays(rows, first, source, regions, squares)
+        for part, region in regions.items():
+            if not region.columns:
+                progress(_write(region, first, arrays[part]))
+                continue
+            if part not in gathered:
+                width = min(piece.stop - piece.start, region.shape[1])
+                gathered[part] = BUFFERS.get(f"gathered {part}", (region.shape[0], width), arrays[part].dtype)
+            _turn(arrays[part], gathered[part][:, first - piece.start :][:, : len(rows)])
+    for part, columns in gathered.items():
+        progress(_write_columns(regions[part], piece.start, columns))
     return squares
 
 
 def _rows_apart(shape: tuple[int, ...], layout: Layout) -> bool:
-    """Whether a layout, a final `COLUMNS` aside, leaves every row of the tensor in its place."""
-    steps = layout[:-1] if layout[-1:] == (COLUMNS,) else layout
-    return all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in steps)
+    """Whether a layout leaves every row of the tensor in its place."""
+    return all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in layout)
 
 
-def _matrices(checkpoint: Checkpoint, name: str, layout: Layout, piece: slice) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, rows [n, width]) of a piece, laid out; a final `COLUMNS` is left to the writing."""
-    apart = _rows_apart(checkpoint.tensors[name].shape, layout)
-    tensor = checkpoint.read(name, piece, partial(BUFFERS.get, "piece"))
-    for op, argument in layout[:-1] if layout[-1:] == (COLUMNS,) else layout:
-        if op == "Transpose":
-            tensor = tensor.permute(argument)
-        else:
-            tensor = tensor.reshape((len(tensor), *argument[1:]) if apart else argument)
-    if tensor.ndim == 1:
-        tensor = tensor[:, None]
-    first = piece.start * prod(tensor.shape[1:-1])
-    if tensor.is_contiguous():
-        tensor = tensor.flatten(0, -2)  # a stack of matrices is one row after another
-    for index, rows in enumerate(tensor.reshape(-1, *tensor.shape[-2:])):
-        yield first + index * len(rows), rows
+def _strips(checkpoint: Checkpoint, name: str, layout: Layout, piece: slice) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, rows [n, width]) of a piece, laid out.
+
+    What is read at once is a strip too, or one entry of the first axis if that is larger, unless the layout mixes rows.
+    """
+    shape = checkpoint.tensors[name].shape
+    apart = _rows_apart(shape, layout)
+    count = max(1, STRIP_VALUES // max(1, prod(shape[1:]))) if apart else shape[0]
+    for start in range(piece.start, piece.stop, count):
+        tensor = checkpoint.read(name, slice(start, min(start + count, piece.stop)), partial(BUFFERS.get, "read"))
+        for op, argument in layout:
+            if op == "Transpose":
+                tensor = tensor.permute(argument)
+            else:
+                tensor = tensor.reshape((len(tensor), *argument[1:]) if apart else argument)
+        if tensor.ndim == 1:
+            tensor = tensor[:, None]
+        first = start * prod(tensor.shape[1:-1])
+        if tensor.is_contiguous():
+            tensor = tensor.flatten(0, -2)  # a stack of matrices is one row after another
+        for rows in tensor.reshape(-1, *tensor.shape[-2:]):
+            for strip in rows.split(max(1, STRIP_VALUES // rows.shape[1])):
+                yield first, strip
+                first += len(strip)
 
 
 def _arrays(
