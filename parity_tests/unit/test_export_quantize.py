@@ -19,7 +19,7 @@ from qwen3vl_export.checkpoint import open_checkpoint
 from qwen3vl_export.contract import Graph
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.optimize import optimize
-from qwen3vl_export.quantize import quantize
+from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.quantize.experts import one_operator
 from qwen3vl_export.recipe.quantize import Int4, Quantize
 from qwen3vl_export.simplify import simplify
@@ -42,9 +42,15 @@ def skeleton(checkpoint: Path, graph: str, target: str) -> tuple[Graph, ir.Model
 
 
 def built(
-    work: Path, graph: str, target: str = "ort", checkpoint: Path = TINY, method: str = "none", **settings: Any
+    work: Path,
+    graph: str,
+    target: str = "ort",
+    checkpoint: Path = TINY,
+    method: str = "none",
+    stored: ir.DataType = ir.DataType.FLOAT,
+    **settings: Any,
 ) -> onnx.ModelProto:
-    """One graph of a checkpoint, quantized as `method` and its settings say."""
+    """One graph of a checkpoint, quantized as `method` and its settings say; what is not is stored as `stored`."""
     if graph == "vision_encoder" and method == "int4":
         settings["accept_error"] = True
     plan = TypeAdapter(Quantize).validate_python({"method": method, **settings})
@@ -52,7 +58,9 @@ def built(
     folder = work / f"{graph}-{target}-{method}"
     folder.mkdir(exist_ok=True)
     with WeightFile.create(folder, graph) as data:
-        written = attach(quantize(model.clone(), plan, target), of, open_checkpoint(str(checkpoint)), data)
+        small = quantize(model.clone(), plan, target)
+        small = small if stored == ir.DataType.FLOAT else store_as(small, stored)
+        written = attach(small, of, open_checkpoint(str(checkpoint)), data)
         ir.save(written, folder / "model.onnx")
     return onnx.load(folder / "model.onnx")
 
@@ -122,6 +130,18 @@ def test_the_portable_graph_computes_the_same(graph: str, method: str, tmp_path:
     ours, portable = (built(tmp_path, graph, target, method=method, accuracy_level=1) for target in ("ort", "portable"))
     assert {opset.domain for opset in portable.opset_import} == {""}
     np.testing.assert_allclose(run(portable), run(ours), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("method", ["int8", "int4", "int8_dynamic"])
+def test_other_weights_may_be_stored_as_the_checkpoint_has_them(method: str, target: str, tmp_path: Path) -> None:
+    """The checkpoint is bfloat16: storing its numbers so changes none, and scales are not its numbers."""
+    whole, short = (
+        built(tmp_path, "decoder_model_merged", target, method=method, stored=stored)
+        for stored in (ir.DataType.FLOAT, ir.DataType.BFLOAT16)
+    )
+    assert any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in short.graph.initializer)
+    np.testing.assert_array_equal(run(short), run(whole))
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])

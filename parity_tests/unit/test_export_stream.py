@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from qwen3vl_export.checkpoint import SINGLE, Checkpoint
+from qwen3vl_export.errors import BuildError
 from qwen3vl_export.weights import in_columns
 from qwen3vl_export.weights.layouts import Layout, Source
 from qwen3vl_export.weights.packing import TORCH, Blockwise, Packing, PerColumn
@@ -93,3 +94,13 @@ def test_cuts_make_no_difference(
         monkeypatch.setattr(STREAMING, setting, 170)
     cut, same = written(checkpoint, tmp_path / "cut", name, source, dtype)
     assert cut == whole and same == pytest.approx(error, rel=1e-5)
+
+
+def test_scales_of_another_dtype_than_they_are_stored_in_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    packing = Blockwise(8, 16, True, False, FLOAT)
+    of = {part: (found.shape, found.dtype) for part, found in packing.parts(50, 24).items()}
+    with (tmp_path / "out").open("wb") as file, pytest.raises(BuildError, match=r"scales are packed as torch\.float32"):
+        regions = {
+            part: Region(file.fileno(), 0, shape, BFLOAT if part == "scales" else d) for part, (shape, d) in of.items()
+        }
+        stream(checkpoint, "matrix", Source("matrix", (), packing), regions, slice(0, 50), lambda _: None)

@@ -82,10 +82,12 @@ def quantize(model: ir.Model, plan: Quantize, target: str) -> ir.Model:
 
 
 def store_as(model: ir.Model, dtype: ir.DataType) -> ir.Model:
-    """Store floating weights in a shorter dtype and cast them back where they are used; computing stays as it was."""
+    """Store floating weights in a shorter dtype and cast them back where they are used; computing stays as it was.
+    Scales of quantized ones are not the checkpoint's numbers, and stay."""
     model = fold_layouts(model)
-    for weight in [value for value in weight_inputs(model) if value.dtype in FLOATS]:
-        assert weight.dtype is not None
+    for weight in weight_inputs(model):
+        if weight.dtype not in FLOATS or source_of(weight).packing is not None:
+            continue
         stored = weight_input(model, source_of(weight), dtype, shape_of(weight))
         cast = ir.node("Cast", [stored], {"to": int(weight.dtype)})
         weight.replace_all_uses_with(cast.outputs[0])

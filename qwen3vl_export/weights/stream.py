@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
+from ..errors import BuildError
 from .buffers import BUFFERS
 from .layouts import Layout, Source
 from .packing import TORCH
@@ -140,7 +141,11 @@ def _strips(checkpoint: Checkpoint, name: str, layout: Layout, piece: slice) -> 
 def _arrays(
     rows: Tensor, first: int, source: Source, regions: Mapping[str, Region], squares: Squares
 ) -> Mapping[str, Tensor]:
-    """What is stored of a strip, by part; good until the next strip. Adds to `squares` what quantizing changed."""
+    """What is stored of a strip, by part; good until the next strip. Adds to `squares` what quantizing changed.
+
+    Raises:
+        BuildError: an array is not of the dtype that it is stored in.
+    """
     if not rows.is_contiguous():
         rows = BUFFERS.get("straight", tuple(rows.shape), rows.dtype).copy_(rows)  # turned and cast in one is slow
     if source.packing is None:
@@ -150,6 +155,10 @@ def _arrays(
         return {"": _cast(rows, dtype)}
     wide = _cast(rows, torch.float32)
     arrays, restored = source.packing.pack(wide, first)
+    for part, region in regions.items():
+        if TORCH.get(region.dtype, arrays[part].dtype) != arrays[part].dtype:
+            what = f"{source.parameter}: {part} are packed as {arrays[part].dtype} and stored as {region.dtype}"
+            raise BuildError(what, "This is a bug; please report it")
     squares.add(Squares(float((restored - wide).square().sum()), float(wide.square().sum())))
     return arrays
 
