@@ -128,23 +128,23 @@ def quantize_rows(
     """Quantize float32 rows [N, K]; K is padded to whole blocks. Rows do not depend on one another."""
     cut = in_blocks(rows, block_size)
     grid = block_grid(cut, bits, symmetric, True, scale_dtype)
-    weights = rows[:, of.order]
-    integers = torch.empty_like(weights)
-    block_of = of.order // block_size
-    for start in range(0, rows.shape[1], LAZY):
-        end = min(start + LAZY, rows.shape[1])
-        errors = torch.empty(len(rows), end - start)
+    scales, zeros = grid.scales.T.to(torch.float32).contiguous(), grid.zero.T.contiguous()  # [blocks, N], as all here
+    weights = rows.T[of.order]  # [K, N]: a column of the weight is one run of memory
+    block_of = (of.order // block_size).tolist()
+    for start in range(0, len(weights), LAZY):
+        end = min(start + LAZY, len(weights))
+        errors = torch.empty(end - start, len(rows))
         for column in range(start, end):
-            scale, zero = grid.scales[:, block_of[column]].to(torch.float32), grid.zero[:, block_of[column]]
+            scale, zero = scales[block_of[column]], zeros[block_of[column]]
             divisor = torch.where(scale == 0, 1.0, scale)
-            rounded = (weights[:, column] / divisor + zero).round_().clamp_(0, 2**bits - 1)
-            integers[:, column] = rounded
-            error = (weights[:, column] - (rounded - zero) * scale) / of.upper[column, column]
-            weights[:, column + 1 : end].addr_(error, of.upper[column, column + 1 : end], alpha=-1)
-            errors[:, column - start] = error
-        weights[:, end:].addmm_(errors, of.upper[start:end, end:], alpha=-1)
+            rounded = (weights[column] / divisor + zero).round_().clamp_(0, 2**bits - 1)
+            error = errors[column - start]
+            torch.div(weights[column] - (rounded - zero) * scale, of.upper[column, column], out=error)
+            weights[column] = rounded
+            weights[column + 1 : end].addr_(of.upper[column, column + 1 : end], error, alpha=-1)
+        weights[end:].addmm_(of.upper[start:end, end:].T, errors, alpha=-1)
     own = grid.zero.repeat_interleave(block_size, dim=1)  # what stands for 0, where a row is padded
-    own[:, of.order] = integers
+    own[:, of.order] = weights.T
     return packed(own.reshape(cut.shape), grid, bits, symmetric, rows.shape[1])
 
 
