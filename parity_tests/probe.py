@@ -19,6 +19,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
+from qwen3vl_export.runtime.session import session_options
+
 # `….q_proj.weight`, `….q_proj.weight.scales`, `….q_proj.MatMul.weight_Q4`: the module, then which of its parameters.
 TOWERS = "visual|vision_model|language_model|lm_head|embed_tokens|blocks|layers|merger|deepstack|patch_embed|pos_embed"
 PARAMETER = re.compile(
@@ -108,13 +110,19 @@ def values_at(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]
     return reader(path, names)(feeds)
 
 
-def reader(path: Path, names: Sequence[str]) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
-    """`values_at` for a graph that is run more than once."""
+def reader(
+    path: Path, names: Sequence[str], threads: int | None = None
+) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
+    """`values_at` for a graph that is run more than once.
+
+    Args:
+        threads: as the shipped runtime was given. Sums that are split among others round in another way, which in half
+            precision is enough to send a token to another expert.
+    """
     model = onnx.load(path, load_external_data=False)
     known = {value.name for value in model.graph.output}
     model.graph.output.extend(ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options(path.stem, threads)
     options.add_session_config_entry(FOLDER, str(path.parent.resolve()))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     types = {node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())}

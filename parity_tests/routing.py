@@ -105,7 +105,8 @@ def chosen(bench: Bench, calls: Iterable[Call]) -> Choices:
     facts = bench.artifact.manifest.facts
     routed = [node.output[1] for node in graph.node if node.op_type == "TopK"]
     cached = [(index, part) for index in range(facts.num_hidden_layers) for part in ("key", "value")]
-    run = reader(path, [*routed, *(present_name(*one) for one in cached)])
+    names = [*routed, *(present_name(*one) for one in cached)]
+    run = reader(path, names, bench.runtime.sessions.threads)
     past: dict[str, NDArray[Any]] = {}
     found: list[Choices] = []
     for rows, attention_mask, position_ids in calls:

@@ -221,7 +221,7 @@ def fill(checkpoint: Path) -> None:
 
 @contextmanager
 def memory_in_use(folder: Path) -> Iterator[None]:
-    """Inside, no memory is free and nothing waits for the disk: a file of holes is cached, then what lies in `folder`."""
+    """Inside, nothing waits for the disk and no memory is free: a file of holes is cached, then all in `folder`."""
     os.sync()
     holes = folder.with_name("holes")
     with holes.open("wb") as file:

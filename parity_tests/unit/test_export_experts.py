@@ -86,9 +86,26 @@ def test_half_precision_parts_from_pytorch_at_near_tied_routes_only(tmp_path: Pa
     assert again.failures, "the rule forgives nothing that would not have failed"
 
 
+def test_experts_of_8_bits_part_from_pytorch_at_near_tied_routes_only(tmp_path: Path) -> None:
+    """Weights and activations of the experts in 8 bits, all other weights in bfloat16."""
+    how = "{decoder_model_merged: {method: int8}, embeddings: {method: int8}}"
+    artifact, checkpoint = build_moe(tmp_path, dtype="bfloat16", quantization=how)
+    bench = open_bench(artifact, "quick", checkpoint)
+    stages = ("decoder", "prefill", "teacher_forced", "decode")
+    cases = ("as-traced-24x24", "wide-512x128", "batch-of-different-sizes", "text-only")
+    report = run(bench, "quick", only=lambda check: check.stage in stages, cases=cases)
+    assert [outcome.message for outcome in report.failures] == []
+    assert len(report.outcomes) == 16 and any(outcome.measures.get("routing_ties") for outcome in report.outcomes)
+
+
 @pytest.mark.parametrize(
     ("target", "dtype", "method"),
-    [("ort", "float32", "int4"), ("ort", "float16", "int4"), ("portable", "float32", "int8")],
+    [
+        ("ort", "float32", "int4"),
+        ("ort", "float16", "int4"),
+        ("ort", "float16", "int8"),
+        ("portable", "float32", "int8"),
+    ],
 )
 def test_quantized_experts_compute_what_pytorch_does_with_the_same_weights(
     target: str, dtype: str, method: str, tmp_path: Path
@@ -97,9 +114,9 @@ def test_quantized_experts_compute_what_pytorch_does_with_the_same_weights(
     how = f"{{decoder_model_merged: {{method: {method}, symmetric: {str(target == 'portable').lower()}}}}}"
     artifact, checkpoint = build_moe(tmp_path, target=target, dtype=dtype, quantization=how)
     bench = open_bench(artifact, "quick", checkpoint)
-    cases = ("minimum-64x64", "batch-of-different-sizes")
+    cases = ("minimum-64x64", "wide-512x128", "batch-of-different-sizes")
     report = run(bench, "quick", only=lambda check: check.stage.startswith("dequantized_dec"), cases=cases)
-    assert len(report.outcomes) == 4
+    assert len(report.outcomes) == 6
     assert [outcome.message for outcome in report.failures] == []
 
 
