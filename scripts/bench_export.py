@@ -7,7 +7,7 @@
 
 A checkpoint of the published shapes is written to a temporary directory, random unless `--zeros` is said. Every build
 runs in a fresh process; its peak is the kernel's VmHWM. `weights` is the time spent on them alone, `tracing` all that
-comes before; the rest is the sha256 of every file read and written. `cp` copies the bytes of the weight files.
+comes before, calibration too; the rest is the sha256 of every file read and written. `cp` copies the weight files.
 
 Builds and copies alike begin with memory full of cached files, their own among them, as on a machine in use, and with
 everything written that was to be. Otherwise the figures are the virtual machine's: memory that it has given back costs
@@ -44,6 +44,8 @@ PRECISIONS: dict[str, str] = {  # recipe text after `extends`
     "int8": EMBEDDINGS_AND_DECODER.format("int8"),
     "int8_dynamic": "quantization: {embeddings: {method: int8}, decoder_model_merged: {method: int8_dynamic}}",
     "int4": EMBEDDINGS_AND_DECODER.format("int4"),
+    "int4-gptq": "quantization: {decoder_model_merged: {method: int4, algorithm: gptq}}\n"
+    f"calibration: {{source: {ROOT / 'recipes' / 'calibration'}}}",
     # What the genai builder writes: no vision encoder.
     "int4-text": EMBEDDINGS_AND_DECODER.format("int4") + "\ngraphs: [embed_tokens, decoder_model_merged]",
 }

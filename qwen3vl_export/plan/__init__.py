@@ -34,12 +34,11 @@ from ..trace import weight_inputs
 from ..weights import WORKERS, Key, Layout, in_columns, key_of
 from ..weights.layouts import Source, fold_layouts, shape_of, source_of
 from ..weights.packing import Packing
-from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Region, pieces, stream
+from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Region, pieces, rows_at_once, stream
 
 SAMPLE_WIDTH = 2048  # values of a row in the timed piece
 HASHED = 32 << 20  # bytes whose checksum is timed
-PIECE_COPIES = 2  # float32 copies of a piece that exist at once: read, and gathered
-STRIP_COPIES = 10  # and of a strip while it is quantized
+STRIP_COPIES = 10  # float32 copies of a strip that exist at once while it is quantized
 
 
 @dataclass(frozen=True)
@@ -158,15 +157,16 @@ def check_space(directory: Path, needed: int) -> int:
 
 
 def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
-    """Peak resident bytes: what tracing took, or what is left of it beside the pieces in flight."""
+    """Peak resident bytes: what tracing took, or what is left of it beside the strips and columns in flight."""
     tied = bool(checkpoint.config.tie_word_embeddings)
     largest = 0
-    for (tensor, source, _), _region in _regions(models, tied).items():
+    for (tensor, source, _), region in _regions(models, tied).items():
         shape = checkpoint.tensors[tensor].shape
-        rows = max(cut.stop - cut.start for cut in pieces(shape, source.layout))
-        largest = max(largest, rows * prod(shape[1:]))
+        read = 4 * rows_at_once(shape, source.layout) * prod(shape[1:])
+        columns = max(cut.stop - cut.start for cut in pieces(shape, source.layout)) if region.columns else 0
+        largest = max(largest, read + columns * region.shape[0] * region.dtype.bitwidth // 8)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-    return usage + WORKERS * 4 * (PIECE_COPIES * largest + STRIP_COPIES * STRIP_VALUES)
+    return usage + WORKERS * (largest + 4 * STRIP_COPIES * STRIP_VALUES)
 
 
 def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directory: Path) -> float:
@@ -219,12 +219,13 @@ def _time_piece(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType)
         if packing is None
         else {name: (part.shape, part.dtype) for name, part in packing.parts(*shape).items()}
     )
+    source = Source("sample", (), packing)
     with (sample.root / "out").open("wb") as file:
-        source = Source("sample", (), packing)
-        regions = {
-            name: Region(file.fileno(), 0, wanted, of, in_columns(replace(source, part=name)))
-            for name, (wanted, of) in parts.items()
-        }
-        start = time.perf_counter()
-        stream(sample, "sample", source, regions, slice(0, shape[0]), lambda _: None)
+        for offset in (0, 4 * PIECE_VALUES):  # the first finds its buffers, which a build does once
+            regions = {
+                name: Region(file.fileno(), offset, wanted, of, in_columns(replace(source, part=name)))
+                for name, (wanted, of) in parts.items()
+            }
+            start = time.perf_counter()
+            stream(sample, "sample", source, regions, slice(0, shape[0]), lambda _: None)
         return time.perf_counter() - start

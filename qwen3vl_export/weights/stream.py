@@ -71,6 +71,11 @@ def pieces(shape: tuple[int, ...], layout: Layout) -> list[slice]:
     return [slice(first, min(first + count, shape[0])) for first in range(0, shape[0], count)]
 
 
+def rows_at_once(shape: tuple[int, ...], layout: Layout) -> int:
+    """How many rows of a tensor are read at once: a strip, or one row that is larger; all if a layout mixes rows."""
+    return max(1, STRIP_VALUES // max(1, prod(shape[1:]))) if _rows_apart(shape, layout) else shape[0]
+
+
 def stream(
     checkpoint: Checkpoint,
     name: str,
@@ -113,13 +118,9 @@ def _rows_apart(shape: tuple[int, ...], layout: Layout) -> bool:
 
 
 def _strips(checkpoint: Checkpoint, name: str, layout: Layout, piece: slice) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, rows [n, width]) of a piece, laid out.
-
-    What is read at once is a strip too, or one entry of the first axis if that is larger, unless the layout mixes rows.
-    """
+    """(index of the first row, rows [n, width]) of a piece, laid out."""
     shape = checkpoint.tensors[name].shape
-    apart = _rows_apart(shape, layout)
-    count = max(1, STRIP_VALUES // max(1, prod(shape[1:]))) if apart else shape[0]
+    apart, count = _rows_apart(shape, layout), rows_at_once(shape, layout)
     for start in range(piece.start, piece.stop, count):
         tensor = checkpoint.read(name, slice(start, min(start + count, piece.stop)), partial(BUFFERS.get, "read"))
         for op, argument in layout:
