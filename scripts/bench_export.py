@@ -160,7 +160,11 @@ def run(
     with tempfile.TemporaryDirectory(dir=work) as folder:
         of = config(size)
         of.architectures = ["Qwen3VLForConditionalGeneration"]  # which a peer goes by
-        checkpoint = write_sparse_checkpoint(Path(folder) / "checkpoint", of, ROOT / "recipes" / "checkpoints" / "tiny")
+        settings_of = ROOT / "recipes" / "checkpoints" / "tiny"
+        for token, number in json.loads((settings_of / "config.json").read_text()).items():
+            if token.endswith("_token_id"):  # calibration looks them up in the tokenizer
+                setattr(of, token, number)
+        checkpoint = write_sparse_checkpoint(Path(folder) / "checkpoint", of, settings_of)
         if not zeros:
             fill(checkpoint)
         for name in [*(precision or ([] if peer else ["float16", "int4"])), *(peer or [])]:
