@@ -23,7 +23,7 @@ from ..errors import BuildError
 from ..recipe.quantize import Quantize
 from ..simplify import clean
 from ..trace import weight_inputs
-from ..weights.layouts import Source, drop_unused, fold_layouts, remove, shape_of, source_of, weight_input
+from ..weights.layouts import TURNED, Source, drop_unused, fold_layouts, remove, shape_of, source_of, weight_input
 from .experts import is_in_loop, one_operator, restored, widened
 from .ops import (
     MICROSOFT,
@@ -122,7 +122,7 @@ def _product(node: ir.Node, weights: set[ir.Value]) -> Weighted | None:
     if node.op_type == "Gemm" and node.attributes["transB"].as_int():
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return Weighted(node, x, source, (shape[0], shape[1]), weight.dtype, bias)
-    if source.layout and source.layout[-1] == ("Transpose", (1, 0)):
+    if source.layout[-1:] == (TURNED,):
         rows = Source(source.parameter, source.layout[:-1])
         return Weighted(node, x, rows, (shape[1], shape[0]), weight.dtype)
     return None

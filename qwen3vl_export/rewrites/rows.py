@@ -13,9 +13,8 @@ import onnx_ir as ir
 
 from ..simplify import clean
 from ..trace import weight_inputs
-from ..weights.layouts import Source, drop_unused, fold_layouts, remove, shape_of, source_of, weight_input
+from ..weights.layouts import TURNED, Source, drop_unused, fold_layouts, remove, shape_of, source_of, weight_input
 
-TURNED = ("Transpose", (1, 0))
 LIKE_FIRST_INPUT = {  # operator -> its outputs that have the dims of its first input, the last one aside
     "Cast": (0,),
     "GroupQueryAttention": (0,),

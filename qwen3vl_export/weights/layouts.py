@@ -17,6 +17,7 @@ from .packing import Packing
 
 Step = tuple[str, tuple[int, ...]]
 Layout = tuple[Step, ...]  # e.g. (("Reshape", (96, 1536)), ("Transpose", (1, 0)))
+TURNED: Step = ("Transpose", (1, 0))  # rows to columns, as MatMul wants a linear layer's weight
 SOURCE = "source"
 
 
