@@ -3,7 +3,8 @@
     DIR/manifest.json                   this module's `Manifest`, written last
     DIR/onnx/<graph>.onnx, .onnx_data   the graphs of `contract.py`; data past a limit in .onnx_data_1, …
     DIR/config.json, tokenizer.json, …  the checkpoint's own files, copied
-    DIR/parity.json, parity.xml         evidence; it names the manifest's sha256, so it is not listed in it
+    DIR/parity.json, parity.xml, …      evidence; it names the manifest's sha256, so it is not listed in it
+    DIR/provenance.intoto.json          of a published artifact: it lists every file, also those that publishing adds
 
 A precision beside the default one has graphs `onnx/<graph>_<precision>.onnx` and evidence `parity_<precision>.json`; a
 graph that it stores as another one does is that one's file.
@@ -29,6 +30,9 @@ FORMAT = 2  # 2: an ort decoder's cache holds no padding
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 JUNIT = "parity.xml"
+REPORTS = (PARITY, JUNIT, "parity.html")  # the last two where they are
+STATEMENT = "provenance.intoto.json"
+SIGNATURE = "provenance.sigstore.json"  # of the statement
 GRAPH_DIR = "onnx"
 CHECKPOINT_FILES = (
     "config.json",
@@ -148,8 +152,7 @@ class Artifact:
 
     def evidence_path(self, name: str = PARITY) -> Path:
         """Where evidence about this precision lies: `parity.json`, `parity_q4.json`."""
-        stem, dot, ending = name.partition(".")
-        return self.root / f"{suffixed(stem, self.precision)}{dot}{ending}"
+        return self.root / evidence_name(name, self.precision)
 
     def graph_path(self, name: str) -> Path:
         """Path of a graph's `.onnx` file.
@@ -173,6 +176,12 @@ class Artifact:
 def suffixed(name: str, precision: str) -> str:
     """What a graph, a report or an artifact of this name is called in a precision: `decoder_model_merged_q4`."""
     return f"{name}_{precision}" if precision else name
+
+
+def evidence_name(name: str, precision: str) -> str:
+    """What a file of evidence is called in a precision: `parity_q4.json`."""
+    stem, dot, ending = name.partition(".")
+    return f"{suffixed(stem, precision)}{dot}{ending}"
 
 
 def open_artifact(root: Path, check: bool = True, precision: str = "") -> Artifact:

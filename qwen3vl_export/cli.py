@@ -113,7 +113,7 @@ def build(
         bool, typer.Option("--keep-stages", help="Also keep the graph as it was after every stage, under stages/.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an artifact, or an interrupted build, that is already there.")
+        bool, typer.Option("--force", help="Replace the artifact, or the interrupted build, that is already there.")
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted build: what it wrote is not written again.")

@@ -13,7 +13,7 @@ import typer
 from .console import say
 from .errors import InputError
 
-Force = Annotated[bool, typer.Option("--force", help="Replace a directory that is already there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the artifact that is already there.")]
 
 
 def publish(

@@ -33,7 +33,7 @@ from .progress import writing
 from .recipe.model import Recipe
 from .recipe.quantize import Quantize
 from .resume import open_journal
-from .skeletons import KEEP, Log, Skeleton, lenders_first, open_for, shared_graphs, skeleton, skeletons
+from .skeletons import KEEP, Log, Skeleton, inputs_of, lenders_first, open_for, shared_graphs, skeleton, skeletons
 from .stages import Stages
 from .submodules import Submodule
 from .weights import Progress, WeightFile, attach
@@ -61,7 +61,7 @@ def build(
         checkpoint: directory or repository to use instead of the recipe's.
         out: directory to write; `artifacts/<name>` unless given.
         keep_stages: also keep every stage of every graph, runnable, under `stages/`.
-        force: replace `out` if it is there, and what an interrupted build of it left.
+        force: replace the artifact at `out`, and what an interrupted build of it left.
         resume: continue an interrupted build of it, if there is one and it wrote what this one would.
         log: takes one line of progress.
 
@@ -72,7 +72,7 @@ def build(
         Qwen3VLExportError: bad checkpoint, output directory taken, disk full, or a graph that fails its checks.
     """
     out = out if out is not None else Path("artifacts") / recipe.name
-    with resumable_directory(out, force, resume) as directory:
+    with resumable_directory(out, force, resume, inputs_of(recipe, checkpoint)) as directory:
         opened = open_for(recipe, checkpoint)
         log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
         calibrations = calibrations_of(recipe, opened, directory / CALIBRATED_DIR, log)

@@ -51,6 +51,11 @@ def open_for(recipe: Recipe, checkpoint: str | None) -> Checkpoint:
     return open_checkpoint(recipe.checkpoint.source, recipe.checkpoint.revision)
 
 
+def inputs_of(recipe: Recipe, checkpoint: str | None) -> tuple[Path, ...]:
+    """Files and directories that a build reads, one of them the checkpoint the user named."""
+    return recipe.inputs if checkpoint is None else (*recipe.inputs, Path(checkpoint).expanduser())
+
+
 @dataclass
 class Skeleton:
     """One graph without its bytes: its contract, the model, and the stages it went through."""

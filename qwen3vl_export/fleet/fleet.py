@@ -16,10 +16,12 @@ from pathlib import Path
 
 from ..console import say
 from ..errors import FleetError
+from ..publishing import SCHEME
+from ..replaceable import check_output
 from .account import Standing, note_failures, standings, told
 from .address import tools
 from .events import Events
-from .graph import KINDS, Job, Task, jobs_of
+from .graph import KINDS, Job, Task, jobs_of, publication_address
 from .harness import Harness
 from .progress import Shown
 from .runner import Executor, Serial, check_memory, machine_memory, run_tasks
@@ -86,9 +88,28 @@ def run(asked: Asked) -> list[Standing]:
 
 
 def opened(asked: Asked, make: bool) -> tuple[list[Job], Store]:
-    """The jobs and their store; a directory's path is made absolute, for workers start elsewhere."""
+    """The jobs and their store; a directory's path is made absolute, for workers start elsewhere.
+
+    Args:
+        make: something is to be made: the store where there is none, and what can be published nowhere is refused.
+    """
     jobs = jobs_of(asked.recipes, asked.matrix, asked.target, asked.harness)
-    return jobs, open_store(absolute(asked.store_url), make=make, patience=asked.patience, log=say)
+    store = open_store(absolute(asked.store_url), make=make, patience=asked.patience, log=say)
+    if make:
+        for job in jobs:
+            check_target(job, store)
+    return jobs, store
+
+
+def check_target(job: Job, store: Store) -> None:
+    """Refuse a directory that a job could not be published to, before anything is built for it.
+
+    Raises:
+        BuildError: something is there that is no artifact, or it holds what the job reads.
+    """
+    if job.target is None or job.target.startswith(SCHEME) or store.has(publication_address(job)):
+        return
+    check_output(Path(job.target), force=True, inputs=job.recipe.inputs)
 
 
 def absolute(url: str) -> str:

@@ -156,13 +156,17 @@ def tasks_of(job: Job, estimate: Estimate) -> list[Task]:
     merge = Task("merge", job, job.report, (job.artifact, *names), (), MERGING_MEMORY, MERGING_SECONDS, names)
     tasks = [build, *parts, merge]
     if job.target is not None:
-        result = address(FOLDERS["publish"], job.name, {"report": job.report, "target": job.target}, ".json")
+        result = publication_address(job)
         tasks.append(Task("publish", job, result, (job.report,), (), MERGING_MEMORY, PUBLISHING_SECONDS))
     return tasks
 
 
 def part_address(job: Job, units: Sequence[str]) -> str:
     return address(FOLDERS["verify"], job.name, {"report": job.report, "units": list(units)}, ".json")
+
+
+def publication_address(job: Job) -> str:
+    return address(FOLDERS["publish"], job.name, {"report": job.report, "target": job.target}, ".json")
 
 
 def shards(

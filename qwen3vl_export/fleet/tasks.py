@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..artifact import MANIFEST
-from ..errors import CheckpointError, Qwen3VLExportError, SpaceError
+from ..errors import CheckpointError, PublishError, Qwen3VLExportError, SpaceError
 from ..hash_cache import sha256_file
 from .address import revision_of, tools
 from .estimate import estimate
@@ -184,7 +184,11 @@ def make_report(task: Task, site: Site, store: Store, folder: Path, scratch: Pat
 
 
 def make_publication(task: Task, site: Site, store: Store, folder: Path, scratch: Path) -> Mapping[str, Any]:
-    """Publish the artifact with its evidence, unless this very artifact is published there."""
+    """Publish the artifact with its evidence, also where this very artifact has been published.
+
+    Raises:
+        PublishError: another artifact is there.
+    """
     from ..publishing import publish
 
     target = task.job.target
@@ -195,8 +199,10 @@ def make_publication(task: Task, site: Site, store: Store, folder: Path, scratch
     for path in (folder / "report").iterdir():
         if path.name != SUMMARY:
             path.replace(root / path.name)
-    same = (Path(target) / MANIFEST).is_file() and sha256_file(Path(target) / MANIFEST) == sha256_file(root / MANIFEST)
-    publish(root, target, force=same, log=lambda line: None)
+    there = Path(target) / MANIFEST
+    if there.is_file() and sha256_file(there) != sha256_file(root / MANIFEST):
+        raise PublishError(f"{target}: another artifact is there", "Move it elsewhere, or choose another --publish")
+    publish(root, target, force=True, log=lambda line: None)
     store.put(task.result, (json.dumps({"target": target, "report": task.job.report}, indent=1) + "\n").encode())
     return {}
 

@@ -29,7 +29,8 @@ from ..errors import SpaceError
 from ..packaging import storage
 from ..packaging.package import Storage
 from ..recipe.model import Recipe
-from ..skeletons import Log, Skeleton, lenders_first, open_for, skeletons
+from ..replaceable import check_output
+from ..skeletons import Log, Skeleton, inputs_of, lenders_first, open_for, skeletons
 from ..trace import weight_inputs
 from ..weights import WORKERS, Key, Layout, in_columns, key_of
 from ..weights.layouts import Source, fold_layouts, shape_of, source_of
@@ -82,15 +83,18 @@ def plan_build(
     """What `build` would do with the same arguments; writes nothing that stays and reads no weight.
 
     Raises:
-        Qwen3VLExportError: as `build`, except that a disk with too little room is not an error here.
+        Qwen3VLExportError: as `build`, except that neither a disk with too little room nor an artifact at `out` is an
+            error here.
     """
+    out = out or Path("artifacts") / recipe.name
+    check_output(out, force=True, inputs=inputs_of(recipe, checkpoint))
     start = time.perf_counter()
     opened = open_for(recipe, checkpoint)
     found = skeletons(recipe, opened, log)
     drawn = time.perf_counter()
     files = planned_files(found, opened, storage(recipe.packaging.runtimes))
     models = [skeleton.model for skeleton in found]
-    place = next(path for path in (out or Path("artifacts")).absolute().parents if path.is_dir())
+    place = next(path for path in out.absolute().parents if path.is_dir())
     hashed = sum(file.bytes for file in files) + sum(path.stat().st_size for path in opened.files)
     return BuildPlan(
         files=tuple(files),

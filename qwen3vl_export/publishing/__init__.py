@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import open_artifact
+from ..artifact import STATEMENT, open_artifact
 from ..console import size
 from ..errors import PublishError
 from ..hub import TIMEOUT
 from ..output import link, whole_directory
-from .provenance import STATEMENT, sign
+from ..replaceable import check_output
+from .provenance import sign
 from .publication import Publication, prepare
 from .verify_artifact import verify_artifact
 
@@ -72,7 +73,7 @@ def publish(
         private: a repository that has to be made is private.
         dry_run: check everything and say what would be published where; write and send nothing.
         signed: sign the provenance with sigstore.
-        force: replace a directory that is already there.
+        force: replace an artifact that is already there.
         demo: also the page that asks the artifact in a browser.
 
     Raises:
@@ -81,6 +82,9 @@ def publish(
     repository = Repository.parse(to) if to.startswith(SCHEME) else None
     if repository and repository.revision:
         raise PublishError(f"{to}: publishing is always to the main branch", "Leave the revision out")
+    inputs = [root] if licence is None else [root, licence]
+    if repository is None:
+        check_output(Path(to), force, inputs)
     publication = prepare(root, repository.name if repository else None, licence, demo)
     sizes = publication.sizes
     if dry_run:
@@ -91,7 +95,7 @@ def publish(
     if dry_run:
         return
     if repository is None:
-        with whole_directory(Path(to), force) as directory:
+        with whole_directory(Path(to), force, inputs) as directory:
             write(publication, directory, signed)
         log(f"{to} is ready. Check it: qwen3vl-export verify-artifact {to}")
         if demo:
@@ -150,6 +154,7 @@ def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = 
     Args:
         source: `hf://org/name[@revision]`, or a directory.
         out: directory to write; `artifacts/<name>` unless given.
+        force: replace an artifact that is already there.
 
     Returns:
         The directory.
@@ -157,15 +162,16 @@ def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = 
     Raises:
         Qwen3VLExportError: it cannot be reached, or something in it is not as it should be; nothing is written then.
     """
-    if source.startswith(SCHEME):
-        repository = Repository.parse(source)
-        found, name = download(repository), repository.name.split("/")[1]
-    else:
-        found, name = Path(source), Path(source).resolve().name
-        if not found.is_dir():
-            raise PublishError(f"{source}: no such directory", f"Give a directory, or {SCHEME}OWNER/NAME")
+    repository = Repository.parse(source) if source.startswith(SCHEME) else None
+    if repository is None and not Path(source).is_dir():
+        raise PublishError(f"{source}: no such directory", f"Give a directory, or {SCHEME}OWNER/NAME")
+    name = repository.name.split("/")[1] if repository else Path(source).resolve().name
     out = out or Path("artifacts") / name
-    with whole_directory(out, force) as directory:
+    check_output(out, force, () if repository else [Path(source)])
+    found = download(repository) if repository else Path(source)
+    if out.resolve().is_relative_to(found.resolve()):
+        raise PublishError(f"{out}: lies inside {source}", "Choose another --out")
+    with whole_directory(out, force, [found]) as directory:
         ignored = shutil.ignore_patterns(".git*", ".cache")
         shutil.copytree(found, directory, dirs_exist_ok=True, ignore=ignored)
         if not (directory / STATEMENT).is_file():

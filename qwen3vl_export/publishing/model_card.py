@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..artifact import Artifact
+from ..artifact import STATEMENT, Artifact
 from ..console import size
 from ..packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
 from .evidence import Evidence
 from .heatmap import HEATMAP
-from .provenance import STATEMENT
 from .sbom import SBOM
 
 CARD = "README.md"

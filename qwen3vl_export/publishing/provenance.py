@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Artifact
+from ..artifact import SIGNATURE, STATEMENT, Artifact
 from ..errors import PublishError
 
-STATEMENT = "provenance.intoto.json"
-SIGNATURE = "provenance.sigstore.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:qwen3vl-export:build:v1"

@@ -15,20 +15,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..artifact import JUNIT, MANIFEST, PARITY, Artifact, open_artifact
+from ..artifact import MANIFEST, REPORTS, STATEMENT, Artifact, open_artifact
 from ..errors import PublishError
 from .demo import demo_files
 from .evidence import Evidence, check_tier, passing_evidence
 from .heatmap import HEATMAP, heatmap
 from .model_card import CARD, model_card
-from .provenance import STATEMENT, statement
+from .provenance import statement
 from .sbom import SBOM, sbom
 from .verify_artifact import check_contract, check_digests
 
 LICENCE = "LICENSE"
 LICENCES = {"Apache License": "apache-2.0", "MIT License": "mit"}
 STAGES = "stages/"
-REPORTS = (PARITY, JUNIT, "parity.html")  # the last two where they are
 
 
 @dataclass(frozen=True)

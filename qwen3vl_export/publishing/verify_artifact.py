@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import contract
-from ..artifact import MANIFEST, Artifact, lies_inside, open_artifact
+from ..artifact import MANIFEST, SIGNATURE, STATEMENT, Artifact, lies_inside, open_artifact
 from ..contract import Facts, Graph, Tensor
 from ..errors import ArtifactError, PublishError
 from ..hash_cache import sha256_file
 from .evidence import Evidence, passing_evidence
-from .provenance import SIGNATURE, STATEMENT, check_signature, subjects
+from .provenance import check_signature, subjects
 
 HEADS = {
     contract.EMBED_TOKENS: contract.embed_tokens,

@@ -88,7 +88,7 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
         raise _first_mistake(layers, error) from None
     except (TypeError, ValueError, RecursionError):
         raise RecipeError(f"{layers.file}: holds a value that is not plain text, number or list") from None
-    recipe._directory = layers.file.parent
+    recipe._directory, recipe._files = layers.file.parent, layers.files
     source = recipe.checkpoint.source
     if not recipe.checkpoint.is_local and (layers.file.parent / source).is_dir():
         raise RecipeError(

@@ -144,6 +144,7 @@ class Recipe(Strict):
     """Oldest onnxruntime the artifact may be loaded with."""
 
     _directory: Path = PrivateAttr(default_factory=Path)
+    _files: tuple[Path, ...] = PrivateAttr(default=())
 
     @property
     def checkpoint_dir(self) -> Path | None:
@@ -154,6 +155,12 @@ class Recipe(Strict):
     def calibration_dir(self) -> Path | None:
         """The folder of calibration prompts, if one is named."""
         return self._directory / Path(self.calibration.source).expanduser() if self.calibration is not None else None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files and directories of this machine that a build reads: recipes, checkpoint, calibration prompts."""
+        named = (self.checkpoint_dir, self.calibration_dir)
+        return (*self._files, *(path for path in named if path is not None))
 
     @property
     def compute_dtype(self) -> Literal["float32", "float16"]:

@@ -26,10 +26,16 @@ KeyPath = tuple[str, ...]
 
 @dataclass
 class Layers:
-    """A recipe's merged data; `origins` maps key paths to the file that set them."""
+    """A recipe's merged data.
+
+    Attributes:
+        files: the recipe and those it extends, base first.
+        origins: key path -> the file that set it.
+    """
 
     file: Path
     data: dict[str, Any]
+    files: tuple[Path, ...] = ()
     origins: dict[KeyPath, Path] = field(default_factory=dict)
 
     def origin(self, path: KeyPath) -> Path:
@@ -85,6 +91,7 @@ def read_layers(file: Path, children: tuple[Path, ...] = ()) -> Layers:
         for key in OWN_KEYS:
             layers.data.pop(key, None)
         _move_source(layers.data, parent.parent, file.parent)
+    layers.files += (file,)
     checkpoint = data.get("checkpoint")
     if isinstance(checkpoint, dict) and "source" in checkpoint:
         layers.data.pop("checkpoint", None)
