@@ -27,6 +27,8 @@ BUDGET = (
     8 * 1024**3
 )  # bytes; the results used longest ago go first. Logits of a published vocabulary are 0.6 MB a token
 SUFFIX = ".npz"
+HEX = "[0-9a-f]"
+NAMES = f"{2 * HEX}/{64 * HEX}{SUFFIX}"  # of the files that this module writes
 
 
 def default_directory() -> Path:
@@ -106,7 +108,7 @@ class Store:
         if self._held is not None and self._held + added <= self.budget:
             self._held += added
             return
-        found = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.root.glob(f"*/*{SUFFIX}"))
+        found = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.root.glob(NAMES))
         self._held = sum(size for _, size, _ in found)
         for _, size, path in found:
             if self._held <= self.budget:

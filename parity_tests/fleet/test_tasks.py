@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,6 +87,31 @@ def test_somebody_elses_directory_is_not_replaced(bench: Bench, proven: Path, tm
     assert outcome.status == "failed"
     assert "not empty" in outcome.message
     assert (tmp_path / "published" / "tiny" / "thesis.txt").read_text() == "mine"
+
+
+def add_a_file(published: Path) -> str:
+    (published / "thesis.txt").write_text("mine")
+    return "holds thesis.txt, which is not part of the artifact there"
+
+
+def make_it_another(published: Path) -> str:
+    manifest = published / MANIFEST
+    manifest.write_text(manifest.read_text("utf-8") + "\n", "utf-8")
+    return "another artifact is there. Move it elsewhere, or choose another --publish"
+
+
+@pytest.mark.parametrize("change", [add_a_file, make_it_another])
+def test_a_publication_that_was_changed_is_not_replaced(
+    bench: Bench, proven: Path, tmp_path: Path, change: Callable[[Path], str]
+) -> None:
+    stored(bench, proven, tmp_path)
+    published = tmp_path / "published" / "tiny"
+    shutil.copytree(proven, published)
+    expected = change(published)
+    before = {path: path.read_bytes() for path in published.rglob("*") if path.is_file()}
+    outcome = bench.perform(bench.task("publish"))
+    assert outcome.status == "failed" and expected in outcome.message and "--force" not in outcome.message
+    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
 
 
 def test_what_did_not_pass_is_not_published(bench: Bench, proven: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from qwen3vl_export import weights
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.checkpoint import open_checkpoint
 from qwen3vl_export.errors import BuildError, CheckpointError
-from qwen3vl_export.output import JOURNAL, resumable_directory, unfinished
+from qwen3vl_export.output import BUILDING, JOURNAL, resumable_directory, unfinished
 from qwen3vl_export.pipeline import build
 from qwen3vl_export.progress import SECONDS, Lines
 from qwen3vl_export.recipe import load_recipe
@@ -237,22 +237,90 @@ def test_two_builds_of_one_directory_are_told_apart(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").is_file()
 
 
+def leave_unfinished(out: Path, *names: str) -> Path:
+    """What a build that was killed leaves."""
+    with pytest.raises(OSError, match="killed"), resumable_directory(out) as building:
+        journal = building.with_name(JOURNAL)
+        journal.touch()
+        for name in names:
+            (building / name).parent.mkdir(parents=True, exist_ok=True)
+            (building / name).touch()
+        raise OSError("killed")
+    return unfinished(out)
+
+
 def test_force_removes_what_was_left(tmp_path: Path) -> None:
-    left = unfinished(tmp_path / "out")
-    (left / "artifact" / "deep").mkdir(parents=True)
-    (left / "artifact" / "deep" / "old").touch()
-    (left / JOURNAL).touch()
+    left = leave_unfinished(tmp_path / "out", "deep/old")
     with resumable_directory(tmp_path / "out", force=True) as building:
         assert list(building.iterdir()) == []
     assert not left.exists()
 
 
-def test_what_has_no_journal_is_nobodys(tmp_path: Path) -> None:
-    left = unfinished(tmp_path / "out")
-    (left / "artifact").mkdir(parents=True)
-    (left / "artifact" / "old").touch()
+def test_what_has_no_journal_is_begun_anew(tmp_path: Path) -> None:
+    left = leave_unfinished(tmp_path / "out", "old")
+    (left / JOURNAL).unlink()
     with resumable_directory(tmp_path / "out", resume=True) as building:
         assert list(building.iterdir()) == []
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"force": True}, {"resume": True}], ids=["plain", "force", "resume"])
+@pytest.mark.parametrize("name", ["thesis.txt", f"{BUILDING}/thesis.txt", JOURNAL])
+def test_somebody_elses_directory_of_that_name_stays(tmp_path: Path, name: str, options: dict[str, bool]) -> None:
+    mine = unfinished(tmp_path / "out") / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(BuildError, match="not an unfinished build"), resumable_directory(tmp_path / "out", **options):
+        raise AssertionError("must not get here")
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_beside_an_unfinished_build_stays(tmp_path: Path, force: bool) -> None:
+    left = leave_unfinished(tmp_path / "out")
+    (left / "notes.txt").write_text("mine")
+    with resumable_directory(tmp_path / "out", force=force, resume=not force) as building:
+        (building / "new").touch()
+    assert [path.name for path in left.iterdir()] == ["notes.txt"]
+
+
+def test_an_unfinished_build_that_is_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = leave_unfinished(tmp_path / "out", "old")
+    for inputs, directory in (([left / BUILDING], tmp_path), ([], left / BUILDING)):
+        monkeypatch.chdir(directory)
+        with (
+            pytest.raises(BuildError, match=r"holds .*(which is read|the current directory)"),
+            resumable_directory(tmp_path / "out", force=True, inputs=inputs),
+        ):
+            raise AssertionError("must not get here")
+        assert (left / BUILDING / "old").is_file()
+
+
+def test_a_place_that_was_taken_meanwhile_costs_no_written_weight(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(BuildError, match="not empty") as refused, resumable_directory(out) as building:
+        building.with_name(JOURNAL).touch()
+        (building / "new").touch()
+        out.mkdir()
+        (out / "mine").touch()
+    assert (unfinished(out) / BUILDING / "new").is_file() and (out / "mine").is_file()
+    assert "continue with --resume" in refused.value.__notes__[0]
+
+
+def test_a_build_replaces_an_artifact_but_nothing_added_to_it(tokens: Path, tmp_path: Path) -> None:
+    recipe, out = load_recipe(tokens), tmp_path / "out"
+    build(recipe, out=out, log=lambda line: None)
+    with pytest.raises(BuildError, match="or replace the artifact with --force"):
+        build(recipe, out=out, log=lambda line: None)
+    (out / "onnx" / "notes.txt").write_text("mine")
+    with pytest.raises(BuildError, match=r"holds onnx/notes\.txt"):
+        build(recipe, out=out, force=True, log=lambda line: None)
+    assert (out / "onnx" / "notes.txt").read_text() == "mine"
+    (out / "onnx" / "notes.txt").unlink()
+    inode = out.stat().st_ino
+    build(recipe, out=out, force=True, log=lambda line: None)
+    assert open_artifact(out) and out.stat().st_ino != inode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe"]
 
 
 def test_progress_is_a_line_now_and_then() -> None:

@@ -307,11 +307,12 @@ def test_pin_changes_the_revision_and_nothing_else(
     monkeypatch.setattr(recipe_pin, "resolve_commit", resolve)
     write("base.yaml", f"checkpoint: {{source: {HUB}}}\n")
     file = write("mine.yaml", before)
+    write("mine.pinned.yaml", "mine\n")
     assert recipe_pin.pin(file) == (file, COMMIT, True)
     assert file.read_text("utf-8") == after
     assert recipe_pin.pin(file) == (file, COMMIT, False)
     assert asked == [(HUB, "main")]
-    assert sorted(folder.glob("*pinned*")) == []
+    assert [path.read_text("utf-8") for path in folder.glob("*pinned*")] == ["mine\n"]
 
 
 def test_a_commit_of_digits_stays_text(folder: Path) -> None:

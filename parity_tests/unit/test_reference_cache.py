@@ -64,6 +64,14 @@ def test_the_longest_unused_results_make_room(tmp_path: Path) -> None:
     assert kept[-1]
 
 
+def test_room_is_made_of_results_alone(tmp_path: Path) -> None:
+    """The directory is the user's choice, and may hold arrays of theirs."""
+    (tmp_path / "ab").mkdir()
+    np.savez(tmp_path / "ab" / "mine.npz", np.zeros(10_000))
+    Store(tmp_path, "scope", budget=0).put(KEY, VALUE)
+    assert [path.name for path in tmp_path.rglob("*.npz")] == ["mine.npz"]
+
+
 def test_a_disk_that_takes_nothing_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file", "scope")  # not a directory

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 import yaml
 
@@ -29,7 +30,7 @@ def pin(path_or_name: str | Path) -> tuple[Path, str, bool]:
     if COMMIT.fullmatch(checkpoint.revision):
         return file, checkpoint.revision, False
     commit = resolve_commit(checkpoint.source, checkpoint.revision)
-    draft = file.with_name(f"{file.stem}.pinned{file.suffix}")
+    draft = file.with_name(f"{file.stem}.pinned-{uuid4().hex[:12]}{file.suffix}")
     try:
         draft.write_text(with_revision(file.read_text("utf-8"), commit), "utf-8")
         if load_recipe(draft).checkpoint.revision != commit:

@@ -10,7 +10,7 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.publishing.publication import prepare
 
 from ...harness import HTML
-from ..test_cli import invoke
+from ..test_cli import assert_one_line, invoke
 
 
 def test_a_directory_holds_everything_and_comes_back_whole(proven: Path, tmp_path: Path) -> None:
@@ -40,3 +40,19 @@ def test_an_artifact_that_was_not_published_can_be_checked(proven: Path) -> None
     result = invoke("verify-artifact", str(proven))
     assert result.exit_code == 0
     assert "provenance  none: this artifact was not published" in result.stdout
+
+
+def test_force_replaces_a_publication_that_nothing_was_added_to(proven: Path, tmp_path: Path) -> None:
+    published, fetched = tmp_path / "published", tmp_path / "fetched"
+    publish = ("publish", str(proven), "--to", str(published), "--demo")
+    fetch = ("fetch", str(published), "--out", str(fetched))
+    for command, out in ((publish, published), (fetch, fetched)):
+        assert invoke(*command).exit_code == 0
+        assert_one_line(invoke(*command), "not empty. Choose another directory, or replace the artifact with --force")
+        (out / "notes.txt").write_text("mine")
+        assert_one_line(invoke(*command, "--force"), "holds notes.txt, which is not part of the artifact there")
+        assert (out / "notes.txt").read_text() == "mine"
+        (out / "notes.txt").unlink()
+        inode = out.stat().st_ino
+        done = invoke(*command, "--force")
+        assert done.exit_code == 0 and out.stat().st_ino != inode, done

@@ -113,10 +113,10 @@ def test_a_taken_directory_stays_untouched(proven: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").touch()
-    assert_one_line(invoke("publish", str(proven), "--to", str(out)), "not empty. Choose another directory")
+    assert_one_line(invoke("publish", str(proven), "--to", str(out)), "not empty, and not an artifact. Choose another")
     assert (out / "mine").exists()
-    assert invoke("publish", str(proven), "--to", str(out), "--force").exit_code == 0
-    assert not (out / "mine").exists()
+    assert_one_line(invoke("publish", str(proven), "--to", str(out), "--force"), "not an artifact. Choose another")
+    assert (out / "mine").exists()
 
 
 def test_a_full_disk_leaves_nothing(proven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
