@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.contract import EMBED_TOKENS, INPUT_IDS, INPUTS_EMBEDS
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.generate import PREFILL_CHUNK, prefill
 
@@ -168,6 +169,12 @@ class Bench:
     def embed(self, input_ids: Ints, image_features: Floats) -> Floats:
         with self.timing():
             return self.runtime.embed(input_ids, image_features)
+
+    def embed_tokens(self, input_ids: Ints) -> Floats:
+        """Rows [B, S, W] of the graph that other runtimes scatter features into."""
+        with self.timing():
+            rows: Floats = self.runtime.sessions.run(EMBED_TOKENS, {INPUT_IDS: input_ids}, [INPUTS_EMBEDS])[0]
+        return rows
 
     def decode(self, embeds: Floats, mask: Ints, position_ids: Ints, past: Past = None) -> tuple[Floats, Past]:
         with self.timing():

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from qwen3vl_export.runtime.positions import rope_index
+from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDINGS
+from qwen3vl_export.runtime.positions import rope_index, visual_tokens
 
 from . import measures, routing
 from .bench import Bench, Floats, Ints
@@ -103,17 +104,29 @@ def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: In
 
 
 def embeddings(bench: Bench, case: Case) -> Finding:
-    """Wide rows with the reference's features scattered in, bit for bit."""
+    """Wide rows, bit for bit: with the reference's features scattered in, and of the token table alone at every token
+    of text, from whichever of the two graphs there are."""
     inputs = bench.inputs(case)
     expected = bench.reference.prefill(inputs)
-    rows = bench.embed(inputs.input_ids, expected.image_features)
-    wrong = differences(rows, expected.inputs_embeds)
-    where = ""
-    if wrong:
-        row, token = np.argwhere((rows != expected.inputs_embeds).any(-1))[0].tolist()
-        where = f"first at row {row}, token {token} (id {inputs.input_ids[row, token]})"
-    found = {"differences": wrong, "max_abs": max_abs(rows, expected.inputs_embeds)}
-    return Finding(found, compared=rows.size, where=where)
+    text = ~visual_tokens(inputs.input_ids, bench.artifact.manifest.facts)
+    heads = {
+        EMBEDDINGS: (lambda: bench.embed(inputs.input_ids, expected.image_features), np.ones_like(text)),
+        EMBED_TOKENS: (lambda: bench.embed_tokens(inputs.input_ids), text),
+    }
+    rows, truth, where = [], [], ""
+    for graph, (compute, compared) in heads.items():
+        if graph not in bench.artifact.manifest.graphs:
+            continue
+        candidate = compute()
+        measures.check_shapes(candidate, expected.inputs_embeds)
+        unequal = (candidate != expected.inputs_embeds).any(-1) & compared
+        if unequal.any() and not where:
+            row, token = np.argwhere(unequal)[0].tolist()
+            where = f"first at row {row}, token {token} (id {inputs.input_ids[row, token]}) of {graph}"
+        rows.append(candidate[compared])
+        truth.append(expected.inputs_embeds[compared])
+    pair = np.concatenate(rows), np.concatenate(truth)
+    return Finding({"differences": differences(*pair), "max_abs": max_abs(*pair)}, compared=pair[0].size, where=where)
 
 
 def decoder(bench: Bench, case: Case) -> Finding:

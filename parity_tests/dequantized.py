@@ -11,7 +11,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
+from qwen3vl_export.promise import OWN_STAGES, OWN_WEIGHTS
 
 from .bench import Bench
 from .checks import STAGES
@@ -32,37 +33,16 @@ from .reference_cache import Store, scope_of
 from .verdicts import Profile, load_profile
 from .weight_checks import modules_of, place_of, restored_weights
 
-PREFIX = "dequantized_"
-OWN_STAGES = ("vision", "embeddings", "decoder", "decode", "generate")
-BLOCKS = ("int8", "int4")  # methods whose integers stand for weights, whatever the activations
-
 
 def stages_named(stages: tuple[str, ...] = OWN_STAGES) -> list[str]:
-    return [f"{PREFIX}{stage}" for stage in stages]
-
-
-def why_not(recipe: Mapping[str, Any], model_type: str = "") -> str | None:
-    """Why an artifact is not compared with its own weights; None if it is, "" where there is nothing to say."""
-    plans = (recipe.get("quantization") or {}).values()
-    quantized = [plan for plan in plans if plan["method"] != "none"]
-    rounded = "rounds activations as well: no weights compute the same"
-    if not quantized:
-        return ""
-    if any(plan["method"] not in BLOCKS for plan in quantized):
-        return f"int8_dynamic {rounded}"
-    if any(plan["accuracy_level"] == 4 for plan in quantized):
-        return f"accuracy_level 4 {rounded}"
-    one_operator = model_type == "qwen3_vl_moe" and recipe["target"] == "ort" and recipe["dtype"] != "float16"
-    if one_operator and recipe["quantization"][DECODER]["method"] == "int8":
-        return f"onnxruntime's kernel for 8-bit experts {rounded}"
-    return None
+    return [f"{OWN_WEIGHTS}{stage}" for stage in stages]
 
 
 def profile_with_own(profile: Profile, dtype: str) -> Profile:
     """A profile that judges the stages `dequantized_*` too: by the rules of the dtype that is computed with, because
     what quantization changed is on both sides."""
     exact = load_profile("float16" if dtype == "float16" else "float32")
-    own = {f"{PREFIX}{stage}": exact.rules[stage] for stage in OWN_STAGES}
+    own = {f"{OWN_WEIGHTS}{stage}": exact.rules[stage] for stage in OWN_STAGES}
     return replace(profile, rules={**profile.rules, **own})
 
 

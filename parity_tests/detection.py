@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qwen3vl_export.errors import ArtifactError, ParityError
+from qwen3vl_export.promise import OWN_WEIGHTS, graphs_run
 
 from .bench import Bench
-from .dequantized import PREFIX
 from .faults import FAULTS, Fault
 from .harness import open_bench
 from .outcome import Outcome
-from .plan import NEEDS, Check, Subject, carry_out, plan
+from .plan import Check, Subject, carry_out, plan
 from .reference import Reference
 from .weight_checks import STAGES
 
@@ -54,11 +54,11 @@ def outcomes(bench: Bench, fault: Fault) -> Iterator[Outcome]:
 def can_touch(fault: Fault, check: Check) -> bool:
     if check.stage in STAGES:
         return check.name in (fault.graphs or ())
-    if fault.stage.startswith(PREFIX) != check.stage.startswith(PREFIX):
+    if fault.stage.startswith(OWN_WEIGHTS) != check.stage.startswith(OWN_WEIGHTS):
         return False
     if fault.stage in INPUT_STAGES:
         return check.stage in INPUT_STAGES
-    return fault.graphs is None or bool(fault.graphs & NEEDS.get(check.stage, frozenset()))
+    return fault.graphs is None or bool(fault.graphs & graphs_run(check.stage))
 
 
 def rows(good: Callable[[str], Path], log: Callable[[str], None] = lambda line: None) -> Iterator[str]:

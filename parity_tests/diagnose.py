@@ -11,9 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from qwen3vl_export.promise import OWN_WEIGHTS
+
 from .bench import Bench, Floats
 from .bisect import decoder_trail, place, vision_trail
-from .dequantized import PREFIX, beside_own_weights
+from .dequantized import beside_own_weights
 from .matrix import Case
 from .outcome import Outcome
 from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS
@@ -23,9 +25,9 @@ DIAGNOSED = 4  # failures of one stage that are looked into: each costs a run of
 
 def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
     """The outcome with the suspect that explains it best, else with the first layer that differs, if there is one."""
-    if outcome.stage.startswith(PREFIX):
+    if outcome.stage.startswith(OWN_WEIGHTS):
         bench = beside_own_weights(bench)
-    stage = outcome.stage.removeprefix(PREFIX)
+    stage = outcome.stage.removeprefix(OWN_WEIGHTS)
     if case is None or stage not in ("vision", "decoder"):
         return outcome
     bench.diagnosed[outcome.stage] += 1

@@ -21,14 +21,13 @@ from onnx import ModelProto
 from qwen3vl_export.artifact import MANIFEST, Artifact, FileRecord, open_artifact
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.promise import CALIBRATED, OWN_WEIGHTS
 
 from . import fault_graphs as graphs
 from . import fault_runtime as runtime
 from . import fault_weights as weights
 from .bench import Bench
-from .dequantized import PREFIX
 from .fault_weights import Weights
-from .weight_checks import CALIBRATED
 
 IMAGE_SETTINGS = "preprocessor_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -97,7 +96,7 @@ def change_setting(name: str, edit: Callable[[str], str], artifact: Artifact) ->
 
 def quantized(fault: Fault) -> Fault:
     """The same mistake in the 4-bit artifact, where it is to be found by comparison with the artifact's own weights."""
-    return replace(fault, name=f"{fault.name}-int4", stage=f"{PREFIX}{fault.stage}", recipe="tiny-int4")
+    return replace(fault, name=f"{fault.name}-int4", stage=f"{OWN_WEIGHTS}{fault.stage}", recipe="tiny-int4")
 
 
 def in_graph(name: str, graph: str, edit: Callable[[ModelProto, Facts], None], stage: str, says: str) -> Fault:

@@ -117,7 +117,11 @@ def open_foreign(path: Path, checkpoint: Path | None = None) -> tuple[Artifact, 
         graphs[EMBEDDINGS] = graphs[EMBED_TOKENS]  # with the features scattered here
     manifest = Manifest(
         name=contract.name,
-        recipe={"parity": {"matrix": contract.matrix, "tolerances": contract.tolerances, "held_out": False}},
+        recipe={
+            "graphs": list(graphs),
+            "vision": {"grid": "dynamic", "sizes": []},
+            "parity": {"matrix": contract.matrix, "tolerances": contract.tolerances, "held_out": False},
+        },
         checkpoint=opened.provenance(),
         facts=opened.facts,
         encoders=(Encoder(VISION_ENCODER, None),),

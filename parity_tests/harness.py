@@ -13,13 +13,14 @@ from pathlib import Path
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.errors import ArtifactError, CheckpointError
+from qwen3vl_export.promise import why_not
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL
 
 from . import history
 from .bench import Bench
 from .bisect import Trail, bisect
-from .dequantized import profile_with_own, why_not
+from .dequantized import profile_with_own
 from .foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .matrix import Matrix, load_matrix
 from .options import Options

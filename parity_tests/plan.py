@@ -13,8 +13,19 @@ from difflib import get_close_matches
 from typing import Any
 
 from qwen3vl_export.artifact import Manifest
-from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
+from qwen3vl_export.promise import (
+    OWN_STAGES,
+    OWN_WEIGHTS,
+    Grid,
+    grid_case,
+    kind_of,
+    missing_graphs,
+    promised_graphs,
+    quantized_graphs,
+    unproven,
+    why_not,
+)
 from qwen3vl_export.recipe.model import Recipe
 
 from . import dequantized, exam_checks, weight_checks
@@ -26,22 +37,8 @@ from .measures import ShapeMismatch
 from .outcome import Finding, Outcome, judged
 
 EXAM_STAGES = ("exam", "accuracy")
-OWN_STAGES = dequantized.stages_named()
-ORDER = (*weight_checks.STAGES, *STAGES, *OWN_STAGES, *EXAM_STAGES)
+ORDER = (*weight_checks.STAGES, *STAGES, *dequantized.stages_named(), *EXAM_STAGES)
 PICTURE_STAGES = ("preprocess", "vision")
-NEEDS = {
-    "vision": {VISION_ENCODER},
-    "embeddings": {EMBEDDINGS},
-    "decoder": {DECODER},
-    "prefill": {VISION_ENCODER, EMBEDDINGS, DECODER},
-    "teacher_forced": {VISION_ENCODER, EMBEDDINGS, DECODER},
-    "chunked": {VISION_ENCODER, EMBEDDINGS, DECODER},
-    "decode": {EMBEDDINGS, DECODER},
-    "generate": {VISION_ENCODER, EMBEDDINGS, DECODER},
-    "exam": {VISION_ENCODER, EMBEDDINGS, DECODER},
-    "accuracy": {VISION_ENCODER, EMBEDDINGS, DECODER},
-}
-NEEDS |= {name: NEEDS[stage] for name, stage in zip(OWN_STAGES, dequantized.OWN_STAGES, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -61,26 +58,35 @@ class Check:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a plan depends on, known from a recipe before it is built as well as from an artifact.
+    """What a plan depends on: the recipe, whether its artifact is built or not.
 
-    `grids`: (h, w) patches the encoders are bound to, empty if any will do; `graphs`: graphs there are, every encoder
-    under the one name; `model_type`: of the checkpoint, where it is known.
+    `graphs`: those the recipe promises, and the (h, w) patches an encoder is bound to, None if any will do;
+    `model_type`: of the checkpoint, where it is known.
     """
 
     recipe: Mapping[str, Any]
-    grids: tuple[tuple[int, int], ...]
-    graphs: frozenset[str]
+    graphs: Mapping[str, Grid | None]
     model_type: str = ""
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Subject:
-        grids = tuple(encoder.grid for encoder in manifest.encoders if encoder.grid is not None)
-        names = (VISION_ENCODER if name.startswith(VISION_ENCODER) else name for name in manifest.graphs)
-        return cls(manifest.recipe, grids, frozenset(names), manifest.facts.model_type)
+        facts = manifest.facts
+        return cls(manifest.recipe, promised_graphs(manifest.recipe, facts.patch_size), facts.model_type)
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, patch_size: int = 16) -> Subject:
-        return cls(recipe.to_json_dict(), recipe.vision.patch_grids(patch_size), frozenset(recipe.graphs))
+        values = recipe.to_json_dict()
+        return cls(values, promised_graphs(values, patch_size))
+
+    @property
+    def grids(self) -> list[Grid]:
+        """The grids that encoders are bound to; empty if one takes any."""
+        return [grid for grid in self.graphs.values() if grid is not None]
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The graphs, every encoder under the one name."""
+        return frozenset(map(kind_of, self.graphs))
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
         only: names of the only cases wanted, of any tier; without the exam then.
 
     Raises:
-        ParityError: no such tier or case.
+        ParityError: no such tier or case, or a tier that does not run all that the recipe promises.
     """
     tier = name or subject.recipe["parity"]["matrix"]
     matrix = matrix or load_matrix()
@@ -110,7 +116,8 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
         return without_missing(Plan(tier, tuple(checks_of(chosen, subject, {}))), subject)
     left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
-    checks = [Check(stage, graph, weight_checks.weights_of(graph)) for graph, stage in quantized_graphs(subject)]
+    quantized = quantized_graphs(subject.recipe, subject.kinds)
+    checks = [Check(stage, graph, weight_checks.weights_of(graph)) for stage, graph in quantized]
     checks += checks_of(cases, subject, left_out)
     if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
@@ -121,26 +128,30 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
             left_out["accuracy"] = f"{per_size} questions per picture size are too few to judge by"
     else:
         left_out |= dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
-    return without_missing(Plan(tier, tuple(checks), left_out), subject)
-
-
-def quantized_graphs(subject: Subject) -> list[tuple[str, str]]:
-    """The graphs whose weights are quantized, and the stage that compares them."""
-    plans = subject.recipe.get("quantization") or {}
-    stages = {True: weight_checks.CALIBRATED, False: weight_checks.STAGE}
-    return [
-        (graph, stages[plan.get("algorithm") == "gptq"])
-        for graph, plan in plans.items()
-        if graph in subject.graphs and plan["method"] != "none"
-    ]
+    return complete(without_missing(Plan(tier, tuple(checks), left_out), subject), subject)
 
 
 def without_missing(planned: Plan, subject: Subject) -> Plan:
-    """The plan with checks left out that need a graph the artifact has not."""
-    missing = {check.id: NEEDS.get(check.stage, set()) - subject.graphs for check in planned.checks}
-    reasons = {name: f"the artifact has no {', '.join(sorted(graphs))}" for name, graphs in missing.items() if graphs}
+    """The plan with checks left out that need a graph the recipe does not promise."""
+    missing = {check.id: missing_graphs(check.stage, subject.kinds) for check in planned.checks}
+    reasons = {name: f"the artifact has no {', '.join(graphs)}" for name, graphs in missing.items() if graphs}
     kept = tuple(check for check in planned.checks if check.id not in reasons)
     return Plan(planned.matrix, kept, planned.left_out | reasons)
+
+
+def complete(planned: Plan, subject: Subject) -> Plan:
+    """The plan of a whole tier, as it is.
+
+    Raises:
+        ParityError: it would leave something unproven that the recipe promises.
+    """
+    ids = [(check.stage, check.name) for check in planned.checks]
+    for missing in unproven(subject.recipe, subject.graphs, subject.model_type, ids):
+        raise ParityError(
+            f"{CASES.name}: the {planned.matrix} matrix has no check of {missing}, which the recipe promises",
+            "Add a case, or choose another matrix",
+        )
+    return planned
 
 
 def named(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
@@ -162,7 +173,7 @@ def cases_for(matrix: Matrix, tier: str, subject: Subject) -> list[Case]:
     cases = matrix.of_tier(tier)
     if not subject.grids:
         return cases
-    bound = [Case(name=f"grid-{h}x{w}", tier="quick", grids=[f"1x{h}x{w}"]) for h, w in subject.grids]
+    bound = [Case(name=grid_case((h, w)), tier="quick", grids=[f"1x{h}x{w}"]) for h, w in subject.grids]
     return [case for case in cases if not case.is_vision_only] + bound
 
 
@@ -175,14 +186,14 @@ def stages_of(case: Case) -> list[str]:
 def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str]) -> list[Check]:
     """Every check of these cases: against the checkpoint, then against the artifact's own weights."""
     checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
-    reason = dequantized.why_not(subject.recipe, subject.model_type)
+    reason = why_not(subject.recipe, subject.model_type)
     if reason:
-        left_out |= dict.fromkeys(OWN_STAGES, reason)
+        left_out |= dict.fromkeys(dequantized.stages_named(), reason)
     if reason is not None:
         return checks
-    own = [(stage, case) for case in cases for stage in stages_of(case) if stage in dequantized.OWN_STAGES]
+    own = [(stage, case) for case in cases for stage in stages_of(case) if stage in OWN_STAGES]
     return checks + [
-        Check(f"{dequantized.PREFIX}{stage}", case.name, dequantized.check(stage, case), case) for stage, case in own
+        Check(f"{OWN_WEIGHTS}{stage}", case.name, dequantized.check(stage, case), case) for stage, case in own
     ]
 
 

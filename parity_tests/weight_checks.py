@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qwen3vl_export.contract import VISION_ENCODER
+from qwen3vl_export.promise import CALIBRATED, WEIGHTS
 from qwen3vl_export.weights.packing import DATA, SCALES, ZERO_POINTS
 
 from .bench import Bench, Floats
@@ -29,8 +30,7 @@ from .measures import nmse
 from .outcome import Finding
 from .probe import FOLDER, module_of
 
-STAGE, CALIBRATED = "weights", "calibrated_weights"  # the second where rounding looked at activations
-STAGES = (STAGE, CALIBRATED)
+STAGES = (WEIGHTS, CALIBRATED)
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
 TABLES = ("GatherBlockQuantized",)
 RESTORED = "DequantizeLinear"  # blocks in standard operators

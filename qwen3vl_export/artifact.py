@@ -19,13 +19,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from .contract import Facts
 from .errors import ArtifactError
 from .hash_cache import HashCache, sha256_file
+from .promise import broken_promises
 
+Text = str | bytes
 FORMAT = 2  # 2: an ort decoder's cache holds no padding
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
@@ -34,15 +37,14 @@ REPORTS = (PARITY, JUNIT, "parity.html")  # the last two where they are
 STATEMENT = "provenance.intoto.json"
 SIGNATURE = "provenance.sigstore.json"  # of the statement
 GRAPH_DIR = "onnx"
-CHECKPOINT_FILES = (
+NEEDED_FILES = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
-    "video_preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "chat_template.jinja",
 )
+CHECKPOINT_FILES = (*NEEDED_FILES, "video_preprocessor_config.json", "chat_template.jinja")
 
 
 def data_name(stem: str, index: int) -> str:
@@ -99,17 +101,31 @@ class Manifest:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        values = json.loads(text)
-        found = values.pop("format", None)
-        if found != FORMAT:
-            raise ArtifactError(f"{MANIFEST}: format {found!r}, this version reads {FORMAT}", "Rebuild the artifact")
-        values["facts"] = Facts.from_json(values["facts"])
-        values["encoders"] = tuple(
-            Encoder(e["graph"], tuple(e["grid"]) if e["grid"] is not None else None) for e in values["encoders"]
-        )
-        values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
-        return cls(**values)
+    def from_json(cls, text: Text, path: str | Path = MANIFEST) -> Manifest:
+        """Read a manifest, and hold it against what its own recipe promises: every reader comes by here.
+
+        Args:
+            path: what errors call it.
+
+        Raises:
+            ArtifactError: it is no manifest, of another format, or does not list what its recipe promises.
+        """
+        try:
+            values = json.loads(text)
+            found = values.pop("format", None)
+            if found != FORMAT:
+                raise ArtifactError(f"{path}: format {found!r}, this version reads {FORMAT}", "Rebuild the artifact")
+            unlisted = (f"its files do not list {name}" for name in NEEDED_FILES if name not in values["files"])
+            for broken in chain(broken_promises(values), unlisted):
+                raise ArtifactError(f"{path}: {broken}", "Rebuild the artifact, or fetch it again")
+            values["facts"] = Facts.from_json(values["facts"])
+            values["encoders"] = tuple(
+                Encoder(e["graph"], tuple(e["grid"]) if e["grid"] is not None else None) for e in values["encoders"]
+            )
+            values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ArtifactError(f"{path}: not a manifest ({error})", "Rebuild the artifact") from error
 
 
 @dataclass(frozen=True)
@@ -142,7 +158,8 @@ class Artifact:
                 f"{self.root}: has no precision {precision}", f"Besides the default it has {known or 'none'}"
             )
         name = suffixed(self.manifest.name, precision)
-        manifest = replace(self.manifest, name=name, **self.manifest.precisions[precision])
+        chosen = self.manifest.precisions[precision]
+        manifest = replace(self.manifest, name=name, recipe=chosen["recipe"], graphs=chosen["graphs"])
         return Artifact(self.root, manifest, precision)
 
     @property
@@ -191,17 +208,13 @@ def open_artifact(root: Path, check: bool = True, precision: str = "") -> Artifa
         precision: one of those the artifact has; the default one unless said.
 
     Raises:
-        ArtifactError: no such directory, no manifest, no such precision, or a file that is missing, altered or outside
-            the directory.
+        ArtifactError: no such directory, no manifest, one that does not list what its recipe promises, no such
+            precision, or a file that is missing, altered or outside the directory.
     """
     path = root / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{root}: no {MANIFEST} here", "Build one: qwen3vl-export build recipes/tiny.yaml")
-    try:
-        manifest = Manifest.from_json(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a manifest ({error})", "Rebuild the artifact") from error
-    artifact = Artifact(root, manifest).at(precision)
+    artifact = Artifact(root, Manifest.from_json(path.read_bytes(), path)).at(precision)
     if check:
         check_files(artifact)
     return artifact

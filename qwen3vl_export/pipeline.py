@@ -21,7 +21,7 @@ import onnx_ir as ir
 import torch
 
 from . import contract
-from .artifact import CHECKPOINT_FILES, GRAPH_DIR
+from .artifact import CHECKPOINT_FILES, GRAPH_DIR, NEEDED_FILES
 from .calibration import calibrations_of
 from .checkpoint import Checkpoint
 from .errors import BuildError, CheckpointError
@@ -42,7 +42,6 @@ from .weights.errors import tell_errors
 STAGES_DIR = "stages"
 CALIBRATED_DIR = "calibrated"  # gone before the build ends
 PREPROCESSOR = "preprocessor_config.json"
-NEEDED_FILES = ("config.json", "generation_config.json", PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
 
 
 def build(

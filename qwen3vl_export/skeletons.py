@@ -28,6 +28,7 @@ from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
 from .packaging import storage
+from .promise import promised_graphs
 from .quantize import quantize, store_as
 from .recipe.model import DEFAULT, Recipe
 from .recipe.quantize import KeepPrecision, Quantize
@@ -185,14 +186,7 @@ def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
 
 def graphs_of(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, tuple[int, int] | None]]:
     """The graphs a recipe asks for: name, and the bound grid of a fixed encoder in patches."""
-    for name in recipe.graphs:
-        grids = recipe.vision.patch_grids(facts.patch_size)
-        if name != contract.VISION_ENCODER or recipe.vision.grid == "dynamic":
-            yield name, None
-        elif recipe.vision.grid == "fixed":
-            yield name, grids[0]
-        else:
-            yield from ((contract.bucket_name(*grid), grid) for grid in grids)
+    yield from promised_graphs(recipe.to_json_dict(), facts.patch_size).items()
 
 
 def shared_graphs(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:

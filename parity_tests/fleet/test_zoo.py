@@ -68,7 +68,8 @@ def store(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
     add_report(made, first, "standard", 621, 0, 12)
     add_report(made, add_artifact(made, manifest, "qwen3-vl-4b-int4", small, quantization=INT4), "standard", 621, 0, 31)
     add_report(made, add_artifact(made, manifest, "qwen3-vl-30b-fp16", large, dtype="float16"), "standard", 621, 3, 4.2)
-    add_artifact(made, manifest, "qwen3-vl-30b-fixed", large, vision={"grid": "fixed", "sizes": [[384, 384]]})
+    bound = manifest | {"encoders": [{"graph": "vision_encoder", "grid": [24, 24]}]}
+    add_artifact(made, bound, "qwen3-vl-30b-fixed", large, vision={"grid": "fixed", "sizes": [[384, 384]]})
     (Path(made.url) / "artifacts" / "half-0123").mkdir()
     zoo.write_zoo(made)
     return made

@@ -26,7 +26,7 @@ from parity_tests.plan import Check, carry_out, check_of
 from parity_tests.reference import Greedy
 from parity_tests.report import Report, show, write
 from parity_tests.verdicts import load_profile
-from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
+from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
 
 from .torch_sessions import torch_bench
@@ -116,6 +116,7 @@ def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:
     ("graph", "output", "stages"),
     [
         (VISION_ENCODER, "image_features", ["vision", "prefill"]),
+        (EMBED_TOKENS, "inputs_embeds", ["embeddings"]),
         (EMBEDDINGS, "inputs_embeds", ["embeddings"]),
         (DECODER, "logits", ["decoder", "prefill", "teacher_forced", "decode"]),
     ],
@@ -128,6 +129,18 @@ def test_nan_from_a_graph_fails(bench: Bench, graph: str, output: str, stages: l
 
     plant(bench, graph, output, one_nan)
     assert [stage for stage in stages if outcome_of(bench, stage).passed] == []
+
+
+@pytest.mark.parametrize("graph", [EMBED_TOKENS, EMBEDDINGS])
+def test_a_wrong_row_of_either_table_is_named(bench: Bench, graph: str) -> None:
+    def off(values: np.ndarray) -> np.ndarray:
+        values[0, 0, 0] += 1
+        return values
+
+    plant(bench, graph, "inputs_embeds", off)
+    outcome = outcome_of(bench, "embeddings")
+    assert outcome.measures["differences"] == 1
+    assert "first at row 0, token 0" in outcome.message and outcome.message.endswith(f"of {graph}")
 
 
 def test_one_wrong_token_is_seen(bench: Bench) -> None:

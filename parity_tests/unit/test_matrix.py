@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -15,18 +16,18 @@ from parity_tests.matrix import CASES, TIERS, Case, PromptSpec, load_matrix
 from parity_tests.picture_kinds import KINDS, draw_picture
 from parity_tests.pixels import loaded
 from parity_tests.plan import Subject, plan
-from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
+from qwen3vl_export import promise
+from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER, bucket_name
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.promise import Grid
 from qwen3vl_export.recipe import load_recipe
 
 MATRIX = load_matrix()
-GRAPHS = frozenset((VISION_ENCODER, EMBEDDINGS, DECODER))
+GRAPHS: dict[str, Grid | None] = dict.fromkeys((VISION_ENCODER, EMBEDDINGS, DECODER))
 
 
-def subject(
-    held_out: bool = False, grids: tuple[tuple[int, int], ...] = (), graphs: frozenset[str] = GRAPHS
-) -> Subject:
-    return Subject({"parity": {"matrix": "quick", "held_out": held_out}}, grids, graphs)
+def subject(held_out: bool = False, graphs: Mapping[str, Grid | None] = GRAPHS) -> Subject:
+    return Subject({"parity": {"matrix": "quick", "held_out": held_out}}, graphs)
 
 
 def test_standard_covers_what_it_must() -> None:
@@ -159,17 +160,40 @@ def test_few_questions_do_not_judge_accuracy() -> None:
 
 
 def test_bound_encoders_get_their_own_grids() -> None:
-    vision_only = {
-        check.name for check in plan(None, subject(grids=((24, 24), (8, 16)))).checks if "grid" in check.name
-    }
+    bound = GRAPHS | {bucket_name(*grid): grid for grid in ((24, 24), (8, 16))}
+    del bound[VISION_ENCODER]
+    vision_only = {check.name for check in plan(None, subject(graphs=bound)).checks if "grid" in check.name}
     assert vision_only == {"grid-24x24", "grid-8x16"}
 
 
 def test_what_cannot_be_checked_is_listed() -> None:
-    planned = plan(None, subject(graphs=frozenset((VISION_ENCODER,))))
+    planned = plan(None, subject(graphs={VISION_ENCODER: None}))
     assert {check.stage for check in planned.checks} == {"prompt", "preprocess", "positions", "vision"}
     assert planned.left_out["decoder[text-only]"] == "the artifact has no decoder_model_merged"
     assert planned.left_out["exam"] == "the recipe says held_out: false"
+
+
+@pytest.mark.parametrize("graph", promise.GRAPHS)
+def test_a_graph_that_is_promised_alone_is_compared(graph: str) -> None:
+    stages = {check.stage for check in plan("quick", subject(graphs={graph: None})).checks}
+    assert graph in frozenset().union(*map(promise.graphs_run, stages))
+
+
+@pytest.mark.parametrize("graph", [EMBED_TOKENS, EMBEDDINGS])
+def test_a_quantized_table_is_compared_in_whichever_graph_holds_it(graph: str) -> None:
+    recipe = {"parity": {"matrix": "quick"}, "quantization": {EMBEDDINGS: {"method": "int8", "accuracy_level": 0}}}
+    assert f"weights[{graph}]" in {check.id for check in plan("quick", Subject(recipe, {graph: None})).checks}
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"),
+    [("text-only", "preprocess"), ("grid-2x2", "prompt")],
+)
+def test_a_matrix_that_leaves_out_what_is_promised_is_refused(kept: str, missing: str) -> None:
+    few = MATRIX.model_copy(update={"cases": [case for case in MATRIX.cases if case.name == kept]})
+    said = rf"cases\.yaml: the quick matrix has no check of {missing}, which the recipe promises\. Add a case"
+    with pytest.raises(ParityError, match=said):
+        plan("quick", subject(), few)
 
 
 BLOCKS: dict[str, Any] = {"method": "int4", "accuracy_level": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -17,6 +18,7 @@ from qwen3vl_export.runtime import Image, Qwen3VL
 
 from ..picture_kinds import photograph
 from ..tiny_builds import build_once
+from .publish.spoiling import edit
 from .test_cli import assert_one_line, invoke
 
 NAMES = ("fp16", "int8", "q4", "q4f16")
@@ -106,6 +108,11 @@ def test_each_has_its_own_evidence_and_all_are_published(proven_precisions: Path
     assert checked.stdout.count("parity ") == 5, checked
 
 
+def without_weights(values: dict[str, Any]) -> None:
+    values["checks"] = [check for check in values["checks"] if check["stage"] != "weights"]
+    values["planned"] = len(values["checks"])
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -114,8 +121,12 @@ def test_each_has_its_own_evidence_and_all_are_published(proven_precisions: Path
             lambda root: (root / "parity_q4.json").write_bytes((root / PARITY).read_bytes()),
             "is about tiny-precisions, not",
         ),
+        (
+            lambda root: edit(root, "parity_q4.json", without_weights),
+            "parity_q4.json: has no check of weights[decoder_model_merged], which the recipe promises. Prove it",
+        ),
     ],
-    ids=["missing", "another precision's"],
+    ids=["missing", "another precision's", "without quantized weights"],
 )
 def test_every_precision_must_be_proven(proven_precisions: Path, spoil: object, says: str) -> None:
     assert callable(spoil)

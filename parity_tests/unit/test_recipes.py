@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_export.errors import CheckpointError, RecipeError
+from qwen3vl_export.promise import promised_graphs
 from qwen3vl_export.recipe import find_recipe, list_recipes, load_recipe, recipe_schema
 from qwen3vl_export.recipe import pin as recipe_pin
 
@@ -56,9 +57,12 @@ def test_a_recipe_is_found_by_name_or_path(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_fixed_and_bucket_sizes_become_patch_grids() -> None:
-    assert load_recipe("tiny-fixed").vision.patch_grids(16) == ((24, 24),)
-    assert (16, 32) in load_recipe("tiny-buckets").vision.patch_grids(16)
-    assert load_recipe("tiny").vision.patch_grids(16) == ()
+    fixed, buckets, dynamic = (
+        promised_graphs(load_recipe(name).to_json_dict(), 16) for name in ("tiny-fixed", "tiny-buckets", "tiny")
+    )
+    assert fixed["vision_encoder"] == (24, 24)
+    assert buckets["vision_encoder_16x32"] == (16, 32) and "vision_encoder" not in buckets
+    assert dynamic["vision_encoder"] is None
 
 
 def test_extends_merges_mappings_and_replaces_lists(folder: Path) -> None:

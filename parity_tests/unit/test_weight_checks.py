@@ -11,8 +11,9 @@ from onnx import numpy_helper
 
 from parity_tests.probe import module_of
 from parity_tests.verdicts import load_profile
-from parity_tests.weight_checks import STAGE, block_errors, restored_weights
+from parity_tests.weight_checks import block_errors, restored_weights
 from qwen3vl_export.checkpoint import open_checkpoint
+from qwen3vl_export.promise import WEIGHTS
 
 from .test_export_quantize import TINY, built
 
@@ -39,7 +40,7 @@ def test_every_product_is_read_back(target: str, method: str, tmp_path: Path) ->
     found = list(restored_weights(written(tmp_path, target, method)))
     assert len(found) > 20
     worst = {name: block_errors(rows, truth[module_of(name)], block).max() for name, block, rows in found}
-    (rule,) = (one for one in load_profile(PROFILES[method]).rules[STAGE] if one.measure == "worst_block_error")
+    (rule,) = (one for one in load_profile(PROFILES[method]).rules[WEIGHTS] if one.measure == "worst_block_error")
     assert rule.holds(max(worst.values())), worst
 
 

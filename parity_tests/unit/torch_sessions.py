@@ -22,9 +22,10 @@ from parity_tests.reference import Reference
 from parity_tests.verdicts import Profile
 from qwen3vl_export.artifact import Artifact, Encoder, Manifest
 from qwen3vl_export.checkpoint import open_checkpoint
-from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, past_name
+from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER, past_name
 from qwen3vl_export.runtime import Qwen3VL
 
+GRAPHS = (VISION_ENCODER, EMBED_TOKENS, EMBEDDINGS, DECODER)
 Arrays = dict[str, NDArray[Any]]
 Mistake = Callable[[Arrays], Arrays]  # changes the feeds of a graph, or its outputs
 
@@ -55,7 +56,12 @@ class TorchSessions:
 
     def run(self, graph: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
         given = self.before.get(graph, dict)(dict(feeds))
-        compute = {VISION_ENCODER: self.vision, EMBEDDINGS: self.embeddings, DECODER: self.decoder}[graph]
+        compute = {
+            VISION_ENCODER: self.vision,
+            EMBED_TOKENS: self.embed_tokens,
+            EMBEDDINGS: self.embeddings,
+            DECODER: self.decoder,
+        }[graph]
         with torch.no_grad(), self.reference.threading():
             found = compute(given)
         found = self.after.get(graph, dict)(found)
@@ -65,11 +71,15 @@ class TorchSessions:
         features = self.reference.vision(feeds["pixel_values"], feeds["image_grid_thw"], remember=False)
         return {"image_features": features}
 
-    def embeddings(self, feeds: Arrays) -> Arrays:
+    def embed_tokens(self, feeds: Arrays) -> Arrays:
         table = self.reference.model.get_input_embeddings().weight.numpy()
         ids = feeds["input_ids"]
         rows = np.zeros((*ids.shape, self.facts.wide_size), np.float32)
         rows[..., : self.facts.hidden_size] = table[ids]
+        return {"inputs_embeds": rows}
+
+    def embeddings(self, feeds: Arrays) -> Arrays:
+        ids, rows = feeds["input_ids"], self.embed_tokens(feeds)["inputs_embeds"]
         rows[np.isin(ids, (self.facts.image_token_id, self.facts.video_token_id))] = feeds["image_features"]
         return {"inputs_embeds": rows}
 
@@ -101,6 +111,8 @@ def torch_bench(checkpoint: Path, matrix: Matrix, profile: Profile, exam_per_siz
         name="torch",
         recipe={
             "checkpoint": {"source": str(checkpoint)},
+            "graphs": GRAPHS,
+            "vision": {"grid": "dynamic", "sizes": []},
             "dtype": "float32",
             "parity": {"matrix": "quick", "tolerances": "float32", "held_out": bool(exam_per_size)},
         },
@@ -108,7 +120,7 @@ def torch_bench(checkpoint: Path, matrix: Matrix, profile: Profile, exam_per_siz
         facts=opened.facts,
         encoders=(Encoder(VISION_ENCODER, None),),
         encoder_rule="",
-        graphs={name: {} for name in (VISION_ENCODER, EMBEDDINGS, DECODER)},
+        graphs={name: {} for name in GRAPHS},
         tools={},
         min_onnxruntime="1.0",
     )

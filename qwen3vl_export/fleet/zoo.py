@@ -102,7 +102,7 @@ def entries(store: Store) -> list[Entry]:
     for path, data in found(store, FOLDERS["build"], MANIFEST, MANIFEST):
         own = reports.get(hashlib.sha256(data).hexdigest(), [])
         own.sort(key=lambda report: (-TIERS.index(report.summary["matrix"]), report.path))
-        listed.append(Entry(path, Manifest.from_json(data.decode()), own))
+        listed.append(Entry(path, Manifest.from_json(data, f"{path}/{MANIFEST}"), own))
     listed.sort(key=lambda entry: (natural(entry.manifest.checkpoint["source"]), natural(entry.manifest.name)))
     return listed
 

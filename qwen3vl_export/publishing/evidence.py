@@ -10,6 +10,7 @@ from typing import Any
 
 from ..artifact import MANIFEST, Artifact
 from ..errors import ParityError
+from ..promise import promised_graphs, unproven
 
 Evidence = dict[str, Any]  # parity.json, parsed
 TIERS = ("quick", "standard", "full")  # each holds the cases of those before it
@@ -19,7 +20,8 @@ def passing_evidence(artifact: Artifact) -> Evidence:
     """The evidence of a verification of this very artifact that passed.
 
     Raises:
-        ParityError: there is none, it failed, is incomplete, or was made for another manifest.
+        ParityError: there is none, it failed, is incomplete, was made for another manifest, or leaves out what the
+            recipe promises.
     """
     path = artifact.evidence_path()
     again = f"Prove it: qwen3vl-export verify {artifact.root}"
@@ -29,6 +31,7 @@ def passing_evidence(artifact: Artifact) -> Evidence:
         evidence: Evidence = json.loads(path.read_text("utf-8"))
         about, name, planned, checks = (evidence[key] for key in ("manifest_sha256", "artifact", "planned", "checks"))
         failed = [check["id"] for check in checks if not check["passed"]]
+        done = [(check["stage"], check["case"]) for check in checks]
         passed = evidence["passed"] is True
     except (ValueError, KeyError, TypeError) as error:
         raise ParityError(f"{path}: is not a parity report ({type(error).__name__})", again) from None
@@ -40,6 +43,9 @@ def passing_evidence(artifact: Artifact) -> Evidence:
         raise ParityError(f"{path}: {len(failed)} of {planned} checks failed, {failed[0]} first", "Mend it and rebuild")
     if not passed or not checks or len(checks) != planned:
         raise ParityError(f"{path}: {len(checks)} of {planned} checks were carried out", again)
+    facts, recipe = artifact.manifest.facts, artifact.manifest.recipe
+    for missing in unproven(recipe, promised_graphs(recipe, facts.patch_size), facts.model_type, done):
+        raise ParityError(f"{path}: has no check of {missing}, which the recipe promises", again)
     return evidence
 
 

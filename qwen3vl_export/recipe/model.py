@@ -55,10 +55,6 @@ class Vision(Strict):
     sizes: tuple[tuple[Pixels, Pixels], ...] = ()
     """[height, width] in pixels, multiples of 32: exactly one for fixed, two or more for buckets, none for dynamic."""
 
-    def patch_grids(self, patch_size: int) -> tuple[tuple[int, int], ...]:
-        """The sizes in patches: `(384, 384)` pixels are `(24, 24)` patches of 16."""
-        return tuple((height // patch_size, width // patch_size) for height, width in self.sizes)
-
     @model_validator(mode="after")
     def _sizes_fit_grid(self) -> Self:
         if self.grid == "dynamic" and self.sizes:

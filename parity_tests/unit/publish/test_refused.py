@@ -6,13 +6,16 @@ import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwen3vl_export.artifact import MANIFEST, PARITY, open_artifact
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.promise import RUNS
 
 from ...faults import seal
+from ...plan import EXAM_STAGES
 from ..test_cli import assert_one_line, invoke
 from .spoiling import WEIGHTS, append, edit
 
@@ -64,6 +67,23 @@ def test_an_unproven_artifact_is_refused(
     assert result.exit_code in (1, 2)
     assert expected in result.stderr
     assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", [stage for stage in RUNS if stage not in EXAM_STAGES])
+@pytest.mark.parametrize("command", [("publish", "--to", "out"), ("verify-artifact",)], ids=" ".join)
+def test_evidence_without_a_promised_stage_is_refused(
+    command: tuple[str, ...], stage: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(values: dict[str, Any]) -> None:
+        values["checks"] = [check for check in values["checks"] if check["stage"] != stage]
+        values["planned"] = values["carried_out"] = len(values["checks"])
+
+    monkeypatch.chdir(tmp_path)
+    edit(copy, PARITY, forget)
+    result = invoke(command[0], str(copy), *command[1:])
+    said = f"{PARITY}: has no check of {stage}, which the recipe promises. Prove it: qwen3vl-export verify"
+    assert_one_line(result, said, code=1)
     assert not (tmp_path / "out").exists()
 
 
