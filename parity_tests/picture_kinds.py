@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.runtime.images import open_encoded
 
 from .pictures import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
 
@@ -43,7 +44,7 @@ def parse(pattern: re.Pattern[str], text: str) -> re.Match[str]:
 
 @cache
 def photograph() -> Image.Image:
-    return Image.open(PHOTOGRAPH).convert("RGB")
+    return open_encoded(PHOTOGRAPH.read_bytes()).convert("RGB")
 
 
 def draw_picture(text: str, default_seed: str) -> Picture:

@@ -9,10 +9,8 @@ resized to the grid under test first, and everything after the resize is transfo
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict, load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
+
+from qwen3vl_export.runtime.images import open_encoded
 
 from .matrix import Prompt
 from .picture_kinds import Picture
@@ -103,8 +103,8 @@ class PixelReference:
 
 def loaded(data: bytes) -> Image.Image:
     """A file's picture as transformers sees it."""
-    image = Image.open(BytesIO(data))
+    image = open_encoded(data)
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    found: Image.Image = load_image(base64.b64encode(data).decode())
+    found: Image.Image = load_image(image)
     return found

@@ -20,6 +20,8 @@ from qwen3vl_export.runtime import fetch as fetching
 from qwen3vl_export.runtime.fetch import UrlRules, fetch, is_public, shown
 from qwen3vl_export.runtime.images import open_image
 
+from .image_files import EPS
+
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
 LOCAL = UrlRules(allow_private=True, timeout=60.0)
 DRIP = 0.05  # seconds between two bytes of a server that never ends
@@ -34,8 +36,9 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append((self.path, dict(self.headers)))
         kind, _, rest = self.path[1:].partition("/")
-        {"photo": self.photo, "chunked": self.chunked, "to": self.to, "loop": self.loop, "status": self.status,
-         "early": self.early, "huge": self.huge, "lying": self.lying, "drip": self.drip, "header": self.header,
+        {"photo": self.photo, "eps": self.eps, "chunked": self.chunked, "to": self.to, "loop": self.loop,
+         "status": self.status, "early": self.early, "huge": self.huge, "lying": self.lying, "drip": self.drip,
+         "header": self.header,
          }[kind](rest)  # fmt: skip
 
     def head(self, status: int = 200, **headers: object) -> None:
@@ -48,6 +51,10 @@ class Server(BaseHTTPRequestHandler):
         data = PHOTO.read_bytes()
         self.head(Content_Length=len(data))
         self.wfile.write(data)
+
+    def eps(self, rest: str) -> None:
+        self.head(Content_Type="image/png", Content_Length=len(EPS))
+        self.wfile.write(EPS)
 
     def chunked(self, rest: str) -> None:
         self.head(Transfer_Encoding="chunked")
@@ -149,6 +156,13 @@ def test_a_picture_from_a_url(site: str) -> None:
     assert fetch(f"{site}/photo", LOCAL) == PHOTO.read_bytes()
     assert open_image(f"{site}/photo", LOCAL).size == (451, 300)
     assert fetch(f"{site}/chunked", LOCAL) == b"hello" * 3
+
+
+def test_postscript_from_a_url_runs_nothing(site: str, ghostscript: Path) -> None:
+    with pytest.raises(InputError, match="begins as EPS files do, which are not read") as caught:
+        open_image(f"{site}/eps/cat.png", LOCAL)
+    assert "\n" not in str(caught.value)
+    assert not ghostscript.exists()
 
 
 def test_a_request_is_written_as_it_must_be(site: str) -> None:

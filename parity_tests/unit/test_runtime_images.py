@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from PIL import UnidentifiedImageError
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
+from parity_tests.pixels import loaded
 from qwen3vl_export.errors import InputError
-from qwen3vl_export.runtime.images import open_image
+from qwen3vl_export.runtime.images import FORMATS, open_image
+
+from .image_files import EPS, encoded, writable
 
 RNG = np.random.default_rng(5)
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
@@ -115,6 +120,66 @@ def test_arrays_of_every_layout() -> None:
     assert set(pixels(open_image(checks)).flat) == {0, 255}
 
 
+def mpo() -> bytes:
+    """A photograph with a second picture in it, as phones take them."""
+    buffer = io.BytesIO()
+    noise("RGB").save(buffer, "MPO", save_all=True, append_images=[noise("RGB")])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "MPO"])
+def test_each_documented_format_is_read(format: str, tmp_path: Path) -> None:
+    data = mpo() if format == "MPO" else encoded(format)
+    with PIL.Image.open(io.BytesIO(data)) as opened:
+        assert opened.format == format.upper()
+        expected = np.asarray(load_image(opened))
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    for source in (data, path, f"data:image/any;base64,{base64.b64encode(data).decode()}"):
+        np.testing.assert_array_equal(pixels(open_image(source)), expected)
+
+
+def others() -> list[str]:
+    """The formats that Pillow can write and could open, beside the documented ones."""
+    PIL.Image.init()
+    both = set(PIL.Image.OPEN) & set(PIL.Image.SAVE)
+    return sorted(name for name in both - set(map(str.upper, FORMATS)) if writable(name))
+
+
+@pytest.mark.parametrize("format", others())
+def test_no_other_format_is_read(format: str) -> None:
+    data = encoded(format)
+    with pytest.raises(InputError, match=r"begins as \w+ files do|not an image that is read here") as caught:
+        open_image(data)
+    assert "Pass a PNG, JPEG, WebP, GIF, BMP or TIFF file" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["path", "file URL", "data URL", "bytes"])
+def test_postscript_that_is_called_a_picture_runs_nothing(kind: str, tmp_path: Path, ghostscript: Path) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(EPS)
+    data_url = f"data:image/png;base64,{base64.b64encode(EPS).decode()}"
+    source = {"path": path, "file URL": f"file://{path}", "data URL": data_url, "bytes": EPS}[kind]
+    with pytest.raises(InputError, match="begins as EPS files do, which are not read"):
+        open_image(source)
+    with pytest.raises(UnidentifiedImageError):
+        loaded(EPS)
+    assert not ghostscript.exists()
+
+
+def test_the_ghostscript_of_these_tests_would_be_run(ghostscript: Path) -> None:
+    with pytest.raises(OSError), PIL.Image.open(io.BytesIO(EPS)) as image:
+        image.load()
+    assert ghostscript.exists()
+
+
+def test_image_files_are_opened_in_one_place() -> None:
+    root = Path(__file__).parents[2]
+    sources = [*root.glob("qwen3vl_export/**/*.py"), *root.glob("parity_tests/*.py"), *root.glob("scripts/**/*.py")]
+    opening = [path.name for path in sources if re.search(r"\bImage\.open\(", path.read_text("utf-8"))]
+    assert opening == ["images.py"]
+
+
 def test_data_url() -> None:
     buffer = io.BytesIO()
     image = noise("RGB")
@@ -129,7 +194,7 @@ def test_data_url() -> None:
         (Path("nowhere.png"), "nowhere.png: no such image file"),
         (PHOTO.parent, "cannot be read"),
         (b"", "the file is empty"),
-        (b"not a picture", "not an image Pillow can read"),
+        (b"not a picture", "not an image that is read here"),
         (PHOTO.read_bytes()[:5000], "damaged or truncated"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
         (np.zeros((5, 5, 2), np.uint8), r"image array of shape \(5, 5, 2\)"),

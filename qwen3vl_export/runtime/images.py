@@ -12,6 +12,7 @@ Knows nothing about sizes, patches or models.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import PIL.ImageOps
 from numpy.typing import NDArray
 
@@ -28,7 +30,9 @@ from .locate import locate
 
 Source = str | Path | bytes | PIL.Image.Image | NDArray[Any]
 
-FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
+FORMATS = ("PNG", "JPEG", "WebP", "GIF", "BMP", "TIFF")  # a photograph with a second picture in it (MPO) is a JPEG file
+ADVICE = f"Pass a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+PREFIX = 16  # bytes by which Pillow tells formats apart
 CHANNELS = (1, 3, 4)
 
 
@@ -76,21 +80,42 @@ def from_file(path: Path) -> PIL.Image.Image:
 def from_encoded(data: bytes, name: str) -> PIL.Image.Image:
     """Decode the bytes of an image file; `name` is how errors call it."""
     if not data:
-        raise InputError(f"{name}: the file is empty", f"Pass a {FORMATS} file")
+        raise InputError(f"{name}: the file is empty", ADVICE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(BytesIO(data)) as image:
+            with open_encoded(data) as image:
                 image.load()
                 upright = PIL.ImageOps.exif_transpose(image)
     except PIL.Image.DecompressionBombError as error:
         raise InputError(f"{name}: too many pixels ({error})", "Make it smaller, or pass a PIL image") from error
     except PIL.UnidentifiedImageError as error:
-        raise InputError(f"{name}: not an image Pillow can read", f"Pass a {FORMATS} file") from error
+        format = refused_format(data)
+        what = f"begins as {format} files do, which are not read" if format else "not an image that is read here"
+        raise InputError(f"{name}: {what}", ADVICE) from error
     except Exception as error:  # decoders meet damaged files with OSError, SyntaxError, struct.error, IndexError, ...
         raise InputError(f"{name}: damaged or truncated image ({error})", "Save it again or pass another") from error
     opaque = eight_bit(with_pixels(upright, name)).convert("RGB")
     return over_white(opaque)  # a palette's transparent colour outlives the conversion, and the processor sees it
+
+
+def open_encoded(data: bytes) -> PIL.ImageFile.ImageFile:
+    """An image file in one of `FORMATS`, not decoded yet. Pillow knows others that run programs (EPS: Ghostscript).
+
+    Raises:
+        PIL.UnidentifiedImageError: it is in none of them.
+    """
+    return PIL.Image.open(BytesIO(data), formats=FORMATS)
+
+
+def refused_format(data: bytes) -> str | None:
+    """Which other format a file seems to be in, by its first bytes alone: `EPS`; nothing is opened."""
+    PIL.Image.init()
+    for name, (_, accepts) in PIL.Image.OPEN.items():
+        with suppress(Exception):  # they meet bytes of any kind and number
+            if name not in map(str.upper, FORMATS) and accepts is not None and accepts(data[:PREFIX]):
+                return name
+    return None
 
 
 def from_array(array: NDArray[Any]) -> PIL.Image.Image:
