@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen3vl_export.artifact import MANIFEST, NEEDED_FILES, open_artifact
-from qwen3vl_export.errors import ArtifactError
+from qwen3vl_export.errors import ArtifactError, FleetError
 from qwen3vl_export.fleet.store import open_store
 from qwen3vl_export.fleet.zoo import write_zoo
 from qwen3vl_export.promise import GRAPHS, promised_graphs, unproven
@@ -202,7 +202,10 @@ def test_every_command_refuses_it_alike(
 def test_a_store_refuses_it_too(tiny_artifact: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     spoilt(tiny_artifact, tmp_path / "store" / "artifacts" / "tiny-0123", given({}, "graphs"))
-    with pytest.raises(ArtifactError, match=r"artifacts/tiny-0123/manifest\.json: lists no graph vision_encoder"):
+    said = (
+        r"cannot read \(artifacts/tiny-0123/manifest\.json: lists no graph vision_encoder, which its recipe promises\)"
+    )
+    with pytest.raises(FleetError, match=said):
         write_zoo(store)
 
 

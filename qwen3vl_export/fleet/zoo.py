@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..artifact import MANIFEST, PARITY, Manifest
 from ..console import size
-from ..errors import FleetError
+from ..errors import ArtifactError, FleetError
 from ..publishing.evidence import TIERS
 from .graph import FOLDERS
 from .harness import SUMMARY
@@ -146,8 +146,9 @@ def write_zoo(store: Store) -> None:
         before = now
         try:
             page = render(entries(store))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ArtifactError, ValueError, KeyError, TypeError) as error:
+            reason = error.what if isinstance(error, ArtifactError) else error
             raise FleetError(
-                f"{store.url}: holds what this version cannot read ({error})", "Choose another --store"
+                f"{store.url}: holds what this version cannot read ({reason})", "Choose another --store"
             ) from error
         store.replace(ZOO, page.encode())
