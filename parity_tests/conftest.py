@@ -11,8 +11,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,9 @@ from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from . import plugin
 from .tiny_builds import build_once, build_split, scratch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -30,6 +34,27 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("artifact") is None:
         os.environ.setdefault(DIRECTORY_VARIABLE, str(scratch()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs Chromium, for who has none: -m 'not chromium'."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, headless. A module's, for its driver keeps an event loop running that others would trip over."""
+    from playwright.sync_api import sync_playwright
+
+    from .downstream.npm import CHROMIUM, program
+
+    path = program("chromium", "chromium-browser", "google-chrome", install=CHROMIUM)
+    with sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,7 @@ def chat(
     Example: `qwen3vl-export chat artifacts/tiny`, then type `What is in cat.jpg?`
     """
     from .chat import Chat
-    from .chat.screen import edit_lines
+    from .chat.screen import edit_lines, listen_to_ctrl_c
     from .runtime import Qwen3VL, UrlRules
 
     rules = UrlRules(allow_private=allow_private_urls)
@@ -201,4 +201,5 @@ def chat(
     settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling(context)}
     talk = Chat(model, console(), settings)
     edit_lines([*talk.commands, "/quit"])
+    listen_to_ctrl_c()
     talk.run()

@@ -14,24 +14,25 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 LOCKED = ("package.json", "package-lock.json")
-INSTALL = "./scripts/setup_downstream installs what these tests need"
+NODE = "./scripts/setup installs it into .venv, whose bin must be on the path"
+CHROMIUM = "./scripts/setup_downstream says how to get it"
 SECONDS = 540
 
 
-def program(*names: str) -> str:
+def program(*names: str, install: str) -> str:
     """The path of the first program found; a missing one fails the test and says what installs it."""
     for name in names:
         if found := shutil.which(name):
             return found
-    pytest.fail(f"{names[0]} is not installed: {INSTALL}", pytrace=False)
+    pytest.fail(f"{names[0]} is not installed: {install}", pytrace=False)
 
 
 def node() -> str:
     """Node 20 or newer."""
-    path = program("node")
+    path = program("node", install=NODE)
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if int(version.removeprefix("v").split(".")[0]) < 20:
-        pytest.fail(f"{path} is {version}, transformers.js needs Node 20: {INSTALL}", pytrace=False)
+        pytest.fail(f"{path} is {version}, transformers.js needs Node 20: {NODE}", pytrace=False)
     return path
 
 
@@ -48,10 +49,10 @@ def node_modules() -> Path:
         if not done.is_file():
             for name in LOCKED:
                 shutil.copyfile(HERE / name, folder / name)
-            command = [program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            command = [program("npm", install=NODE), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
             ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
             if ran.returncode:
                 lines = (ran.stderr or ran.stdout).strip().splitlines()
-                pytest.fail(f"npm ci failed: {' '.join(lines[:3])}. {INSTALL}", pytrace=False)
+                pytest.fail(f"npm ci failed: {' '.join(lines[:3])}. Is npm's registry reachable?", pytrace=False)
             done.touch()
     return folder / "node_modules"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from qwen3vl_export.publishing import publish
 
@@ -23,7 +23,7 @@ from ..harness import open_bench
 from ..matrix import Case
 from ..proven import prove
 from .cases import one_prompt_cases, pictures_of
-from .npm import node_modules, program
+from .npm import node_modules
 from .pictures import png
 
 DEMO = Path(__file__).parents[2] / "docs" / "demo"
@@ -114,15 +114,6 @@ def site(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = program("chromium", "chromium-browser", "google-chrome")
-    with sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

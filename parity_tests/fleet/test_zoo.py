@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from parity_tests.downstream.npm import program
 from qwen3vl_export.artifact import MANIFEST, PARITY
 from qwen3vl_export.errors import FleetError
 from qwen3vl_export.fleet import zoo
@@ -73,15 +71,6 @@ def store(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
     (Path(made.url) / "artifacts" / "half-0123").mkdir()
     zoo.write_zoo(made)
     return made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        path = program("chromium", "chromium-browser", "google-chrome")
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 def test_a_precision_in_words() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -26,6 +27,7 @@ from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
 from qwen3vl_export.runtime.reply import Part
 
+from .interrupts import children_interruptible
 from .test_runtime_cli import call, saying
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +43,13 @@ def answer(tiny_artifact: Path) -> str:
 class Terminal:
     """The chat in a terminal of its own."""
 
-    def __init__(self, artifact: Path, *options: str) -> None:
+    def __init__(self, artifact: Path, *options: str, interruptible: bool = True) -> None:
         arguments = ["-m", "qwen3vl_export", "chat", str(artifact), *options]
         environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
-        self.process = pexpect.spawn(
-            sys.executable, arguments, encoding="utf-8", dimensions=(40, 120), timeout=120, env=environment
-        )
+        with children_interruptible(interruptible):
+            self.process = pexpect.spawn(
+                sys.executable, arguments, encoding="utf-8", dimensions=(40, 120), timeout=120, env=environment
+            )
         self.until_prompt()
 
     def until_prompt(self) -> str:
@@ -98,9 +101,11 @@ def test_ctrl_c_and_ctrl_d_at_the_prompt(terminal: Terminal) -> None:
     assert terminal.process.exitstatus == 0
 
 
-def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tiny_artifact: Path, answer: str) -> None:
+@pytest.mark.parametrize("interruptible", [True, False], ids=["sigint-default", "sigint-ignored"])
+def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tiny_artifact: Path, answer: str, interruptible: bool) -> None:
     """At temperature 1000 the model never ends; what was said so far stays part of the conversation."""
-    chat = Terminal(tiny_artifact, "--max-new-tokens", "3000", "--temperature", "1000", "--top-k", "0", "--seed", "1")
+    options = ("--max-new-tokens", "3000", "--temperature", "1000", "--top-k", "0", "--seed", "1")
+    chat = Terminal(tiny_artifact, *options, interruptible=interruptible)
     chat.process.sendline(f"{PHOTO} Tell me all.")
     chat.process.expect("chelsea.png: 451x300")
     chat.process.expect(r"[^\x00-\x7f\s]{3}", timeout=120)  # nonsense has begun
@@ -118,6 +123,12 @@ def test_names_are_completed(terminal: Terminal) -> None:
 
 
 # The same without a terminal: what a script pipes in.
+
+
+def test_without_a_terminal_ctrl_c_stays_ignored(tiny_artifact: Path) -> None:
+    with children_interruptible(False):
+        call("chat", tiny_artifact, typed="/quit\n")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_chat_answers_about_a_picture(tiny_artifact: Path, answer: str) -> None:

@@ -22,6 +22,8 @@ from parity_tests.options import Options
 from qwen3vl_export import __version__, cli
 from qwen3vl_export.errors import BuildError, ParityError
 
+from .interrupts import children_interruptible
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,12 +46,13 @@ def invoke(*arguments: str) -> Ended:
     return Ended(result.exit_code, result.stdout, result.stderr, result.exception)
 
 
-def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+def start(*arguments: str, interruptible: bool = True, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, which Ctrl-C stops unless it is started with SIGINT ignored."""
     command = [sys.executable, "-m", "qwen3vl_export", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     options = {"cwd": ROOT, "env": environment, **options}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    with children_interruptible(interruptible):
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def end(process: subprocess.Popen[str]) -> Ended:
@@ -241,12 +244,29 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_build_that_may_not_write_enough_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a full disk: the write itself fails, in the middle of the weights."""
-
-    recipe = tmp_path / "tokens.yaml"
+def small_recipe(folder: Path) -> Path:
+    """A recipe of the token table alone."""
+    recipe = folder / "tokens.yaml"
     tiny = ROOT / "recipes" / "tiny.yaml"
     recipe.write_text(f"extends: {tiny}\ngraphs: [embed_tokens]\nparity: {{held_out: false}}\n")
+    return recipe
+
+
+def test_a_build_started_with_ctrl_c_ignored_goes_on(tmp_path: Path) -> None:
+    """A shell script starts `build &` so, and the Ctrl-C that ends the script is not meant for it."""
+    recipe, out = small_recipe(tmp_path), tmp_path / "out"
+    process = start("build", str(recipe), "--out", str(out), interruptible=False, env={"PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    done = end(process)
+    assert done.exit_code == 0 and "is ready" in done.stdout, done
+    assert (out / "manifest.json").is_file()
+
+
+def test_a_build_that_may_not_write_enough_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the write itself fails, in the middle of the weights."""
+    recipe = small_recipe(tmp_path)
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -1,4 +1,4 @@
-"""How answers look on the terminal, and how lines are edited there.
+"""How answers look on the terminal, how lines are edited there, and that Ctrl-C is heard.
 
 Knows parts of answers and figures; nothing about the conversation.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import glob
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -51,6 +53,15 @@ def figures(answer: Answer, stopped: bool, context: int) -> str:
     rate = f"then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
     used = f"{min(answer.prompt_tokens + answer.tokens, context)} of {context} tokens of context"
     return ", ".join(filter(None, [ended, first, rate, used]))
+
+
+def listen_to_ctrl_c() -> None:
+    """Let Ctrl-C interrupt at a terminal, even if this process was started with SIGINT ignored.
+
+    A shell script starts what it puts into the background so, and Python keeps it; but who types here means the answer.
+    """
+    if sys.stdin.isatty() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def edit_lines(commands: list[str]) -> None:
