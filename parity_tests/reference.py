@@ -32,7 +32,6 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeForConditionalGeneration,
 )
-from transformers.cache_utils import DynamicCache
 
 from qwen3vl_export.errors import ParityError
 
@@ -214,8 +213,7 @@ class Reference:
         if not inputs.image_grid_thw.size:  # without pictures transformers counts padding into the positions
             kwargs["position_ids"] = position_ids
         with hook(self.model.model.language_model, record):
-            cache = DynamicCache(config=self.model.config.text_config)
-            logits = self.model(**kwargs, past_key_values=cache, logits_to_keep=count).logits
+            logits = self.model(**kwargs, logits_to_keep=count).logits
         hidden, visual = seen["inputs_embeds"], seen["visual_pos_masks"]
         wide = hidden.new_zeros(*hidden.shape[:2], (1 + self._num_maps) * hidden.shape[-1])
         wide[..., : hidden.shape[-1]] = hidden

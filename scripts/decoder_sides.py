@@ -92,17 +92,22 @@ class Transformers:
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.past: Any = None
+        self._start()
 
     def _call(self, ids: Any, **inputs: Any) -> None:
         import torch
 
-        with torch.inference_mode():
-            out = self.model(torch.from_numpy(ids), past_key_values=self.past, logits_to_keep=1, **inputs)
-        self.past = out.past_key_values
+        with torch.inference_mode():  # the cache goes by place, its name changed in transformers 5.24
+            self.model(torch.from_numpy(ids), None, None, self.cache, logits_to_keep=1, **inputs)
+
+    def _start(self) -> None:
+        """Forget what came before."""
+        from transformers.cache_utils import DynamicCache
+
+        self.cache = DynamicCache(config=self.model.config.text_config)
 
     def prefill(self, ids: Any) -> None:
-        self.past = None
+        self._start()
         self._call(ids[None])
 
     def step(self, token: int) -> None:
@@ -119,7 +124,7 @@ class Transformers:
         tokens = [config.image_token_id] * (int(grid.prod()) // config.vision_config.spatial_merge_size**2)
         ids = np.array([[config.vision_start_token_id, *tokens, config.vision_end_token_id, *range(16)]])
         kinds = torch.from_numpy((ids == config.image_token_id).astype(np.int64))
-        self.past = None
+        self._start()
         self._call(ids, pixel_values=found["pixel_values"], image_grid_thw=grid, mm_token_type_ids=kinds)
         return int(grid.prod())
 

@@ -7,7 +7,7 @@
 //   ?wasm=URL     directory of onnxruntime-web's files; where the library finds them unless said
 
 const MODEL = 'artifact'; // transformers.js wants a name; where it lies is said by `env`
-const LIBRARY = 'https://cdn.jsdelivr.net/npm/@huggingface/transformers@4.3.1';
+const LIBRARY = 'https://cdn.jsdelivr.net/npm/@huggingface/transformers@4.3.2';
 
 let library, processor, model, stopping;
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 LOCKED = ("package.json", "package-lock.json")
+VARIABLE = "QWEN3VL_EXPORT_NODE_MODULES"  # a `node_modules` to test instead, of other releases
 NODE = "./scripts/setup installs it into .venv, whose bin must be on the path"
 CHROMIUM = "./scripts/setup_downstream says how to get it"
 SECONDS = 540
@@ -37,10 +38,12 @@ def node() -> str:
 
 
 def node_modules() -> Path:
-    """The `node_modules` of the lock file, installed if no test run has done so before.
+    """The `node_modules` that `$QWEN3VL_EXPORT_NODE_MODULES` names, else of the lock file, installed by the first test.
 
     Install scripts stay off: the one of onnxruntime-node fetches a CUDA build; what is needed lies in the packages.
     """
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
     digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in LOCKED)).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"qwen3vl-export-tests-{os.getuid()}" / f"npm-{digest}"
     folder.mkdir(parents=True, exist_ok=True)

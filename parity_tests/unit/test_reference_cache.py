@@ -34,13 +34,18 @@ def test_another_scope_or_key_finds_nothing(tmp_path: Path) -> None:
     assert Store(tmp_path, "scope").get((*KEY[:2], 5), Greedy) is None
 
 
-def test_the_scope_names_the_checkpoint_and_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scope_names_the_checkpoint() -> None:
     files = {"model.safetensors": "0" * 64}
     before = scope_of(files)
     assert scope_of(dict(files)) == before
     assert scope_of({"model.safetensors": "1" * 64}) != before
-    monkeypatch.setattr(reference_cache, "version", lambda package: "99.0")
-    assert scope_of(files) != before
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "numpy"])
+def test_another_release_of_what_computes_is_another_scope(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    before, installed = scope_of({}), reference_cache.version
+    monkeypatch.setattr(reference_cache, "version", lambda name: "99.0" if name == package else installed(name))
+    assert scope_of({}) != before
 
 
 def test_a_damaged_file_is_as_good_as_absent(tmp_path: Path) -> None:

@@ -91,10 +91,11 @@ class TorchSessions:
             cache.update(key, value, layer)
         hidden, *maps = torch.from_numpy(feeds["inputs_embeds"]).split(self.facts.hidden_size, dim=-1)
         output = model.model.language_model(
+            None,  # no ids; the cache goes by place, its name changed in transformers 5.24
+            torch.from_numpy(feeds["attention_mask"]),
+            torch.from_numpy(feeds["position_ids"]),
+            cache,
             inputs_embeds=hidden,
-            attention_mask=torch.from_numpy(feeds["attention_mask"]),
-            position_ids=torch.from_numpy(feeds["position_ids"]),
-            past_key_values=cache,
             visual_pos_masks=torch.ones(hidden.shape[:2], dtype=torch.bool),
             deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
         )

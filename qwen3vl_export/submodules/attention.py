@@ -25,16 +25,13 @@ TEXT = {"ort": "onnx_group_query", "portable": "onnx_eager"}
 class LayerCache:
     """The cache one traced forward sees: past keys and values in, present keys and values out.
 
-    Stands in for `transformers.Cache` inside the HF layers, which only call `update`.
+    The HF layers get no cache of their own and hand this one through as a keyword; the attention functions join past
+    and new.
     """
 
     def __init__(self, past: list[tuple[Tensor, Tensor]]) -> None:
         self.past = past
         self.present: list[tuple[Tensor, Tensor]] = []
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Hands the new keys and values through; the attention function joins them with the past."""
-        return key, value
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:

@@ -149,7 +149,6 @@ class Decoder(nn.Module):
                 hidden,
                 position_embeddings=rotary,
                 attention_mask=bias,
-                past_key_values=cache,
                 layer_cache=cache,
                 seqlens_k=seqlens_k,
                 total_sequence_length=total,
