@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .detection import first_failure, outcomes, row
-from .faults import FAULTS, Fault
+from .faults.catalogue import FAULTS, Fault
+from .faults.detection import first_failure, outcomes, row
 from .harness import open_bench
 from .plan import Subject, carry_out, plan
 from .reference import Reference

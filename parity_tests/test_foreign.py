@@ -31,7 +31,7 @@ from qwen3vl_export.contract import (
 from qwen3vl_export.errors import ArtifactError
 
 from . import harness
-from .fault_graphs import after_output, before_input, constant
+from .faults.graphs import after_output, before_input, constant
 from .options import Options
 from .unit.standin import TINY, tiny_facts
 

@@ -11,7 +11,7 @@ import pytest
 
 from parity_tests import harness, plan
 from parity_tests.evidence import Evidence
-from parity_tests.faults import FAULTS
+from parity_tests.faults.catalogue import FAULTS
 from parity_tests.harness import HTML
 from parity_tests.history import NAME
 from parity_tests.matrix import Matrix, load_matrix

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from marked import update
 
-from parity_tests.detection import rows
+from parity_tests.faults.detection import rows
 from qwen3vl_export.errors import Qwen3VLExportError
 
 ROOT = Path(__file__).parent.parent

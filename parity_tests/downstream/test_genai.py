@@ -9,7 +9,7 @@ import pytest
 from qwen3vl_export.artifact import open_artifact
 
 from ..bench import Bench
-from ..faults import FAULTS
+from ..faults.catalogue import FAULTS
 from ..harness import open_bench
 from ..matrix import Case, Prompt
 from .answer import Answer, complaints, diagnosis, is_tiny, outcomes, resized, rounded_half_up, text_of

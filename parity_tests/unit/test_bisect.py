@@ -12,7 +12,7 @@ from onnx import helper
 
 from parity_tests.bench import Bench
 from parity_tests.bisect import Trail, bisect, decoder_trail, vision_trail
-from parity_tests.faults import FAULTS
+from parity_tests.faults.catalogue import FAULTS
 from parity_tests.harness import open_bench
 from parity_tests.probe import layers_of, module_of
 from qwen3vl_export.artifact import MANIFEST

@@ -16,8 +16,8 @@ from qwen3vl_export.contract import DECODER, VISION_ENCODER, Facts
 from qwen3vl_export.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
-from ..fault_graphs import RMS_NORMS
-from ..faults import Fault, change_graph
+from ..faults.catalogue import Fault, change_graph
+from ..faults.graphs import RMS_NORMS
 from ..harness import open_bench, run
 from ..loud import write_loud_checkpoint
 from ..outcome import Outcome

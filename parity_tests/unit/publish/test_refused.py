@@ -14,7 +14,7 @@ from qwen3vl_export.artifact import MANIFEST, PARITY, open_artifact
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.promise import RUNS
 
-from ...faults import seal
+from ...faults.catalogue import seal
 from ...plan import EXAM_STAGES
 from ..test_cli import assert_one_line, invoke
 from .spoiling import WEIGHTS, append, edit

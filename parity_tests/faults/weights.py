@@ -19,7 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from qwen3vl_export.contract import Facts
 
-from .fault_graphs import NotThere
+from .graphs import NotThere
 
 
 class Weights:

@@ -23,11 +23,9 @@ from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.promise import CALIBRATED, OWN_WEIGHTS
 
-from . import fault_graphs as graphs
-from . import fault_runtime as runtime
-from . import fault_weights as weights
-from .bench import Bench
-from .fault_weights import Weights
+from ..bench import Bench
+from . import graphs, runtime, weights
+from .weights import Weights
 
 IMAGE_SETTINGS = "preprocessor_config.json"
 TEMPLATE = "chat_template.jinja"

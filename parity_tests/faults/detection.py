@@ -15,13 +15,13 @@ from pathlib import Path
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.promise import OWN_WEIGHTS, graphs_run
 
-from .bench import Bench
-from .faults import FAULTS, Fault
-from .harness import open_bench
-from .outcome import Outcome
-from .plan import Check, Subject, carry_out, plan
-from .reference import Reference
-from .weight_checks import STAGES
+from ..bench import Bench
+from ..harness import open_bench
+from ..outcome import Outcome
+from ..plan import Check, Subject, carry_out, plan
+from ..reference import Reference
+from ..weight_checks import STAGES
+from .catalogue import FAULTS, Fault
 
 MATRIX = "quick"
 INPUT_STAGES = ("prompt", "preprocess", "positions")
