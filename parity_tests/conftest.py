@@ -20,7 +20,7 @@ import pytest
 from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from . import plugin
-from .tiny_builds import build_once, build_split, scratch
+from .fixtures.tiny_builds import build_once, build_split, scratch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

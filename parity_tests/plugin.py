@@ -50,8 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def benches(pytestconfig: pytest.Config) -> Callable[[str], Bench]:
     """The bench of an artifact, by the name of its recipe; "" is the one given by --artifact."""
+    from .fixtures.tiny_builds import build_once
     from .harness import open_bench
-    from .tiny_builds import build_once
 
     opened: dict[str, Bench] = {}
 
@@ -83,9 +83,9 @@ def plans(config: pytest.Config) -> dict[str, Plan]:
     """The plan of each artifact to verify, from manifests or recipes alone: collecting builds nothing."""
     from qwen3vl_export.recipe import load_recipe
 
+    from .fixtures.tiny_builds import RECIPES, ROOT
     from .harness import opened_unchecked
     from .plan import Subject, plan
-    from .tiny_builds import RECIPES, ROOT
 
     path = config.getoption("artifact")
     if path is not None:

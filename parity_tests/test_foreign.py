@@ -32,8 +32,8 @@ from qwen3vl_export.errors import ArtifactError
 
 from . import harness
 from .faults.graphs import after_output, before_input, constant
+from .fixtures.standin import TINY, tiny_facts
 from .options import Options
-from .unit.standin import TINY, tiny_facts
 
 FACTS = tiny_facts()
 WIDTH = FACTS.hidden_size

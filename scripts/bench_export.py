@@ -150,7 +150,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Add the figures to this JSON file.")] = None,
 ) -> None:
     """Build, and print what it took."""
-    from parity_tests.official import config, write_sparse_checkpoint
+    from parity_tests.fixtures.official import config, write_sparse_checkpoint
 
     console = Console(highlight=False, soft_wrap=True)
     tools = {tool: found for tool in TOOLS if (found := version_of(tool))}

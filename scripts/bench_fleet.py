@@ -33,7 +33,7 @@ import dask
 import typer
 from distributed import Client, LocalCluster, get_worker
 
-from parity_tests.fleet.standin import HARNESS
+from parity_tests.fixtures.fleet_harness import HARNESS
 from qwen3vl_export.fleet.cluster import MEMORY, Cluster
 from qwen3vl_export.fleet.graph import SHARD_SECONDS, Job, Task, critical_path, job_of, part_address, shards
 from qwen3vl_export.fleet.runner import Queue, run_tasks

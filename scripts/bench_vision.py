@@ -135,7 +135,7 @@ def run(
     ] = None,
 ) -> None:
     """Compare the exported encoder with PyTorch."""
-    from parity_tests.official import config, write_checkpoint
+    from parity_tests.fixtures.official import config, write_checkpoint
 
     console = Console(highlight=False, soft_wrap=True)
     sides = [REFERENCE, *(name for name in side or ["ort"] if name != REFERENCE)]

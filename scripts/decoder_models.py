@@ -42,7 +42,7 @@ TEXT_PREFIX = "model.language_model."
 
 def write_random(work: Path, size: str, layers: int | None, depth: int | None, vocab_size: int) -> None:
     """A random checkpoint of a published shape with the tiny model's tokenizer files, which no figure depends on."""
-    from parity_tests.official import config, write_checkpoint
+    from parity_tests.fixtures.official import config, write_checkpoint
 
     if size == "tiny":
         shutil.copytree(TINY, work / "checkpoint")

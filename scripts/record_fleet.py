@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parity_tests.fleet.processes import ROOT, Processes, cluster, until
+from parity_tests.fixtures.fleet_processes import ROOT, Processes, cluster, until
 from qwen3vl_export.artifact import MANIFEST, PARITY
 from qwen3vl_export.hash_cache import sha256_file
 

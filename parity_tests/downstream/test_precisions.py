@@ -11,9 +11,9 @@ from qwen3vl_export.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
 from ..bench import Bench
+from ..fixtures.tiny_builds import ROOT, build_once
 from ..harness import open_bench
 from ..matrix import load_matrix
-from ..tiny_builds import ROOT, build_once
 from .answer import Answer, complaints, outcomes, text_of
 from .cases import pictures_of
 from .genai import Genai

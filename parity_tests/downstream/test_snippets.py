@@ -14,9 +14,9 @@ import pytest
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
 from qwen3vl_export.publishing.publication import prepare
 
+from ..fixtures.hub_server import Hub, running_hub
+from ..fixtures.proven import prove
 from ..picture_kinds import photograph
-from ..proven import prove
-from ..unit.hub_server import Hub, running_hub
 from ..unit.test_cli import ROOT
 from .npm import node, node_modules
 from .pictures import png

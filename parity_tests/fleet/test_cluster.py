@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from parity_tests.fleet.processes import MEMORY, ROOT, Processes, cluster, until
-from parity_tests.fleet.standin import HARNESS
+from parity_tests.fixtures.fleet_harness import HARNESS
+from parity_tests.fixtures.fleet_processes import MEMORY, ROOT, Processes, cluster, until
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import FleetError
 from qwen3vl_export.fleet import account, fleet

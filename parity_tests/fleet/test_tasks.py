@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.fleet.standin import HARNESS
-from parity_tests.proven import prove
+from parity_tests.fixtures.fleet_harness import HARNESS
+from parity_tests.fixtures.proven import prove
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import SpaceError
 from qwen3vl_export.fleet import address, tasks

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin
 
-from ..proven import prove
-from ..tiny_builds import build_once
-from .image_files import fake_ghostscript
+from ..fixtures.image_files import fake_ghostscript
+from ..fixtures.proven import prove
+from ..fixtures.tiny_builds import build_once
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
 from qwen3vl_export.runtime.reply import Part
 
-from .interrupts import children_interruptible
+from ..fixtures.interrupts import children_interruptible
 from .test_runtime_cli import call, saying
 
 ROOT = Path(__file__).parents[2]

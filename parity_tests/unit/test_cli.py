@@ -22,7 +22,7 @@ from parity_tests.options import Options
 from qwen3vl_export import __version__, cli
 from qwen3vl_export.errors import BuildError, ParityError
 
-from .interrupts import children_interruptible
+from ..fixtures.interrupts import children_interruptible
 
 ROOT = Path(__file__).parents[2]
 

@@ -28,7 +28,7 @@ from qwen3vl_export.recipe.quantize import Int4
 from qwen3vl_export.weights import blockwise
 from qwen3vl_export.weights.packing import DATA, SCALES, Blockwise
 
-from ..upcycle import TINY, write_moe_checkpoint
+from ..fixtures.moe_checkpoint import TINY, write_moe_checkpoint
 
 FOLDER = TINY.parents[1] / "calibration"
 PLAN = Int4(method="int4", block_size=32, symmetric=False, algorithm="gptq", keep=("lm_head.weight",))

@@ -34,11 +34,11 @@ from qwen3vl_export.submodules.experts import EXPERTS
 from qwen3vl_export.submodules.geometry import PLACEHOLDER_DOMAIN
 from qwen3vl_export.trace import OPSET, trace, weight_inputs
 
+from ..fixtures.moe_checkpoint import WEIGHTS, Layout, write_moe_checkpoint
+from ..fixtures.official import config, published_shapes, write_sparse_checkpoint
 from ..harness import open_bench, run, verify
-from ..official import config, published_shapes, write_sparse_checkpoint
 from ..options import Options
 from ..routing import SETTING
-from ..upcycle import WEIGHTS, Layout, write_moe_checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("published", "modules")
 E, K, H, I = 6, 3, 32, 48  # noqa: E741 - the legend of submodules/experts.py

@@ -24,7 +24,7 @@ from qwen3vl_export.stages import Stages
 from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.weights import WeightFile
 
-from ..official import config, write_checkpoint
+from ..fixtures.official import config, write_checkpoint
 
 Grids = list[tuple[int, int, int]]
 

@@ -29,7 +29,7 @@ from qwen3vl_export.weights import WeightFile, attach
 from qwen3vl_export.weights.blockwise import pack, quantize_rows
 from qwen3vl_export.weights.packing import Blockwise, PerColumn
 
-from ..upcycle import write_moe_checkpoint
+from ..fixtures.moe_checkpoint import write_moe_checkpoint
 
 TINY = Path(__file__).resolve().parents[2] / "recipes" / "checkpoints" / "tiny"
 

@@ -18,8 +18,8 @@ from qwen3vl_export.recipe import load_recipe
 
 from ..faults.catalogue import Fault, change_graph
 from ..faults.graphs import RMS_NORMS
+from ..fixtures.loud_checkpoint import write_loud_checkpoint
 from ..harness import open_bench, run
-from ..loud import write_loud_checkpoint
 from ..outcome import Outcome
 from ..reference import Reference
 

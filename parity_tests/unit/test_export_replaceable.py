@@ -14,7 +14,7 @@ from qwen3vl_export.output import whole_directory
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.replaceable import check_output
 
-from .standin import TINY, artifact_without_graphs
+from ..fixtures.standin import TINY, artifact_without_graphs
 from .test_cli import assert_one_line, invoke
 
 ROOT = Path(__file__).resolve().parents[2]

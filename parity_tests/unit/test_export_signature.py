@@ -24,7 +24,7 @@ from qwen3vl_export.skeletons import graphs_of
 from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.trace import trace, weight_inputs
 
-from ..official import config
+from ..fixtures.official import config
 
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int64": ir.DataType.INT64}
 Signature = list[tuple[str, ir.DataType, tuple[int | str, ...]]]

@@ -37,7 +37,7 @@ from qwen3vl_export.trace import trace
 from qwen3vl_export.weights import Key, Layout, WeightFile, attach
 from qwen3vl_export.weights.layouts import Source
 
-from ..tiny_builds import SPLIT_LIMIT
+from ..fixtures.tiny_builds import SPLIT_LIMIT
 
 TINY = Path(__file__).resolve().parents[2] / "recipes" / "checkpoints" / "tiny"
 

@@ -18,7 +18,7 @@ from qwen3vl_export.weights.layouts import Layout, Source
 from qwen3vl_export.weights.packing import TORCH, Blockwise, Packing, PerColumn
 from qwen3vl_export.weights.stream import Region, Squares, pieces, stream
 
-from ..official import config
+from ..fixtures.official import config
 
 FLOAT, HALF, BFLOAT = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 STREAMING = importlib.import_module(stream.__module__)  # the package has a function of that name

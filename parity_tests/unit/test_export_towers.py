@@ -22,7 +22,7 @@ from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.trace import trace, weight_inputs
 from qwen3vl_export.weights import WeightFile
 
-from ..official import config, write_checkpoint
+from ..fixtures.official import config, write_checkpoint
 
 GRIDS = [[1, 16, 16], [2, 6, 10], [1, 2, 30]]
 

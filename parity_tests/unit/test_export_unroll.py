@@ -16,7 +16,7 @@ from qwen3vl_export.submodules import build_submodule
 from qwen3vl_export.trace import trace, weight_inputs
 from qwen3vl_export.unroll import WEIGHTS, Stack, unroll
 
-from ..official import Config, config
+from ..fixtures.official import Config, config
 
 
 def meaning(model: ir.Model) -> dict[str, str]:

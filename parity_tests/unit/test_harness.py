@@ -29,7 +29,7 @@ from parity_tests.verdicts import load_profile
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
 
-from .torch_sessions import torch_bench
+from ..fixtures.torch_sessions import torch_bench
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "recipes" / "checkpoints" / "tiny"
 PROFILE = load_profile("float32")

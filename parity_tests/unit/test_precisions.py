@@ -16,9 +16,9 @@ from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.runtime import Image, Qwen3VL
 
+from ..fixtures.spoiling import edit
+from ..fixtures.tiny_builds import build_once
 from ..picture_kinds import photograph
-from ..tiny_builds import build_once
-from .publish.spoiling import edit
 from .test_cli import assert_one_line, invoke
 
 NAMES = ("fp16", "int8", "q4", "q4f16")

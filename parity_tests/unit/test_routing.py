@@ -12,7 +12,7 @@ from parity_tests import routing
 from parity_tests.reference import Reference
 from parity_tests.routing import Choices, gaps_of, routed, sent
 
-from ..upcycle import CHOSEN, write_moe_checkpoint
+from ..fixtures.moe_checkpoint import CHOSEN, write_moe_checkpoint
 
 TOKENS = 12
 LAYERS = 3  # with experts; one of the four is dense

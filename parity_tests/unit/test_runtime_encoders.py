@@ -13,7 +13,7 @@ from qwen3vl_export.contract import IMAGE_GRID_THW, PIXEL_VALUES, bucket_name
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime.encoders import BUCKET_RULE, check_patches, choose_grid, encode, fixed_grids
 
-from .standin import ANY_GRID, artifact_without_graphs, tiny_facts
+from ..fixtures.standin import ANY_GRID, artifact_without_graphs, tiny_facts
 
 FACTS = tiny_facts()
 SQUARES = ((8, 8), (16, 16), (24, 24))

@@ -20,7 +20,7 @@ from qwen3vl_export.runtime import fetch as fetching
 from qwen3vl_export.runtime.fetch import UrlRules, fetch, is_public, shown
 from qwen3vl_export.runtime.images import open_image
 
-from .image_files import EPS
+from ..fixtures.image_files import EPS
 
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
 LOCAL = UrlRules(allow_private=True, timeout=60.0)

@@ -19,7 +19,7 @@ from parity_tests.pixels import loaded
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.images import FORMATS, open_image
 
-from .image_files import EPS, encoded, writable
+from ..fixtures.image_files import EPS, encoded, writable
 
 RNG = np.random.default_rng(5)
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"

@@ -20,7 +20,7 @@ from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import preprocess
 from qwen3vl_export.runtime.preprocess import PixelRules, pixel_rules, smart_resize, smart_resize_video
 
-from .standin import TINY, tiny_facts
+from ..fixtures.standin import TINY, tiny_facts
 
 PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
 OFFICIAL = {"min_pixels": 65536, "max_pixels": 16777216}

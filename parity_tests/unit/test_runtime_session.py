@@ -17,7 +17,7 @@ from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime.external import check_external_data, external_locations
 from qwen3vl_export.runtime.session import Sessions, check_onnxruntime, version_tuple
 
-from .standin import artifact_without_graphs
+from ..fixtures.standin import artifact_without_graphs
 
 GUARD = "guard: image_grid_thw does not add up to the rows of pixel_values"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ...proven import prove
+from ...fixtures.proven import prove
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 
 from qwen3vl_export.artifact import open_artifact
 
-from ..hub_server import Hub, running_hub
+from ...fixtures.hub_server import Hub, running_hub
+from ...fixtures.spoiling import WEIGHTS
 from ..test_cli import Ended, assert_one_line, end, start
-from .spoiling import WEIGHTS
 
 
 @pytest.fixture

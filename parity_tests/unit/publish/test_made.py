@@ -12,9 +12,9 @@ from qwen3vl_export.artifact import PARITY, open_artifact
 from qwen3vl_export.publishing.model_card import rate
 from qwen3vl_export.publishing.publication import prepare
 
-from ...proven import prove
+from ...fixtures.proven import prove
+from ...fixtures.spoiling import edit
 from ..test_cli import ROOT, assert_one_line, invoke
-from .spoiling import edit
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:

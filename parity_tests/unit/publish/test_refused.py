@@ -15,9 +15,9 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.promise import RUNS
 
 from ...faults.catalogue import seal
+from ...fixtures.spoiling import WEIGHTS, append, edit
 from ...plan import EXAM_STAGES
 from ..test_cli import assert_one_line, invoke
-from .spoiling import WEIGHTS, append, edit
 
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no parity": (lambda root: (root / PARITY).unlink(), "has no parity.json. Prove it: qwen3vl-export verify"),
