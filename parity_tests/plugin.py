@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .bench import Bench
-    from .outcome import Outcome
-    from .plan import Check, Plan
+    from .harness.judging.outcome import Outcome
+    from .harness.plan import Check, Plan
+    from .harness.sides.bench import Bench
 
 TESTS = Path(__file__).with_name("test_parity.py")
 TIERS = ("quick", "standard", "full")
@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def benches(pytestconfig: pytest.Config) -> Callable[[str], Bench]:
     """The bench of an artifact, by the name of its recipe; "" is the one given by --artifact."""
     from .fixtures.tiny_builds import build_once
-    from .harness import open_bench
+    from .harness.verify import open_bench
 
     opened: dict[str, Bench] = {}
 
@@ -84,8 +84,8 @@ def plans(config: pytest.Config) -> dict[str, Plan]:
     from qwen3vl_export.recipe import load_recipe
 
     from .fixtures.tiny_builds import RECIPES, ROOT
-    from .harness import opened_unchecked
-    from .plan import Subject, plan
+    from .harness.plan import Subject, plan
+    from .harness.verify import opened_unchecked
 
     path = config.getoption("artifact")
     if path is not None:
@@ -137,7 +137,7 @@ class Collector:
         self.outcomes = outcomes
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        from .outcome import Outcome
+        from .harness.judging.outcome import Outcome
 
         if (values := getattr(report, "parity_outcome", None)) is not None:
             self.outcomes.append(Outcome.from_json(values))
@@ -149,8 +149,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = config.getoption("artifact")
     if path is None or hasattr(config, "workerinput"):
         return
-    from .harness import opened_unchecked, profile_of, report_of, write_evidence
-    from .matrix import load_matrix
+    from .harness.cases.matrix import load_matrix
+    from .harness.verify import opened_unchecked, profile_of, report_of, write_evidence
 
     planned = plans(config)[""]
     found = {outcome.id: outcome for outcome in config.stash[OUTCOMES]}

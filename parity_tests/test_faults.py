@@ -12,10 +12,10 @@ import pytest
 
 from .faults.catalogue import FAULTS, Fault
 from .faults.detection import first_failure, outcomes, row
-from .harness import open_bench
-from .plan import Subject, carry_out, plan
-from .reference import Reference
-from .weight_checks import STAGES
+from .harness.checks.weights import STAGES
+from .harness.plan import Subject, carry_out, plan
+from .harness.sides.reference import Reference
+from .harness.verify import open_bench
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "parity.md"
 

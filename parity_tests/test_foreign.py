@@ -30,10 +30,10 @@ from qwen3vl_export.contract import (
 )
 from qwen3vl_export.errors import ArtifactError
 
-from . import harness
 from .faults.graphs import after_output, before_input, constant
 from .fixtures.standin import TINY, tiny_facts
-from .options import Options
+from .harness import verify as harness
+from .harness.options import Options
 
 FACTS = tiny_facts()
 WIDTH = FACTS.hidden_size

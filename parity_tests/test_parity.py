@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from .bench import Bench
-from .plan import Check, carry_out
+from .harness.plan import Check, carry_out
+from .harness.sides.bench import Bench
 from .plugin import OUTCOME
 
 

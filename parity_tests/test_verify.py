@@ -9,13 +9,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from parity_tests import harness, plan
-from parity_tests.evidence import Evidence
 from parity_tests.faults.catalogue import FAULTS
-from parity_tests.harness import HTML
-from parity_tests.history import NAME
-from parity_tests.matrix import Matrix, load_matrix
-from parity_tests.options import Options
+from parity_tests.harness import plan
+from parity_tests.harness import verify as harness
+from parity_tests.harness.cases.matrix import Matrix, load_matrix
+from parity_tests.harness.evidence.history import NAME
+from parity_tests.harness.evidence.schema import Evidence
+from parity_tests.harness.options import Options
+from parity_tests.harness.verify import HTML
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
 from qwen3vl_export.hash_cache import sha256_file

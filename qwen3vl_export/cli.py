@@ -187,8 +187,8 @@ def verify(
 
     Example: `qwen3vl-export verify artifacts/tiny --case odd-150x211 --bisect`
     """
-    from parity_tests.harness import verify as verify_artifact
-    from parity_tests.options import Options
+    from parity_tests.harness.options import Options
+    from parity_tests.harness.verify import verify as verify_artifact
 
     tier = matrix.value if matrix else None
     options = Options(tier, checkpoint, tuple(case or ()), seed, bisect, cache, history, precision)

@@ -133,7 +133,7 @@ def _asked(
     scratch: Path | None,
     patience: float,
 ) -> Asked:
-    from parity_tests import shards
+    from parity_tests.harness import shards
 
     from .fleet.fleet import Asked
     from .fleet.harness import Harness

@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT))
 
 from PIL import Image  # noqa: E402
 
-from parity_tests.exam import ONE_PICTURE, ask_one  # noqa: E402
-from parity_tests.pictures import draw_scene, max_digit_rows  # noqa: E402
-from parity_tests.questions import GRID_KINDS, MANY_KINDS, Turn, ask_many, ask_text  # noqa: E402
+from parity_tests.harness.cases.exam import ONE_PICTURE, ask_one  # noqa: E402
+from parity_tests.harness.cases.questions import GRID_KINDS, MANY_KINDS, Turn, ask_many, ask_text  # noqa: E402
+from parity_tests.harness.cases.scenes import draw_scene, max_digit_rows  # noqa: E402
 
 FOLDER = ROOT / "recipes" / "calibration"
 SIZES = ((64, 64), (128, 96), (96, 160), (160, 160), (224, 160), (192, 256))  # width, height

@@ -16,19 +16,14 @@ from PIL import Image
 
 from qwen3vl_export.recipe.model import SIZE_STEP
 
-from ..bench import Bench, Floats, Ints
-from ..diagnose import closest
-from ..matrix import Case, Prompt
-from ..measures import (
-    common_prefix,
-    differences,
-    explain_difference,
-    logit_closeness,
-)
-from ..outcome import Finding, Outcome, judged
-from ..prompts import PromptReference
-from ..reference import Inputs
-from ..suspects import DECODER_SUSPECTS
+from ..harness.cases.matrix import Case, Prompt
+from ..harness.diagnosis.diagnose import closest
+from ..harness.diagnosis.suspects import DECODER_SUSPECTS
+from ..harness.judging.measures import common_prefix, differences, explain_difference, logit_closeness
+from ..harness.judging.outcome import Finding, Outcome, judged
+from ..harness.sides.bench import Bench, Floats, Ints
+from ..harness.sides.prompt_reference import PromptReference
+from ..harness.sides.reference import Inputs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..matrix import Case, Prompt, load_matrix
+from ..harness.cases.matrix import Case, Prompt, load_matrix
 
 
 def one_prompt_cases(max_images: int) -> list[Case]:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from qwen3vl_export import contract
 
-from ..bench import Floats
-from ..reference import Inputs
+from ..harness.sides.bench import Floats
+from ..harness.sides.reference import Inputs
 from .answer import Answer
 from .pictures import png
 

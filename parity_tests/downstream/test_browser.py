@@ -18,10 +18,10 @@ from playwright.sync_api import Browser, Page
 
 from qwen3vl_export.publishing import publish
 
-from ..bench import Bench
 from ..fixtures.proven import prove
-from ..harness import open_bench
-from ..matrix import Case
+from ..harness.cases.matrix import Case
+from ..harness.sides.bench import Bench
+from ..harness.verify import open_bench
 from .cases import one_prompt_cases, pictures_of
 from .npm import node_modules
 from .pictures import png

@@ -8,10 +8,10 @@ import pytest
 
 from qwen3vl_export.artifact import open_artifact
 
-from ..bench import Bench
 from ..faults.catalogue import FAULTS
-from ..harness import open_bench
-from ..matrix import Case, Prompt
+from ..harness.cases.matrix import Case, Prompt
+from ..harness.sides.bench import Bench
+from ..harness.verify import open_bench
 from .answer import Answer, complaints, diagnosis, is_tiny, outcomes, resized, rounded_half_up, text_of
 from .cases import one_prompt_cases, pictures_of, sizes
 from .genai import Genai

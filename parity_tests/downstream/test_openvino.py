@@ -11,13 +11,13 @@ import pytest
 
 from qwen3vl_export import contract
 
-from ..bench import Bench, Floats, Ints
-from ..checks import logits_finding, vision_finding
 from ..fixtures.tiny_builds import build_once
-from ..harness import open_bench
-from ..matrix import Case
-from ..measures import differences, logit_closeness
-from ..outcome import Finding, judged
+from ..harness.cases.matrix import Case
+from ..harness.checks.stages import logits_finding, vision_finding
+from ..harness.judging.measures import differences, logit_closeness
+from ..harness.judging.outcome import Finding, judged
+from ..harness.sides.bench import Bench, Floats, Ints
+from ..harness.verify import open_bench
 
 ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}  # its default may be bfloat16
 Run = Callable[..., list[Floats]]

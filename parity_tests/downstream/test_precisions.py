@@ -10,10 +10,10 @@ import pytest
 from qwen3vl_export.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
-from ..bench import Bench
 from ..fixtures.tiny_builds import ROOT, build_once
-from ..harness import open_bench
-from ..matrix import load_matrix
+from ..harness.cases.matrix import load_matrix
+from ..harness.sides.bench import Bench
+from ..harness.verify import open_bench
 from .answer import Answer, complaints, outcomes, text_of
 from .cases import pictures_of
 from .genai import Genai

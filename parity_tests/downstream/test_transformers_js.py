@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ..bench import Bench
-from ..harness import open_bench
-from ..matrix import Case
+from ..harness.cases.matrix import Case
+from ..harness.sides.bench import Bench
+from ..harness.verify import open_bench
 from .answer import Answer, complaints, is_tiny, outcomes, resized, rounded_half_up, text_of
 from .cases import one_prompt_cases, pictures_of, sizes
 from .transformers_js import Question, run

@@ -14,7 +14,7 @@ from PIL import Image
 
 from qwen3vl_export import contract
 
-from ..reference import Inputs
+from ..harness.sides.reference import Inputs
 from .answer import Answer
 from .npm import node, node_modules
 from .pictures import png

@@ -23,7 +23,7 @@ from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.promise import CALIBRATED, OWN_WEIGHTS
 
-from ..bench import Bench
+from ..harness.sides.bench import Bench
 from . import graphs, runtime, weights
 from .weights import Weights
 

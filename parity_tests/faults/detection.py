@@ -15,12 +15,12 @@ from pathlib import Path
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.promise import OWN_WEIGHTS, graphs_run
 
-from ..bench import Bench
-from ..harness import open_bench
-from ..outcome import Outcome
-from ..plan import Check, Subject, carry_out, plan
-from ..reference import Reference
-from ..weight_checks import STAGES
+from ..harness.checks.weights import STAGES
+from ..harness.judging.outcome import Outcome
+from ..harness.plan import Check, Subject, carry_out, plan
+from ..harness.sides.bench import Bench
+from ..harness.sides.reference import Reference
+from ..harness.verify import open_bench
 from .catalogue import FAULTS, Fault
 
 MATRIX = "quick"

@@ -29,9 +29,9 @@ from qwen3vl_export.contract import (
 from qwen3vl_export.runtime import generate, images, positions, preprocess, prompt
 from qwen3vl_export.runtime.cache import Cache, SharedCache
 
-from ..bench import Bench, Ints
-from ..hooks import Arrays, hooked
-from ..suspects import attribute, raster_order
+from ..harness.diagnosis.suspects import attribute, raster_order
+from ..harness.sides.bench import Bench, Ints
+from ..harness.sides.hooks import Arrays, hooked
 
 Mistake = Callable[[Bench], AbstractContextManager[None]]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from parity_tests import shards as harness
 from parity_tests.fixtures.fleet_harness import HARNESS
-from parity_tests.plan import Subject, plan
+from parity_tests.harness import shards as harness
+from parity_tests.harness.plan import Subject, plan
 from qwen3vl_export.errors import CheckpointError, FleetError, RecipeError
 from qwen3vl_export.fleet import address, graph
 from qwen3vl_export.fleet.estimate import Estimate

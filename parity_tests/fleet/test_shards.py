@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from parity_tests import harness, plan, shards
-from parity_tests.evidence import Evidence
-from parity_tests.matrix import Matrix, load_matrix
+from parity_tests.harness import plan, shards
+from parity_tests.harness import verify as harness
+from parity_tests.harness.cases.matrix import Matrix, load_matrix
+from parity_tests.harness.evidence.schema import Evidence
 from qwen3vl_export.artifact import JUNIT, PARITY
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.fleet.harness import SUMMARY

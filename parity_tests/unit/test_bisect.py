@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from parity_tests.bench import Bench
-from parity_tests.bisect import Trail, bisect, decoder_trail, vision_trail
 from parity_tests.faults.catalogue import FAULTS
-from parity_tests.harness import open_bench
-from parity_tests.probe import layers_of, module_of
+from parity_tests.harness.diagnosis.layer_trace import Trail, bisect, decoder_trail, vision_trail
+from parity_tests.harness.sides.bench import Bench
+from parity_tests.harness.sides.probe import layers_of, module_of
+from parity_tests.harness.verify import open_bench
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.contract import DECODER, VISION_ENCODER
 

@@ -31,7 +31,7 @@ from ..fixtures.interrupts import children_interruptible
 from .test_runtime_cli import call, saying
 
 ROOT = Path(__file__).parents[2]
-PHOTO = ROOT / "parity_tests" / "media" / "chelsea.png"
+PHOTO = ROOT / "parity_tests" / "harness" / "cases" / "media" / "chelsea.png"
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 

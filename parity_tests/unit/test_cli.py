@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from parity_tests.options import Options
+from parity_tests.harness.options import Options
 from qwen3vl_export import __version__, cli
 from qwen3vl_export.errors import BuildError, ParityError
 
@@ -157,7 +157,7 @@ def test_verify_ends_with_the_verdict(monkeypatch: pytest.MonkeyPatch, code: int
         seen.extend(arguments)
         return code
 
-    stand_in(monkeypatch, "parity_tests.harness", verify=verify)
+    stand_in(monkeypatch, "parity_tests.harness.verify", verify=verify)
     assert invoke("verify", "there", "--matrix", "quick").exit_code == code
     assert seen == [Path("there"), Options("quick")]
     seen.clear()

@@ -29,7 +29,7 @@ def folder(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The files the examples name."""
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "tiny").symlink_to(tiny_artifact)
-    shutil.copy(ROOT / "parity_tests" / "media" / "chelsea.png", tmp_path / "cat.jpg")
+    shutil.copy(ROOT / "parity_tests" / "harness" / "cases" / "media" / "chelsea.png", tmp_path / "cat.jpg")
     write(tmp_path / "clip.mp4", moving(30))
     (tmp_path / "frames").mkdir()
     for index, frame in enumerate(moving(8)):

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from parity_tests import history
-from parity_tests.bisect import Point, Trail
-from parity_tests.charts import STEPS, heatmap, line, log_axis, step_of
-from parity_tests.evidence import Evidence, schema_text
-from parity_tests.matrix import load_matrix
-from parity_tests.outcome import Finding, Outcome, judged
-from parity_tests.page import render, short
-from parity_tests.report import Report, cost_of
-from parity_tests.verdicts import load_profile
+from parity_tests.harness.cases.matrix import load_matrix
+from parity_tests.harness.diagnosis.layer_trace import Point, Trail
+from parity_tests.harness.evidence import history
+from parity_tests.harness.evidence.charts import STEPS, heatmap, line, log_axis, step_of
+from parity_tests.harness.evidence.page import render, short
+from parity_tests.harness.evidence.report import Report, cost_of
+from parity_tests.harness.evidence.schema import Evidence, schema_text
+from parity_tests.harness.judging.outcome import Finding, Outcome, judged
+from parity_tests.harness.judging.verdicts import load_profile
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "parity.schema.json"
 PROFILE = load_profile("float32")
@@ -57,7 +57,9 @@ BAD = report(
 
 
 def test_the_published_schema_is_the_code_s() -> None:
-    assert SCHEMA.read_text("utf-8") == schema_text(), "python -m parity_tests.evidence > docs/parity.schema.json"
+    assert SCHEMA.read_text("utf-8") == schema_text(), (
+        "python -m parity_tests.harness.verify.evidence.schema > docs/parity.schema.json"
+    )
 
 
 @pytest.mark.parametrize("one", [GOOD, BAD], ids=["good", "bad"])

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from parity_tests.measures import kl_divergence
-from parity_tests.reference import Inputs, Reference
+from parity_tests.harness.judging.measures import kl_divergence
+from parity_tests.harness.sides.reference import Inputs, Reference
 from qwen3vl_export import calibration
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.calibration import State, calibrate

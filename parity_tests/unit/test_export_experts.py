@@ -36,9 +36,9 @@ from qwen3vl_export.trace import OPSET, trace, weight_inputs
 
 from ..fixtures.moe_checkpoint import WEIGHTS, Layout, write_moe_checkpoint
 from ..fixtures.official import config, published_shapes, write_sparse_checkpoint
-from ..harness import open_bench, run, verify
-from ..options import Options
-from ..routing import SETTING
+from ..harness.options import Options
+from ..harness.sides.routing import SETTING
+from ..harness.verify import open_bench, run, verify
 
 LAYOUTS: tuple[Layout, ...] = ("published", "modules")
 E, K, H, I = 6, 3, 32, 48  # noqa: E741 - the legend of submodules/experts.py

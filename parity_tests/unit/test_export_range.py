@@ -19,9 +19,9 @@ from qwen3vl_export.recipe import load_recipe
 from ..faults.catalogue import Fault, change_graph
 from ..faults.graphs import RMS_NORMS
 from ..fixtures.loud_checkpoint import write_loud_checkpoint
-from ..harness import open_bench, run
-from ..outcome import Outcome
-from ..reference import Reference
+from ..harness.judging.outcome import Outcome
+from ..harness.sides.reference import Reference
+from ..harness.verify import open_bench, run
 
 LARGEST = 65504.0  # of IEEE binary16
 CASES = ("users-case-16x16-after-24x24", "two-images-of-different-size", "text-only", "batch-of-different-sizes")

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from parity_tests.bench import Bench
-from parity_tests.checks import STAGES
-from parity_tests.harness import run
-from parity_tests.matrix import Case, Matrix
-from parity_tests.outcome import Finding, Outcome, judged
-from parity_tests.plan import Check, carry_out, check_of
-from parity_tests.reference import Greedy
-from parity_tests.report import Report, show, write
-from parity_tests.verdicts import load_profile
+from parity_tests.harness.cases.matrix import Case, Matrix
+from parity_tests.harness.checks.stages import STAGES
+from parity_tests.harness.evidence.report import Report, show, write
+from parity_tests.harness.judging.outcome import Finding, Outcome, judged
+from parity_tests.harness.judging.verdicts import load_profile
+from parity_tests.harness.plan import Check, carry_out, check_of
+from parity_tests.harness.sides.bench import Bench
+from parity_tests.harness.sides.reference import Greedy
+from parity_tests.harness.verify import run
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from parity_tests import measures
+from parity_tests.harness.judging import measures
 
 ROWS = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
 

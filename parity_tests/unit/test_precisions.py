@@ -18,7 +18,7 @@ from qwen3vl_export.runtime import Image, Qwen3VL
 
 from ..fixtures.spoiling import edit
 from ..fixtures.tiny_builds import build_once
-from ..picture_kinds import photograph
+from ..harness.cases.picture_kinds import photograph
 from .test_cli import assert_one_line, invoke
 
 NAMES = ("fp16", "int8", "q4", "q4f16")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests import reference_cache
-from parity_tests.reference import Greedy, Inputs, Reference
-from parity_tests.reference_cache import Store, default_directory, scope_of
+from parity_tests.harness.sides import reference_cache
+from parity_tests.harness.sides.reference import Greedy, Inputs, Reference
+from parity_tests.harness.sides.reference_cache import Store, default_directory, scope_of
 from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from ..fixtures.standin import TINY

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_tests import routing
-from parity_tests.reference import Reference
-from parity_tests.routing import Choices, gaps_of, routed, sent
+from parity_tests.harness.sides import routing
+from parity_tests.harness.sides.reference import Reference
+from parity_tests.harness.sides.routing import Choices, gaps_of, routed, sent
 
 from ..fixtures.moe_checkpoint import CHOSEN, write_moe_checkpoint
 

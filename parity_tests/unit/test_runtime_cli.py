@@ -15,7 +15,7 @@ from qwen3vl_export.cli import app
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
 
-PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
+PHOTO = Path(__file__).parents[1] / "harness" / "cases" / "media" / "chelsea.png"
 
 
 def call(*arguments: object, typed: str = "") -> Result:

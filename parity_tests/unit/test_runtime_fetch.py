@@ -22,7 +22,7 @@ from qwen3vl_export.runtime.images import open_image
 
 from ..fixtures.image_files import EPS
 
-PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
+PHOTO = Path(__file__).parents[1] / "harness" / "cases" / "media" / "chelsea.png"
 LOCAL = UrlRules(allow_private=True, timeout=60.0)
 DRIP = 0.05  # seconds between two bytes of a server that never ends
 

@@ -15,14 +15,14 @@ from PIL import UnidentifiedImageError
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
-from parity_tests.pixels import loaded
+from parity_tests.harness.sides.pixel_reference import loaded
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.images import FORMATS, open_image
 
 from ..fixtures.image_files import EPS, encoded, writable
 
 RNG = np.random.default_rng(5)
-PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
+PHOTO = Path(__file__).parents[1] / "harness" / "cases" / "media" / "chelsea.png"
 
 
 def noise(mode: str) -> PIL.Image.Image:
@@ -175,7 +175,11 @@ def test_the_ghostscript_of_these_tests_would_be_run(ghostscript: Path) -> None:
 
 def test_image_files_are_opened_in_one_place() -> None:
     root = Path(__file__).parents[2]
-    sources = [*root.glob("qwen3vl_export/**/*.py"), *root.glob("parity_tests/*.py"), *root.glob("scripts/**/*.py")]
+    sources = [
+        *root.glob("qwen3vl_export/**/*.py"),
+        *root.glob("parity_tests/harness/**/*.py"),
+        *root.glob("scripts/**/*.py"),
+    ]
     opening = [path.name for path in sources if re.search(r"\bImage\.open\(", path.read_text("utf-8"))]
     assert opening == ["images.py"]
 

@@ -20,7 +20,7 @@ from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.positions import rope_index
 from qwen3vl_export.runtime.prompt import compile_template
 
-PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
+PHOTO = Path(__file__).parents[1] / "harness" / "cases" / "media" / "chelsea.png"
 RNG = np.random.default_rng(23)
 PICTURE = RNG.integers(0, 256, (96, 64, 3), np.uint8)
 CLIP = [np.full((64, 64, 3), value, np.uint8) for value in (0, 90, 180, 255)]

@@ -22,7 +22,7 @@ from qwen3vl_export.runtime.preprocess import PixelRules, pixel_rules, smart_res
 
 from ..fixtures.standin import TINY, tiny_facts
 
-PHOTO = Path(__file__).parents[1] / "media" / "chelsea.png"
+PHOTO = Path(__file__).parents[1] / "harness" / "cases" / "media" / "chelsea.png"
 OFFICIAL = {"min_pixels": 65536, "max_pixels": 16777216}
 OFFICIAL_VIDEO = {"min_pixels": 4096, "max_pixels": 25165824}
 BUDGETS = [OFFICIAL, {"min_pixels": 4096, "max_pixels": 262144}, {"min_pixels": 36864, "max_pixels": 36864}]

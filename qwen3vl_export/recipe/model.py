@@ -83,7 +83,7 @@ class Parity(Strict):
     matrix: Literal["quick", "standard", "full"] = "standard"
     """Which cases `verify` runs unless told otherwise."""
     tolerances: str = Field(default="", min_length=1)
-    """Profile in parity_tests/tolerances.yaml; that of the least precise part unless said."""
+    """Profile in parity_tests/harness/judging/tolerances.yaml; that of the least precise part unless said."""
     held_out: bool = False
     """Also sit the trained tiny model's exam: only checkpoints that were trained on drawn pictures can."""
 
@@ -106,7 +106,7 @@ class Precision(Strict):
     quantization: Quantization = Quantization()
     """How the weights of each graph are stored, as the recipe's."""
     tolerances: str = Field(default="", min_length=1)
-    """Profile in parity_tests/tolerances.yaml; that of the least precise part unless said."""
+    """Profile in parity_tests/harness/judging/tolerances.yaml; that of the least precise part unless said."""
 
 
 class Recipe(Strict):

@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from parity_tests.exam import Question, exam, video_exam
-from parity_tests.questions import brightness
+from parity_tests.harness.cases.exam import Question, exam, video_exam
+from parity_tests.harness.cases.questions import brightness
 from scripts.tiny_training import photographs
 from scripts.tiny_training.patches import MERGE, to_patches
 

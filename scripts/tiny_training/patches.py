@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from parity_tests.pictures import COLORS, SHAPES, Region
+from parity_tests.harness.cases.scenes import COLORS, SHAPES, Region
 from scripts.tiny_training.samples import Medium
 
 PATCH, MERGE, TEMPORAL = 16, 2, 2

@@ -11,7 +11,7 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageEnhance
 
-from parity_tests.questions import Turn, ask_look
+from parity_tests.harness.cases.questions import Turn, ask_look
 
 SUBJECTS = {  # function of skimage.data -> what it shows
     "chelsea": "a cat",

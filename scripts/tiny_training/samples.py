@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from parity_tests import pictures, questions
-from parity_tests.pictures import Picture, Region
-from parity_tests.questions import Turn
+from parity_tests.harness.cases import questions
+from parity_tests.harness.cases import scenes as pictures
+from parity_tests.harness.cases.questions import Turn
+from parity_tests.harness.cases.scenes import Picture, Region
 from scripts.tiny_training import photographs
 
 AREAS = {  # picture area in pixels, and how many samples make a batch

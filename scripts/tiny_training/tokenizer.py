@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from parity_tests.pictures import Picture, Thing, choose_things
-from parity_tests.questions import ORDINALS, SCENE_KINDS, Turn, ask_many, ask_scene, ask_text
+from parity_tests.harness.cases.questions import ORDINALS, SCENE_KINDS, Turn, ask_many, ask_scene, ask_text
+from parity_tests.harness.cases.scenes import Picture, Thing, choose_things
 from scripts.tiny_training.photographs import NAMED_COLORS, SUBJECTS
 
 BASE_VOCABULARY = 512  # 256 bytes and 256 merges

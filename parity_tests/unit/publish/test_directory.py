@@ -9,7 +9,7 @@ from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, open_artifact
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.publishing.publication import prepare
 
-from ...harness import HTML
+from ...harness.verify import HTML
 from ..test_cli import assert_one_line, invoke
 
 

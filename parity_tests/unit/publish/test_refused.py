@@ -16,7 +16,7 @@ from qwen3vl_export.promise import RUNS
 
 from ...faults.catalogue import seal
 from ...fixtures.spoiling import WEIGHTS, append, edit
-from ...plan import EXAM_STAGES
+from ...harness.plan import EXAM_STAGES
 from ..test_cli import assert_one_line, invoke
 
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {

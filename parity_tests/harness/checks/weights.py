@@ -25,10 +25,10 @@ from qwen3vl_export.contract import VISION_ENCODER
 from qwen3vl_export.promise import CALIBRATED, WEIGHTS
 from qwen3vl_export.weights.packing import DATA, SCALES, ZERO_POINTS
 
-from .bench import Bench, Floats
-from .measures import nmse
-from .outcome import Finding
-from .probe import FOLDER, module_of
+from ..judging.measures import nmse
+from ..judging.outcome import Finding
+from ..sides.bench import Bench, Floats
+from ..sides.probe import FOLDER, module_of
 
 STAGES = (WEIGHTS, CALIBRATED)
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.images import open_encoded
 
-from .pictures import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
+from .scenes import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
 
 PHOTOGRAPH = Path(__file__).parent / "media" / "chelsea.png"
 RANDOM_SIZE = "any-size"

@@ -25,8 +25,8 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from qwen3vl_export.runtime.images import open_encoded
 
-from .matrix import Prompt
-from .picture_kinds import Picture
+from ..cases.matrix import Prompt
+from ..cases.picture_kinds import Picture
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -23,14 +23,14 @@ from qwen3vl_export.fleet.address import source_digest
 from qwen3vl_export.fleet.harness import SUMMARY
 from qwen3vl_export.recipe.model import Recipe
 
-from .bench import Bench, Clock
-from .exam_checks import GROUPS
-from .harness import HTML, open_bench, profile_of, report_of, run
-from .matrix import load_matrix
-from .outcome import Outcome
-from .page import render
+from .cases.matrix import load_matrix
+from .checks.exam import GROUPS
+from .evidence.page import render
+from .evidence.report import hardware, versions
+from .judging.outcome import Outcome
 from .plan import EXAM_STAGES, Check, Subject, plan
-from .report import hardware, versions
+from .sides.bench import Bench, Clock
+from .verify import HTML, open_bench, profile_of, report_of, run
 
 FORMAT = 1
 SOURCES = ("*.py", "*.yaml", "*.j2", "media/*")

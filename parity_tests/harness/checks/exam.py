@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .bench import Bench, as_inputs
-from .exam import EXAM_SIZES, Question, exam
-from .matrix import Prompt
-from .outcome import Finding
+from ..cases.exam import EXAM_SIZES, Question, exam
+from ..cases.matrix import Prompt
+from ..judging.outcome import Finding
+from ..sides.bench import Bench, as_inputs
 
 ANSWER_TOKENS = 48  # the longest answer of exam.py takes 28
 MANY, TEXT = "several-pictures", "no-picture"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from parity_tests.pictures import COLORS, POSITIONS, SHAPES, Clip, Picture, Thing, article
+from parity_tests.harness.cases.scenes import COLORS, POSITIONS, SHAPES, Clip, Picture, Thing, article
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ORDINALS = ("first", "second", "third")

@@ -24,14 +24,14 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.promise import OWN_STAGES, OWN_WEIGHTS
 
-from .bench import Bench
-from .checks import STAGES
-from .matrix import Case
-from .outcome import Finding
-from .reference import Reference
-from .reference_cache import Store, scope_of
-from .verdicts import Profile, load_profile
-from .weight_checks import modules_of, place_of, restored_weights
+from ..cases.matrix import Case
+from ..judging.outcome import Finding
+from ..judging.verdicts import Profile, load_profile
+from ..sides.bench import Bench
+from ..sides.reference import Reference
+from ..sides.reference_cache import Store, scope_of
+from .stages import STAGES
+from .weights import modules_of, place_of, restored_weights
 
 
 def stages_named(stages: tuple[str, ...] = OWN_STAGES) -> list[str]:

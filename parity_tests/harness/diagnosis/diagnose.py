@@ -13,11 +13,11 @@ import numpy as np
 
 from qwen3vl_export.promise import OWN_WEIGHTS
 
-from .bench import Bench, Floats
-from .bisect import decoder_trail, place, vision_trail
-from .dequantized import beside_own_weights
-from .matrix import Case
-from .outcome import Outcome
+from ..cases.matrix import Case
+from ..checks.dequantized import beside_own_weights
+from ..judging.outcome import Outcome
+from ..sides.bench import Bench, Floats
+from .layer_trace import decoder_trail, place, vision_trail
 from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS
 
 DIAGNOSED = 4  # failures of one stage that are looked into: each costs a run of PyTorch for every suspect

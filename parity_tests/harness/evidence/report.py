@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .bisect import Trail
-from .measures import Difference, pooled
-from .outcome import Outcome, json_ready
-from .plan import EXAM_STAGES, ORDER
-from .verdicts import SIGNS, Profile, Rule
+from ..diagnosis.layer_trace import Trail
+from ..judging.measures import Difference, pooled
+from ..judging.outcome import Outcome, json_ready
+from ..judging.verdicts import SIGNS, Profile, Rule
+from ..plan import EXAM_STAGES, ORDER
 
 FORMAT = 1
 PACKAGES = ("qwen3vl-export", "torch", "transformers", "onnxruntime", "numpy", "pillow", "tokenizers")

@@ -18,13 +18,13 @@ from PIL import Image
 
 import qwen3vl_export
 
+from ..cases.matrix import Case, Matrix
+from ..cases.picture_kinds import PICTURE, parse
+from ..judging.measures import pooled
+from ..judging.outcome import numbers_back
+from ..judging.verdicts import SIGNS
+from ..sides.pixel_reference import loaded
 from .charts import Axis, Heatmap, heatmap, line, log_axis
-from .matrix import Case, Matrix
-from .measures import pooled
-from .outcome import numbers_back
-from .picture_kinds import PICTURE, parse
-from .pixels import loaded
-from .verdicts import SIGNS
 
 TEMPLATE = "report.html.j2"
 THUMBNAIL = (180, 130)

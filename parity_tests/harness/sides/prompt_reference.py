@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from .matrix import Prompt
+from ..cases.matrix import Prompt
 
 
 class PromptReference:

@@ -17,20 +17,20 @@ from qwen3vl_export.promise import why_not
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL
 
-from . import history
-from .bench import Bench
-from .bisect import Trail, bisect
-from .dequantized import profile_with_own
-from .foreign import ForeignSessions, is_contract, open_foreign, read_contract
-from .matrix import Matrix, load_matrix
+from .cases.matrix import Matrix, load_matrix
+from .checks.dequantized import profile_with_own
+from .diagnosis.layer_trace import Trail, bisect
+from .evidence import history
+from .evidence.page import render
+from .evidence.report import Report, show, write
+from .judging.outcome import Outcome
+from .judging.verdicts import Profile, load_profile
 from .options import Options
-from .outcome import Outcome
-from .page import render
 from .plan import Check, Plan, Subject, carry_out, plan
 from .progress import shown, terminal
-from .reference_cache import Store, default_directory, scope_of
-from .report import Report, show, write
-from .verdicts import Profile, load_profile
+from .sides.bench import Bench
+from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
+from .sides.reference_cache import Store, default_directory, scope_of
 
 HTML = "parity.html"
 SMALL = 200_000_000  # bytes of an artifact; below it threads cost more than they bring

@@ -17,13 +17,14 @@ import numpy as np
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDINGS
 from qwen3vl_export.runtime.positions import rope_index, visual_tokens
 
-from . import measures, routing
-from .bench import Bench, Floats, Ints
-from .matrix import Case
-from .measures import closeness, differences, logit_closeness, max_abs
-from .outcome import Finding
-from .reference import Greedy, Inputs, Prefill
-from .routing import Call, Routed
+from ..cases.matrix import Case
+from ..judging import measures
+from ..judging.measures import closeness, differences, logit_closeness, max_abs
+from ..judging.outcome import Finding
+from ..sides import routing
+from ..sides.bench import Bench, Floats, Ints
+from ..sides.reference import Greedy, Inputs, Prefill
+from ..sides.routing import Call, Routed
 
 PIXEL_PEAK = 2.0  # from -1 to 1
 

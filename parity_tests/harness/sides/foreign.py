@@ -85,7 +85,7 @@ def read_contract(path: Path) -> ForeignContract:
     Raises:
         ArtifactError: it says something a contract cannot say, or names a file that is not there.
     """
-    hint = "See the top of parity_tests/foreign.py for what a contract says"
+    hint = "See the top of parity_tests/harness/sides/foreign.py for what a contract says"
     try:
         contract = ForeignContract.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except yaml.YAMLError as error:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from parity_tests.pictures import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
-from parity_tests.questions import (
+from parity_tests.harness.cases.questions import (
     CLIP_KINDS,
     GRID_KINDS,
     MANY_KINDS,
@@ -26,6 +25,7 @@ from parity_tests.questions import (
     ask_scene,
     ask_text,
 )
+from parity_tests.harness.cases.scenes import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
 
 EXAM_SEED = 4242
 EXAM_SIZES = (  # width, height; several are no multiple of the 32-pixel merge cell

@@ -22,12 +22,12 @@ from qwen3vl_export.contract import EMBED_TOKENS, INPUT_IDS, INPUTS_EMBEDS
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.generate import PREFILL_CHUNK, prefill
 
-from .matrix import Case, Matrix, Prompt
-from .pixels import PixelReference
-from .prompts import PromptReference
+from ..cases.matrix import Case, Matrix, Prompt
+from ..judging.verdicts import Profile
+from .pixel_reference import PixelReference
+from .prompt_reference import PromptReference
 from .reference import KEPT, Greedy, Inputs, Reference
 from .reference_cache import Store
-from .verdicts import Profile
 
 FPS = 2.0  # frames per second of every clip in the matrix
 

@@ -28,13 +28,15 @@ from qwen3vl_export.promise import (
 )
 from qwen3vl_export.recipe.model import Recipe
 
-from . import dequantized, exam_checks, weight_checks
-from .bench import Bench
-from .checks import STAGES
-from .diagnose import diagnose
-from .matrix import CASES, TIERS, Case, Matrix, load_matrix
-from .measures import ShapeMismatch
-from .outcome import Finding, Outcome, judged
+from .cases.matrix import CASES, TIERS, Case, Matrix, load_matrix
+from .checks import dequantized
+from .checks import exam as exam_checks
+from .checks import weights as weight_checks
+from .checks.stages import STAGES
+from .diagnosis.diagnose import diagnose
+from .judging.measures import ShapeMismatch
+from .judging.outcome import Finding, Outcome, judged
+from .sides.bench import Bench
 
 EXAM_STAGES = ("exam", "accuracy")
 ORDER = (*weight_checks.STAGES, *STAGES, *dequantized.stages_named(), *EXAM_STAGES)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen3_vl import modeling_qwen3_vl as modeling
 
-from .bench import Floats, Ints
-from .reference import Prefill, Reference
+from ..sides.bench import Floats, Ints
+from ..sides.reference import Prefill, Reference
 
 Vision = Callable[[Reference, Floats, Ints], Floats]
 Decoder = Callable[[Reference, Prefill, Ints], Floats]

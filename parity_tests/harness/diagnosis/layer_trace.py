@@ -31,14 +31,14 @@ from qwen3vl_export.contract import (
 )
 from qwen3vl_export.errors import ParityError
 
-from .bench import Bench
-from .foreign import ForeignSessions
-from .hooks import Arrays, hooked
-from .matrix import Case
-from .measures import max_abs, nmse, token_cosines
-from .outcome import Outcome
-from .probe import Layer, layers_of, module_of, values_at
-from .reference import Reference
+from ..cases.matrix import Case
+from ..judging.measures import max_abs, nmse, token_cosines
+from ..judging.outcome import Outcome
+from ..sides.bench import Bench
+from ..sides.foreign import ForeignSessions
+from ..sides.hooks import Arrays, hooked
+from ..sides.probe import Layer, layers_of, module_of, values_at
+from ..sides.reference import Reference
 
 WRITTEN = "written"
 STAGES_DIR = "stages"

@@ -1,0 +1,1 @@
+"""What went wrong, once a check has failed."""

@@ -1,0 +1,1 @@
+"""What a verification leaves: the report, its page, its charts and its history."""

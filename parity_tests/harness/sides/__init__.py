@@ -1,0 +1,1 @@
+"""The two sides of a comparison: the artifact in the shipped runtime, and PyTorch."""
