@@ -17,7 +17,7 @@ from qwen3vl_export.publishing.publication import prepare
 from ..fixtures.hub_server import Hub, running_hub
 from ..fixtures.proven import prove
 from ..harness.cases.picture_kinds import photograph
-from ..unit.test_cli import ROOT
+from ..unit.cli.test_main import ROOT
 from .npm import node, node_modules
 from .pictures import png
 

@@ -1,1 +1,1 @@
-"""Tests of the harness itself: that it measures what it says, and that it cannot pass on nothing."""
+"""Tests of single parts, in a folder for each wing of the project."""

@@ -10,7 +10,7 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.publishing.publication import prepare
 
 from ...harness.verify import HTML
-from ..test_cli import assert_one_line, invoke
+from ..cli.test_main import assert_one_line, invoke
 
 
 def test_a_directory_holds_everything_and_comes_back_whole(proven: Path, tmp_path: Path) -> None:

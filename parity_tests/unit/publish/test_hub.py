@@ -11,7 +11,7 @@ from qwen3vl_export.artifact import open_artifact
 
 from ...fixtures.hub_server import Hub, running_hub
 from ...fixtures.spoiling import WEIGHTS
-from ..test_cli import Ended, assert_one_line, end, start
+from ..cli.test_main import Ended, assert_one_line, end, start
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from qwen3vl_export.publishing.publication import prepare
 
 from ...fixtures.proven import prove
 from ...fixtures.spoiling import edit
-from ..test_cli import ROOT, assert_one_line, invoke
+from ..cli.test_main import ROOT, assert_one_line, invoke
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:

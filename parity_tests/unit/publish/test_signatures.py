@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..test_cli import ROOT, assert_one_line, end, invoke, start
+from ..cli.test_main import ROOT, assert_one_line, end, invoke, start
 
 FAKE_SIGSTORE = """\
 import pathlib, sys

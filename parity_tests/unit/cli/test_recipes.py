@@ -1,0 +1,342 @@
+"""Recipes: what loads, what is refused and in which words, what is shipped, and how one is pinned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qwen3vl_export.errors import CheckpointError, RecipeError
+from qwen3vl_export.promise import promised_graphs
+from qwen3vl_export.recipe import find_recipe, list_recipes, load_recipe, recipe_schema
+from qwen3vl_export.recipe import pin as recipe_pin
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that holds a copy of the tiny recipes."""
+    for file in RECIPES.glob("tiny*.yaml"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(name: str, text: str) -> Path:
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_recipe_loads(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert recipe.name == file.stem
+    assert recipe.description
+    if recipe.checkpoint_dir is not None:
+        assert recipe.checkpoint_dir.is_dir()
+
+
+def test_every_official_model_has_a_recipe() -> None:
+    sizes = ("2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B")
+    expected = {f"Qwen/Qwen3-VL-{size}-{kind}" for size in sizes for kind in ("Instruct", "Thinking")}
+    sources = {load_recipe(file).checkpoint.source for file in RECIPES.glob("qwen3-vl-*.yaml")}
+    assert sources == expected
+
+
+def test_a_recipe_is_found_by_name_or_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load_recipe("tiny").to_json_dict() == load_recipe(RECIPES / "tiny.yaml").to_json_dict()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("tiny").name == "tiny"
+    assert "tiny-fixed" in list_recipes()
+
+
+def test_fixed_and_bucket_sizes_become_patch_grids() -> None:
+    fixed, buckets, dynamic = (
+        promised_graphs(load_recipe(name).to_json_dict(), 16) for name in ("tiny-fixed", "tiny-buckets", "tiny")
+    )
+    assert fixed["vision_encoder"] == (24, 24)
+    assert buckets["vision_encoder_16x32"] == (16, 32) and "vision_encoder" not in buckets
+    assert dynamic["vision_encoder"] is None
+
+
+def test_extends_merges_mappings_and_replaces_lists(folder: Path) -> None:
+    recipe = load_recipe(write("mine.yaml", "extends: tiny-buckets.yaml\nvision: {sizes: [[64, 64], [96, 64]]}\n"))
+    assert recipe.vision.grid == "buckets"
+    assert recipe.vision.sizes == ((64, 64), (96, 64))
+    assert recipe.name == "mine"
+    assert recipe.description == ""
+
+
+def test_an_inherited_checkpoint_directory_stays_where_it_is(folder: Path) -> None:
+    recipe = load_recipe(write("below/mine.yaml", "extends: ../tiny.yaml\n"))
+    assert recipe.checkpoint.source == "../checkpoints/tiny"
+    assert recipe.checkpoint_dir is not None
+    assert recipe.checkpoint_dir.resolve() == (folder / "checkpoints" / "tiny").resolve()
+
+
+def test_another_source_inherits_no_revision(folder: Path) -> None:
+    write("base.yaml", f"checkpoint: {{source: Qwen/A, revision: {COMMIT}}}\n")
+    assert load_recipe(write("a.yaml", "extends: base.yaml\n")).checkpoint.revision == COMMIT
+    assert (
+        load_recipe(write("b.yaml", "extends: base.yaml\ncheckpoint: {source: Qwen/B}\n")).checkpoint.revision == "main"
+    )
+
+
+def test_tolerances_follow_the_dtype(folder: Path) -> None:
+    assert load_recipe("tiny.yaml").parity.tolerances == "float32"
+    assert load_recipe(write("half.yaml", "extends: tiny.yaml\ndtype: float16\n")).parity.tolerances == "float16"
+
+
+def test_json_is_complete_and_names_no_place_on_this_machine(folder: Path) -> None:
+    values = load_recipe("tiny.yaml").to_json_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert values["min_onnxruntime"] == "1.23.0"
+    assert values["checkpoint"]["source"] == "./checkpoints/tiny"
+    absolute = load_recipe(write("far.yaml", f"checkpoint: {{source: {folder}/checkpoints/tiny}}\n"))
+    assert str(folder) not in json.dumps(absolute.to_json_dict())
+
+
+def test_the_schema_file_is_current() -> None:
+    shipped = json.loads((RECIPES / "recipe.schema.json").read_text("utf-8"))
+    assert shipped == recipe_schema(), "Write it again: qwen3vl-export recipes schema --out recipes/recipe.schema.json"
+
+
+TINY = "extends: tiny.yaml\n"
+MISTAKES = {
+    "unknown key": (TINY + "vison: {grid: dynamic}\n", "vison: unknown key. Did you mean vision?"),
+    "unknown key below": (
+        TINY + "quantization: {decoder_model_merged: {metod: none}}\n",
+        "quantization.decoder_model_merged.metod: unknown key. Did you mean method?",
+    ),
+    "unknown key unlike any": (TINY + "vision: {zzz: 1}\n", "vision.zzz: unknown key. Known here: grid, sizes"),
+    "method that does not exist": (
+        TINY + "quantization: {embeddings: {method: int3}}\n",
+        'quantization.embeddings.method: "int3" is not one of none, int8_dynamic, int8, int4. Did you mean int8?',
+    ),
+    "method that is missing": (
+        TINY + "quantization: {embeddings: {block_size: 32}}\n",
+        "quantization.embeddings.method: is missing. One of none, int8_dynamic, int8, int4",
+    ),
+    "key of a method": (
+        TINY + "quantization: {decoder_model_merged: {method: int4, blok_size: 32}}\n",
+        "quantization.decoder_model_merged.blok_size: unknown key. Did you mean block_size?",
+    ),
+    "tower in 4 bits": (
+        TINY + "quantization: {vision_encoder: {method: int4}}\n",
+        "quantization.vision_encoder.accept_error: 4-bit weights change the features",
+    ),
+    "table multiplied": (
+        TINY + "quantization: {embeddings: {method: int8_dynamic}}\n",
+        "quantization.embeddings.method: int8_dynamic quantizes products",
+    ),
+    "portable table": (
+        TINY + "target: portable\nquantization: {embeddings: {method: int8}}\n",
+        "quantization.embeddings.method: no standard operator",
+    ),
+    "portable zero points": (
+        TINY + "target: portable\nquantization: {decoder_model_merged: {method: int4, symmetric: false}}\n",
+        "quantization.decoder_model_merged.symmetric: the portable target has symmetric blocks only",
+    ),
+    "profile of a finer precision": (
+        TINY + "parity: {tolerances: float16}\nquantization: {decoder_model_merged: {method: int8}}\n",
+        "parity.tolerances: int8 cannot meet the float16 profile. Write tolerances: int8",
+    ),
+    "unknown precision": (
+        TINY + "precisions: {float16: {dtype: float16}}\n",
+        "precisions.float16: unknown precision. Did you mean fp16?",
+    ),
+    "unknown key of a precision": (
+        TINY + "precisions: {q4: {quantisation: {}}}\n",
+        "precisions.q4.quantisation: unknown key. Did you mean quantization?",
+    ),
+    "unknown key of a precision's method": (
+        TINY + "precisions: {q4: {quantization: {decoder_model_merged: {method: int4, blok_size: 32}}}}\n",
+        "precisions.q4.quantization.decoder_model_merged.blok_size: unknown key. Did you mean block_size?",
+    ),
+    "tower of a precision in 4 bits": (
+        TINY + "precisions: {q4: {quantization: {vision_encoder: {method: int4}}}}\n",
+        "precisions.q4.quantization.vision_encoder.accept_error: 4-bit weights change the features",
+    ),
+    "profile of a finer precision beside it": (
+        TINY + "precisions: {fp16: {dtype: float16, tolerances: float32}}\n",
+        "precisions.fp16.tolerances: float16 cannot meet the float32 profile",
+    ),
+    "wrong choice": (
+        TINY + "dtype: fp16\n",
+        'dtype: "fp16" is not one of float32, float16, bfloat16. Did you mean float16?',
+    ),
+    "wrong type": (TINY + "checkpoint: here\n", 'checkpoint: found "here". It must be a mapping of keys to values'),
+    "number for text": (TINY + "min_onnxruntime: 1.23\n", "min_onnxruntime: found 1.23. It must be text"),
+    "text for boolean": (TINY + 'parity: {held_out: "yes"}\n', 'held_out: found "yes". It must be true or false'),
+    "nothing": (TINY + "parity:\n", "parity: found nothing. It must be a mapping"),
+    "name with blanks": (TINY + 'name: "A B"\n', 'name: found "A B". It must be lower-case letters'),
+    "no checkpoint": ("dtype: float32\n", "checkpoint: is missing. Add it"),
+    "misspelt checkpoint": ("chekpoint: {source: ./x}\n", "chekpoint: unknown key. Did you mean checkpoint?"),
+    "sizes with dynamic": (TINY + "vision: {sizes: [[64, 64]]}\n", "vision.sizes: a dynamic grid takes every size."),
+    "fixed without size": (TINY + "vision: {grid: fixed}\n", "vision.sizes: a fixed grid needs exactly one size"),
+    "one bucket": (TINY + "vision: {grid: buckets, sizes: [[64, 64]]}\n", "vision.sizes: buckets need two sizes"),
+    "bucket twice": (
+        TINY + "vision: {grid: buckets, sizes: [[64, 64], [64, 64]]}\n",
+        "vision.sizes: [64, 64] appears twice",
+    ),
+    "size of a strip": (
+        TINY + "vision: {grid: fixed, sizes: [[32, 6432]]}\n",
+        "vision.sizes: [32, 6432] is over 200:1",
+    ),
+    "not a multiple": (
+        TINY + "vision: {grid: fixed, sizes: [[384, 390]]}\n",
+        "vision.sizes[0][1]: 390 is not a multiple of 32. Use 384 or 416",
+    ),
+    "size of one number": (
+        TINY + "vision: {grid: fixed, sizes: [[384]]}\n",
+        "vision.sizes[0]: a size is [height, width]",
+    ),
+    "negative size": (TINY + "vision: {grid: fixed, sizes: [[-32, 32]]}\n", "vision.sizes[0][0]: found -32."),
+    "half precision, full tolerance": (
+        TINY + "dtype: float16\nparity: {tolerances: float32}\n",
+        "parity.tolerances: float16 cannot meet the float32 profile",
+    ),
+    "runtime without its graph": (
+        TINY + "graphs: [embed_tokens]\nparity: {held_out: false}\npackaging: {runtimes: [transformers.js]}\n",
+        "packaging.runtimes: transformers.js needs vision_encoder, which is not exported. Leave transformers.js out",
+    ),
+    "runtime that takes any size": (
+        "extends: tiny-fixed.yaml\npackaging: {runtimes: [onnxruntime-genai]}\n",
+        "packaging.runtimes: onnxruntime-genai needs a vision encoder for any picture size",
+    ),
+    "exam without a graph": (TINY + "graphs: [embeddings]\n", "parity.held_out: the exam needs every graph"),
+    "graph twice": (TINY + "graphs: [embeddings, embeddings]\nparity: {held_out: false}\n", "graphs: a graph appears"),
+    "syntax": ("vision: [\n", "wrong.yaml:2: expected"),
+    "duplicate key": (TINY + "dtype: float16\ndtype: float32\n", "wrong.yaml:3: dtype is given twice. Correct"),
+    "empty": ("", "is empty. Start with"),
+    "list": ("- a\n", "must be a mapping"),
+    "code": ("x: !!python/object:os.system ls\n", "wrong.yaml:1: could not determine a constructor"),
+    "itself inside": ("x: &a [*a]\n", "holds a value that is not plain text, number or list"),
+    "extends nothing": ("extends: tinny.yaml\n", "extends: no such file: tinny.yaml"),
+    "extends a list": ("extends: [tiny.yaml]\n", "extends: must be a file name"),
+    "extends itself": ("extends: wrong.yaml\n", "extends: goes in a circle: wrong.yaml extends wrong.yaml"),
+    "number as key": (TINY + "1: 2\n", "1: unknown key"),
+}
+
+
+@pytest.mark.parametrize("text, expected", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_with_file_and_key(folder: Path, text: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write("wrong.yaml", text))
+    line = str(caught.value)
+    assert line.startswith("wrong.yaml:")
+    assert expected in line
+    assert "\n" not in line
+
+
+def test_further_mistakes_are_counted(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"\(2 more mistakes\)$"):
+        load_recipe(write("wrong.yaml", TINY + "a: 1\nb: 2\ndtype: fp16\n"))
+
+
+def test_a_mistake_in_a_base_names_the_base(folder: Path) -> None:
+    write("base.yaml", TINY + "dtype: fp16\n")
+    with pytest.raises(RecipeError, match=r"^base\.yaml: dtype:"):
+        load_recipe(write("mine.yaml", "extends: base.yaml\n"))
+
+
+def test_a_directory_written_like_a_hub_id_is_noticed(folder: Path) -> None:
+    (folder / "checkpoints" / "mine").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=r"Write \./checkpoints/mine for the directory"):
+        load_recipe(write("mine.yaml", "checkpoint: {source: checkpoints/mine}\n"))
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    {
+        "tinny": "tinny: no recipe of that name. Did you mean tiny?",
+        "tinny.yaml": "tinny.yaml: no such recipe. Did you mean tiny.yaml?",
+        "qqqqqqqqqqqq": "qqqqqqqqqqqq: no recipe of that name. See: recipes list",
+        ".": ".: is a directory",
+    }.items(),
+)
+def test_a_recipe_that_is_not_there(folder: Path, name: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_recipe(name)
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_file_that_is_no_text(folder: Path) -> None:
+    Path("wrong.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"wrong\.yaml: not a text file in UTF-8"):
+        load_recipe("wrong.yaml")
+
+
+HUB = "Qwen/Qwen3-VL-2B-Instruct"
+LAYOUTS = {
+    "block": (
+        f"# top\ncheckpoint:\n  source: {HUB} # where\n  revision: main # which\ndtype: float32\n",
+        f"# top\ncheckpoint:\n  source: {HUB} # where\n  revision: {COMMIT} # which\ndtype: float32\n",
+    ),
+    "block without revision": (
+        f"checkpoint:\n  source: {HUB} # where\n\ndtype: float32 # end",
+        f"checkpoint:\n  source: {HUB} # where\n  revision: {COMMIT}\n\ndtype: float32 # end",
+    ),
+    "flow": (
+        f"checkpoint: {{source: {HUB}}} # where\n",
+        f"checkpoint: {{source: {HUB}, revision: {COMMIT}}} # where\n",
+    ),
+    "inherited": (
+        "extends: base.yaml # all of it\n",
+        f"extends: base.yaml # all of it\ncheckpoint:\n  revision: {COMMIT}\n",
+    ),
+    "inherited, empty": (
+        "extends: base.yaml\ncheckpoint: {}\n",
+        f"extends: base.yaml\ncheckpoint: {{revision: {COMMIT}}}\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("before, after", LAYOUTS.values(), ids=LAYOUTS)
+def test_pin_changes_the_revision_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    asked = []
+
+    def resolve(source: str, revision: str) -> str:
+        asked.append((source, revision))
+        return COMMIT
+
+    monkeypatch.setattr(recipe_pin, "resolve_commit", resolve)
+    write("base.yaml", f"checkpoint: {{source: {HUB}}}\n")
+    file = write("mine.yaml", before)
+    write("mine.pinned.yaml", "mine\n")
+    assert recipe_pin.pin(file) == (file, COMMIT, True)
+    assert file.read_text("utf-8") == after
+    assert recipe_pin.pin(file) == (file, COMMIT, False)
+    assert asked == [(HUB, "main")]
+    assert [path.read_text("utf-8") for path in folder.glob("*pinned*")] == ["mine\n"]
+
+
+def test_a_commit_of_digits_stays_text(folder: Path) -> None:
+    text = recipe_pin.with_revision(f"checkpoint: {{source: {HUB}}}\n", "1" * 40)
+    assert load_recipe(write("mine.yaml", text)).checkpoint.revision == "1" * 40
+
+
+def test_a_directory_cannot_be_pinned(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is a directory\. There is no commit to pin"):
+        recipe_pin.pin("tiny.yaml")
+
+
+def test_pin_says_when_the_hub_is_out_of_reach(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.model_info", _unreachable)
+    file = write("mine.yaml", f"checkpoint: {{source: {HUB}}}\n")
+    with pytest.raises(CheckpointError) as caught:
+        recipe_pin.pin(file)
+    assert str(caught.value) == f"{HUB}: the Hugging Face Hub cannot be reached (no route). Try again when online"
+    assert file.read_text("utf-8") == f"checkpoint: {{source: {HUB}}}\n"
+
+
+def _unreachable(*_: object, **__: object) -> None:
+    raise ConnectionError("no route\nand more")

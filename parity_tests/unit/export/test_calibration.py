@@ -1,0 +1,264 @@
+"""GPTQ: its arithmetic, the layer-by-layer walk against PyTorch, what it gains, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from parity_tests.harness.judging.measures import kl_divergence
+from parity_tests.harness.sides.reference import Inputs, Reference
+from qwen3vl_export import calibration
+from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.calibration import State, calibrate
+from qwen3vl_export.calibration.gptq import Hessian, factor, power, quantize_rows
+from qwen3vl_export.calibration.layers import TEXT, filled, text_model, wide_rows
+from qwen3vl_export.calibration.prompts import PROMPTS, Prompts, read_prompts
+from qwen3vl_export.calibration.results import Calibrated, Results
+from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.errors import BuildError, RecipeError
+from qwen3vl_export.pipeline import build
+from qwen3vl_export.recipe import load_recipe
+from qwen3vl_export.recipe.quantize import Int4
+from qwen3vl_export.weights import blockwise
+from qwen3vl_export.weights.packing import DATA, SCALES, Blockwise
+
+from ...fixtures.moe_checkpoint import TINY, write_moe_checkpoint
+
+FOLDER = TINY.parents[1] / "calibration"
+PLAN = Int4(method="int4", block_size=32, symmetric=False, algorithm="gptq", keep=("lm_head.weight",))
+
+
+def correlated(rows: int, width: int, seed: int = 0) -> tuple[torch.Tensor, Hessian]:
+    """A weight, and the Hessian of inputs that share most of their directions."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(width // 4, width, generator=generator)
+    inputs = torch.randn(256, width // 4, generator=generator) @ mixing
+    hessian = Hessian(width)
+    hessian.add(inputs[:100])
+    hessian.add(inputs[100:])
+    return torch.randn(rows, width, generator=generator), hessian
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_outputs_change_less_than_by_the_best_rounding_of_weights(bits: int, symmetric: bool) -> None:
+    rows, hessian = correlated(48, 128)
+    searched = blockwise.quantize_rows(rows, bits, 32, symmetric, True, torch.float32)
+    before = power(rows - searched.restored, hessian)
+    found = quantize_rows(rows, factor(hessian), bits, 32, symmetric, torch.float32)
+    assert power(rows - found.restored, hessian) < 0.36 * before
+
+
+def test_uncorrelated_inputs_round_to_nearest() -> None:
+    rows, _ = correlated(16, 64)
+    alone = Hessian(64)
+    alone.add(torch.eye(64))
+    found = quantize_rows(rows, factor(alone), 4, 32, True, torch.float32)
+    assert torch.equal(found.restored, blockwise.quantize_rows(rows, 4, 32, True, True, torch.float32).restored)
+
+
+def test_rows_do_not_depend_on_one_another() -> None:
+    rows, hessian = correlated(24, 64)
+    of = factor(hessian)
+    whole = quantize_rows(rows, of, 4, 32, False, torch.float32)
+    part = quantize_rows(rows[8:16], of, 4, 32, False, torch.float32)
+    assert torch.equal(whole.data[8:16], part.data)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+def test_rows_that_are_no_whole_blocks_are_padded_with_zero(symmetric: bool) -> None:
+    rows, hessian = correlated(8, 80)
+    found = quantize_rows(rows, factor(hessian), 4, 32, symmetric, torch.float32)
+    assert found.restored.shape == rows.shape and found.data.shape == (8, 3, 16)
+    stored = blockwise.from_stored(found.data, found.scales, found.zero_points, 4, 96)
+    assert torch.equal(stored.restored[:, :80], found.restored) and not stored.restored[:, 80:].any()
+
+
+def test_inputs_that_are_always_zero_disturb_nobody() -> None:
+    rows, _ = correlated(8, 64)
+    hessian = Hessian(64)
+    hessian.add(torch.randn(32, 64, generator=torch.Generator().manual_seed(1)) * (torch.arange(64) != 5))
+    assert quantize_rows(rows, factor(hessian), 4, 32, True, torch.float32).restored.isfinite().all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+def test_results_are_read_back_as_they_were_found(symmetric: bool, tmp_path: Path) -> None:
+    rows, hessian = correlated(10, 96)
+    packing = Blockwise(4, 32, symmetric, True, ir.DataType.FLOAT)
+    found = quantize_rows(rows, factor(hessian), 4, 32, symmetric, torch.float32)
+    results = Results(tmp_path)
+    results.create("w", 10, 96, packing)
+    results.write("w", 0, found)
+    arrays, restored = Calibrated(packing, results, "w").pack(rows[4:7], first=4)
+    assert torch.equal(restored, found.restored[4:7])
+    assert torch.equal(arrays[DATA], found.data[4:7]) and torch.equal(arrays[SCALES], found.scales[4:7])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Checkpoint:
+    return open_checkpoint(str(TINY))
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny: Checkpoint) -> Prompts:
+    return read_prompts(FOLDER, tiny)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(TINY)
+
+
+def inputs_of(prompt: Any) -> Inputs:
+    return Inputs(prompt.input_ids, prompt.attention_mask, prompt.pixel_values, prompt.image_grid_thw)
+
+
+def test_the_walk_through_the_layers_is_the_model(tiny: Checkpoint, prompts: Prompts, reference: Reference) -> None:
+    """Pictures through the tower, rows through every layer, with one layer's weights at a time."""
+    prompt = next(one for one in prompts.prepared if len(one.image_grid_thw) == 2)
+    wanted = reference.prefill(inputs_of(prompt))
+    with torch.no_grad():
+        (rows,) = wide_rows(tiny, [prompt])
+        model = text_model(tiny)
+        hidden, *maps = rows.split(tiny.facts.hidden_size, dim=-1)
+        state = State(hidden[None], tuple(maps), model.rotary_emb(hidden, torch.from_numpy(prompt.position_ids)))
+        for index, layer in enumerate(model.layers):
+            with filled(layer, tiny, f"{TEXT}layers.{index}."):
+                state = state.through(layer, index)
+        with filled(model.norm, tiny, f"{TEXT}norm."):
+            logits = nn.functional.linear(model.norm(state.hidden), reference.model.lm_head.weight)
+    assert all(parameter.is_meta for parameter in model.parameters()), "weights were left behind"
+    torch.testing.assert_close(rows[None], torch.from_numpy(wanted.inputs_embeds), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, torch.from_numpy(wanted.logits), rtol=0, atol=1e-3)
+
+
+def mean_kl(reference: Reference, restored: dict[str, torch.Tensor], held_out: list[Any]) -> float:
+    """Over all positions, of the checkpoint's model with these weights against itself."""
+    truth = [reference.prefill(inputs_of(prompt)).logits for prompt in held_out]
+    changed = Reference(TINY)
+    with torch.no_grad():
+        for parameter, values in restored.items():
+            changed.model.get_parameter(f"model.{parameter}").copy_(values)
+    kls = [
+        kl_divergence(changed.prefill(inputs_of(prompt)).logits, logits)
+        for prompt, logits in zip(held_out, truth, strict=True)
+    ]
+    return float(sum(kl.sum() for kl in kls) / sum(map(len, kls)))
+
+
+def test_calibrated_weights_are_closer_on_prompts_that_were_held_out(
+    tiny: Checkpoint, prompts: Prompts, reference: Reference, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    seen = Prompts(prompts.prepared[::2], "")
+    results = calibrate(tiny, PLAN, seen, ir.DataType.FLOAT, Results(tmp_path), lines.append)
+    assert "calibrated layer 3: outputs off by" in lines[-1]
+    searched, found = {}, {}
+    for name in tiny.tensors:
+        parameter = name.removeprefix("model.")
+        if results.path(parameter, DATA).is_file():
+            rows = tiny.read(name).to(torch.float32)
+            searched[parameter] = blockwise.quantize_rows(rows, 4, 32, False, True, torch.float32).restored
+            found[parameter] = results.read(parameter, 0, *rows.shape[:1], 4, rows.shape[1]).restored
+    assert len(found) == 4 * 7
+    held_out = list(prompts.prepared[1:36:6])
+    assert mean_kl(reference, found, held_out) < 0.9 * mean_kl(reference, searched, held_out)
+
+
+RECIPE = """\
+checkpoint: {{source: {checkpoint}}}
+calibration: {{source: {prompts}}}
+min_onnxruntime: {oldest}
+graphs: [decoder_model_merged]
+quantization: {{decoder_model_merged: {{method: int4, algorithm: gptq}}}}
+"""
+
+
+def recipe_of(work: Path, checkpoint: Path = TINY, prompts: Path = FOLDER, oldest: str = '"1.23.0"') -> Any:
+    file = work / "calibrated.yaml"
+    file.write_text(RECIPE.format(checkpoint=checkpoint, prompts=prompts, oldest=oldest), "utf-8")
+    return load_recipe(file)
+
+
+def few(work: Path, lines: int = 3) -> Path:
+    """A folder with the first prompts only."""
+    folder = work / "prompts"
+    shutil.copytree(FOLDER, folder)
+    kept = (FOLDER / PROMPTS).read_text("utf-8").splitlines()[:lines]
+    (folder / PROMPTS).write_text("\n".join(kept), "utf-8")
+    return folder
+
+
+def test_a_build_writes_what_calibration_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "kept"
+    calibrated = calibration.calibrate
+
+    def keeping(*args: Any) -> Results:
+        results = calibrated(*args)
+        shutil.copytree(results.directory, kept)
+        return results
+
+    monkeypatch.setattr(calibration, "calibrate", keeping)
+    lines: list[str] = []
+    built = build(recipe_of(tmp_path, prompts=few(tmp_path)), out=tmp_path / "out", log=lines.append)
+    entry = open_artifact(built).manifest.graphs["decoder_model_merged"]
+    assert entry["calibration"]["prompts"] == 3
+    assert not (built / "calibrated").exists()
+    name = "language_model.layers.1.mlp.down_proj.weight"
+    found = Results(kept).read(name, 0, 128, 4, 384)
+    model = ir.load(built / "onnx" / "decoder_model_merged.onnx")
+    stored = model.graph.initializers[f"{name}.{DATA}"].const_value
+    assert stored is not None
+    assert torch.equal(torch.from_numpy(stored.numpy().copy()).reshape(found.data.shape), found.data)
+
+
+MISTAKES = {
+    "no folder": (None, "", r"no prompts\.jsonl here"),
+    "no prompt": ("", "", "holds no prompt"),
+    "no json": ("{", "", r"prompts\.jsonl:1: "),
+    "an unknown key": ('{"ask": "a", "image": "b.png"}', "", r"prompts\.jsonl:1: image: extra inputs"),
+    "no such picture": ('{"ask": "a"}\n{"ask": "a", "images": ["b.png"]}', "", r"prompts\.jsonl:2: no such picture: b"),
+    "no picture": ('{"ask": "a", "images": ["b.png"]}', "text", r"prompts\.jsonl:1: .*b\.png"),
+}
+
+
+@pytest.mark.parametrize(("lines", "picture", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_prompts_that_cannot_be_used_are_named(
+    lines: str | None, picture: str, message: str, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    if lines is not None:
+        (tmp_path / PROMPTS).write_text(lines, "utf-8")
+    if picture:
+        (tmp_path / "b.png").write_text(picture, "utf-8")
+    with pytest.raises(BuildError, match=message):
+        read_prompts(tmp_path, tiny)
+
+
+def test_experts_are_calibrated_with_the_tokens_sent_to_them(tmp_path: Path) -> None:
+    """The skeleton reads each expert's rows in the order of its operator; one that gets too few tokens is said."""
+    moe = write_moe_checkpoint(tmp_path / "moe")
+    lines: list[str] = []
+    built = build(recipe_of(tmp_path, moe, few(tmp_path, 12), '"1.23.2"'), out=tmp_path / "out", log=lines.append)
+    assert any("experts got fewer than 128 tokens" in line for line in lines)
+    errors = open_artifact(built).manifest.graphs["decoder_model_merged"]["weight_errors"]["by_tensor"]
+    experts = {name: error for name, error in errors.items() if ".experts." in name}
+    assert len(experts) == 6 and max(experts.values()) < 0.2  # rows in another order would be off by 1 and more
+
+
+def test_a_recipe_names_prompts_and_calibrates_the_decoder_only(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    text = (
+        f"checkpoint: {{source: {TINY}}}\nquantization: {{decoder_model_merged: {{method: int4, algorithm: gptq}}}}\n"
+    )
+    file.write_text(text, "utf-8")
+    with pytest.raises(RecipeError, match="calibration: algorithm: gptq needs prompts to look at"):
+        load_recipe(file)
+    file.write_text(text.replace("decoder_model_merged", "embeddings"), "utf-8")
+    with pytest.raises(RecipeError, match=r"quantization\.embeddings\.algorithm: only the decoder is calibrated"):
+        load_recipe(file)

@@ -1,0 +1,241 @@
+"""Quantized graphs: they compute what their integers stand for, in both targets, for every method and for experts."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+from pydantic import TypeAdapter
+
+from qwen3vl_export.checkpoint import open_checkpoint
+from qwen3vl_export.contract import Graph
+from qwen3vl_export.errors import BuildError
+from qwen3vl_export.optimize import optimize
+from qwen3vl_export.quantize import quantize, store_as
+from qwen3vl_export.quantize.experts import one_operator
+from qwen3vl_export.recipe.quantize import Int4, Quantize
+from qwen3vl_export.simplify import simplify
+from qwen3vl_export.submodules import build_submodule
+from qwen3vl_export.trace import trace
+from qwen3vl_export.weights import WeightFile, attach
+from qwen3vl_export.weights.blockwise import pack, quantize_rows
+from qwen3vl_export.weights.packing import Blockwise, PerColumn
+
+from ...fixtures.moe_checkpoint import write_moe_checkpoint
+
+TINY = Path(__file__).resolve().parents[3] / "recipes" / "checkpoints" / "tiny"
+
+
+@cache
+def skeleton(checkpoint: Path, graph: str, target: str) -> tuple[Graph, ir.Model]:
+    """A graph up to where quantization begins, traced once for all tests."""
+    submodule = build_submodule(open_checkpoint(str(checkpoint)), graph, target, torch.float32)
+    return submodule.graph, optimize(simplify(trace(submodule, torch.float32)), target)
+
+
+def built(
+    work: Path,
+    graph: str,
+    target: str = "ort",
+    checkpoint: Path = TINY,
+    method: str = "none",
+    stored: ir.DataType = ir.DataType.FLOAT,
+    **settings: Any,
+) -> onnx.ModelProto:
+    """One graph of a checkpoint, quantized as `method` and its settings say; what is not is stored as `stored`."""
+    if graph == "vision_encoder" and method == "int4":
+        settings["accept_error"] = True
+    plan = TypeAdapter(Quantize).validate_python({"method": method, **settings})
+    of, model = skeleton(checkpoint, graph, target)
+    folder = work / f"{graph}-{target}-{method}"
+    folder.mkdir(exist_ok=True)
+    with WeightFile.create(folder, graph) as data:
+        small = quantize(model.clone(), plan, target)
+        small = small if stored == ir.DataType.FLOAT else store_as(small, stored)
+        written = attach(small, of, open_checkpoint(str(checkpoint)), data)
+        ir.save(written, folder / "model.onnx")
+    return onnx.load(folder / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_moe_checkpoint(tmp_path_factory.mktemp("moe"))
+
+
+def run(model: onnx.ModelProto) -> np.ndarray:
+    """The first output for seeded inputs."""
+    session: Any = ort.InferenceSession(model.SerializeToString())
+    sizes = {"batch_size": 2, "sequence_length": 5, "past_sequence_length": 0, "total_sequence_length": 5}
+    sizes |= {"num_patches": 64 + 24, "num_images": 2}
+    generator = np.random.default_rng(0)
+    feeds: dict[str, Any] = {}
+    for value in session.get_inputs():
+        shape = [sizes.get(dim, dim) for dim in value.shape]
+        feeds[value.name] = generator.standard_normal(shape).astype(np.float32)
+        if value.type == "tensor(int64)":
+            feeds[value.name] = np.ones(shape, np.int64) if shape else np.array(0, np.int64)
+    if "image_grid_thw" in feeds:
+        feeds["image_grid_thw"] = np.array([[1, 8, 8], [1, 4, 6]])
+    result: np.ndarray = session.run(None, feeds)[0]
+    return result
+
+
+def loops(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The bodies of a graph's loops."""
+    return [node.attribute[0].g for node in model.graph.node if node.op_type == "Loop"]
+
+
+def with_restored_weights(plain: onnx.ModelProto, quantized: onnx.ModelProto, packing: Any) -> onnx.ModelProto:
+    """The float graph, each weight that is quantized in the other one replaced by what its integers stand for."""
+    names = {t.name.removesuffix(".quantized") for t in quantized.graph.initializer if t.name.endswith(".quantized")}
+    assert names
+    columns = {node.input[1] for node in plain.graph.node if node.op_type == "MatMul"}
+    columns |= {node.input[0] for loop in loops(plain) for node in loop.node if node.op_type == "Gather"}
+    for tensor in plain.graph.initializer:
+        if tensor.name in names:
+            values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            rows = values.mT if tensor.name in columns else values
+            restored = packing.pack(rows.flatten(0, -2))[1].reshape(rows.shape)
+            turned = restored.mT if tensor.name in columns else restored
+            tensor.CopyFrom(numpy_helper.from_array(turned.contiguous().numpy(), tensor.name))
+            names.remove(tensor.name)
+    assert not names
+    return plain
+
+
+@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged", "embed_tokens"])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_a_graph_computes_what_its_integers_stand_for(graph: str, symmetric: bool, method: str, tmp_path: Path) -> None:
+    quantized = built(tmp_path, graph, method=method, symmetric=symmetric, algorithm="search", accuracy_level=1)
+    plain = built(tmp_path, graph)
+    before = run(plain)
+    packing = Blockwise(int(method[3]), 32, symmetric, True, ir.DataType.FLOAT)
+    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+    assert np.abs(found - before).max() > 1e-3, "nothing was quantized"
+
+
+@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_the_portable_graph_computes_the_same(graph: str, method: str, tmp_path: Path) -> None:
+    ours, portable = (built(tmp_path, graph, target, method=method, accuracy_level=1) for target in ("ort", "portable"))
+    assert {opset.domain for opset in portable.opset_import} == {""}
+    np.testing.assert_allclose(run(portable), run(ours), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("method", ["int8", "int4", "int8_dynamic"])
+def test_other_weights_may_be_stored_as_the_checkpoint_has_them(method: str, target: str, tmp_path: Path) -> None:
+    """The checkpoint is bfloat16: storing its numbers so changes none, and scales are not its numbers."""
+    whole, short = (
+        built(tmp_path, "decoder_model_merged", target, method=method, stored=stored)
+        for stored in (ir.DataType.FLOAT, ir.DataType.BFLOAT16)
+    )
+    assert any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in short.graph.initializer)
+    np.testing.assert_array_equal(run(short), run(whole))
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
+def test_dynamic_products_are_close(graph: str, target: str, tmp_path: Path) -> None:
+    """Activations are rounded as well, so that a weight's restored values do not give the result; they come near it."""
+    quantized = built(tmp_path, graph, target, method="int8_dynamic")
+    plain = built(tmp_path, graph)
+    wanted, found = run(with_restored_weights(plain, quantized, PerColumn(ir.DataType.FLOAT))), run(quantized)
+    assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+def test_experts_compute_what_their_integers_stand_for(symmetric: bool, tmp_path: Path, moe: Path) -> None:
+    how = {"method": "int4", "symmetric": symmetric, "accuracy_level": 1}
+    quantized = built(tmp_path, "decoder_model_merged", checkpoint=moe, **how)
+    plain = built(tmp_path, "decoder_model_merged", checkpoint=moe)
+    kinds = [node.op_type for node in quantized.graph.node]
+    assert kinds.count("QMoE") == 3 and "MoE" not in kinds
+    assert any(tensor.name.endswith("mlp.gate.weight") for tensor in quantized.graph.initializer), "router is kept"
+    packing = Blockwise(4, 32, symmetric, False, ir.DataType.FLOAT)
+    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+@pytest.mark.parametrize(("method", "block_size"), [("int4", 32), ("int4", 128), ("int8", 64)])
+def test_experts_in_standard_operators_compute_what_their_integers_stand_for(
+    method: str, block_size: int, symmetric: bool, tmp_path: Path, moe: Path
+) -> None:
+    """Blocks of 128 make an odd number of zero points in a row; dense products are kept, which want none here."""
+    keep = ("lm_head.weight", "*.self_attn.*", "*.mlp.*_proj.weight")
+    how = {"method": method, "symmetric": symmetric, "block_size": block_size, "keep": keep}
+    quantized = built(tmp_path, "decoder_model_merged", "portable", moe, **how)
+    plain = built(tmp_path, "decoder_model_merged", "portable", moe)
+    assert {opset.domain for opset in quantized.opset_import} == {""} and len(loops(quantized)) == 3
+    names = [tensor.name for tensor in quantized.graph.initializer if ".experts." in tensor.name]
+    assert len(names) == 6 * (2 if symmetric else 3)
+    before = run(plain)
+    packing = Blockwise(int(method[3]), block_size, symmetric, False, ir.DataType.FLOAT)
+    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+    assert np.abs(found - before).max() > 1e-3, "nothing was quantized"
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_experts_that_no_operator_takes_quantized_are_named(target: str, tmp_path: Path, moe: Path) -> None:
+    with pytest.raises(BuildError, match=r"layers\.\d\.mlp\.experts\..*: experts are quantized by int8 and int4 only"):
+        built(tmp_path, "decoder_model_merged", target, moe, "int8_dynamic")
+
+
+def test_experts_whose_rows_are_no_whole_blocks_are_named() -> None:
+    shapes = {"x": (4, 48), "router": (4, 2), "gate_up": (2, 64, 48), "down": (2, 48, 32)}
+    of = ir.TensorType(ir.DataType.FLOAT)
+    values = {name: ir.Value(name=f"weights/{name}", shape=ir.Shape(shape), type=of) for name, shape in shapes.items()}
+    x, router, gate_up, down = values.values()
+    node = ir.node("MoE", [x, router, gate_up, None, down], domain="com.microsoft")
+    model = ir.Model(ir.Graph([*values.values()], node.outputs, nodes=[node], name="g"), ir_version=10)
+    with pytest.raises(
+        BuildError, match=r"gate_up: rows of 48 values are no multiple of block_size 32\. Choose a smaller"
+    ):
+        one_operator(model, node, Int4(method="int4"))
+
+
+def test_kept_weights_stay_and_others_do_not(tmp_path: Path) -> None:
+    model = built(tmp_path, "decoder_model_merged", method="int4", keep=("lm_head.weight", "*.layers.0.*"))
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert "lm_head.weight" in names and "language_model.layers.0.mlp.up_proj.weight" in names
+    assert "language_model.layers.1.mlp.up_proj.weight.quantized" in names
+    assert "language_model.layers.1.mlp.up_proj.weight" not in names
+
+
+def test_a_pattern_that_keeps_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"decoder_model_merged: keep: lm_haed\.\* matches none of its weights"):
+        built(tmp_path, "decoder_model_merged", method="int4", keep=("lm_haed.*",))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_search_is_never_worse_and_mostly_better(bits: int) -> None:
+    rows = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) ** 3
+    for symmetric in (True, False):
+        plain, searched = (quantize_rows(rows, bits, 32, symmetric, search, torch.float32) for search in (False, True))
+        errors = [(found.restored - rows).reshape(64, 3, 32).square().sum(-1) for found in (plain, searched)]
+        assert (errors[1] <= errors[0] + 1e-12).all()
+        assert errors[1].sum() < errors[0].sum()
+
+
+def test_blocks_of_zeros_and_values_that_integers_hold_are_exact() -> None:
+    rows = torch.zeros(2, 64)
+    rows[1, :16] = torch.arange(-8.0, 8.0)
+    for symmetric in (True, False):
+        found = quantize_rows(rows, 4, 16, symmetric, False, torch.float32)
+        assert torch.equal(found.restored, rows)
+
+
+def test_halves_of_a_byte_are_packed_lower_first() -> None:
+    assert pack(torch.tensor([[1, 2, 15]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x0F]]

@@ -1,0 +1,65 @@
+"""Every planted fault must be found by the quick matrix, by the right check, with a message that names the right area.
+
+The table in docs/parity.md says which check that is; it is held against what happens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ...faults.catalogue import FAULTS, Fault
+from ...faults.detection import first_failure, outcomes, row
+from ...harness.checks.weights import STAGES
+from ...harness.plan import Subject, carry_out, plan
+from ...harness.sides.reference import Reference
+from ...harness.verify import open_bench
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "parity.md"
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_artifact: Path) -> Reference:
+    """PyTorch's side, which no fault touches; every tiny recipe has the same checkpoint."""
+    return open_bench(tiny_artifact, "quick").reference
+
+
+@pytest.fixture(scope="session")
+def table() -> list[str]:
+    text = DOCUMENT.read_text("utf-8")
+    lines = text[text.index("<!-- faults -->") : text.index("<!-- /faults -->")].splitlines()
+    return [line for line in lines if line.startswith("| ")][1:]
+
+
+def test_the_good_artifact_passes(tiny_artifact: Path, reference: Reference) -> None:
+    bench = open_bench(tiny_artifact, "quick")
+    vars(bench)["reference"] = reference
+    nothing = Fault("nothing", stage="vision", says="")
+    assert [outcome.message for outcome in outcomes(bench, nothing) if not outcome.passed] == []
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_found(
+    fault: Fault, built: Callable[[str], Path], tmp_path: Path, reference: Reference, table: list[str]
+) -> None:
+    found = first_failure(fault, built(fault.recipe), tmp_path, reference)
+    assert found is not None, f"{fault.name} was not noticed"
+    assert found.stage == fault.stage, found.message
+    assert fault.says in found.message
+    assert row(fault, found) in table, "run scripts/update_detection.py"
+
+
+def test_good_quantized_weights_pass(built: Callable[[str], Path], reference: Reference) -> None:
+    bench = open_bench(built("tiny-int4"), "quick")
+    vars(bench)["reference"] = reference
+    checks = [
+        check for check in plan("quick", Subject.of_manifest(bench.artifact.manifest)).checks if check.stage in STAGES
+    ]
+    assert {check.name for check in checks} == {"vision_encoder", "embeddings", "decoder_model_merged"}
+    assert [outcome.message for check in checks if not (outcome := carry_out(bench, check)).passed] == []
+
+
+def test_the_table_lists_every_fault(table: list[str]) -> None:
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table] == [fault.name for fault in FAULTS]

@@ -1,0 +1,1 @@
+"""The project: its docs, scripts and what is shared by all."""

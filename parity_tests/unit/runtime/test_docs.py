@@ -1,0 +1,71 @@
+"""docs/runtime.md keeps up with the runtime: its examples run, and every setting, form and command is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from rich.console import Console
+
+from qwen3vl_export.chat import Chat
+from qwen3vl_export.runtime import Qwen3VL, sampling
+
+from .test_video import moving, write
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "runtime.md").read_text("utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files the examples name."""
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "tiny").symlink_to(tiny_artifact)
+    shutil.copy(ROOT / "parity_tests" / "harness" / "cases" / "media" / "chelsea.png", tmp_path / "cat.jpg")
+    write(tmp_path / "clip.mp4", moving(30))
+    (tmp_path / "frames").mkdir()
+    for index, frame in enumerate(moving(8)):
+        PIL.Image.fromarray(frame).save(tmp_path / "frames" / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_examples_run_and_print_what_is_shown(folder: None) -> None:
+    names: dict[str, Any] = {}
+    blocks = BLOCK.findall(PAGE)
+    compared = 0
+    for (kind, code), (following, shown) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
+        if kind != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "docs/runtime.md", "exec"), names)
+        if following == "text":
+            compared += 1
+            assert printed.getvalue().strip() == shown.strip(), code
+    assert compared == PAGE.count("```text") > 0
+    with PIL.Image.open("boxes.png") as drawn:
+        assert drawn.size == (451, 300)
+
+
+def settings() -> set[str]:
+    given = {*inspect.signature(Qwen3VL.stream).parameters, *inspect.signature(sampling.override).parameters}
+    return given - {"self", "content", "settings", "base"}
+
+
+@pytest.mark.parametrize("name", sorted(settings()))
+def test_every_setting_is_documented(name: str) -> None:
+    assert f"| `{name}` |" in PAGE
+
+
+def test_every_command_is_documented(tiny_artifact: Path) -> None:
+    commands = Chat(Qwen3VL.load(tiny_artifact), Console(), {}).commands
+    for command in (*commands, "/quit"):
+        assert f"`{command}" in PAGE.partition("## The chat")[2]

@@ -1,0 +1,179 @@
+"""Opening graphs: external data that stays inside, guards that become messages, versions that are told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.errors import ArtifactError, InputError
+from qwen3vl_export.runtime.external import check_external_data, external_locations
+from qwen3vl_export.runtime.session import Sessions, check_onnxruntime, version_tuple
+
+from ...fixtures.standin import artifact_without_graphs
+
+GUARD = "guard: image_grid_thw does not add up to the rows of pixel_values"
+
+
+def external_tensor(name: str, location: str) -> onnx.TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def write_graph(path: Path, location: str = "g.onnx_data") -> None:
+    """`y = x + weight`, with the weight outside; fails where the lengths differ."""
+    add = helper.make_node("Add", ["x", "w"], ["y"], name=GUARD)
+    floats = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])
+    graph = helper.make_graph([add], "g", [floats], [out], [external_tensor("w", location)])
+    path.parent.mkdir(exist_ok=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    write_graph(tmp_path / "onnx" / "g.onnx")
+    np.arange(4, dtype=np.float32).tofile(tmp_path / "onnx" / "g.onnx_data")
+    return artifact_without_graphs(tmp_path, graphs={"g": {"file": "onnx/g.onnx"}})
+
+
+def test_a_graph_is_opened_once_and_casts_its_inputs(artifact: Artifact) -> None:
+    sessions = Sessions(artifact, threads=1)
+    (result,) = sessions.run("g", {"x": np.ones(4, np.float64)}, ["y"])
+    np.testing.assert_array_equal(result, [1, 2, 3, 4])
+    assert sessions.open("g") is sessions.open("g")
+    assert sessions.dtypes("g") == {"x": np.float32}
+
+
+def test_a_guard_becomes_its_message(artifact: Artifact) -> None:
+    with pytest.raises(InputError, match=r"^g: image_grid_thw does not add up to the rows of pixel_values\. "):
+        Sessions(artifact).run("g", {"x": np.ones(3, np.float32)}, ["y"])
+
+
+def test_other_failures_stay_what_they_are(artifact: Artifact) -> None:
+    with pytest.raises(Exception, match="Invalid rank") as caught:
+        Sessions(artifact).run("g", {"x": np.ones((2, 2), np.float32)}, ["y"])
+    assert not isinstance(caught.value, InputError)
+
+
+def test_a_graph_that_is_not_there(artifact: Artifact) -> None:
+    with pytest.raises(ArtifactError, match="no graph named vision_encoder"):
+        Sessions(artifact).open("vision_encoder")
+
+
+def test_a_graph_without_its_data(artifact: Artifact) -> None:
+    (artifact.root / "onnx" / "g.onnx_data").unlink()
+    with pytest.raises(ArtifactError, match="cannot load it"):
+        Sessions(artifact).open("g")
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "link", "deeper/../../secret"])
+def test_data_outside_the_artifact_is_refused(artifact: Artifact, location: str) -> None:
+    (artifact.root / "secret").write_bytes(bytes(16))
+    os.symlink(artifact.root / "secret", artifact.root / "onnx" / "link")
+    write_graph(artifact.root / "onnx" / "g.onnx", location)
+    with pytest.raises(ArtifactError, match="lies outside the artifact"):
+        Sessions(artifact).open("g")
+
+
+@pytest.fixture
+def snapshot(artifact: Artifact, tmp_path: Path) -> Artifact:
+    """The artifact as huggingface_hub's cache holds it: links to the files of the repository."""
+    repository = tmp_path / "models--me--tiny"
+    root = repository / "snapshots" / "0123abcd"
+    (repository / "blobs").mkdir(parents=True)
+    (root / "onnx").mkdir(parents=True)
+    for number, path in enumerate(sorted((artifact.root / "onnx").iterdir())):
+        path.rename(repository / "blobs" / str(number))
+        (root / "onnx" / path.name).symlink_to(Path("../../../blobs") / str(number))
+    return Artifact(root, artifact.manifest)
+
+
+def test_a_snapshot_of_the_hubs_cache_is_opened_where_it_lies(snapshot: Artifact) -> None:
+    ones = np.ones(4, np.float32)
+    assert Sessions(snapshot).run("g", {"x": ones}, ["y"])[0].shape == (4,)
+
+
+@pytest.mark.parametrize("elsewhere", ["secret", "models--me--other/blobs/0"])
+def test_a_snapshots_link_out_of_its_repository_is_refused(snapshot: Artifact, elsewhere: str) -> None:
+    secret = snapshot.root.parents[2] / elsewhere
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    secret.write_bytes(bytes(16))
+    data = snapshot.root / "onnx" / "g.onnx_data"
+    data.unlink()
+    data.symlink_to(secret)
+    with pytest.raises(ArtifactError, match="lies outside the artifact"):
+        Sessions(snapshot).open("g")
+
+
+@pytest.mark.parametrize("data", [b"no model", bytes(200), b"\x3a\xff\xff\xff\xff\x0f", b"\x3a"])
+def test_a_file_that_is_no_graph(artifact: Artifact, data: bytes) -> None:
+    (artifact.root / "onnx" / "g.onnx").write_bytes(data)
+    with pytest.raises(ArtifactError):
+        Sessions(artifact).open("g")
+
+
+def test_locations_are_found_wherever_a_tensor_may_be() -> None:
+    def const(name: str) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value=external_tensor(name, name))
+
+    inner = helper.make_graph([const("in-branch")], "inner", [], [helper.make_tensor_value_info("in-branch", 1, [4])])
+    branch = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    outputs = [helper.make_tensor_value_info("y", 1, [4])]
+    graph = helper.make_graph([const("in-node"), branch], "g", [], outputs, [external_tensor("w", "initializer")])
+    function = helper.make_function("d", "f", [], ["in-function"], [const("in-function")], [])
+    model = helper.make_model(graph, functions=[function])
+    sparse = onnx.SparseTensorProto(values=external_tensor("v", "sparse-values"), dims=[4])
+    sparse.indices.CopyFrom(external_tensor("i", "sparse-indices"))
+    model.graph.sparse_initializer.append(sparse)
+    listed = onnx.SparseTensorProto(values=external_tensor("v", "in-attribute"), dims=[4])
+    model.graph.node[0].attribute.append(helper.make_attribute("sparse_value", listed))
+    model.graph.node[0].attribute.append(helper.make_attribute("tensors", [external_tensor("t", "in-list")]))
+    expected = {
+        "in-attribute",
+        "in-list",
+        "in-branch",
+        "in-node",
+        "in-function",
+        "initializer",
+        "sparse-values",
+        "sparse-indices",
+    }
+    assert external_locations(model.SerializeToString()) == expected
+
+
+def test_locations_equal_what_onnx_reads(artifact: Artifact) -> None:
+    path = artifact.root / "onnx" / "g.onnx"
+    check_external_data(path, path.parent)
+    model = onnx.load(path, load_external_data=False)
+    entries = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    assert external_locations(path.read_bytes()) == entries == {"g.onnx_data"}
+
+
+def test_an_onnxruntime_that_is_too_old() -> None:
+    check_onnxruntime(artifact_without_graphs(min_onnxruntime=onnxruntime.__version__))
+    with pytest.raises(ArtifactError, match=r"needs onnxruntime 99\.1, this is .*pip install 'onnxruntime>=99\.1'"):
+        Sessions(artifact_without_graphs(min_onnxruntime="99.1"))
+
+
+@pytest.mark.parametrize(("version", "numbers"), [("1.23.0", (1, 23, 0)), ("1.24.0.dev20", (1, 24, 0)), ("x", ())])
+def test_versions(version: str, numbers: tuple[int, ...]) -> None:
+    assert version_tuple(version) == numbers
+
+
+@pytest.mark.parametrize("threads", [0, -3])
+def test_threads_must_be_positive(threads: Any) -> None:
+    with pytest.raises(InputError, match="threads"):
+        Sessions(artifact_without_graphs(), threads)
