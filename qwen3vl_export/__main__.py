@@ -1,5 +1,5 @@
 """`python -m qwen3vl_export` is the command `qwen3vl-export`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

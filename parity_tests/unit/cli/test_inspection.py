@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from qwen3vl_export import cli
+from qwen3vl_export.cli import main as cli
 from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.inspection import Port, Weights, inspect_path
 

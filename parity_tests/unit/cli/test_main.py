@@ -19,7 +19,8 @@ import pytest
 from typer.testing import CliRunner
 
 from parity_tests.harness.options import Options
-from qwen3vl_export import __version__, cli
+from qwen3vl_export import __version__
+from qwen3vl_export.cli import main as cli
 from qwen3vl_export.errors import BuildError, ParityError
 
 from ...fixtures.interrupts import children_interruptible

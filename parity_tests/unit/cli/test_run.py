@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from typer.testing import CliRunner, Result
 
-from qwen3vl_export.cli import app
+from qwen3vl_export.cli.main import app
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from qwen3vl_export import plan as planning
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.checkpoint import Checkpoint
-from qwen3vl_export.cli import app
+from qwen3vl_export.cli.main import app
 from qwen3vl_export.console import duration
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.pipeline import build

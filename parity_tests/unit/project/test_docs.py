@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from qwen3vl_export import cli
+from qwen3vl_export.cli import main as cli
 from qwen3vl_export.recipe import Recipe
 from qwen3vl_export.recipe.model import Calibration, Checkpoint, Packaging, Parity, Quantization, Vision
 

@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .console import console, visible
-from .errors import InputError
+from ..console import console, visible
+from ..errors import InputError
 
 if TYPE_CHECKING:
-    from .runtime import Answer
+    from ..runtime import Answer
 
 DESCRIBE = "Describe this image."
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory, such as artifacts/tiny.")]
@@ -107,9 +107,9 @@ def run(
 
     Example: `qwen3vl-export run ARTIFACT -i cat.jpg -p "Find the cat: bbox_2d in JSON." --draw out.png`
     """
-    from .runtime import Image, Qwen3VL, UrlRules, Video
-    from .runtime.grounding import check_drawing, save_drawing
-    from .runtime.images import open_image
+    from ..runtime import Image, Qwen3VL, UrlRules, Video
+    from ..runtime.grounding import check_drawing, save_drawing
+    from ..runtime.images import open_image
 
     images, videos = image or [], video or []
     if prompt is None and not images and not videos:
@@ -192,9 +192,9 @@ def chat(
 
     Example: `qwen3vl-export chat artifacts/tiny`, then type `What is in cat.jpg?`
     """
-    from .chat import Chat
-    from .chat.screen import edit_lines, listen_to_ctrl_c
-    from .runtime import Qwen3VL, UrlRules
+    from ..chat import Chat
+    from ..chat.screen import edit_lines, listen_to_ctrl_c
+    from ..runtime import Qwen3VL, UrlRules
 
     rules = UrlRules(allow_private=allow_private_urls)
     model = Qwen3VL.load(artifact, threads, url_rules=rules, precision=precision)

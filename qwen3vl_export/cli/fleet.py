@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from .fleet.fleet import Asked
+    from ..fleet.fleet import Asked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,8 +67,8 @@ def plan(
 
     Example: `qwen3vl-export fleet plan tiny tiny-int8 --store /srv/zoo`
     """
-    from .fleet.fleet import plan as plan_fleet
-    from .fleet.plan_table import show
+    from ..fleet.fleet import plan as plan_fleet
+    from ..fleet.plan_table import show
 
     asked = _asked(recipes, store, matrix, scheduler, publish, None, scratch, patience)
     show(plan_fleet(asked))
@@ -93,8 +93,8 @@ def run(
 
     Example: `qwen3vl-export fleet run recipes/*.yaml --store s3://bucket/zoo --scheduler tcp://head:8786 --matrix full`
     """
-    from .fleet.account import show
-    from .fleet.fleet import run as run_fleet
+    from ..fleet.account import show
+    from ..fleet.fleet import run as run_fleet
 
     asked = _asked(recipes, store, matrix, scheduler, publish, log, scratch, patience)
     found = run_fleet(asked)
@@ -114,8 +114,8 @@ def status(
 
     Example: `qwen3vl-export fleet status tiny tiny-int8 --store /srv/zoo`
     """
-    from .fleet.account import show
-    from .fleet.fleet import status as status_of
+    from ..fleet.account import show
+    from ..fleet.fleet import status as status_of
 
     asked = _asked(recipes, store, matrix, None, publish, None, None, patience)
     found = status_of(asked)
@@ -135,8 +135,8 @@ def _asked(
 ) -> Asked:
     from parity_tests.harness import shards
 
-    from .fleet.fleet import Asked
-    from .fleet.harness import Harness
+    from ..fleet.fleet import Asked
+    from ..fleet.harness import Harness
 
     harness = Harness(shards.units, shards.verify_part, shards.merge_parts, shards.forget, shards.version)
     tier = matrix.value if matrix else None

@@ -16,10 +16,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_fleet, cli_publish, cli_recipes, cli_run
-from .cli_fleet import Matrix
-from .console import complain, say
-from .errors import Qwen3VLExportError
+from .. import __version__
+from ..console import complain, say
+from ..errors import Qwen3VLExportError
+from . import fleet as cli_fleet
+from . import publish as cli_publish
+from . import recipes as cli_recipes
+from . import run as cli_run
+from .fleet import Matrix
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
 EXTRAS = {
@@ -133,16 +137,16 @@ def build(
 
     Example: `qwen3vl-export build qwen3-vl-30b-a3b-instruct --plan`
     """
-    from .recipe import load_recipe
+    from ..recipe import load_recipe
 
     loaded = load_recipe(recipe)
     if plan:
-        from .plan import plan_build
-        from .plan.table import show
+        from ..plan import plan_build
+        from ..plan.table import show
 
         show(plan_build(loaded, checkpoint=checkpoint, out=out, log=say))
         return
-    from .pipeline import build as build_artifact
+    from ..pipeline import build as build_artifact
 
     path = build_artifact(
         loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, resume=resume, log=say
@@ -213,8 +217,8 @@ def inspect(
 
     Example: `qwen3vl-export inspect artifacts/tiny/onnx/vision_encoder.onnx --json`
     """
-    from .inspection import inspect_path
-    from .inspection.tables import show
+    from ..inspection import inspect_path
+    from ..inspection.tables import show
 
     found = inspect_path(path)
     if as_json:

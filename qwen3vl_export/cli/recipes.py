@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 import yaml
 
-from .console import complain, console, say, table
-from .errors import Qwen3VLExportError, RecipeError
-from .recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
+from ..console import complain, console, say, table
+from ..errors import Qwen3VLExportError, RecipeError
+from ..recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,7 +108,7 @@ def pin(
 
     Example: `qwen3vl-export recipes pin qwen3-vl-2b-instruct`
     """
-    from .recipe.pin import pin as pin_recipe
+    from ..recipe.pin import pin as pin_recipe
 
     for name in recipes:
         file, commit, changed = pin_recipe(name)

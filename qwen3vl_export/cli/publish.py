@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from .console import say
-from .errors import InputError
+from ..console import say
+from ..errors import InputError
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the artifact that is already there.")]
 
@@ -40,7 +40,7 @@ def publish(
 
     Example: `qwen3vl-export publish artifacts/tiny --to site --demo`
     """
-    from .publishing import publish as publish_artifact
+    from ..publishing import publish as publish_artifact
 
     publish_artifact(
         artifact, to, licence=licence, private=private, dry_run=dry_run, signed=sign, force=force, demo=demo, log=say
@@ -58,7 +58,7 @@ def fetch(
 
     Example: `qwen3vl-export fetch hf://me/tiny`
     """
-    from .publishing import fetch as fetch_artifact
+    from ..publishing import fetch as fetch_artifact
 
     fetch_artifact(source, out, force, log=say)
 
@@ -74,8 +74,8 @@ def verify_artifact(
 
     Example: `qwen3vl-export verify-artifact artifacts/tiny`
     """
-    from .publishing.verify_artifact import Signer
-    from .publishing.verify_artifact import verify_artifact as check
+    from ..publishing.verify_artifact import Signer
+    from ..publishing.verify_artifact import verify_artifact as check
 
     if (identity is None) != (issuer is None):
         raise InputError("a signature is checked against an identity and its issuer", "Give --identity and --issuer")
