@@ -60,7 +60,7 @@ app = typer.Typer(add_completion=False)
 def ours(recipe: Path, checkpoint: Path, out: Path) -> None:
     """One build, measured from inside its process."""
     start = time.perf_counter()
-    from qwen3vl_export.pipeline import build
+    from qwen3vl_export.exporter.pipeline import build
     from qwen3vl_export.recipe import load_recipe
 
     last, streamed, traced = time.perf_counter(), 0.0, 0.0
@@ -82,7 +82,7 @@ def ours(recipe: Path, checkpoint: Path, out: Path) -> None:
 def plan(recipe: Path, checkpoint: Path, out: Path) -> None:
     """Trace everything and say what a build would do."""
     start = time.perf_counter()
-    from qwen3vl_export.plan import plan_build
+    from qwen3vl_export.exporter.plan import plan_build
     from qwen3vl_export.recipe import load_recipe
 
     found = plan_build(load_recipe(recipe), checkpoint=str(checkpoint), out=out, log=lambda line: None)

@@ -56,7 +56,7 @@ def write_random(work: Path, size: str, layers: int | None, depth: int | None, v
 
 def make_ours(work: Path, name: str, quantization: dict[str, Any], target: str = "ort") -> None:
     """`work/<name>`: the artifact of a recipe that says so."""
-    from qwen3vl_export.pipeline import build
+    from qwen3vl_export.exporter.pipeline import build
     from qwen3vl_export.recipe import load_recipe
 
     recipe = {
@@ -87,7 +87,7 @@ def make_openvino(work: Path) -> None:
 
 def text_tensors(work: Path) -> Iterator[tuple[str, Any]]:
     """The language model's tensors by their Qwen3 names, bfloat16, one at a time."""
-    from qwen3vl_export.checkpoint import open_checkpoint
+    from qwen3vl_export.exporter.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(str(work / "checkpoint"))
     for name in checkpoint.tensors:

@@ -54,13 +54,13 @@ def export_ours(
         import torch
         from pydantic import TypeAdapter
 
-        from qwen3vl_export.checkpoint import open_checkpoint
         from qwen3vl_export.contract import VISION_ENCODER
-        from qwen3vl_export.pipeline import export_graph
+        from qwen3vl_export.exporter.checkpoint import open_checkpoint
+        from qwen3vl_export.exporter.pipeline import export_graph
+        from qwen3vl_export.exporter.stages import Stages
+        from qwen3vl_export.exporter.submodules import build_submodule
+        from qwen3vl_export.exporter.weights import WeightFile
         from qwen3vl_export.recipe.quantize import Quantize
-        from qwen3vl_export.stages import Stages
-        from qwen3vl_export.submodules import build_submodule
-        from qwen3vl_export.weights import WeightFile
 
         opened, of = open_checkpoint(str(checkpoint)), getattr(torch, dtype)
         how = TypeAdapter(Quantize).validate_python(plan or {"method": "none"})
@@ -100,7 +100,7 @@ def torch_tower(checkpoint: Path, threads: int) -> Any:
     import torch
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-    from qwen3vl_export.checkpoint import open_checkpoint
+    from qwen3vl_export.exporter.checkpoint import open_checkpoint
 
     torch.set_num_threads(threads)
     opened = open_checkpoint(str(checkpoint))
@@ -138,7 +138,7 @@ def load_transformers(checkpoint: Path, folder: Path, threads: int, grid: Grid) 
     import torch
     from transformers import vision_utils
 
-    from qwen3vl_export.checkpoint import open_checkpoint
+    from qwen3vl_export.exporter.checkpoint import open_checkpoint
 
     if len(grid) > 1:
         raise Refused("traced for one picture")

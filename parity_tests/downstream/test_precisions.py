@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export.pipeline import build
+from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
 from ..fixtures.tiny_builds import ROOT, build_once

@@ -24,12 +24,12 @@ from parity_tests.fixtures.fleet_harness import HARNESS
 from parity_tests.fixtures.fleet_processes import MEMORY, ROOT, Processes, cluster, until
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import FleetError
+from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.fleet import account, fleet
 from qwen3vl_export.fleet import cluster as cluster_module
 from qwen3vl_export.fleet.account import Standing
 from qwen3vl_export.fleet.fleet import Asked
 from qwen3vl_export.fleet.places import INCOMING
-from qwen3vl_export.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
 NAMES = ("one", "two", "three")

@@ -166,7 +166,7 @@ def test_a_checkpoint_that_changed_since_the_plan_is_refused(bench: Bench, monke
         (out / MANIFEST).write_text(json.dumps({"checkpoint": {"revision": "f" * 40}}), "utf-8")
         return out
 
-    monkeypatch.setattr("qwen3vl_export.pipeline.build", build)
+    monkeypatch.setattr("qwen3vl_export.exporter.pipeline.build", build)
     outcome = bench.perform(bench.task("build"))
     assert outcome.status == "failed"
     assert "was planned. Pin it: qwen3vl-export recipes pin" in outcome.message

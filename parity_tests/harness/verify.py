@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
-from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.errors import ArtifactError, CheckpointError
+from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.promise import why_not
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL

@@ -141,12 +141,12 @@ def build(
 
     loaded = load_recipe(recipe)
     if plan:
-        from ..plan import plan_build
-        from ..plan.table import show
+        from ..exporter.plan import plan_build
+        from ..exporter.plan.table import show
 
         show(plan_build(loaded, checkpoint=checkpoint, out=out, log=say))
         return
-    from ..pipeline import build as build_artifact
+    from ..exporter.pipeline import build as build_artifact
 
     path = build_artifact(
         loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, resume=resume, log=say

@@ -25,7 +25,7 @@ SOURCES = ("**/*.py", "**/*.j2")
 @cache
 def tools() -> Mapping[str, str]:
     """Versions of everything that shapes an artifact, and the digest of this package's own sources."""
-    from ..stages import tool_versions
+    from ..exporter.stages import tool_versions
 
     return {**tool_versions(), "sources": source_digest(Path(__file__).parents[1])}
 

@@ -69,8 +69,8 @@ def estimate(recipe: Recipe, directory: Path) -> Estimate:
     Raises:
         Qwen3VLExportError: as `build`.
     """
-    from ..plan import plan_build
-    from ..skeletons import open_for
+    from ..exporter.plan import plan_build
+    from ..exporter.skeletons import open_for
 
     forget_peak()
     planned = plan_build(recipe, out=directory / recipe.name, log=lambda line: None)

@@ -145,7 +145,7 @@ def make_artifact(task: Task, site: Site, store: Store, folder: Path, scratch: P
     Raises:
         CheckpointError: the checkpoint is not the one that was planned with.
     """
-    from ..pipeline import build
+    from ..exporter.pipeline import build
 
     recipe = task.job.recipe
     with redirect_stderr(io.StringIO()):  # its bar; the fleet has its own

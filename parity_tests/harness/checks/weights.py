@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qwen3vl_export.contract import VISION_ENCODER
+from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.promise import CALIBRATED, WEIGHTS
-from qwen3vl_export.weights.packing import DATA, SCALES, ZERO_POINTS
 
 from ..judging.measures import nmse
 from ..judging.outcome import Finding

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen3vl_export.artifact import Artifact, Encoder, Manifest, sha256_file
-from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.contract import (
     ANY_GRID,
     DECODER,
@@ -42,6 +41,7 @@ from qwen3vl_export.contract import (
     VISION_ENCODER,
 )
 from qwen3vl_export.errors import ArtifactError
+from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.runtime.positions import visual_tokens
 from qwen3vl_export.runtime.session import Sessions
 

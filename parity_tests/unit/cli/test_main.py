@@ -122,7 +122,7 @@ def test_what_a_build_raises_ends_as_one_line(
     def build(*_: object, **__: object) -> Path:
         raise raised
 
-    stand_in(monkeypatch, "qwen3vl_export.pipeline", build=build)
+    stand_in(monkeypatch, "qwen3vl_export.exporter.pipeline", build=build)
     assert_one_line(invoke("build", "tiny"), expected, code)
 
 
@@ -130,7 +130,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object, **__: object) -> Path:
         raise ZeroDivisionError
 
-    stand_in(monkeypatch, "qwen3vl_export.pipeline", build=build)
+    stand_in(monkeypatch, "qwen3vl_export.exporter.pipeline", build=build)
     assert isinstance(invoke("build", "tiny").exception, ZeroDivisionError)
 
 
@@ -141,7 +141,7 @@ def test_build_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(options, recipe=recipe)
         return Path("there")
 
-    stand_in(monkeypatch, "qwen3vl_export.pipeline", build=build)
+    stand_in(monkeypatch, "qwen3vl_export.exporter.pipeline", build=build)
     result = invoke("build", "tiny", "--checkpoint", "here", "--out", "there", "--keep-stages", "--force", "--resume")
     assert result.exit_code == 0, result
     assert seen.pop("recipe").name == "tiny"  # type: ignore[attr-defined]

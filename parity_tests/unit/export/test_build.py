@@ -16,14 +16,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from qwen3vl_export import contract, weights
+from qwen3vl_export import contract
 from qwen3vl_export.artifact import MANIFEST, open_artifact
-from qwen3vl_export.checkpoint import open_checkpoint
 from qwen3vl_export.errors import ArtifactError, BuildError
-from qwen3vl_export.pipeline import build
+from qwen3vl_export.exporter import weights
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.submodules import build_submodule
+from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.recipe import load_recipe
-from qwen3vl_export.submodules import build_submodule
-from qwen3vl_export.trace import trace
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "recipes" / "checkpoints" / "tiny"

@@ -13,20 +13,20 @@ from torch import nn
 
 from parity_tests.harness.judging.measures import kl_divergence
 from parity_tests.harness.sides.reference import Inputs, Reference
-from qwen3vl_export import calibration
 from qwen3vl_export.artifact import open_artifact
-from qwen3vl_export.calibration import State, calibrate
-from qwen3vl_export.calibration.gptq import Hessian, factor, power, quantize_rows
-from qwen3vl_export.calibration.layers import TEXT, filled, text_model, wide_rows
-from qwen3vl_export.calibration.prompts import PROMPTS, Prompts, read_prompts
-from qwen3vl_export.calibration.results import Calibrated, Results
-from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.errors import BuildError, RecipeError
-from qwen3vl_export.pipeline import build
+from qwen3vl_export.exporter import calibration
+from qwen3vl_export.exporter.calibration import State, calibrate
+from qwen3vl_export.exporter.calibration.gptq import Hessian, factor, power, quantize_rows
+from qwen3vl_export.exporter.calibration.layers import TEXT, filled, text_model, wide_rows
+from qwen3vl_export.exporter.calibration.prompts import PROMPTS, Prompts, read_prompts
+from qwen3vl_export.exporter.calibration.results import Calibrated, Results
+from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.weights import blockwise
+from qwen3vl_export.exporter.weights.packing import DATA, SCALES, Blockwise
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Int4
-from qwen3vl_export.weights import blockwise
-from qwen3vl_export.weights.packing import DATA, SCALES, Blockwise
 
 from ...fixtures.moe_checkpoint import TINY, write_moe_checkpoint
 

@@ -22,17 +22,17 @@ from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLM
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextExperts
 
 from qwen3vl_export import contract
-from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.errors import CheckpointError, RecipeError
-from qwen3vl_export.lowering import lower
-from qwen3vl_export.optimize import optimize
-from qwen3vl_export.pipeline import build
+from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.exporter.lowering import lower
+from qwen3vl_export.exporter.optimize import optimize
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.simplify import simplify
+from qwen3vl_export.exporter.submodules import build_submodule, check_tensors
+from qwen3vl_export.exporter.submodules.experts import EXPERTS
+from qwen3vl_export.exporter.submodules.geometry import PLACEHOLDER_DOMAIN
+from qwen3vl_export.exporter.trace import OPSET, trace, weight_inputs
 from qwen3vl_export.recipe import load_recipe
-from qwen3vl_export.simplify import simplify
-from qwen3vl_export.submodules import build_submodule, check_tensors
-from qwen3vl_export.submodules.experts import EXPERTS
-from qwen3vl_export.submodules.geometry import PLACEHOLDER_DOMAIN
-from qwen3vl_export.trace import OPSET, trace, weight_inputs
 
 from ...fixtures.moe_checkpoint import WEIGHTS, Layout, write_moe_checkpoint
 from ...fixtures.official import config, published_shapes, write_sparse_checkpoint

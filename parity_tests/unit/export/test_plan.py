@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from qwen3vl_export import plan as planning
 from qwen3vl_export.artifact import open_artifact
-from qwen3vl_export.checkpoint import Checkpoint
 from qwen3vl_export.cli.main import app
 from qwen3vl_export.console import duration
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.pipeline import build
-from qwen3vl_export.plan import BuildPlan, PlannedFile, plan_build
-from qwen3vl_export.plan.table import show
+from qwen3vl_export.exporter import plan as planning
+from qwen3vl_export.exporter.checkpoint import Checkpoint
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.plan import BuildPlan, PlannedFile, plan_build
+from qwen3vl_export.exporter.plan.table import show
 from qwen3vl_export.recipe import load_recipe
 
 TINY = Path(__file__).resolve().parents[3] / "recipes" / "tiny.yaml"

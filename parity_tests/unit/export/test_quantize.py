@@ -15,19 +15,19 @@ import torch
 from onnx import numpy_helper
 from pydantic import TypeAdapter
 
-from qwen3vl_export.checkpoint import open_checkpoint
 from qwen3vl_export.contract import Graph
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.optimize import optimize
-from qwen3vl_export.quantize import quantize, store_as
-from qwen3vl_export.quantize.experts import one_operator
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.optimize import optimize
+from qwen3vl_export.exporter.quantize import quantize, store_as
+from qwen3vl_export.exporter.quantize.experts import one_operator
+from qwen3vl_export.exporter.simplify import simplify
+from qwen3vl_export.exporter.submodules import build_submodule
+from qwen3vl_export.exporter.trace import trace
+from qwen3vl_export.exporter.weights import WeightFile, attach
+from qwen3vl_export.exporter.weights.blockwise import pack, quantize_rows
+from qwen3vl_export.exporter.weights.packing import Blockwise, PerColumn
 from qwen3vl_export.recipe.quantize import Int4, Quantize
-from qwen3vl_export.simplify import simplify
-from qwen3vl_export.submodules import build_submodule
-from qwen3vl_export.trace import trace
-from qwen3vl_export.weights import WeightFile, attach
-from qwen3vl_export.weights.blockwise import pack, quantize_rows
-from qwen3vl_export.weights.packing import Blockwise, PerColumn
 
 from ...fixtures.moe_checkpoint import write_moe_checkpoint
 

@@ -13,7 +13,7 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from qwen3vl_export.contract import DECODER, VISION_ENCODER, Facts
-from qwen3vl_export.pipeline import build
+from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
 from ...faults.catalogue import Fault, change_graph

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export import weights
 from qwen3vl_export.artifact import open_artifact
-from qwen3vl_export.checkpoint import open_checkpoint
 from qwen3vl_export.errors import BuildError, CheckpointError
+from qwen3vl_export.exporter import weights
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.progress import SECONDS, Lines
+from qwen3vl_export.exporter.weights import journal as journals
+from qwen3vl_export.exporter.weights.journal import Journal
+from qwen3vl_export.exporter.weights.stream import Squares
 from qwen3vl_export.output import BUILDING, JOURNAL, resumable_directory, unfinished
-from qwen3vl_export.pipeline import build
-from qwen3vl_export.progress import SECONDS, Lines
 from qwen3vl_export.recipe import load_recipe
-from qwen3vl_export.weights import journal as journals
-from qwen3vl_export.weights.journal import Journal
-from qwen3vl_export.weights.stream import Squares
 
 ROOT = Path(__file__).resolve().parents[3]
 KILLED = """
@@ -98,7 +98,7 @@ def interrupt(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, error: B
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("qwen3vl_export.pipeline.check_graph", stop)
+        patch.setattr("qwen3vl_export.exporter.pipeline.check_graph", stop)
         build(load_recipe(recipe), out=out, log=lambda line: None)
 
 

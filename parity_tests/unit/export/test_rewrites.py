@@ -13,12 +13,12 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
-from qwen3vl_export.rewrites.layout import drop_identity_reshapes, rotate_in_place
-from qwen3vl_export.rewrites.norms import fuse_skip_norms
-from qwen3vl_export.rewrites.rows import read_rows
-from qwen3vl_export.trace import weight_inputs
-from qwen3vl_export.unroll import WEIGHTS
-from qwen3vl_export.weights.layouts import source_of
+from qwen3vl_export.exporter.rewrites.layout import drop_identity_reshapes, rotate_in_place
+from qwen3vl_export.exporter.rewrites.norms import fuse_skip_norms
+from qwen3vl_export.exporter.rewrites.rows import read_rows
+from qwen3vl_export.exporter.trace import weight_inputs
+from qwen3vl_export.exporter.unroll import WEIGHTS
+from qwen3vl_export.exporter.weights.inputs import source_of
 
 RNG = np.random.default_rng(47)
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>\n'

@@ -13,16 +13,16 @@ import torch
 
 from qwen3vl_export import contract
 from qwen3vl_export.artifact import open_artifact
-from qwen3vl_export.checkpoint import Checkpoint
 from qwen3vl_export.contract import Graph, Tensor
-from qwen3vl_export.optimize import optimize
-from qwen3vl_export.quantize import quantize, store_as
+from qwen3vl_export.exporter.checkpoint import Checkpoint
+from qwen3vl_export.exporter.optimize import optimize
+from qwen3vl_export.exporter.quantize import quantize, store_as
+from qwen3vl_export.exporter.simplify import simplify
+from qwen3vl_export.exporter.skeletons import graphs_of
+from qwen3vl_export.exporter.submodules import build_submodule
+from qwen3vl_export.exporter.trace import trace, weight_inputs
 from qwen3vl_export.recipe import list_recipes, load_recipe
 from qwen3vl_export.recipe.model import Recipe
-from qwen3vl_export.simplify import simplify
-from qwen3vl_export.skeletons import graphs_of
-from qwen3vl_export.submodules import build_submodule
-from qwen3vl_export.trace import trace, weight_inputs
 
 from ...fixtures.official import config
 

@@ -16,26 +16,26 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import TypeAdapter
 
 from qwen3vl_export.artifact import Artifact, open_artifact
-from qwen3vl_export.checkpoint import open_checkpoint
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, Graph
-from qwen3vl_export.optimize import optimize
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.optimize import optimize
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.plan import plan_build, planned_files
+from qwen3vl_export.exporter.quantize import quantize, store_as
+from qwen3vl_export.exporter.rewrites.rows import read_rows
+from qwen3vl_export.exporter.simplify import simplify
+from qwen3vl_export.exporter.skeletons import Skeleton
+from qwen3vl_export.exporter.stages import Stages
+from qwen3vl_export.exporter.submodules import build_submodule
+from qwen3vl_export.exporter.trace import trace
+from qwen3vl_export.exporter.weights import Key, Layout, WeightFile, attach
+from qwen3vl_export.exporter.weights.inputs import Source
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage
 from qwen3vl_export.packaging.names import second_names
 from qwen3vl_export.packaging.package import Storage
-from qwen3vl_export.pipeline import build
-from qwen3vl_export.plan import plan_build, planned_files
-from qwen3vl_export.quantize import quantize, store_as
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Quantize
-from qwen3vl_export.rewrites.rows import read_rows
 from qwen3vl_export.runtime import Qwen3VL
-from qwen3vl_export.simplify import simplify
-from qwen3vl_export.skeletons import Skeleton
-from qwen3vl_export.stages import Stages
-from qwen3vl_export.submodules import build_submodule
-from qwen3vl_export.trace import trace
-from qwen3vl_export.weights import Key, Layout, WeightFile, attach
-from qwen3vl_export.weights.layouts import Source
 
 from ...fixtures.tiny_builds import SPLIT_LIMIT
 

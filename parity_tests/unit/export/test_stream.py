@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qwen3vl_export.checkpoint import SINGLE, Checkpoint
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.weights import in_columns
-from qwen3vl_export.weights.layouts import Layout, Source
-from qwen3vl_export.weights.packing import TORCH, Blockwise, Packing, PerColumn
-from qwen3vl_export.weights.stream import Region, Squares, pieces, stream
+from qwen3vl_export.exporter.checkpoint import SINGLE, Checkpoint
+from qwen3vl_export.exporter.weights import in_columns
+from qwen3vl_export.exporter.weights.inputs import Layout, Source
+from qwen3vl_export.exporter.weights.packing import TORCH, Blockwise, Packing, PerColumn
+from qwen3vl_export.exporter.weights.stream import Region, Squares, pieces, stream
 
 from ...fixtures.official import config
 

@@ -13,14 +13,14 @@ import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from qwen3vl_export import contract
-from qwen3vl_export.checkpoint import Checkpoint, open_checkpoint
-from qwen3vl_export.optimize import optimize
-from qwen3vl_export.pipeline import export_graph
-from qwen3vl_export.simplify import simplify
-from qwen3vl_export.stages import Stages
-from qwen3vl_export.submodules import build_submodule
-from qwen3vl_export.trace import trace, weight_inputs
-from qwen3vl_export.weights import WeightFile
+from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.exporter.optimize import optimize
+from qwen3vl_export.exporter.pipeline import export_graph
+from qwen3vl_export.exporter.simplify import simplify
+from qwen3vl_export.exporter.stages import Stages
+from qwen3vl_export.exporter.submodules import build_submodule
+from qwen3vl_export.exporter.trace import trace, weight_inputs
+from qwen3vl_export.exporter.weights import WeightFile
 
 from ...fixtures.official import config, write_checkpoint
 

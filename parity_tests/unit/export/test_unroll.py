@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from qwen3vl_export import contract
-from qwen3vl_export.checkpoint import Checkpoint
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.submodules import build_submodule
-from qwen3vl_export.trace import trace, weight_inputs
-from qwen3vl_export.unroll import WEIGHTS, Stack, unroll
+from qwen3vl_export.exporter.checkpoint import Checkpoint
+from qwen3vl_export.exporter.submodules import build_submodule
+from qwen3vl_export.exporter.trace import trace, weight_inputs
+from qwen3vl_export.exporter.unroll import WEIGHTS, Stack, unroll
 
 from ...fixtures.official import Config, config
 

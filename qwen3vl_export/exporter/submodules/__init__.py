@@ -1,0 +1,160 @@
+"""Thin nn.Module wrappers over the transformers modules, one per graph of the contract, with fake weights.
+
+`submodules(checkpoint, target, dtype)` yields what `trace.py` needs to export each graph. Weights are FakeTensors: a
+235B decoder costs no memory here. Every parameter's name maps to a checkpoint tensor by `PREFIXES` alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, Qwen3VLVisionModel
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel, Qwen3VLMoeVisionModel
+
+from ... import contract
+from ...contract import Graph
+from ...errors import CheckpointError
+from ..checkpoint import Checkpoint
+from ..unroll import Stack
+from . import attention, experts
+from .decoder import Decoder
+from .embedding import Embeddings, EmbedTokens
+from .layers import decoder_stack, tower_stack
+from .vision import VisionEncoder
+
+PREFIXES = {
+    "visual.": "model.visual.",
+    "language_model.": "model.language_model.",
+    "embed_tokens.": "model.language_model.embed_tokens.",
+    "lm_head.": "lm_head.",
+}
+MODELS = {  # by model_type: the tower and the language model
+    "qwen3_vl": (Qwen3VLVisionModel, Qwen3VLTextModel),
+    "qwen3_vl_moe": (Qwen3VLMoeVisionModel, Qwen3VLMoeTextModel),
+}
+
+
+@dataclass(frozen=True)
+class Submodule:
+    """One graph to be: its contract, the module to trace and the fake mode its weights live in.
+
+    `arrange` turns one value per contract input into the module's positional arguments. If `stack` is given, the module
+    has only as many layers as it says are traced, and `traced` is the contract of that.
+    """
+
+    graph: Graph
+    module: nn.Module
+    fake_mode: FakeTensorMode
+    arrange: Callable[[Sequence[Any]], tuple[Any, ...]] = tuple
+    stack: Stack | None = None
+    traced: Graph | None = None
+
+
+def _arrange_decoder(values: Sequence[Any]) -> tuple[Any, ...]:
+    """inputs_embeds, attention_mask, position_ids, [(key, value) per layer], num_logits_to_keep."""
+    past = values[3:-1]
+    return (*values[:3], list(zip(past[::2], past[1::2], strict=True)), values[-1])
+
+
+@contextmanager
+def _fake(mode: FakeTensorMode, dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with mode:
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def checkpoint_name(parameter: str, tied: bool) -> str:
+    """The checkpoint's name of a wrapper's parameter: `visual.pos_embed.weight` -> `model.visual.pos_embed.weight`."""
+    if tied and parameter == "lm_head.weight":
+        return "model.language_model.embed_tokens.weight"
+    for ours, theirs in PREFIXES.items():
+        if parameter.startswith(ours):
+            return theirs + parameter[len(ours) :]
+    raise AssertionError(f"{parameter} has no home in a checkpoint")
+
+
+def build_submodule(
+    checkpoint: Checkpoint,
+    name: str,
+    target: str,
+    dtype: torch.dtype,
+    grid: tuple[int, int] | None = None,
+    whole: bool = False,
+) -> Submodule:
+    """The module behind the graph called `name`, on fake weights of `dtype`.
+
+    Args:
+        name: a graph name of `contract.py`, or a bucket's.
+        target: "ort" or "portable".
+        grid: for a fixed encoder, its (h, w) in patches.
+        whole: have all layers, also those that need not be traced.
+    """
+    config, facts = copy.deepcopy(checkpoint.config), checkpoint.facts
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    text = config.text_config
+    vision_model, text_model = MODELS[facts.model_type]
+    module: nn.Module
+    if name.startswith(contract.VISION_ENCODER):
+        with _fake(mode, dtype):
+            visual = vision_model(config.vision_config)
+        stack = None if whole else tower_stack(visual)
+        module = VisionEncoder(visual, target, grid)
+        graph = contract.vision_encoder(facts, name, grid)
+        return Submodule(graph, module.eval(), mode, stack=stack)
+    elif name == contract.DECODER:
+        text._attn_implementation = attention.TEXT[target]
+        text._experts_implementation = experts.ROUTED
+        with _fake(mode, dtype):
+            language_model = text_model(text)
+            lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        del language_model.embed_tokens
+        stack = None if whole else decoder_stack(language_model, facts.num_deepstack)
+        traced = replace(facts, num_hidden_layers=len(language_model.layers))
+        module = Decoder(language_model, lm_head).eval()
+        return Submodule(contract.decoder(facts), module, mode, _arrange_decoder, stack, contract.decoder(traced))
+    else:
+        with _fake(mode, dtype):
+            table = nn.Embedding(text.vocab_size, text.hidden_size)
+        if name == contract.EMBED_TOKENS:
+            module, graph = EmbedTokens(table, facts.num_deepstack), contract.embed_tokens(facts)
+        else:
+            module = Embeddings(table, facts.num_deepstack, facts.image_token_id, facts.video_token_id)
+            graph = contract.embeddings(facts)
+    return Submodule(graph, module.eval(), mode)
+
+
+def check_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Compare the checkpoint's tensors with the parameters of every graph's module.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
+    """
+    tied = bool(checkpoint.config.tie_word_embeddings)
+    expected: dict[str, tuple[int, ...]] = {}
+    for graph in (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER):
+        module = build_submodule(checkpoint, graph, "ort", dtype, whole=True).module
+        expected |= {checkpoint_name(name, tied): tuple(p.shape) for name, p in module.named_parameters()}
+    found = checkpoint.tensors
+    hint = "Download the checkpoint again, or check that it is an unmodified Qwen3-VL"
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{checkpoint.root}: tensor {name} {list(shape)} is missing", hint)
+        if found[name].shape != shape:
+            file, has = found[name].stored.file, list(found[name].shape)
+            raise CheckpointError(f"{file}: tensor {name} is {has}, config.json asks for {list(shape)}", hint)
+    extra = sorted(set(found) - set(expected) - ({"lm_head.weight"} if tied else set()))
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise CheckpointError(f"{found[extra[0]].stored.file}: unexpected tensor {extra[0]}{more}", hint)
