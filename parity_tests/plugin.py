@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qwen3vl_export.contract import TIERS
+
 if TYPE_CHECKING:
     from .harness.judging.outcome import Outcome
     from .harness.plan import Check, Plan
     from .harness.sides.bench import Bench
 
 TESTS = Path(__file__).with_name("test_parity.py")
-TIERS = ("quick", "standard", "full")
 OUTCOME: pytest.StashKey[Outcome] = pytest.StashKey()
 STARTED = pytest.StashKey[float]()
 OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()

@@ -32,6 +32,7 @@ Text = str | bytes
 FORMAT = 2  # 2: an ort decoder's cache holds no padding
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
+SUMMARY = "summary.json"  # of a merged verification: verdict, counts, seconds, and how fast the artifact answered
 JUNIT = "parity.xml"
 REPORTS = (PARITY, JUNIT, "parity.html")  # the last two where they are
 STATEMENT = "provenance.intoto.json"

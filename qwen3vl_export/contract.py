@@ -15,6 +15,8 @@ from typing import Any
 
 Shape = tuple[int | str, ...]
 
+TIERS = ("quick", "standard", "full")  # of the matrix a verification runs; each holds the cases of those before it
+
 # How a runtime picks the encoder for a picture; the manifest names one, `runtime/encoders.py` explains and obeys it.
 ANY_GRID = "any-grid"
 ONLY_GRID = "only-grid"

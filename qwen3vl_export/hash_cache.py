@@ -17,6 +17,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import platformdirs
@@ -26,6 +27,7 @@ DIRECTORY_VARIABLE = "QWEN3VL_EXPORT_CACHE"
 MAX_ENTRIES = 2000
 SETTLED_NS = 2_000_000_000
 BLOCK = 8 << 20
+SOURCES = ("**/*.py", "**/*.j2")  # of a package, as `source_digest` reads them
 
 Identity = list[int]  # device, inode, size, mtime_ns, ctime_ns
 
@@ -103,3 +105,12 @@ def cache_directory() -> Path:
     """`$QWEN3VL_EXPORT_CACHE`, else `qwen3vl-export` in the user's cache directory."""
     given = os.environ.get(DIRECTORY_VARIABLE)
     return Path(given) if given else platformdirs.user_cache_path("qwen3vl-export")
+
+
+def source_digest(package: Path, patterns: Sequence[str] = SOURCES) -> str:
+    """sha256 over the names and bytes of the files under a directory that match one of the patterns."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in package.glob(pattern)):
+        digest.update(f"{path.relative_to(package).as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

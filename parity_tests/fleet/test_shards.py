@@ -13,9 +13,8 @@ from parity_tests.harness import plan, shards
 from parity_tests.harness import verify as harness
 from parity_tests.harness.cases.matrix import Matrix, load_matrix
 from parity_tests.harness.evidence.schema import Evidence
-from qwen3vl_export.artifact import JUNIT, PARITY
+from qwen3vl_export.artifact import JUNIT, PARITY, SUMMARY
 from qwen3vl_export.errors import ParityError
-from qwen3vl_export.fleet.harness import SUMMARY
 from qwen3vl_export.recipe.model import Recipe
 
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from qwen3vl_export.artifact import MANIFEST, PARITY
+from qwen3vl_export.artifact import MANIFEST, PARITY, SUMMARY
 from qwen3vl_export.errors import FleetError
 from qwen3vl_export.fleet import zoo
-from qwen3vl_export.fleet.harness import SUMMARY
 from qwen3vl_export.fleet.store import Store, open_store
 from qwen3vl_export.hash_cache import sha256_file
 

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from qwen3vl_export.artifact import Manifest
+from qwen3vl_export.contract import TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.promise import (
     OWN_STAGES,
@@ -28,7 +29,7 @@ from qwen3vl_export.promise import (
 )
 from qwen3vl_export.recipe.model import Recipe
 
-from .cases.matrix import CASES, TIERS, Case, Matrix, load_matrix
+from .cases.matrix import CASES, Case, Matrix, load_matrix
 from .checks import dequantized
 from .checks import exam as exam_checks
 from .checks import weights as weight_checks

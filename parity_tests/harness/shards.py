@@ -17,10 +17,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
+from qwen3vl_export.artifact import JUNIT, PARITY, SUMMARY, Artifact, open_artifact
 from qwen3vl_export.errors import ParityError
-from qwen3vl_export.fleet.address import source_digest
-from qwen3vl_export.fleet.harness import SUMMARY
+from qwen3vl_export.hash_cache import source_digest
 from qwen3vl_export.recipe.model import Recipe
 
 from .cases.matrix import load_matrix
@@ -33,7 +32,7 @@ from .sides.bench import Bench, Clock
 from .verify import HTML, open_bench, profile_of, report_of, run
 
 FORMAT = 1
-SOURCES = ("*.py", "*.yaml", "*.j2", "media/*")
+SOURCES = ("**/*.py", "**/*.yaml", "**/*.j2", "cases/media/*")
 EXAM = "exam"
 QUESTION = 0.3  # of an ordinary case: one picture, one short answer on either side
 COUNTED = ("total", "pytorch", "artifact")  # seconds that add up

@@ -26,6 +26,12 @@ from .safetensors_file import Stored, stored_tensors
 CONFIGS = {"qwen3_vl": Qwen3VLConfig, "qwen3_vl_moe": Qwen3VLMoeConfig}  # by model_type
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PREFIXES = {  # of a wrapper's parameters -> of the checkpoint's tensors
+    "visual.": "model.visual.",
+    "language_model.": "model.language_model.",
+    "embed_tokens.": "model.language_model.embed_tokens.",
+    "lm_head.": "lm_head.",
+}
 
 
 class Room(Protocol):
@@ -209,3 +215,13 @@ def _read_config(root: Path) -> Qwen3VLConfig | Qwen3VLMoeConfig:
     if config.text_config.rope_parameters.get("rope_theta") != theta:
         raise CheckpointError(f"{path}: rope_theta {theta} was not understood", "Check text_config.rope_parameters")
     return config
+
+
+def checkpoint_name(parameter: str, tied: bool) -> str:
+    """The checkpoint's name of a wrapper's parameter: `visual.pos_embed.weight` -> `model.visual.pos_embed.weight`."""
+    if tied and parameter == "lm_head.weight":
+        return "model.language_model.embed_tokens.weight"
+    for ours, theirs in PREFIXES.items():
+        if parameter.startswith(ours):
+            return theirs + parameter[len(ours) :]
+    raise AssertionError(f"{parameter} has no home in a checkpoint")

@@ -7,12 +7,11 @@ own source.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from ..artifact import GRAPH_DIR
-from ..hash_cache import identity
+from ..hash_cache import identity, source_digest
 from ..output import JOURNAL, clear
 from ..recipe.model import Recipe
 from .checkpoint import Checkpoint
@@ -33,19 +32,9 @@ def open_journal(directory: Path, recipe: Recipe, checkpoint: Checkpoint, prompt
         "calibration": hash_of(sorted(prompts.items())),
         "checkpoint": hash_of((checkpoint.source, checkpoint.revision, files)),
         "tools": hash_of(sorted(tool_versions().items())),
-        "exporter": _source_hash(),
+        "exporter": source_digest(Path(__file__).parents[1]),
     }
     graphs = directory / GRAPH_DIR
     journal = Journal.begin(directory.with_name(JOURNAL), made_of, graphs, log)
     clear(directory, lambda path: path.parent == graphs and path.name in journal.files)
     return journal
-
-
-def _source_hash() -> str:
-    """sha256 over this package's modules, so that a changed one is never taken for the one that wrote."""
-    home = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(home.rglob("*.py")):
-        digest.update(f"{path.relative_to(home)} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

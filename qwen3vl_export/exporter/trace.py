@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..contract import Graph, Tensor
 from ..errors import BuildError
 from .submodules import Submodule
-from .unroll import WEIGHTS, unroll
+from .unroll import unroll
+from .weights.inputs import WEIGHTS
 
 OPSET = 23  # RMSNormalization and RotaryEmbedding are standard ops from here on
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
@@ -133,8 +134,3 @@ def _lift_weights(model: ir.Model) -> None:
             value.const_value = None
             value.name = WEIGHTS + name
             model.graph.inputs.append(value)
-
-
-def weight_inputs(model: ir.Model) -> list[ir.Value]:
-    """The lifted weights of a skeleton."""
-    return [value for value in model.graph.inputs if value.name is not None and value.name.startswith(WEIGHTS)]

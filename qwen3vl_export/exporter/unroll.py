@@ -20,8 +20,6 @@ import onnx_ir as ir
 
 from ..errors import BuildError
 
-WEIGHTS = "weights/"  # a skeleton's weights are inputs of this name and their parameter's
-
 
 @dataclass(frozen=True)
 class Stack:

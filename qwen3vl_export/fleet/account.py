@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..artifact import SUMMARY
 from ..console import console, say, table
 from .estimate import Estimate
 from .graph import LAST, Job, Kind, Task, estimate_task, tasks_of
-from .harness import SUMMARY
 from .runner import Tell
 from .store import Store
 from .tasks import Outcome

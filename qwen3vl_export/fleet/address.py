@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..hash_cache import HashCache
+from ..hash_cache import HashCache, source_digest
 from ..hub import COMMIT, resolve_commit
 from ..recipe.model import Recipe
 
 DIGITS = 20  # of a sha256: 80 bits
-SOURCES = ("**/*.py", "**/*.j2")
 
 
 @cache
@@ -28,15 +27,6 @@ def tools() -> Mapping[str, str]:
     from ..exporter.stages import tool_versions
 
     return {**tool_versions(), "sources": source_digest(Path(__file__).parents[1])}
-
-
-def source_digest(package: Path, patterns: Sequence[str] = SOURCES) -> str:
-    """sha256 over the names and bytes of a package's sources."""
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in package.glob(pattern)):
-        digest.update(f"{path.relative_to(package).as_posix()} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def revision_of(recipe: Recipe) -> str:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from ..recipe.model import Recipe
 
-SUMMARY = "summary.json"  # of a merged verification: verdict, counts, seconds, and how fast the artifact answered
-
 
 @dataclass(frozen=True)
 class Harness:

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..artifact import MANIFEST
+from ..artifact import MANIFEST, SUMMARY
 from ..errors import CheckpointError, PublishError, Qwen3VLExportError, SpaceError
 from ..hash_cache import sha256_file
 from .address import revision_of, tools
 from .estimate import estimate
 from .graph import LAST, Kind, Task
-from .harness import SUMMARY, Harness
+from .harness import Harness
 from .store import FULL, PATIENCE, Store, store_at
 
 SCRATCH = "fleet-"  # what a worker's temporary directories begin with

@@ -16,12 +16,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..artifact import MANIFEST, PARITY, Manifest
+from ..artifact import MANIFEST, PARITY, SUMMARY, Manifest
 from ..console import size
+from ..contract import TIERS
 from ..errors import ArtifactError, FleetError
-from ..publishing.evidence import TIERS
 from .graph import FOLDERS
-from .harness import SUMMARY
 from .store import Store
 
 ZOO = "zoo.html"

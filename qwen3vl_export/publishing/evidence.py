@@ -9,11 +9,11 @@ import json
 from typing import Any
 
 from ..artifact import MANIFEST, Artifact
+from ..contract import TIERS
 from ..errors import ParityError
 from ..promise import promised_graphs, unproven
 
 Evidence = dict[str, Any]  # parity.json, parsed
-TIERS = ("quick", "standard", "full")  # each holds the cases of those before it
 
 
 def passing_evidence(artifact: Artifact) -> Evidence:

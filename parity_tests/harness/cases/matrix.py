@@ -20,12 +20,12 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qwen3vl_export.contract import TIERS
 from qwen3vl_export.errors import ParityError
 
 from .picture_kinds import PICTURE, RANDOM_SIZE, Picture, draw_frames, draw_picture, parse
 
 CASES = Path(__file__).with_name("cases.yaml")
-TIERS = ("quick", "standard", "full")
 Tier = Literal["quick", "standard", "full"]
 GRID = re.compile(r"(\d+)x(\d+)x(\d+)")
 

@@ -31,7 +31,8 @@ from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.submodules import build_submodule, check_tensors
 from qwen3vl_export.exporter.submodules.experts import EXPERTS
 from qwen3vl_export.exporter.submodules.geometry import PLACEHOLDER_DOMAIN
-from qwen3vl_export.exporter.trace import OPSET, trace, weight_inputs
+from qwen3vl_export.exporter.trace import OPSET, trace
+from qwen3vl_export.exporter.weights.inputs import weight_inputs
 from qwen3vl_export.recipe import load_recipe
 
 from ...fixtures.moe_checkpoint import WEIGHTS, Layout, write_moe_checkpoint

@@ -16,9 +16,7 @@ from onnx import parser
 from qwen3vl_export.exporter.rewrites.layout import drop_identity_reshapes, rotate_in_place
 from qwen3vl_export.exporter.rewrites.norms import fuse_skip_norms
 from qwen3vl_export.exporter.rewrites.rows import read_rows
-from qwen3vl_export.exporter.trace import weight_inputs
-from qwen3vl_export.exporter.unroll import WEIGHTS
-from qwen3vl_export.exporter.weights.inputs import source_of
+from qwen3vl_export.exporter.weights.inputs import WEIGHTS, source_of, weight_inputs
 
 RNG = np.random.default_rng(47)
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>\n'

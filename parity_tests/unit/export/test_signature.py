@@ -20,7 +20,8 @@ from qwen3vl_export.exporter.quantize import quantize, store_as
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.skeletons import graphs_of
 from qwen3vl_export.exporter.submodules import build_submodule
-from qwen3vl_export.exporter.trace import trace, weight_inputs
+from qwen3vl_export.exporter.trace import trace
+from qwen3vl_export.exporter.weights.inputs import weight_inputs
 from qwen3vl_export.recipe import list_recipes, load_recipe
 from qwen3vl_export.recipe.model import Recipe
 

@@ -19,8 +19,9 @@ from qwen3vl_export.exporter.pipeline import export_graph
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.stages import Stages
 from qwen3vl_export.exporter.submodules import build_submodule
-from qwen3vl_export.exporter.trace import trace, weight_inputs
+from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import WeightFile
+from qwen3vl_export.exporter.weights.inputs import weight_inputs
 
 from ...fixtures.official import config, write_checkpoint
 

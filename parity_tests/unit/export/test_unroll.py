@@ -13,8 +13,9 @@ from qwen3vl_export import contract
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import Checkpoint
 from qwen3vl_export.exporter.submodules import build_submodule
-from qwen3vl_export.exporter.trace import trace, weight_inputs
-from qwen3vl_export.exporter.unroll import WEIGHTS, Stack, unroll
+from qwen3vl_export.exporter.trace import trace
+from qwen3vl_export.exporter.unroll import Stack, unroll
+from qwen3vl_export.exporter.weights.inputs import WEIGHTS, weight_inputs
 
 from ...fixtures.official import Config, config
 

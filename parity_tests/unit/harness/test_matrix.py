@@ -12,12 +12,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from parity_tests.harness.cases.matrix import CASES, TIERS, Case, PromptSpec, load_matrix
+from parity_tests.harness.cases.matrix import CASES, Case, PromptSpec, load_matrix
 from parity_tests.harness.cases.picture_kinds import KINDS, draw_picture
 from parity_tests.harness.plan import Subject, plan
 from parity_tests.harness.sides.pixel_reference import loaded
 from qwen3vl_export import promise
-from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER, bucket_name
+from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, TIERS, VISION_ENCODER, bucket_name
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.promise import Grid
 from qwen3vl_export.recipe import load_recipe

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint
-from ..submodules import checkpoint_name
+from ..checkpoint import Checkpoint, checkpoint_name
 from ..weights.packing import TORCH, Blockwise
 from .gptq import Hessian, factor, power, quantize_rows
 from .results import Results

@@ -17,9 +17,8 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from ..trace import weight_inputs
 from ..weights.blockwise import Blocks, from_stored
-from ..weights.inputs import SOURCE, Layout, source_of
+from ..weights.inputs import SOURCE, Layout, source_of, weight_inputs
 from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, Part
 
 NUMPY = {ir.DataType.UINT8: np.uint8, ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}

@@ -31,9 +31,8 @@ from ...recipe.model import Recipe
 from ...replaceable import check_output
 from ..checkpoint import SINGLE, Checkpoint
 from ..skeletons import Log, Skeleton, inputs_of, lenders_first, open_for, skeletons
-from ..trace import weight_inputs
 from ..weights import WORKERS, Key, Layout, in_columns, key_of
-from ..weights.inputs import Source, fold_layouts, shape_of, source_of
+from ..weights.inputs import Source, fold_layouts, shape_of, source_of, weight_inputs
 from ..weights.packing import Packing
 from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Region, pieces, rows_at_once, stream
 

@@ -22,8 +22,17 @@ from ...contract import EMBED_TOKENS, EMBEDDINGS
 from ...errors import BuildError
 from ...recipe.quantize import Quantize
 from ..simplify import clean
-from ..trace import weight_inputs
-from ..weights.inputs import TURNED, Source, drop_unused, fold_layouts, remove, shape_of, source_of, weight_input
+from ..weights.inputs import (
+    TURNED,
+    Source,
+    drop_unused,
+    fold_layouts,
+    remove,
+    shape_of,
+    source_of,
+    weight_input,
+    weight_inputs,
+)
 from .experts import is_in_loop, one_operator, restored, widened
 from .ops import (
     MICROSOFT,

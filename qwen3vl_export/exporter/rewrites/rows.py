@@ -12,8 +12,17 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..simplify import clean
-from ..trace import weight_inputs
-from ..weights.inputs import TURNED, Source, drop_unused, fold_layouts, remove, shape_of, source_of, weight_input
+from ..weights.inputs import (
+    TURNED,
+    Source,
+    drop_unused,
+    fold_layouts,
+    remove,
+    shape_of,
+    source_of,
+    weight_input,
+    weight_inputs,
+)
 
 LIKE_FIRST_INPUT = {  # operator -> its outputs that have the dims of its first input, the last one aside
     "Cast": (0,),

@@ -22,7 +22,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTex
 from ... import contract
 from ...contract import Graph
 from ...errors import CheckpointError
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, checkpoint_name
 from ..unroll import Stack
 from . import attention, experts
 from .decoder import Decoder
@@ -30,12 +30,6 @@ from .embedding import Embeddings, EmbedTokens
 from .layers import decoder_stack, tower_stack
 from .vision import VisionEncoder
 
-PREFIXES = {
-    "visual.": "model.visual.",
-    "language_model.": "model.language_model.",
-    "embed_tokens.": "model.language_model.embed_tokens.",
-    "lm_head.": "lm_head.",
-}
 MODELS = {  # by model_type: the tower and the language model
     "qwen3_vl": (Qwen3VLVisionModel, Qwen3VLTextModel),
     "qwen3_vl_moe": (Qwen3VLMoeVisionModel, Qwen3VLMoeTextModel),
@@ -73,16 +67,6 @@ def _fake(mode: FakeTensorMode, dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def checkpoint_name(parameter: str, tied: bool) -> str:
-    """The checkpoint's name of a wrapper's parameter: `visual.pos_embed.weight` -> `model.visual.pos_embed.weight`."""
-    if tied and parameter == "lm_head.weight":
-        return "model.language_model.embed_tokens.weight"
-    for ours, theirs in PREFIXES.items():
-        if parameter.startswith(ours):
-            return theirs + parameter[len(ours) :]
-    raise AssertionError(f"{parameter} has no home in a checkpoint")
 
 
 def build_submodule(

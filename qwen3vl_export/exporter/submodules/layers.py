@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from ...contract import past_name, present_name
-from ..unroll import WEIGHTS, Stack
+from ..unroll import Stack
+from ..weights.inputs import WEIGHTS
 
 LIKE, LAST = 2, 1  # layers traced beyond those with something around them: two to compare, and the last
 

@@ -21,9 +21,8 @@ from onnx_ir.passes import common as passes
 
 from ...contract import Graph
 from ..checkpoint import Checkpoint
-from ..trace import weight_inputs
 from .file import Key, Layout, Place, WeightFile, bytes_of, in_columns, key_of
-from .inputs import Source, fold_layouts, source_of
+from .inputs import Source, fold_layouts, source_of, weight_inputs
 from .journal import Journal, hash_of
 from .stream import Region, Squares, pieces, stream
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..trace import weight_inputs
-from ..unroll import WEIGHTS
 from .packing import Packing
 
 Step = tuple[str, tuple[int, ...]]
 Layout = tuple[Step, ...]  # e.g. (("Reshape", (96, 1536)), ("Transpose", (1, 0)))
 TURNED: Step = ("Transpose", (1, 0))  # rows to columns, as MatMul wants a linear layer's weight
 SOURCE = "source"
+WEIGHTS = "weights/"  # a skeleton's weights are inputs of this name and their parameter's
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Source:
     def name(self) -> str:
         """The initializer's name: the parameter's, and the part of it that this is."""
         return f"{self.parameter}.{self.part}" if self.part else self.parameter
+
+
+def weight_inputs(model: ir.Model) -> list[ir.Value]:
+    """The lifted weights of a skeleton."""
+    return [value for value in model.graph.inputs if value.name is not None and value.name.startswith(WEIGHTS)]
 
 
 def source_of(weight: ir.Value) -> Source:
