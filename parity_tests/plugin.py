@@ -84,7 +84,8 @@ def plans(config: pytest.Config) -> dict[str, Plan]:
     """The plan of each artifact to verify, from manifests or recipes alone: collecting builds nothing."""
     from qwen3vl_export.recipe import load_recipe
 
-    from .fixtures.tiny_builds import RECIPES, ROOT
+    from .fixtures.paths import ROOT
+    from .fixtures.tiny_builds import RECIPES
     from .harness.plan import Subject, plan
     from .harness.verify import opened_unchecked
 

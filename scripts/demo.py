@@ -13,12 +13,12 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
+from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from parity_tests.harness.cases.scenes import draw_digits, draw_scene
 from qwen3vl_export.errors import Qwen3VLExportError
 from qwen3vl_export.runtime import Image, Qwen3VL
 
 ROOT = Path(__file__).parent.parent
-PHOTOGRAPH = ROOT / "parity_tests" / "harness" / "cases" / "media" / "chelsea.png"
 SEED = 11
 
 

@@ -28,7 +28,8 @@ from typing import Annotated, Any
 
 import typer
 
-from parity_tests.fixtures.fleet_processes import ROOT, Processes, cluster, until
+from parity_tests.fixtures.fleet_processes import Processes, cluster, until
+from parity_tests.fixtures.paths import ROOT
 from qwen3vl_export.artifact import MANIFEST, PARITY
 from qwen3vl_export.hash_cache import sha256_file
 

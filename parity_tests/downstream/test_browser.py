@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page
 
 from qwen3vl_export.publishing import publish
 
+from ..fixtures.paths import DOCS
 from ..fixtures.proven import prove
 from ..harness.cases.matrix import Case
 from ..harness.sides.bench import Bench
@@ -26,7 +27,7 @@ from .cases import one_prompt_cases, pictures_of
 from .npm import node_modules
 from .pictures import png
 
-DEMO = Path(__file__).parents[2] / "docs" / "demo"
+DEMO = DOCS / "demo"
 DESKTOP, PHONE = (1280, 900), (390, 844)
 READY = "!document.getElementById('ask').disabled || document.querySelector('#status.wrong')"
 ANSWERED = "document.getElementById('speed').textContent || document.querySelector('#status.wrong')"

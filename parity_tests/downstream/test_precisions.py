@@ -10,7 +10,8 @@ import pytest
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
-from ..fixtures.tiny_builds import ROOT, build_once
+from ..fixtures.paths import ROOT
+from ..fixtures.tiny_builds import build_once
 from ..harness.cases.matrix import load_matrix
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench

@@ -15,9 +15,9 @@ from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_
 from qwen3vl_export.publishing.publication import prepare
 
 from ..fixtures.hub_server import Hub, running_hub
+from ..fixtures.paths import ROOT
 from ..fixtures.proven import prove
 from ..harness.cases.picture_kinds import photograph
-from ..unit.cli.test_main import ROOT
 from .npm import node, node_modules
 from .pictures import png
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.fixtures.commands import assert_one_line, invoke
 from parity_tests.fixtures.fleet_harness import HARNESS
-from parity_tests.unit.cli.test_main import assert_one_line, invoke
 from qwen3vl_export.fleet import plan_table
 from qwen3vl_export.fleet.account import standings
 from qwen3vl_export.fleet.estimate import Estimate, estimate, speed_of_copies, speed_of_products

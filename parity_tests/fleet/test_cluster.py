@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from parity_tests.fixtures.fleet_harness import HARNESS
-from parity_tests.fixtures.fleet_processes import MEMORY, ROOT, Processes, cluster, until
+from parity_tests.fixtures.fleet_processes import MEMORY, Processes, cluster, until
+from parity_tests.fixtures.paths import ROOT
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import FleetError
 from qwen3vl_export.exporter.pipeline import build

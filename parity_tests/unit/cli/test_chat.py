@@ -28,16 +28,16 @@ from qwen3vl_export.runtime.generate import Step
 from qwen3vl_export.runtime.reply import Part
 
 from ...fixtures.interrupts import children_interruptible
+from ...fixtures.paths import ROOT
+from ...harness.cases.picture_kinds import PHOTOGRAPH
 from .test_run import call, saying
 
-ROOT = Path(__file__).parents[3]
-PHOTO = ROOT / "parity_tests" / "harness" / "cases" / "media" / "chelsea.png"
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @pytest.fixture(scope="module")
 def answer(tiny_artifact: Path) -> str:
-    return Qwen3VL.load(tiny_artifact).generate([Image(PHOTO), "What is this?"], max_new_tokens=8)
+    return Qwen3VL.load(tiny_artifact).generate([Image(PHOTOGRAPH), "What is this?"], max_new_tokens=8)
 
 
 class Terminal:
@@ -70,7 +70,7 @@ def terminal(tiny_artifact: Path) -> Iterator[Terminal]:
 
 
 def test_a_conversation(terminal: Terminal, answer: str, tmp_path: Path) -> None:
-    said = terminal.type(f"{PHOTO} What is this?")
+    said = terminal.type(f"{PHOTOGRAPH} What is this?")
     assert "chelsea.png: 451x300" in said and answer in said
     assert re.search(r"first token after \d+\.\d\d s, then [\d.]+ tokens/s, \d+ of 4096 tokens of context", said)
     assert "no such image file" in terminal.type("nowhere/cat.png What is this?")
@@ -81,7 +81,7 @@ def test_a_conversation(terminal: Terminal, answer: str, tmp_path: Path) -> None
     assert "forgotten" in terminal.type("/reset")
     messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert [message["content"] for message in messages[1:2]] == [answer]
-    assert messages[0]["content"][0] == {"type": "image", "image": str(PHOTO)}
+    assert messages[0]["content"][0] == {"type": "image", "image": str(PHOTOGRAPH)}
     assert messages[-2]["content"] == [{"type": "text", "text": "What is \n2+3?"}]
     terminal.process.sendline("/quit")
     terminal.process.expect(pexpect.EOF)
@@ -106,7 +106,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tiny_artifact: Path, answer
     """At temperature 1000 the model never ends; what was said so far stays part of the conversation."""
     options = ("--max-new-tokens", "3000", "--temperature", "1000", "--top-k", "0", "--seed", "1")
     chat = Terminal(tiny_artifact, *options, interruptible=interruptible)
-    chat.process.sendline(f"{PHOTO} Tell me all.")
+    chat.process.sendline(f"{PHOTOGRAPH} Tell me all.")
     chat.process.expect("chelsea.png: 451x300")
     chat.process.expect(r"[^\x00-\x7f\s]{3}", timeout=120)  # nonsense has begun
     chat.process.sendintr()
@@ -117,7 +117,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tiny_artifact: Path, answer
 
 
 def test_names_are_completed(terminal: Terminal) -> None:
-    terminal.process.send(f"/ima\t{str(PHOTO)[:-5]}\t")
+    terminal.process.send(f"/ima\t{str(PHOTOGRAPH)[:-5]}\t")
     terminal.process.send("\r")
     assert "451x300" in terminal.until_prompt()
 
@@ -132,7 +132,7 @@ def test_without_a_terminal_ctrl_c_stays_ignored(tiny_artifact: Path) -> None:
 
 
 def test_chat_answers_about_a_picture(tiny_artifact: Path, answer: str) -> None:
-    typed = f"/image {PHOTO}\nWhat is this?\n/quit\nnever read\n"
+    typed = f"/image {PHOTOGRAPH}\nWhat is this?\n/quit\nnever read\n"
     done = call("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
     assert done.exit_code == 0
     assert "chelsea.png: 451x300" in done.output and "chelsea.png > " in done.output
@@ -143,7 +143,7 @@ def test_chat_answers_about_a_picture(tiny_artifact: Path, answer: str) -> None:
 def test_an_error_does_not_end_the_chat(tiny_artifact: Path, answer: str) -> None:
     typed = (
         f"/image nowhere.png\n/image\n/video nowhere.mp4\n/dance\nsay <|image_pad|>\n\n/help\n/draw out.png\n"
-        f"/save x.txt\nhttp://127.0.0.1/cat.png what?\n/image '{PHOTO}'\nWhat is this?\n/draw out.png\n"
+        f"/save x.txt\nhttp://127.0.0.1/cat.png what?\n/image '{PHOTOGRAPH}'\nWhat is this?\n/draw out.png\n"
     )
     done = call("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
     assert done.exit_code == 0  # the end of the input ends the chat
@@ -158,7 +158,7 @@ def test_an_error_does_not_end_the_chat(tiny_artifact: Path, answer: str) -> Non
 
 
 def test_too_long_a_question_says_by_how_much(tiny_artifact: Path) -> None:
-    done = call("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"{PHOTO}\n{'9 ' * 5000}\nWhat is 2+3?\n")
+    done = call("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"{PHOTOGRAPH}\n{'9 ' * 5000}\nWhat is 2+3?\n")
     assert re.search(r"the context holds 4096: \d+ over", done.stderr)
     assert "chelsea.png: put aside" in done.output and "tokens of context" in done.output
 
@@ -188,7 +188,7 @@ def test_the_conversation_grows_and_is_forgotten(tiny_artifact: Path, monkeypatc
         return answer(self, prepared, *arguments)
 
     monkeypatch.setattr(Qwen3VL, "answer", noted)
-    typed = f"{PHOTO} What is 2+3?\nAnd 3+3?\n/reset\nWhat is 1+1?\n"
+    typed = f"{PHOTOGRAPH} What is 2+3?\nAnd 3+3?\n/reset\nWhat is 1+1?\n"
     assert call("chat", tiny_artifact, "--max-new-tokens", 4, typed=typed).exit_code == 0
     first, second, third = prompts
     assert second.startswith(first) and second.count("<|im_start|>user") == 2
@@ -214,7 +214,7 @@ def test_boxes_are_drawn_on_the_last_picture(
 ) -> None:
     saying(monkeypatch, '{"bbox_2d": [250, 200, 800, 900], "label": "cat"}')
     out = tmp_path / "out.png"
-    done = call("chat", tiny_artifact, typed=f"{PHOTO} Where?\n/draw {out}\n")
+    done = call("chat", tiny_artifact, typed=f"{PHOTOGRAPH} Where?\n/draw {out}\n")
     assert f"{out}: 1 drawn" in done.output and done.stderr == ""
     with PIL.Image.open(out) as drawn:
         assert drawn.size == (451, 300)
@@ -229,7 +229,7 @@ def test_a_video_of_frames(tiny_artifact: Path, tmp_path: Path) -> None:
 
 
 def test_the_clipboard(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Any] = [PIL.Image.new("RGB", (64, 48)), [str(PHOTO)], None, NotImplementedError("no xclip")]
+    found: list[Any] = [PIL.Image.new("RGB", (64, 48)), [str(PHOTOGRAPH)], None, NotImplementedError("no xclip")]
 
     def grab() -> Any:
         item = found.pop(0)

@@ -5,72 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import resource
 import signal
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
+from parity_tests.fixtures.commands import Ended, assert_one_line, end, invoke, start
+from parity_tests.fixtures.paths import ROOT
 from parity_tests.harness.options import Options
 from qwen3vl_export import __version__
-from qwen3vl_export.cli import main as cli
 from qwen3vl_export.errors import BuildError, ParityError
-
-from ...fixtures.interrupts import children_interruptible
-
-ROOT = Path(__file__).parents[3]
-
-
-@dataclass
-class Ended:
-    """How a command ended and what it printed, without the colours some CI services ask for."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-    exception: BaseException | None = None
-
-    def __post_init__(self) -> None:
-        self.stdout, self.stderr = (re.sub(r"\x1b\[[0-9;]*m", "", text) for text in (self.stdout, self.stderr))
-
-
-def invoke(*arguments: str) -> Ended:
-    """The command in this process."""
-    result = CliRunner().invoke(cli.app, list(arguments))
-    return Ended(result.exit_code, result.stdout, result.stderr, result.exception)
-
-
-def start(*arguments: str, interruptible: bool = True, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own, which Ctrl-C stops unless it is started with SIGINT ignored."""
-    command = [sys.executable, "-m", "qwen3vl_export", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    options = {"cwd": ROOT, "env": environment, **options}
-    with children_interruptible(interruptible):
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def end(process: subprocess.Popen[str]) -> Ended:
-    stdout, stderr = process.communicate()
-    return Ended(process.returncode, stdout, stderr)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **functions: object) -> None:
     """Replace a module, so that what a command does with it is tested without torch."""
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**functions))  # type: ignore[misc]
-
-
-def assert_one_line(result: Ended, expected: str, code: int = 2) -> None:
-    assert result.exit_code == code, result
-    assert expected in result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.fixtures.paths import RECIPES
 from qwen3vl_export.errors import CheckpointError, RecipeError
 from qwen3vl_export.promise import promised_graphs
 from qwen3vl_export.recipe import find_recipe, list_recipes, load_recipe, recipe_schema
 from qwen3vl_export.recipe import pin as recipe_pin
 
-RECIPES = Path(__file__).parents[3] / "recipes"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -11,11 +11,10 @@ import PIL.Image
 import pytest
 from typer.testing import CliRunner, Result
 
+from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.cli.main import app
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
-
-PHOTO = Path(__file__).parents[2] / "harness" / "cases" / "media" / "chelsea.png"
 
 
 def call(*arguments: object, typed: str = "") -> Result:
@@ -24,11 +23,11 @@ def call(*arguments: object, typed: str = "") -> Result:
 
 @pytest.fixture(scope="module")
 def answer(tiny_artifact: Path) -> str:
-    return Qwen3VL.load(tiny_artifact).generate([Image(PHOTO), "What is this?"], max_new_tokens=8)
+    return Qwen3VL.load(tiny_artifact).generate([Image(PHOTOGRAPH), "What is this?"], max_new_tokens=8)
 
 
 def test_run_prints_the_answer(tiny_artifact: Path, answer: str) -> None:
-    options = ("--image", PHOTO, "--max-new-tokens", 8)
+    options = ("--image", PHOTOGRAPH, "--max-new-tokens", 8)
     done = call("run", tiny_artifact, *options, "--prompt", "What is this?")
     assert (done.exit_code, done.output) == (0, answer + "\n")
     assert call("run", tiny_artifact, *options, "--prompt", "-", typed="What is this?\n").output == answer + "\n"
@@ -61,7 +60,7 @@ def test_run_without_an_artifact(tmp_path: Path) -> None:
 
 def test_run_reads_urls_and_videos(tiny_artifact: Path, answer: str, tmp_path: Path) -> None:
     question = ("--prompt", "What is this?", "--max-new-tokens", 8)
-    assert call("run", tiny_artifact, "--image", f"file://{PHOTO}", *question).output == answer + "\n"
+    assert call("run", tiny_artifact, "--image", f"file://{PHOTOGRAPH}", *question).output == answer + "\n"
     refused = call("run", tiny_artifact, "--image", "http://127.0.0.1/cat.png", *question)
     assert refused.exit_code == 2 and "127.0.0.1 is not a public address" in refused.stderr
     for index in range(4):
@@ -70,7 +69,7 @@ def test_run_reads_urls_and_videos(tiny_artifact: Path, answer: str, tmp_path: P
 
 
 def test_run_stops_where_it_is_told(tiny_artifact: Path, answer: str) -> None:
-    options = ("--image", PHOTO, "--prompt", "What is this?", "--max-new-tokens", 8)
+    options = ("--image", PHOTOGRAPH, "--prompt", "What is this?", "--max-new-tokens", 8)
     letter = answer[2]
     stopped = call("run", tiny_artifact, *options, "--stop", letter, "--stop", "nowhere")
     assert stopped.output == answer.partition(letter)[0] + "\n"
@@ -90,9 +89,9 @@ def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: p
     boxes = '[{"bbox_2d": [250, 200, 800, 900], "label": "cat"}]'
     saying(monkeypatch, boxes)
     out = tmp_path / "out.png"
-    done = call("run", tiny_artifact, "--image", PHOTO, "--prompt", "Where?", "--draw", out)
+    done = call("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "Where?", "--draw", out)
     assert (done.exit_code, done.stdout, done.stderr) == (0, boxes + "\n", f"{out}: 1 drawn\n")
-    with PIL.Image.open(PHOTO) as before, PIL.Image.open(out) as after:
+    with PIL.Image.open(PHOTOGRAPH) as before, PIL.Image.open(out) as after:
         changed = (np.asarray(before.convert("RGB")) != np.asarray(after)).any(axis=2)
     assert after.size == before.size and changed[60, 113:360].all() and not changed[100:260, 120:350].any()
     assert list(tmp_path.iterdir()) == [out]  # nothing half-written beside it
@@ -101,11 +100,11 @@ def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
-        ("a cat", ("--image", PHOTO, "--draw", "out.png"), "the answer names no boxes or points"),
-        ('{"bbox_2d": [1, 2]}', ("--image", PHOTO, "--draw", "out.png"), "bbox_2d [1, 2]: not 4 numbers"),
-        ("a cat", ("--image", PHOTO, "--draw", "out.txt"), "out.txt: cannot draw into this format"),
+        ("a cat", ("--image", PHOTOGRAPH, "--draw", "out.png"), "the answer names no boxes or points"),
+        ('{"bbox_2d": [1, 2]}', ("--image", PHOTOGRAPH, "--draw", "out.png"), "bbox_2d [1, 2]: not 4 numbers"),
+        ("a cat", ("--image", PHOTOGRAPH, "--draw", "out.txt"), "out.txt: cannot draw into this format"),
         ("a cat", ("--draw", "out.png", "--prompt", "Hi"), "a drawing on 0 pictures"),
-        ('{"point_2d": [1, 2]}', ("--image", PHOTO, "--draw", "no/where/out.png"), "cannot be written"),
+        ('{"point_2d": [1, 2]}', ("--image", PHOTOGRAPH, "--draw", "no/where/out.png"), "cannot be written"),
         ("a cat", ("--prompt", "Hi", "--tools", "nowhere.json"), "nowhere.json: cannot be read"),
     ],
 )

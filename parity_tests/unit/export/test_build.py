@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from parity_tests.fixtures.paths import ROOT, TINY
 from qwen3vl_export import contract
 from qwen3vl_export.artifact import MANIFEST, open_artifact
 from qwen3vl_export.errors import ArtifactError, BuildError
@@ -25,9 +26,6 @@ from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.submodules import build_submodule
 from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.recipe import load_recipe
-
-ROOT = Path(__file__).resolve().parents[3]
-TINY = ROOT / "recipes" / "checkpoints" / "tiny"
 
 
 def test_no_placeholder_and_no_function_is_left(tiny_artifact: Path) -> None:

@@ -28,7 +28,8 @@ from qwen3vl_export.exporter.weights.packing import DATA, SCALES, Blockwise
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Int4
 
-from ...fixtures.moe_checkpoint import TINY, write_moe_checkpoint
+from ...fixtures.moe_checkpoint import write_moe_checkpoint
+from ...fixtures.paths import TINY
 
 FOLDER = TINY.parents[1] / "calibration"
 PLAN = Int4(method="int4", block_size=32, symmetric=False, algorithm="gptq", keep=("lm_head.weight",))

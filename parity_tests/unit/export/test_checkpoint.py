@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from parity_tests.fixtures.paths import TINY
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.submodules import check_tensors
 
-TINY = Path(__file__).resolve().parents[3] / "recipes" / "checkpoints" / "tiny"
 WEIGHTS = "model.safetensors"
 
 

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from parity_tests.fixtures.paths import DOCS, TINY
 from qwen3vl_export import contract
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import BuildError
@@ -20,8 +21,7 @@ from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_
 from qwen3vl_export.packaging.package import Package
 from qwen3vl_export.recipe.model import GRAPH_NAMES, RuntimeName
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "downstream.md"
-CHECKPOINT = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny"
+DOCUMENT = DOCS / "downstream.md"
 
 
 def settings(artifact: Path, name: str) -> Any:
@@ -78,15 +78,15 @@ def test_a_fixed_size_is_packaged_for_onnxruntime_alone(tiny_fixed_artifact: Pat
 
 def test_transformers_reads_the_completed_files_as_before(tiny_artifact: Path) -> None:
     added = "transformers.js_config"
-    config, plain = (AutoConfig.from_pretrained(path).to_dict() for path in (tiny_artifact, CHECKPOINT))
+    config, plain = (AutoConfig.from_pretrained(path).to_dict() for path in (tiny_artifact, TINY))
     assert config.pop(added)["use_external_data_format"]["decoder_model_merged.onnx"] == 1
     assert {**config, "_name_or_path": ""} == {**plain, "_name_or_path": ""}
-    pixels, expected = (Qwen2VLImageProcessorPil.from_pretrained(path) for path in (tiny_artifact, CHECKPOINT))
+    pixels, expected = (Qwen2VLImageProcessorPil.from_pretrained(path) for path in (tiny_artifact, TINY))
     assert pixels.to_dict() == expected.to_dict()
-    tokenizer, known = (AutoTokenizer.from_pretrained(path) for path in (tiny_artifact, CHECKPOINT))
+    tokenizer, known = (AutoTokenizer.from_pretrained(path) for path in (tiny_artifact, TINY))
     assert tokenizer.chat_template == known.chat_template
     assert tokenizer("<|im_start|>user\nHi") == known("<|im_start|>user\nHi")
-    assert GenerationConfig.from_pretrained(tiny_artifact) == GenerationConfig.from_pretrained(CHECKPOINT)
+    assert GenerationConfig.from_pretrained(tiny_artifact) == GenerationConfig.from_pretrained(TINY)
 
 
 def test_weights_where_transformers_js_does_not_look_are_refused(tiny_artifact: Path) -> None:

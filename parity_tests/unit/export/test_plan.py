@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from parity_tests.fixtures.paths import RECIPES
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.cli.main import app
 from qwen3vl_export.console import duration
@@ -21,7 +22,7 @@ from qwen3vl_export.exporter.plan import BuildPlan, PlannedFile, plan_build
 from qwen3vl_export.exporter.plan.table import show
 from qwen3vl_export.recipe import load_recipe
 
-TINY = Path(__file__).resolve().parents[3] / "recipes" / "tiny.yaml"
+TINY = RECIPES / "tiny.yaml"
 
 
 @pytest.fixture

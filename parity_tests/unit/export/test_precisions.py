@@ -16,10 +16,10 @@ from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.runtime import Image, Qwen3VL
 
+from ...fixtures.commands import assert_one_line, invoke
 from ...fixtures.spoiling import edit
 from ...fixtures.tiny_builds import build_once
 from ...harness.cases.picture_kinds import photograph
-from ..cli.test_main import assert_one_line, invoke
 
 NAMES = ("fp16", "int8", "q4", "q4f16")
 SHARED = {  # what the recipe stores alike

@@ -30,8 +30,7 @@ from qwen3vl_export.exporter.weights.packing import Blockwise, PerColumn
 from qwen3vl_export.recipe.quantize import Int4, Quantize
 
 from ...fixtures.moe_checkpoint import write_moe_checkpoint
-
-TINY = Path(__file__).resolve().parents[3] / "recipes" / "checkpoints" / "tiny"
+from ...fixtures.paths import TINY
 
 
 @cache

@@ -14,10 +14,9 @@ from qwen3vl_export.output import whole_directory
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.replaceable import check_output
 
-from ...fixtures.standin import TINY, artifact_without_graphs
-from ..cli.test_main import assert_one_line, invoke
-
-ROOT = Path(__file__).resolve().parents[3]
+from ...fixtures.commands import assert_one_line, invoke
+from ...fixtures.paths import ROOT, TINY
+from ...fixtures.standin import artifact_without_graphs
 
 
 def make_artifact(root: Path, *names: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.fixtures.paths import ROOT
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import BuildError, CheckpointError
 from qwen3vl_export.exporter import weights
@@ -25,7 +26,6 @@ from qwen3vl_export.exporter.weights.stream import Squares
 from qwen3vl_export.output import BUILDING, JOURNAL, resumable_directory, unfinished
 from qwen3vl_export.recipe import load_recipe
 
-ROOT = Path(__file__).resolve().parents[3]
 KILLED = """
 import os, signal, sys
 from pathlib import Path

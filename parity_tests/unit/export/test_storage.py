@@ -37,9 +37,8 @@ from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Quantize
 from qwen3vl_export.runtime import Qwen3VL
 
+from ...fixtures.paths import TINY
 from ...fixtures.tiny_builds import SPLIT_LIMIT
-
-TINY = Path(__file__).resolve().parents[3] / "recipes" / "checkpoints" / "tiny"
 
 
 def key(name: str) -> Key:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from parity_tests.fixtures.paths import DOCS
 from parity_tests.harness.cases.matrix import load_matrix
 from parity_tests.harness.diagnosis.layer_trace import Point, Trail
 from parity_tests.harness.evidence import history
@@ -22,7 +23,7 @@ from parity_tests.harness.evidence.schema import Evidence, schema_text
 from parity_tests.harness.judging.outcome import Finding, Outcome, judged
 from parity_tests.harness.judging.verdicts import load_profile
 
-SCHEMA = Path(__file__).parents[3] / "docs" / "parity.schema.json"
+SCHEMA = DOCS / "parity.schema.json"
 PROFILE = load_profile("float32")
 POINT = Point("written", "layers.1.mlp.up_proj", "output", "MatMul", 1e-3, 0.61, 2.0, True)
 TRAIL = Trail(

@@ -12,12 +12,13 @@ import pytest
 
 from ...faults.catalogue import FAULTS, Fault
 from ...faults.detection import first_failure, outcomes, row
+from ...fixtures.paths import DOCS
 from ...harness.checks.weights import STAGES
 from ...harness.plan import Subject, carry_out, plan
 from ...harness.sides.reference import Reference
 from ...harness.verify import open_bench
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "parity.md"
+DOCUMENT = DOCS / "parity.md"
 
 
 @pytest.fixture(scope="session")

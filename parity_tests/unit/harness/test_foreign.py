@@ -31,7 +31,8 @@ from qwen3vl_export.contract import (
 from qwen3vl_export.errors import ArtifactError
 
 from ...faults.graphs import after_output, before_input, constant
-from ...fixtures.standin import TINY, tiny_facts
+from ...fixtures.paths import TINY
+from ...fixtures.standin import tiny_facts
 from ...harness import verify as harness
 from ...harness.options import Options
 

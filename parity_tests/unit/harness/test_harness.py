@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from parity_tests.fixtures.paths import TINY
 from parity_tests.harness.cases.matrix import Case, Matrix
 from parity_tests.harness.checks.stages import STAGES
 from parity_tests.harness.evidence.report import Report, show, write
@@ -31,7 +32,6 @@ from qwen3vl_export.errors import ParityError
 
 from ...fixtures.torch_sessions import torch_bench
 
-CHECKPOINT = Path(__file__).resolve().parents[3] / "recipes" / "checkpoints" / "tiny"
 PROFILE = load_profile("float32")
 CASE = Case(name="small", tier="quick", images=["drawn 64x96", "drawn 96x64"], ask="Describe the first picture.")
 GRIDS = Case(name="grids", tier="quick", grids=["1x2x2", "2x4x6"])
@@ -41,7 +41,7 @@ MATRIX = Matrix(seed=1, **SHORT, exam_questions={}, accuracy_from=0, cases=[CASE
 
 @pytest.fixture(scope="module")
 def shared_bench() -> Bench:
-    return torch_bench(CHECKPOINT, MATRIX, PROFILE)
+    return torch_bench(TINY, MATRIX, PROFILE)
 
 
 @pytest.fixture

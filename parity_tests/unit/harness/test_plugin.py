@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[3]
+from parity_tests.fixtures.paths import ROOT
+
 WORKFLOW = ROOT / "docs" / "parity-workflow.yml"
 
 

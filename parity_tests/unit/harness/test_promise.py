@@ -16,7 +16,7 @@ from qwen3vl_export.fleet.zoo import write_zoo
 from qwen3vl_export.promise import GRAPHS, promised_graphs, unproven
 from qwen3vl_export.recipe import load_recipe
 
-from ..cli.test_main import assert_one_line, invoke
+from ...fixtures.commands import assert_one_line, invoke
 
 Json = dict[str, Any]
 Change = Callable[[Json], object]

@@ -12,7 +12,7 @@ from parity_tests.harness.sides.reference import Greedy, Inputs, Reference
 from parity_tests.harness.sides.reference_cache import Store, default_directory, scope_of
 from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
-from ...fixtures.standin import TINY
+from ...fixtures.paths import TINY
 
 KEY = ("generate", "abc", 4)
 VALUE = Greedy(np.arange(4)[None], np.ones((1, 4, 3), np.float32))

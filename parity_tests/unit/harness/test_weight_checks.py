@@ -15,7 +15,8 @@ from parity_tests.harness.sides.probe import module_of
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.promise import WEIGHTS
 
-from ..export.test_quantize import TINY, built
+from ...fixtures.paths import TINY
+from ..export.test_quantize import built
 
 GRAPH = "decoder_model_merged"
 PROFILES = {"int8": "int8", "int4": "int4", "int8_dynamic": "int8"}

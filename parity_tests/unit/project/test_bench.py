@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from parity_tests.fixtures.paths import ROOT
+
 BENCH = ROOT / "scripts" / "bench.py"
 
 

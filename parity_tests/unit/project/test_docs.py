@@ -15,11 +15,11 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from parity_tests.fixtures.paths import ROOT
 from qwen3vl_export.cli import main as cli
 from qwen3vl_export.recipe import Recipe
 from qwen3vl_export.recipe.model import Calibration, Checkpoint, Packaging, Parity, Quantization, Vision
 
-ROOT = Path(__file__).parents[3]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md", "docs/runtime.md", "docs/fleet.md")
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[3]
+from parity_tests.fixtures.paths import ROOT
 
 
 def requirements(text: str) -> list[Requirement]:

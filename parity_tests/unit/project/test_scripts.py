@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from parity_tests.fixtures.paths import ROOT
+
 VERSION = "2.13.0"
 PYPI = ["2.14.0", "2.13.0", "2.12.1"]
 

@@ -9,8 +9,8 @@ from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, open_artifact
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.publishing.publication import prepare
 
+from ...fixtures.commands import assert_one_line, invoke
 from ...harness.verify import HTML
-from ..cli.test_main import assert_one_line, invoke
 
 
 def test_a_directory_holds_everything_and_comes_back_whole(proven: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from qwen3vl_export.artifact import open_artifact
 
+from ...fixtures.commands import Ended, assert_one_line, end, start
 from ...fixtures.hub_server import Hub, running_hub
 from ...fixtures.spoiling import WEIGHTS
-from ..cli.test_main import Ended, assert_one_line, end, start
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from qwen3vl_export.artifact import PARITY, open_artifact
 from qwen3vl_export.publishing.model_card import rate
 from qwen3vl_export.publishing.publication import prepare
 
+from ...fixtures.commands import assert_one_line, invoke
+from ...fixtures.paths import ROOT
 from ...fixtures.proven import prove
 from ...fixtures.spoiling import edit
-from ..cli.test_main import ROOT, assert_one_line, invoke
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:

@@ -15,9 +15,9 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.promise import RUNS
 
 from ...faults.catalogue import seal
+from ...fixtures.commands import assert_one_line, invoke
 from ...fixtures.spoiling import WEIGHTS, append, edit
 from ...harness.plan import EXAM_STAGES
-from ..cli.test_main import assert_one_line, invoke
 
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no parity": (lambda root: (root / PARITY).unlink(), "has no parity.json. Prove it: qwen3vl-export verify"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ..cli.test_main import ROOT, assert_one_line, end, invoke, start
+from ...fixtures.commands import assert_one_line, end, invoke, start
+from ...fixtures.paths import ROOT
 
 FAKE_SIGSTORE = """\
 import pathlib, sys

@@ -19,7 +19,7 @@ from qwen3vl_export.runtime.generate import Step
 from qwen3vl_export.runtime.reply import beginning
 from qwen3vl_export.runtime.tokenizer import Tokenizer
 
-from ...fixtures.standin import TINY
+from ...fixtures.paths import TINY
 
 TOKENIZER = Tokenizer(TINY)
 END = TOKENIZER.id_of("<|im_end|>")

@@ -14,12 +14,13 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
+from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.chat import Chat
 from qwen3vl_export.runtime import Qwen3VL, sampling
 
+from ...fixtures.paths import ROOT
 from .test_video import moving, write
 
-ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "runtime.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -29,7 +30,7 @@ def folder(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The files the examples name."""
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "tiny").symlink_to(tiny_artifact)
-    shutil.copy(ROOT / "parity_tests" / "harness" / "cases" / "media" / "chelsea.png", tmp_path / "cat.jpg")
+    shutil.copy(PHOTOGRAPH, tmp_path / "cat.jpg")
     write(tmp_path / "clip.mp4", moving(30))
     (tmp_path / "frames").mkdir()
     for index, frame in enumerate(moving(8)):

@@ -21,8 +21,8 @@ from qwen3vl_export.runtime.fetch import UrlRules, fetch, is_public, shown
 from qwen3vl_export.runtime.images import open_image
 
 from ...fixtures.image_files import EPS
+from ...harness.cases.picture_kinds import PHOTOGRAPH
 
-PHOTO = Path(__file__).parents[2] / "harness" / "cases" / "media" / "chelsea.png"
 LOCAL = UrlRules(allow_private=True, timeout=60.0)
 DRIP = 0.05  # seconds between two bytes of a server that never ends
 
@@ -48,7 +48,7 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
 
     def photo(self, rest: str) -> None:
-        data = PHOTO.read_bytes()
+        data = PHOTOGRAPH.read_bytes()
         self.head(Content_Length=len(data))
         self.wfile.write(data)
 
@@ -138,8 +138,8 @@ def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 
 
 def test_a_picture_over_tls(secure_site: str, site: str) -> None:
-    assert fetch(f"{secure_site}/photo", LOCAL) == PHOTO.read_bytes()
-    assert fetch(f"{site}/to/{secure_site}/photo", LOCAL) == PHOTO.read_bytes()  # a redirect into it
+    assert fetch(f"{secure_site}/photo", LOCAL) == PHOTOGRAPH.read_bytes()
+    assert fetch(f"{site}/to/{secure_site}/photo", LOCAL) == PHOTOGRAPH.read_bytes()  # a redirect into it
 
 
 def test_a_certificate_must_be_for_the_host_and_from_a_known_authority(
@@ -153,7 +153,7 @@ def test_a_certificate_must_be_for_the_host_and_from_a_known_authority(
 
 
 def test_a_picture_from_a_url(site: str) -> None:
-    assert fetch(f"{site}/photo", LOCAL) == PHOTO.read_bytes()
+    assert fetch(f"{site}/photo", LOCAL) == PHOTOGRAPH.read_bytes()
     assert open_image(f"{site}/photo", LOCAL).size == (451, 300)
     assert fetch(f"{site}/chunked", LOCAL) == b"hello" * 3
 
@@ -174,8 +174,8 @@ def test_a_request_is_written_as_it_must_be(site: str) -> None:
 
 
 def test_redirects_are_followed(site: str) -> None:
-    assert fetch(f"{site}/to//photo", LOCAL) == PHOTO.read_bytes()  # a relative location
-    assert fetch(f"{site}/to/{site}/to//photo", LOCAL) == PHOTO.read_bytes()
+    assert fetch(f"{site}/to//photo", LOCAL) == PHOTOGRAPH.read_bytes()  # a relative location
+    assert fetch(f"{site}/to/{site}/to//photo", LOCAL) == PHOTOGRAPH.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_private_addresses_are_refused_in_any_spelling(site: str, host: str) -> 
 
 def test_a_redirect_to_a_private_address_is_refused(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "is_public", lambda address: str(address) == "127.0.0.1")
-    assert fetch(f"{site}/photo") == PHOTO.read_bytes()
+    assert fetch(f"{site}/photo") == PHOTOGRAPH.read_bytes()
     with pytest.raises(InputError, match=r"127\.0\.0\.2: 127\.0\.0\.2 is not a public address"):
         fetch(f"{site}/to/{site.replace('127.0.0.1', '127.0.0.2')}/photo")
 
@@ -291,7 +291,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     monkeypatch.setattr(fetching, "is_public", lambda address: str(address) == "127.0.0.1")
     names += [["127.0.0.1"], ["127.0.0.2"]]
     url = f"http://rebinding.test:{site.rpartition(':')[2]}/photo"
-    assert fetch(url) == PHOTO.read_bytes()
+    assert fetch(url) == PHOTOGRAPH.read_bytes()
     assert names == [["127.0.0.2"]]  # one look-up
     with pytest.raises(InputError, match=r"rebinding\.test: 127\.0\.0\.2 is not a public address"):
         fetch(url)
@@ -302,7 +302,7 @@ def test_only_the_public_addresses_of_a_name_are_tried(
 ) -> None:
     monkeypatch.setattr(fetching, "is_public", lambda address: str(address) == "127.0.0.1")
     names += [["127.0.0.3", "127.0.0.1"]]
-    assert fetch(f"http://rebinding.test:{site.rpartition(':')[2]}/photo") == PHOTO.read_bytes()
+    assert fetch(f"http://rebinding.test:{site.rpartition(':')[2]}/photo") == PHOTOGRAPH.read_bytes()
 
 
 def test_errors_do_not_show_keys() -> None:

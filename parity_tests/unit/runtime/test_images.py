@@ -15,6 +15,8 @@ from PIL import UnidentifiedImageError
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
+from parity_tests.fixtures.paths import ROOT
+from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from parity_tests.harness.sides.pixel_reference import loaded
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.images import FORMATS, open_image
@@ -22,7 +24,6 @@ from qwen3vl_export.runtime.images import FORMATS, open_image
 from ...fixtures.image_files import EPS, encoded, writable
 
 RNG = np.random.default_rng(5)
-PHOTO = Path(__file__).parents[2] / "harness" / "cases" / "media" / "chelsea.png"
 
 
 def noise(mode: str) -> PIL.Image.Image:
@@ -174,11 +175,10 @@ def test_the_ghostscript_of_these_tests_would_be_run(ghostscript: Path) -> None:
 
 
 def test_image_files_are_opened_in_one_place() -> None:
-    root = Path(__file__).parents[3]
     sources = [
-        *root.glob("qwen3vl_export/**/*.py"),
-        *root.glob("parity_tests/harness/**/*.py"),
-        *root.glob("scripts/**/*.py"),
+        *ROOT.glob("qwen3vl_export/**/*.py"),
+        *ROOT.glob("parity_tests/harness/**/*.py"),
+        *ROOT.glob("scripts/**/*.py"),
     ]
     opening = [path.name for path in sources if re.search(r"\bImage\.open\(", path.read_text("utf-8"))]
     assert opening == ["images.py"]
@@ -196,10 +196,10 @@ def test_data_url() -> None:
     ("source", "said"),
     [
         (Path("nowhere.png"), "nowhere.png: no such image file"),
-        (PHOTO.parent, "cannot be read"),
+        (PHOTOGRAPH.parent, "cannot be read"),
         (b"", "the file is empty"),
         (b"not a picture", "not an image that is read here"),
-        (PHOTO.read_bytes()[:5000], "damaged or truncated"),
+        (PHOTOGRAPH.read_bytes()[:5000], "damaged or truncated"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
         (np.zeros((5, 5, 2), np.uint8), r"image array of shape \(5, 5, 2\)"),
         (np.zeros(4, np.uint8), r"image array of shape \(4,\)"),
@@ -221,7 +221,7 @@ def test_bad_images_are_one_clear_line(source: Any, said: str) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".webp", ".bmp", ".tiff"])
 def test_damage_anywhere_is_an_input_error_or_a_picture(suffix: str) -> None:
     buffer = io.BytesIO()
-    PIL.Image.open(PHOTO).convert("RGB").resize((64, 48)).save(buffer, PIL.Image.registered_extensions()[suffix])
+    PIL.Image.open(PHOTOGRAPH).convert("RGB").resize((64, 48)).save(buffer, PIL.Image.registered_extensions()[suffix])
     whole = buffer.getvalue()
     refused = 0
     for _ in range(40):
@@ -239,12 +239,12 @@ def test_damage_anywhere_is_an_input_error_or_a_picture(suffix: str) -> None:
 
 def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300 * 451 // 2)
-    assert open_image(PHOTO).size == (451, 300)  # twice as many are fine, without a warning
+    assert open_image(PHOTOGRAPH).size == (451, 300)  # twice as many are fine, without a warning
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300 * 451 // 2 - 1)
     with pytest.raises(InputError, match=r"chelsea\.png: too many pixels"):
-        open_image(PHOTO)
+        open_image(PHOTOGRAPH)
 
 
 def test_a_file_url_may_be_quoted(tmp_path: Path) -> None:
-    (tmp_path / "a cat.png").write_bytes(PHOTO.read_bytes())
+    (tmp_path / "a cat.png").write_bytes(PHOTOGRAPH.read_bytes())
     assert open_image(f"file://{tmp_path}/a%20cat.png").size == (451, 300)

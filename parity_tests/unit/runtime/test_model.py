@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.artifact import Artifact, open_artifact
 from qwen3vl_export.contract import EMBED_TOKENS, IMAGE_GRID_THW, INPUT_IDS, INPUTS_EMBEDS, PIXEL_VALUES
 from qwen3vl_export.errors import ArtifactError, InputError
@@ -20,11 +21,10 @@ from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.positions import rope_index
 from qwen3vl_export.runtime.prompt import compile_template
 
-PHOTO = Path(__file__).parents[2] / "harness" / "cases" / "media" / "chelsea.png"
 RNG = np.random.default_rng(23)
 PICTURE = RNG.integers(0, 256, (96, 64, 3), np.uint8)
 CLIP = [np.full((64, 64, 3), value, np.uint8) for value in (0, 90, 180, 255)]
-QUESTION = [Image(PHOTO), "What is this?"]
+QUESTION = [Image(PHOTOGRAPH), "What is this?"]
 CONVERSATIONS = [
     as_messages("What is 2+3?"),
     as_messages([Image(PICTURE), "How many shapes are there?"]),
@@ -225,7 +225,7 @@ def test_bound_encoders_give_the_features_of_the_free_one(
     """Same patches, same grids: call after call, frame after frame, as in one call."""
     fixed = Qwen3VL.load(request.getfixturevalue(bound), threads=1)
     grids = {encoder.grid for encoder in fixed.artifact.manifest.encoders}
-    prepared = fixed.prepare([as_messages([Image(PHOTO), Video(CLIP), Image(PICTURE), "What is this?"])])
+    prepared = fixed.prepare([as_messages([Image(PHOTOGRAPH), Video(CLIP), Image(PICTURE), "What is this?"])])
     assert {(height, width) for _, height, width in prepared.image_grid_thw.tolist()} <= grids
     features = fixed.encode_images(prepared.pixel_values, prepared.image_grid_thw)
     free = model.encode_images(prepared.pixel_values, prepared.image_grid_thw)

@@ -14,7 +14,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.positions import next_positions, rope_index, split_frames
 
-from ...fixtures.standin import TINY, tiny_facts
+from ...fixtures.paths import TINY
+from ...fixtures.standin import tiny_facts
 
 FACTS = tiny_facts()
 IMAGE, VIDEO, PAD = FACTS.image_token_id, FACTS.video_token_id, 512

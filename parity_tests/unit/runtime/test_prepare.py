@@ -16,7 +16,8 @@ from qwen3vl_export.runtime.encoders import BUCKET_RULE
 from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.prepare import Preparer
 
-from ...fixtures.standin import TINY, artifact_without_graphs, tiny_facts
+from ...fixtures.paths import TINY
+from ...fixtures.standin import artifact_without_graphs, tiny_facts
 
 FACTS = tiny_facts()
 PREPARER = Preparer(artifact_without_graphs())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import preprocess
 from qwen3vl_export.runtime.preprocess import PixelRules, pixel_rules, smart_resize, smart_resize_video
 
-from ...fixtures.standin import TINY, tiny_facts
+from ...fixtures.paths import TINY
+from ...fixtures.standin import tiny_facts
+from ...harness.cases.picture_kinds import PHOTOGRAPH
 
-PHOTO = Path(__file__).parents[2] / "harness" / "cases" / "media" / "chelsea.png"
 OFFICIAL = {"min_pixels": 65536, "max_pixels": 16777216}
 OFFICIAL_VIDEO = {"min_pixels": 4096, "max_pixels": 25165824}
 BUDGETS = [OFFICIAL, {"min_pixels": 4096, "max_pixels": 262144}, {"min_pixels": 36864, "max_pixels": 36864}]
@@ -67,7 +67,7 @@ def test_a_video_needs_two_frames(frames: int) -> None:
 
 
 def drawn(width: int, height: int) -> PIL.Image.Image:
-    photo = PIL.Image.open(PHOTO).convert("RGB")
+    photo = PIL.Image.open(PHOTOGRAPH).convert("RGB")
     return photo.resize((width, height), PIL.Image.Resampling.LANCZOS)
 
 

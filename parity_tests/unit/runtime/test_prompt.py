@@ -20,7 +20,8 @@ from qwen3vl_export.runtime import Image, Video, prompt
 from qwen3vl_export.runtime.messages import as_messages, split_media
 from qwen3vl_export.runtime.prepare import Preparer
 
-from ...fixtures.standin import TINY, artifact_without_graphs
+from ...fixtures.paths import TINY
+from ...fixtures.standin import artifact_without_graphs
 
 SOURCE = (TINY / "chat_template.jinja").read_text("utf-8")
 SPECIAL = AutoTokenizer.from_pretrained(TINY).special_tokens_map

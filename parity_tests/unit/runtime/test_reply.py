@@ -15,7 +15,7 @@ from qwen3vl_export.runtime import prompt
 from qwen3vl_export.runtime.answer import Answer, Limits
 from qwen3vl_export.runtime.reply import Reply, Splitter, ToolCall, parse_reply, parse_tool_call
 
-from ...fixtures.standin import TINY
+from ...fixtures.paths import TINY
 from .test_answer import STOP_IDS, TOKENIZER, steps_of
 
 TEMPLATE = prompt.compile_template((TINY / "chat_template.jinja").read_text("utf-8"))

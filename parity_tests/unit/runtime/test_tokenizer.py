@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.runtime.tokenizer import INCOMPLETE, StreamDecoder, Tokenizer, special_tokens
 
-from ...fixtures.standin import TINY
+from ...fixtures.paths import TINY
 
 OURS = Tokenizer(TINY)
 THEIRS = AutoTokenizer.from_pretrained(TINY)

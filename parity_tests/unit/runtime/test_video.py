@@ -28,7 +28,8 @@ from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.prepare import Preparer
 from qwen3vl_export.runtime.video import folder_frames, open_video
 
-from ...fixtures.standin import TINY, artifact_without_graphs
+from ...fixtures.paths import TINY
+from ...fixtures.standin import artifact_without_graphs
 from ...fixtures.video_reference import whole_processor
 
 OFFICIAL = FrameRules(2.0, None, 4, 768)
