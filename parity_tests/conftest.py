@@ -1,6 +1,7 @@
 """Fixtures of this project's own tests: tiny artifacts, built once for every test.
 
-The parity checks come from `plugin.py`, which is registered here too, because a source tree has no entry points.
+The options of the parity checks come from `plugin.py`, which is registered here too, because a source tree has no entry
+points.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ import pytest
 from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from . import plugin
-from .fixtures.tiny_builds import build_once, build_split, scratch
+from .fixtures.tiny_builds import VERIFIED, build_once, build_split, scratch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -32,7 +34,8 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("artifact") is None:
+    config.stash[plugin.BUILDS] = {name: partial(build_once, name) for name in VERIFIED}
+    if plugin.option_of(config, "artifact") is None:
         os.environ.setdefault(DIRECTORY_VARIABLE, str(scratch()))
 
 

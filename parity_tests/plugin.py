@@ -2,20 +2,22 @@
 
     pytest --artifact DIR [--precision NAME] [--matrix quick|standard|full] [-n auto --dist loadgroup]
 
-Same plan, bench and verdicts as `verify`; when the whole plan ran, the same evidence is written into the artifact. Ids
-read as the matrix: `test_parity[vision[users-case-16x16-after-24x24]]`. Without paths, `--artifact` runs these tests
-alone. Works with pytest-xdist; `--dist loadgroup` keeps the checks of a case on one worker.
+Plan, bench and verdicts are those of `verify`; when the whole plan ran, the same evidence is written into the artifact.
+Test ids read as the matrix: `test_parity[vision[users-case-16x16-after-24x24]]`. Given no paths, pytest runs
+these tests alone. Works with pytest-xdist; `--dist loadgroup` keeps the checks of a case on one worker.
 
-Nothing heavy is imported before it is needed: every pytest of an environment that has this project loads this module.
+Every pytest of an environment that has this project loads this module. So it imports nothing heavy; its options are
+named `--qwen3vl-…`, and have the short names above only where no other plugin or conftest.py uses them; without an
+artifact its hooks do nothing.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,24 +25,51 @@ from qwen3vl_export.contract import TIERS
 
 if TYPE_CHECKING:
     from .harness.judging.outcome import Outcome
-    from .harness.plan import Check, Plan
-    from .harness.sides.bench import Bench
+    from .harness.plan import Plan
 
 TESTS = Path(__file__).with_name("test_parity.py")
-OUTCOME: pytest.StashKey[Outcome] = pytest.StashKey()
+GROUP = "qwen3vl-export"
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "artifact": {"type": Path, "help": "verify this Qwen3-VL artifact against PyTorch"},
+    "precision": {"default": "", "help": "which precision of the artifact (default: its default one)"},
+    "matrix": {"choices": TIERS, "help": "which tier of the parity matrix (default: the one its recipe names)"},
+}
+OUTCOME: pytest.StashKey[Outcome] = pytest.StashKey()  # of a test: what its check found
+OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()  # of a session
 STARTED = pytest.StashKey[float]()
-OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()
+BUILDS: pytest.StashKey[Mapping[str, Callable[[], Path]]] = pytest.StashKey()
+"""Recipes that are built and verified where no artifact is given, by name. This project's own conftest.py sets it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("parity")
-    group.addoption("--artifact", type=Path, help="verify this Qwen3-VL artifact against PyTorch")
-    group.addoption("--precision", default="", help="which of its precisions; the default one unless said")
-    group.addoption("--matrix", choices=TIERS, help="which cases of the parity matrix; the recipe's choice unless said")
+    for name, settings in OPTIONS.items():
+        parser.getgroup(GROUP).addoption(f"--qwen3vl-{name}", dest=f"qwen3vl_{name}", **settings)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser) -> Iterator[None]:
+    """Add the short names of the options, once everybody else has named theirs."""
+    yield
+    for name, settings in OPTIONS.items():
+        if is_free(parser, f"--{name}"):
+            parser.getgroup(GROUP).addoption(f"--{name}", dest=f"qwen3vl_{name}", **settings)
+
+
+def is_free(parser: pytest.Parser, option: str) -> bool:
+    """Whether no plugin or conftest.py has an option of that name."""
+    try:
+        return f"{option}=" in parser.parse_known_and_unknown_args([f"{option}="])[1]
+    except pytest.UsageError:  # it has, and cannot be empty
+        return False
+
+
+def option_of(config: pytest.Config, name: str) -> Any:
+    """The value of one of `OPTIONS`, whichever of its names it was given by."""
+    return config.getoption(f"qwen3vl_{name}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("artifact") is None:
+    if option_of(config, "artifact") is None:
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads; see conftest.py
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -48,78 +77,29 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args = [str(TESTS)]
 
 
-@pytest.fixture(scope="session")
-def benches(pytestconfig: pytest.Config) -> Callable[[str], Bench]:
-    """The bench of an artifact, by the name of its recipe; "" is the one given by --artifact."""
-    from .fixtures.tiny_builds import build_once
-    from .harness.verify import open_bench
+def plans_of(config: pytest.Config) -> dict[str, Plan]:
+    """The plan of the artifact given, under "", else those of `BUILDS` with the quick matrix, by name of their recipe.
 
-    opened: dict[str, Bench] = {}
+    They follow from manifests and recipes alone: collecting tests builds nothing.
+    """
+    from qwen3vl_export.recipe import find_recipe, load_recipe
 
-    def get(name: str) -> Bench:
-        if name not in opened:
-            matrix = matrix_of(pytestconfig, name)
-            if name:
-                opened[name] = open_bench(build_once(name), matrix)
-            else:
-                given, precision = (pytestconfig.getoption(option) for option in ("artifact", "precision"))
-                opened[name] = open_bench(given, matrix, precision=precision)
-        return opened[name]
-
-    return get
-
-
-@pytest.fixture
-def bench(recipe_name: str, benches: Callable[[str], Bench]) -> Bench:
-    """The bench a parity test is carried out on."""
-    return benches(recipe_name)
-
-
-def matrix_of(config: pytest.Config, recipe_name: str) -> str | None:
-    given: str | None = config.getoption("matrix")
-    return given or ("quick" if recipe_name else None)
-
-
-def plans(config: pytest.Config) -> dict[str, Plan]:
-    """The plan of each artifact to verify, from manifests or recipes alone: collecting builds nothing."""
-    from qwen3vl_export.recipe import load_recipe
-
-    from .fixtures.paths import ROOT
-    from .fixtures.tiny_builds import RECIPES
     from .harness.plan import Subject, plan
     from .harness.verify import opened_unchecked
 
-    path = config.getoption("artifact")
-    if path is not None:
-        subject = Subject.of_manifest(opened_unchecked(path, precision=config.getoption("precision")).manifest)
-        return {"": plan(matrix_of(config, ""), subject)}
-    subjects = {name: Subject.of_recipe(load_recipe(ROOT / "recipes" / f"{name}.yaml")) for name in RECIPES}
-    return {name: plan(matrix_of(config, name), subject) for name, subject in subjects.items()}
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each check of each plan; `--dist loadgroup` keeps the checks of a case on one worker."""
-    if {"recipe_name", "check"} <= set(metafunc.fixturenames):
-        params = [
-            pytest.param(name, check, id=test_id(name, check), marks=pytest.mark.xdist_group(group_of(name, check)))
-            for name, planned in plans(metafunc.config).items()
-            for check in planned.checks
-        ]
-        metafunc.parametrize(("recipe_name", "check"), params)
-
-
-def test_id(recipe_name: str, check: Check) -> str:
-    return f"{recipe_name}-{check.id}" if recipe_name else check.id
-
-
-def group_of(recipe_name: str, check: Check) -> str:
-    return f"{recipe_name} {check.case.name if check.case else 'exam'}"
+    artifact, precision, matrix = (option_of(config, name) for name in OPTIONS)
+    if artifact is not None:
+        subject = Subject.of_manifest(opened_unchecked(artifact, precision=precision).manifest)
+        return {"": plan(matrix, subject)}
+    return {
+        name: plan(matrix or TIERS[0], Subject.of_recipe(load_recipe(find_recipe(name))))
+        for name in config.stash.get(BUILDS, {})
+    }
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:  # the outcome travels with the report, from a worker too
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Attach the outcome to the report, which travels from a worker to the process that writes the evidence."""
     report = yield
     if call.when == "call" and OUTCOME in item.stash:
         report.parity_outcome = item.stash[OUTCOME].to_json()
@@ -139,27 +119,27 @@ class Collector:
         self.outcomes = outcomes
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        from .harness.judging.outcome import Outcome
-
         if (values := getattr(report, "parity_outcome", None)) is not None:
+            from .harness.judging.outcome import Outcome
+
             self.outcomes.append(Outcome.from_json(values))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Writes the evidence if an artifact was given and every check of its plan was carried out."""
+    """Write the evidence if an artifact was given and every check of its plan was carried out."""
     config = session.config
-    path = config.getoption("artifact")
+    path = option_of(config, "artifact")
     if path is None or hasattr(config, "workerinput"):
         return
     from .harness.cases.matrix import load_matrix
     from .harness.verify import opened_unchecked, profile_of, report_of, write_evidence
 
-    planned = plans(config)[""]
-    found = {outcome.id: outcome for outcome in config.stash[OUTCOMES]}
-    if {check.id for check in planned.checks} != set(found):
+    plan = plans_of(config)[""]
+    outcomes = {outcome.id: outcome for outcome in config.stash[OUTCOMES]}
+    if {check.id for check in plan.checks} != set(outcomes):
         return
-    artifact = opened_unchecked(path, precision=config.getoption("precision"))
+    artifact = opened_unchecked(path, precision=option_of(config, "precision"))
     seconds = {"total": time.perf_counter() - config.stash[STARTED]}
-    outcomes = [found[check.id] for check in planned.checks]
-    report = report_of(artifact, profile_of(artifact), planned, outcomes, seconds, load_matrix().seed)
+    in_order = [outcomes[check.id] for check in plan.checks]
+    report = report_of(artifact, profile_of(artifact), plan, in_order, seconds, load_matrix().seed)
     write_evidence(artifact, report, load_matrix())

@@ -63,7 +63,9 @@ def main(revision: str, recipes: list[str]) -> int:
                 before, after = (build(tree, recipe, Path(scratch) / tree.name) for tree in (sources, ROOT))
                 lines = file_differences(before, after)
                 differing += len(lines)
-                print(f"{recipe}: {'the same bytes' if not lines else f'{len(lines)} files differ'}", *lines, sep="\n  ")
+                print(
+                    f"{recipe}: {'the same bytes' if not lines else f'{len(lines)} files differ'}", *lines, sep="\n  "
+                )
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(sources)], cwd=ROOT, check=True)
     return 1 if differing else 0

@@ -29,9 +29,9 @@ from qwen3vl_export.recipe import load_recipe
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qwen3vl_export.pipeline import build
+from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.recipe import load_recipe
-from qwen3vl_export.weights.journal import Journal
+from qwen3vl_export.exporter.weights.journal import Journal
 
 add = Journal.add
 

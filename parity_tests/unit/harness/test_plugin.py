@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from parity_tests import plugin
 from parity_tests.fixtures.paths import ROOT
 
 WORKFLOW = ROOT / "docs" / "parity-workflow.yml"
 
 
-def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "parity_tests.plugin", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, path or ROOT]))}
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -43,6 +44,50 @@ def test_an_artifact_is_verified_from_anywhere(elsewhere: Path, tiny_artifact: P
 def test_without_an_artifact_nothing_changes(elsewhere: Path) -> None:
     done = run(elsewhere, "-q")
     assert done.returncode == pytest.ExitCode.OK
+    assert "1 passed" in done.stdout
+
+
+OPTION = """
+def pytest_addoption(parser):
+    parser.addoption("--{name}", {settings})
+"""
+READS = """
+def test_own(pytestconfig, request):
+    assert pytestconfig.getoption("{name}") == "theirs"
+"""
+
+
+@pytest.mark.parametrize("place", ["conftest.py", "their_plugin.py"])
+@pytest.mark.parametrize("settings", ["default='theirs'", "choices=['theirs', 'x'], default='theirs'"])
+@pytest.mark.parametrize("name", plugin.OPTIONS)
+def test_an_option_that_the_project_has_stays_the_projects(
+    tmp_path: Path, name: str, settings: str, place: str
+) -> None:
+    (tmp_path / place).write_text(OPTION.format(name=name, settings=settings))
+    (tmp_path / "test_own.py").write_text(READS.format(name=name))
+    arguments = [] if place == "conftest.py" else ["-p", "their_plugin"]
+    done = run(tmp_path, "-q", *arguments, f"--{name}=theirs", path=tmp_path)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+
+
+def test_long_names_work_where_the_short_ones_are_taken(elsewhere: Path, tiny_artifact: Path) -> None:
+    (elsewhere / "conftest.py").write_text(OPTION.format(name="artifact", settings="default='theirs'"))
+    shutil.copytree(tiny_artifact, elsewhere / "tiny")
+    done = run(
+        elsewhere, "--qwen3vl-artifact", "tiny", "--matrix", "quick", "-v", "-k", "decoder and text-only and not batch"
+    )
+    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+    assert "test_parity[decoder[text-only]]" in done.stdout
+
+
+def test_tests_with_our_words_in_their_arguments_are_left_alone(elsewhere: Path) -> None:
+    (elsewhere / "test_own.py").write_text(
+        "import pytest\n\n\n@pytest.fixture\ndef bench():\n    return 1\n\n\n"
+        "@pytest.mark.parametrize('recipe_name, check', [('a', 2)])\n"
+        "def test_own(recipe_name, check, bench):\n    assert (recipe_name, check, bench) == ('a', 2, 1)\n"
+    )
+    done = run(elsewhere, "-q")
+    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
     assert "1 passed" in done.stdout
 
 
