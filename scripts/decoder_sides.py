@@ -65,10 +65,10 @@ class Ours:
     def photograph(self, pixels: Any) -> int:
         """From pixels [height, width, 3] to the first token's logits; returns the patches that the picture became."""
         from qwen3vl_export.runtime.images import open_image
-        from qwen3vl_export.runtime.preprocess import image_grid, image_to_patches, pixel_rules
+        from qwen3vl_export.runtime.preprocess import image_grid, image_to_patches, read_pixel_rules
 
         facts = self.sessions.facts
-        rules = pixel_rules(
+        rules = read_pixel_rules(
             self.sessions.artifact.json_file("preprocessor_config.json"), facts, "preprocessor_config.json"
         )
         image = open_image(pixels)

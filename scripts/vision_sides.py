@@ -35,9 +35,9 @@ class Side:
 def session_of(file: Path, threads: int) -> Any:
     """A session with the options of the shipped runtime."""
     from qwen3vl_export.contract import VISION_ENCODER
-    from qwen3vl_export.runtime.session import load, session_options
+    from qwen3vl_export.runtime.session import load_session, session_options
 
-    return load(file, session_options(VISION_ENCODER, threads))
+    return load_session(file, session_options(VISION_ENCODER, threads))
 
 
 def export_ours(

@@ -43,17 +43,17 @@ def resize_bilinear(bench: Bench) -> AbstractContextManager[None]:
         size = (grid[1] * facts.patch_size, grid[0] * facts.patch_size)
         return np.asarray(image.resize(size, PIL.Image.Resampling.BILINEAR))
 
-    return attribute(preprocess, "resized", resized)
+    return attribute(preprocess, "resize_to_grid", resized)
 
 
 def channels_reversed(bench: Bench) -> AbstractContextManager[None]:
-    resized = preprocess.resized
-    return attribute(preprocess, "resized", lambda *args: resized(*args)[:, :, ::-1])
+    resized = preprocess.resize_to_grid
+    return attribute(preprocess, "resize_to_grid", lambda *args: resized(*args)[:, :, ::-1])
 
 
 def alpha_dropped(bench: Bench) -> AbstractContextManager[None]:
     """A picture in memory keeps the colours under its transparency."""
-    return attribute(images, "over_white", lambda image: image.convert("RGB"))
+    return attribute(images, "composite_over_white", lambda image: image.convert("RGB"))
 
 
 def one_image_token_more(bench: Bench) -> AbstractContextManager[None]:
@@ -165,4 +165,4 @@ def visual(bench: Bench, ids: Ints) -> Any:
 def picture_lengths(bench: Bench, ids: Ints) -> list[int]:
     """Tokens of each picture or frame, in order."""
     facts = bench.artifact.manifest.facts
-    return [length for row in ids for token, length in positions.runs(row, facts) if token is not None]
+    return [length for row in ids for token, length in positions.token_runs(row, facts) if token is not None]

@@ -20,27 +20,27 @@ from ..console import visible
 
 if TYPE_CHECKING:
     from ..runtime import Answer
-    from ..runtime.reply import Part
+    from ..runtime.reply import AnswerPart
 
 STYLES = {"content": "", "reasoning": "dim", "tool_call": "cyan"}
 
 
-def print_parts(parts: Iterator[Part], screen: Console, ready: Callable[[], None]) -> None:
-    """Text as it comes, each stretch on lines of its own, reasoning dimmed; `ready` is called before the first."""
-    stretch, held = None, ""
+def print_parts(parts: Iterator[AnswerPart], screen: Console, ready: Callable[[], None]) -> None:
+    """Text as it comes, each section on lines of its own, reasoning dimmed; `ready` is called before the first."""
+    section, held = None, ""
     for part in parts:
         ready()
-        if part.stretch != stretch:
+        if part.section != section:
             text = visible(part.text).lstrip()
             if not text:
                 continue
-            if stretch is not None:
+            if section is not None:
                 screen.print()
-            stretch, held = part.stretch, ""
+            section, held = part.section, ""
         else:
             text = held + visible(part.text)
         shown = text.rstrip()
-        held = text[len(shown) :]  # white space at the end of a stretch is not shown
+        held = text[len(shown) :]  # white space at the end of a section is not shown
         screen.print(Text(shown, STYLES[part.kind]), end="", soft_wrap=True)
 
 

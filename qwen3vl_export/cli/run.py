@@ -139,7 +139,7 @@ def print_answer(answer: Answer) -> None:
             thought = visible(part.text)
             aside.print(Text(thought, "dim"), end="", soft_wrap=True)
         elif part.kind == "content":
-            text = part.text if written or part.stretch == 0 else part.text.lstrip()
+            text = part.text if written or part.section == 0 else part.text.lstrip()
             if text and thought:
                 aside.print(end="" if thought.endswith("\n") else "\n")
                 thought = ""

@@ -6,10 +6,10 @@
     for piece in model.stream([Image("cat.jpg"), "What is this?"]):
         print(piece, end="", flush=True)
 
-The way of a question: `messages` (one form) → `prompt` (text) and `images`, `video`, `preprocess` (patches) →
-`tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) →
-`answer` (text), `reply` and `grounding` (what the text says). `cache` and `conversation` keep what was read. `model`
-ties all together; `session` and `external` open the graphs, `locate` and `fetch` files.
+Data flow: `messages` (one format) → `prompt` (text) and `images`, `video`, `preprocess` (patches) → `tokenizer`,
+`positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) → `answer` (text),
+`reply` and `grounding` (parsed text). `cache` and `conversation` store what was read. `model` combines them; `session`
+and `external` open the graphs, `locate` and `fetch` open files and URLs.
 """
 
 from .answer import Answer, Limits

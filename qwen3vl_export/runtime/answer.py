@@ -1,4 +1,4 @@
-"""Generated tokens to text: whole characters, cut at a stop string or after a time, with how long it took.
+"""Generated tokens to text: whole characters, ended by a stop string or a time limit, with timings.
 
 Knows tokens, text and the clock; nothing about graphs or prompts.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..errors import InputError
 from .generate import Step
-from .reply import Part, Reply, Splitter, beginning, parse_reply
+from .reply import AnswerPart, Reply, Splitter, overlap, parse_reply
 from .tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "time"]
@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length", "time"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Where an answer ends if the model does not end it.
+    """When an answer ends if the model does not end it first.
 
     Raises:
         InputError: a number that is not above 0, or an empty stop string.
@@ -28,11 +28,11 @@ class Limits:
 
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()  # the text ends before the first of these strings
-    max_time: float | None = None  # seconds; the token in the making is finished
+    max_time: float | None = None  # seconds; the token being generated is finished
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}", "At least 1 works")
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}", "Use at least 1")
         if self.max_time is not None and not self.max_time > 0:
             raise InputError(f"max_time is {self.max_time}", "Use a number of seconds above 0")
         if not all(isinstance(text, str) and text for text in self.stop):
@@ -40,36 +40,36 @@ class Limits:
 
     @classmethod
     def of(cls, max_new_tokens: int, stop: str | Sequence[str] | None, max_time: float | None) -> Limits:
-        """From what a caller gives: one stop string or several, or None."""
+        """The limits for one stop string, several, or None."""
         return cls(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop or ()), max_time)
 
 
 class StopStrings:
-    """Passes text on until a stop string appears, which is never given out, however it is split over pieces.
+    """Passes text on until a stop string appears; the stop string is never returned, however it is split over pieces.
 
-    Text that may be the beginning of a stop string is held back until that is known. Of several that appear, the one
-    that is complete first counts.
+    Text that may be the start of a stop string is held back until it is decided. Of several stop strings, the one
+    completed first counts.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self.strings = strings
-        self.found = False
+        self.matched = False
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What is safe to show of everything so far."""
+        """The text that is now known to precede any stop string."""
         self._held += text
         ends = [(start + len(stop), start) for stop in self.strings if (start := self._held.find(stop)) >= 0]
         if ends:
-            self.found = True
+            self.matched = True
             shown, self._held = self._held[: min(ends)[1]], ""
             return shown
-        keep = max((beginning(self._held, stop) for stop in self.strings), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        length = len(self._held) - max((overlap(self._held, stop) for stop in self.strings), default=0)
+        shown, self._held = self._held[:length], self._held[length:]
         return shown
 
     def finish(self) -> str:
-        """What was held back for nothing."""
+        """The text still held back, when no more follows."""
         rest, self._held = self._held, ""
         return rest
 
@@ -84,33 +84,33 @@ class RowText:
         self.ended = False
 
     def push(self, token_id: int) -> str:
-        """The text that is sure with this token; maybe none, and none once the row has ended."""
+        """The text this token completes; possibly empty, and always empty once the row has ended."""
         if self.ended:
             return ""
         if token_id in self._stop_ids:
             self.ended = True
             return self.finish()
         text = self._stops.push(self._decoder.push(token_id))
-        self.ended = self._stops.found
+        self.ended = self._stops.matched
         return text
 
     def finish(self) -> str:
-        """The rest, when no more tokens come."""
-        return "" if self._stops.found else self._stops.push(self._decoder.finish()) + self._stops.finish()
+        """The rest of the text, when no more tokens follow."""
+        return "" if self._stops.matched else self._stops.push(self._decoder.finish()) + self._stops.finish()
 
 
 class Answer(Iterator[str]):
     """The answer of one row as an iterator over its text, in pieces that never split a character.
 
-    While it runs and after: `text` so far, `tokens` generated, `first_token_seconds` since the question was asked,
-    `tokens_per_second` after the first one. At the end `finish_reason` is `"stop"` (the model's end or a stop string),
-    `"length"` (`max_new_tokens`, or a full context) or `"time"`; it is None while the answer is not complete.
+    While it runs and afterwards: `text` so far, `tokens` generated, `first_token_seconds` since the question was asked,
+    `tokens_per_second` after the first token. At the end `finish_reason` is `"stop"` (a stop token or stop string),
+    `"length"` (`max_new_tokens`, or a full context) or `"time"`; it is None until the answer is complete.
 
     Args:
         steps: the tokens; closed as soon as the answer is complete.
         started: when the question was asked, by `time.perf_counter`; `max_time` counts from then.
         thinking: the prompt ends with `<think>`, so the text begins inside reasoning.
-        prompt_tokens: how many tokens the question has, kept for the caller.
+        prompt_tokens: number of tokens in the prompt, for the caller's information.
     """
 
     def __init__(
@@ -140,13 +140,13 @@ class Answer(Iterator[str]):
         return piece
 
     def read(self) -> str:
-        """The whole text, once everything is generated."""
+        """Generate to the end; the whole text."""
         for _ in self:
             pass
         return self.text
 
-    def parts(self) -> Iterator[Part]:
-        """The text as it is made, each part marked as content, reasoning or tool call."""
+    def parts(self) -> Iterator[AnswerPart]:
+        """The text as it is generated, each part marked as content, reasoning or tool call."""
         splitter = Splitter(self.thinking)
         for piece in self:
             yield from splitter.push(piece)
@@ -154,12 +154,12 @@ class Answer(Iterator[str]):
 
     @property
     def reply(self) -> Reply:
-        """The text so far, taken apart."""
+        """The text so far, parsed."""
         return parse_reply(self.text, self.thinking)
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Speed after the first token; None with fewer than two tokens."""
+        """Tokens per second after the first token; None with fewer than two tokens."""
         seconds = self._last - self._first
         return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else None
 
@@ -172,10 +172,10 @@ class Answer(Iterator[str]):
             if self._row.ended:
                 reason = "stop"
                 break
-            if late(self._started, self._limits):
+            if time_is_up(self._started, self._limits):
                 reason = "time"
                 break
-        close(steps)
+        close_steps(steps)
         if rest := self._row.finish():
             yield rest
         self.finish_reason = reason
@@ -188,26 +188,26 @@ class Answer(Iterator[str]):
         self.tokens += 1
 
 
-def read_rows(
+def read_texts(
     steps: Iterator[Step], rows: int, tokenizer: Tokenizer, stop_ids: frozenset[int], limits: Limits, started: float
 ) -> list[str]:
-    """The whole text of each of `rows` rows; arguments as `Answer`."""
-    texts = [RowText(tokenizer, stop_ids, limits.stop) for _ in range(rows)]
-    found = [""] * rows
+    """The whole text of each row of a batch; arguments as for `Answer`."""
+    decoders = [RowText(tokenizer, stop_ids, limits.stop) for _ in range(rows)]
+    texts = [""] * rows
     for step in steps:
-        for index, token in enumerate(step.tokens.tolist()):
-            found[index] += texts[index].push(token)
-        if all(text.ended for text in texts) or late(started, limits):
+        for row, token in enumerate(step.tokens.tolist()):
+            texts[row] += decoders[row].push(token)
+        if all(decoder.ended for decoder in decoders) or time_is_up(started, limits):
             break
-    close(steps)
-    return [text + row.finish() for text, row in zip(found, texts, strict=True)]
+    close_steps(steps)
+    return [text + decoder.finish() for text, decoder in zip(texts, decoders, strict=True)]
 
 
-def late(started: float, limits: Limits) -> bool:
+def time_is_up(started: float, limits: Limits) -> bool:
     return limits.max_time is not None and time.perf_counter() - started >= limits.max_time
 
 
-def close(steps: Iterator[Step]) -> None:
-    """Let a generator that was left early free its cache now."""
-    if (stop := getattr(steps, "close", None)) is not None:
-        stop()
+def close_steps(steps: Iterator[Step]) -> None:
+    """Let a generator that is abandoned early free its cache now."""
+    if (close := getattr(steps, "close", None)) is not None:
+        close()

@@ -9,6 +9,6 @@ from numpy.typing import NDArray
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
-Floats = NDArray[np.floating[Any]]  # float16 or float32, whichever the graph speaks
+Floats = NDArray[np.floating[Any]]  # float16 or float32, whichever the graph uses
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]

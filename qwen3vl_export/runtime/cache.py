@@ -1,17 +1,18 @@
-"""The keys and values of the tokens so far, in memory that does not move.
+"""The key-value cache of the tokens so far.
 
-Two forms, because the two kinds of decoder graph keep their cache differently; `decoder.decode` uses either alike:
+Two forms, because the two kinds of decoder graph store their cache differently; `decoder.decode` takes either:
 
-    SharedCache   for `GroupQueryAttention` (target ort): one buffer per layer and part that the graph reads and
-                  writes in place. A row's tokens lie at its start, without padding.
-    JoinedCache   for graphs of standard ops (target portable): each call returns new, longer arrays, and padding
-                  lies where the attention mask says it is.
+    SharedCache   for `GroupQueryAttention` (target ort): one buffer per layer for keys and one for values, which the
+                  graph reads and writes in place. A row's tokens are at its start, without padding.
+    JoinedCache   for graphs of standard ops (target portable): each call returns new, longer arrays, padded where the
+                  attention mask is 0.
 
 Knows memory; nothing about what keys and values mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,32 +23,39 @@ from .arrays import Floats, Ints
 from .session import Sessions
 
 BLOCK = 256  # buffers hold a multiple of this many tokens
-GROWTH = 1.5  # a buffer that is full becomes this many times larger, so that its copies add up to O(tokens)
+GROWTH = 1.5  # a full buffer grows by this factor, so that all copies together are O(tokens)
 
 
 def layer_parts(facts: Facts) -> list[tuple[int, str]]:
+    """(layer, "key" or "value") of every array of a cache, in the order of the graph's inputs."""
     return [(layer, part) for layer in range(facts.num_hidden_layers) for part in ("key", "value")]
 
 
 class SharedCache:
-    """One buffer [B, K, capacity, E] for each layer's keys and values, bound as both past and present.
+    """One buffer [B, K, capacity, E] for each layer's keys and for its values, bound as both past and present.
 
-    Fresh pages of a buffer cost no memory until they are written.
+    Attributes:
+        length: columns of the attention mask whose tokens are cached, padding included.
 
     Args:
-        length: columns of the attention mask the cache stands for, padding included.
+        buffers: in the order of `layer_parts`, of the dtype the decoder takes.
     """
 
-    def __init__(self, sessions: Sessions, batch: int, capacity: int = BLOCK) -> None:
+    def __init__(self, sessions: Sessions, buffers: Sequence[Floats]) -> None:
         self.sessions = sessions
-        self.batch = batch
+        self.buffers = list(buffers)
         self.length = 0
         self.binding: Any = sessions.open(DECODER).io_binding()
-        dtype = sessions.dtypes(DECODER)[past_name(0, "key")]
-        facts = sessions.facts
-        shape = (batch, facts.num_key_value_heads, blocks(capacity, facts.max_position_embeddings), facts.head_dim)
-        self.buffers: list[Floats] = [np.zeros(shape, dtype) for _ in layer_parts(facts)]
         self._bind()
+
+    @classmethod
+    def allocate(cls, sessions: Sessions, batch: int, capacity: int = BLOCK) -> SharedCache:
+        """An empty cache with room for `capacity` tokens; pages of a buffer take no memory until they are written."""
+        facts = sessions.facts
+        capacity = round_up_capacity(capacity, facts.max_position_embeddings)
+        shape = (batch, facts.num_key_value_heads, capacity, facts.head_dim)
+        dtype = sessions.dtypes(DECODER)[past_name(0, "key")]
+        return cls(sessions, [np.zeros(shape, dtype) for _ in layer_parts(facts)])
 
     @property
     def capacity(self) -> int:
@@ -55,15 +63,15 @@ class SharedCache:
 
     def _bind(self) -> None:
         for (layer, part), buffer in zip(layer_parts(self.sessions.facts), self.buffers, strict=True):
-            place = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-            self.binding.bind_input(past_name(layer, part), *place)
-            self.binding.bind_output(present_name(layer, part), *place)
+            memory = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+            self.binding.bind_input(past_name(layer, part), *memory)
+            self.binding.bind_output(present_name(layer, part), *memory)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens; grows geometrically, one buffer at a time.
 
         Raises:
-            InputError: more tokens than the context holds.
+            InputError: `length` exceeds the model's context.
         """
         limit = self.sessions.facts.max_position_embeddings
         if length > limit:
@@ -73,7 +81,7 @@ class SharedCache:
             )
         if length <= self.capacity:
             return
-        capacity = blocks(max(length, int(self.capacity * GROWTH)), limit)
+        capacity = round_up_capacity(max(length, int(self.capacity * GROWTH)), limit)
         for index, old in enumerate(self.buffers):
             new = np.zeros((*old.shape[:2], capacity, old.shape[3]), old.dtype)
             new[:, :, : self.length] = old[:, :, : self.length]
@@ -81,20 +89,15 @@ class SharedCache:
         self._bind()
 
     def row(self, index: int) -> SharedCache:
-        """One row of the batch: a cache of its own whose buffers are views into these, so it must not grow."""
-        view = object.__new__(SharedCache)
-        view.sessions, view.batch, view.length = self.sessions, 1, 0
-        view.binding = self.sessions.open(DECODER).io_binding()
-        view.buffers = [buffer[index : index + 1] for buffer in self.buffers]
-        view._bind()
-        return view
+        """An empty cache for one row of the batch, whose buffers are views of these, so it must not grow."""
+        return SharedCache(self.sessions, [buffer[index : index + 1] for buffer in self.buffers])
 
     def truncate(self, length: int) -> None:
         """Forget all tokens of a single row after the first `length`."""
         self.length = min(self.length, length)
 
     def parts(self, mask: Ints) -> list[Floats]:
-        """For each layer's keys and values, those of every token of every row: [tokens, K, E].
+        """For each array of `layer_parts`, the entries of every row's tokens without padding: [tokens, K, E].
 
         Args:
             mask: int64 [B, length], 0 on padding.
@@ -107,11 +110,10 @@ class SharedCache:
 
 
 class JoinedCache:
-    """Arrays [B, K, length, E] that every call replaces by longer ones."""
+    """Arrays [B, K, length, E] that every call of the decoder replaces with longer ones."""
 
     def __init__(self, sessions: Sessions, batch: int) -> None:
         facts = sessions.facts
-        self.batch = batch
         dtype = sessions.dtypes(DECODER)[past_name(0, "key")]
         shape = (batch, facts.num_key_value_heads, 0, facts.head_dim)
         self.arrays: list[Floats] = [np.zeros(shape, dtype) for _ in layer_parts(facts)]
@@ -132,6 +134,6 @@ class JoinedCache:
 Cache = SharedCache | JoinedCache
 
 
-def blocks(length: int, limit: int) -> int:
+def round_up_capacity(length: int, limit: int) -> int:
     """`length` rounded up to whole blocks, at most `limit`."""
     return max(1, min(-(-length // BLOCK) * BLOCK, limit))

@@ -1,8 +1,8 @@
-"""What a model has read and can build on: the cache of the last prompt and answer, and features of pictures.
+"""Reuse of what a model has already read: the cache of the last prompt and answer, and features of pictures.
 
 A second question about a picture repeats the first one's tokens, so only what follows the longest common prefix has to
 be read. A prefix is common if its token ids are equal and its pictures are, by sha256 of their patches; it never ends
-inside a picture. Positions come from the whole prompt as ever: nothing but the starting point changes.
+inside a picture. Positions are computed from the whole prompt as always: only the starting point changes.
 
 Knows prompts as arrays; runs no graph.
 """
@@ -18,15 +18,15 @@ import numpy as np
 from ..contract import Facts
 from .arrays import Floats, Ints
 from .cache import Cache
-from .positions import runs
+from .positions import token_runs
 from .prepare import Prepared
 
-FEATURE_BYTES = 256 * 2**20  # of pictures kept; a photograph of 1024 x 1024 takes 32 MB in the 2B model
+FEATURE_BYTES = 256 * 2**20  # of cached features; a photograph of 1024x1024 takes 32 MB in the 2B model
 
 
 @dataclass(frozen=True)
 class Span:
-    """One image or video of a prompt: the tokens [start, end) it takes, timestamps of a video included."""
+    """One image or video of a prompt: its tokens [start, end), timestamps of a video included."""
 
     start: int
     end: int
@@ -44,9 +44,9 @@ def picture_digests(prepared: Prepared) -> list[bytes]:
 
 
 def picture_spans(prepared: Prepared, digests: list[bytes], facts: Facts) -> tuple[Span, ...]:
-    """Where the pictures of a single prompt lie among its tokens; a video has one run of tokens for each frame."""
+    """The token spans of a single prompt's pictures; a video has one run of tokens for each frame."""
     bounds, position = [], 0
-    for token_id, length in runs(prepared.input_ids[0], facts):
+    for token_id, length in token_runs(prepared.input_ids[0], facts):
         if token_id is not None:
             bounds.append((position, position + length))
         position += length
@@ -58,7 +58,7 @@ def picture_spans(prepared: Prepared, digests: list[bytes], facts: Facts) -> tup
 
 
 class Conversation:
-    """The cache of one conversation and the tokens in it. Empty at first; holds one prompt and answer at a time."""
+    """The cache of one conversation and the tokens in it. Starts empty; holds one prompt and answer at a time."""
 
     def __init__(self) -> None:
         self.forget()
@@ -70,9 +70,9 @@ class Conversation:
         self._spans: tuple[Span, ...] = ()
 
     def take(self, input_ids: Ints, spans: tuple[Span, ...]) -> Cache | None:
-        """The cache, cut to what it has in common with a prompt of int64 [S] tokens; None if that is nothing.
+        """The cache, truncated to its common prefix with a prompt of int64 [S] tokens; None if there is none.
 
-        At least the prompt's last token is left to be read, because its logits are wanted. The conversation is empty
+        At least the prompt's last token is left to be read, because its logits are needed. The conversation is empty
         until `keep`, so that two answers in progress never write into one cache.
         """
         cache, self._cache = self._cache, None
@@ -91,7 +91,7 @@ class Conversation:
         return cache
 
     def keep(self, cache: Cache, ids: Ints, spans: tuple[Span, ...]) -> None:
-        """Remember a cache and the int64 tokens read into it; a picture only partly read is forgotten."""
+        """Store a cache and the int64 tokens read into it; a picture read only in part is dropped."""
         length = min([cache.length, *(span.start for span in spans if span.end > cache.length)])
         cache.truncate(length)
         self._cache, self._ids = cache, ids[:length]
@@ -99,26 +99,30 @@ class Conversation:
 
 
 class FeatureCache:
-    """Features of pictures by digest, least recently used ones dropped first."""
+    """Features of pictures by digest; the least recently used are dropped first.
+
+    Args:
+        limit: bytes of features to hold at most.
+    """
 
     def __init__(self, limit: int = FEATURE_BYTES) -> None:
         self.limit = limit
-        self._kept: OrderedDict[bytes, Floats] = OrderedDict()
+        self._features: OrderedDict[bytes, Floats] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
-        return sum(features.nbytes for features in self._kept.values())
+        return sum(features.nbytes for features in self._features.values())
 
     def get(self, digest: bytes) -> Floats | None:
-        """Features [tokens, W] of a picture seen before, or None."""
-        if digest in self._kept:
-            self._kept.move_to_end(digest)
-        return self._kept.get(digest)
+        """Features [tokens, W] of a picture, or None if they are not cached."""
+        if digest in self._features:
+            self._features.move_to_end(digest)
+        return self._features.get(digest)
 
     def put(self, digest: bytes, features: Floats) -> None:
-        """Remember features; what is larger than the limit alone is not kept."""
+        """Cache features; an entry larger than the whole limit is not cached."""
         if features.nbytes > self.limit:
             return
-        self._kept[digest] = features
+        self._features[digest] = features
         while self.nbytes > self.limit:
-            self._kept.popitem(last=False)
+            self._features.popitem(last=False)

@@ -1,4 +1,4 @@
-"""One call each of the embeddings and decoder graphs.
+"""Single calls of the embeddings and decoder graphs.
 
 Knows the graphs' inputs and outputs; nothing about prompts, sampling or when to stop.
 """
@@ -33,16 +33,16 @@ from .session import Sessions
 
 
 def embed(sessions: Sessions, input_ids: Ints, image_features: Floats) -> Floats:
-    """Wide rows [B, S, W] for token ids int64 [B, S], the features [T, W] in place of image and video tokens.
+    """Wide rows [B, S, W] for token ids int64 [B, S], with the features [T, W] in place of image and video tokens.
 
     Raises:
-        InputError: there are not T image and video tokens.
+        InputError: the number of image and video tokens is not T.
     """
     tokens = int(visual_tokens(input_ids, sessions.facts).sum())
     if tokens != len(image_features):
         raise InputError(
             f"{INPUT_IDS} has {tokens} image and video tokens, {IMAGE_FEATURES} has {len(image_features)} rows",
-            "Pass the features of exactly these pictures",
+            "Pass the features of the prompt's pictures, all of them and no others",
         )
     feeds = {INPUT_IDS: input_ids, IMAGE_FEATURES: image_features}
     rows: Floats = sessions.run(EMBEDDINGS, feeds, [INPUTS_EMBEDS])[0]
@@ -50,10 +50,10 @@ def embed(sessions: Sessions, input_ids: Ints, image_features: Floats) -> Floats
 
 
 def embed_generated(sessions: Sessions, tokens: Ints) -> Floats:
-    """Wide rows [B, 1, W] for tokens int64 [B] the model produced itself.
+    """Wide rows [B, 1, W] for tokens int64 [B] that the model generated.
 
-    Should it ever produce an image or video token, that is text as in transformers: no features belong to it. The graph
-    for that case is opened only then.
+    A generated image or video token is text, as in transformers: no features belong to it. The graph for that case is
+    opened only when it occurs.
     """
     input_ids = tokens[:, None]
     if not visual_tokens(input_ids, sessions.facts).any():
@@ -71,10 +71,10 @@ def empty_cache(sessions: Sessions, batch: int, capacity: int = 0) -> Cache:
     """The cache before the first token, in the form the decoder graph takes.
 
     Args:
-        capacity: tokens it will surely hold, so that it need not grow on the way there.
+        capacity: number of tokens to allocate room for; the cache grows beyond it when needed.
     """
     if sessions.shares_cache:
-        return SharedCache(sessions, batch, capacity)
+        return SharedCache.allocate(sessions, batch, capacity)
     return JoinedCache(sessions, batch)
 
 
@@ -86,14 +86,14 @@ def decode(
     cache: Cache,
     num_logits_to_keep: int = 0,
 ) -> Floats:
-    """Logits [B, kept, V] of new tokens, whose keys and values are added to `cache`.
+    """Logits [B, N, V] of the last N new tokens; the keys and values of all S new tokens are appended to `cache`.
 
     Args:
         inputs_embeds: [B, S, W].
         attention_mask: int64 [B, cache.length + S], 0 on padding.
         position_ids: int64 [3, B, S].
         cache: of the tokens before; S > 1 continues a `SharedCache` only for a batch of one.
-        num_logits_to_keep: how many of the last tokens get logits; 0 is all.
+        num_logits_to_keep: N; 0 means S.
 
     Raises:
         InputError: a mask of another length, or more tokens than the context holds.
@@ -111,22 +111,22 @@ def decode(
     }
     if NUM_LOGITS_TO_KEEP in sessions.dtypes(DECODER):
         feeds[NUM_LOGITS_TO_KEEP] = np.array(num_logits_to_keep, np.int64)
-        kept = min(num_logits_to_keep, new) or new
+        rows = min(num_logits_to_keep, new) or new
     else:
-        kept = new
+        rows = new
     if isinstance(cache, SharedCache):
-        logits = decode_shared(sessions, feeds, cache, kept)
+        logits = decode_shared(sessions, feeds, cache, rows)
     else:
         logits = decode_joined(sessions, feeds, cache)
     return logits[:, -num_logits_to_keep:]
 
 
-def decode_shared(sessions: Sessions, feeds: Mapping[str, NDArray[Any]], cache: SharedCache, kept: int) -> Floats:
-    """One call that reads and writes the cache's buffers in place; nothing of the cache is copied."""
+def decode_shared(sessions: Sessions, feeds: Mapping[str, NDArray[Any]], cache: SharedCache, rows: int) -> Floats:
+    """One call that reads and writes the cache's buffers in place; the cache is never copied."""
     batch, length = feeds[ATTENTION_MASK].shape
     cache.reserve(length)
     dtype = sessions.dtypes(DECODER)[INPUTS_EMBEDS]
-    logits: Floats = np.empty((batch, kept, sessions.facts.vocab_size), dtype)
+    logits: Floats = np.empty((batch, rows, sessions.facts.vocab_size), dtype)
     sessions.run_bound(DECODER, cache.binding, feeds, {LOGITS: logits})
     cache.length = length
     return logits

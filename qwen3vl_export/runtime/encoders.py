@@ -1,11 +1,11 @@
-"""Which vision encoder sees which picture, and the calls that turn patches into features.
+"""Chooses the vision encoder for each picture and runs it: patches to features.
 
-An artifact has either one encoder that takes any grid (then all pictures go through it in one call), or one or more
-encoders each bound to a single grid (then every picture is resized to one of those grids, and every picture and every
-frame of a video is a call of its own: exact, because attention never leaves a frame).
+An artifact has either one encoder that takes any grid (all pictures go through it in one call), or one or more
+encoders each bound to a single grid (every picture is resized to one of those grids, and every picture and every
+frame of a video is a separate call: exact, because attention never leaves a frame).
 
 **The bucket rule**, `closest-aspect-then-smallest-sufficient`: keep the grids whose shape is closest to the picture's,
-by `|log(grid aspect / picture aspect)|`; among those take the smallest with at least as many patches as `smart_resize`
+by `|log(grid aspect / picture aspect)|`; of those take the smallest with at least as many patches as `smart_resize`
 would give the picture; if none has that many, the largest.
 
 Knows grids, pixels and graphs; nothing about prompts.
@@ -25,13 +25,17 @@ from .arrays import Floats, Ints
 from .decoder import no_features
 from .session import Sessions
 
-SAME_ASPECT = 1e-9  # two logarithms this close are the same aspect ratio
+SAME_ASPECT = 1e-9  # aspect ratios whose logarithms differ by less are equal
 
 Grid = tuple[int, int]
 
 
 def fixed_grids(manifest: Manifest) -> tuple[Grid, ...]:
-    """The (h, w) patch grids the artifact is bound to; empty if one of its encoders takes any."""
+    """The (h, w) patch grids the artifact is bound to; empty if one of its encoders takes any grid.
+
+    Raises:
+        ArtifactError: several grids and an unknown rule to choose among them.
+    """
     if any(encoder.grid is None for encoder in manifest.encoders):
         return ()
     grids = tuple(encoder.grid for encoder in manifest.encoders if encoder.grid is not None)
@@ -40,32 +44,40 @@ def fixed_grids(manifest: Manifest) -> tuple[Grid, ...]:
     return grids
 
 
-def choose_grid(grids: Sequence[Grid], height: int, width: int, wanted: Grid) -> Grid:
-    """The grid for a picture of `height` x `width` pixels that `smart_resize` would give `wanted` patches.
+def choose_grid(grids: Sequence[Grid], height: int, width: int, preferred: Grid) -> Grid:
+    """The (h, w) patch grid for a picture of `height` x `width` pixels.
 
-    `grids` are the fixed ones, by the rule above; without any, `wanted` it is.
+    Args:
+        grids: the fixed grids to choose from, by the bucket rule; if empty, the result is `preferred`.
+        preferred: the grid that `smart_resize` gives this picture.
     """
     if not grids:
-        return wanted
+        return preferred
     distance = {grid: abs(math.log(grid[1] / grid[0]) - math.log(width / height)) for grid in grids}
     nearest = min(distance.values())
     closest = sorted(
         (grid for grid in grids if distance[grid] - nearest < SAME_ASPECT), key=lambda grid: (math.prod(grid), grid)
     )
-    return next((grid for grid in closest if math.prod(grid) >= math.prod(wanted)), closest[-1])
+    return next((grid for grid in closest if math.prod(grid) >= math.prod(preferred)), closest[-1])
 
 
 def check_patches(pixel_values: Floats, grid_thw: Ints, facts: Facts) -> None:
-    """Refuse what no encoder can take.
+    """Check the inputs of an encoder.
+
+    Args:
+        pixel_values: float32 [P, patch_dim].
+        grid_thw: int64 [I, 3].
 
     Raises:
-        InputError: another dtype than the graph's, patches that are not [P, patch_dim], grids that are not [I, 3], a
-            side that is no multiple of the merge size, or patches that do not add up.
+        InputError: a wrong dtype or shape, a side that is not a multiple of the merge size, or a number of patches
+            that is not the sum over the grids.
     """
     for name, array, dtype in ((PIXEL_VALUES, pixel_values, np.float32), (IMAGE_GRID_THW, grid_thw, np.int64)):
         if array.dtype != dtype:
-            wanted = np.dtype(dtype).name
-            raise InputError(f"{name} is {array.dtype}, the encoder takes {wanted}", f"Pass {name}.astype({wanted!r})")
+            expected = np.dtype(dtype).name
+            raise InputError(
+                f"{name} is {array.dtype}, the encoder takes {expected}", f"Pass {name}.astype({expected!r})"
+            )
     if pixel_values.ndim != 2 or pixel_values.shape[1] != facts.patch_dim:
         raise InputError(
             f"{PIXEL_VALUES} has shape {list(pixel_values.shape)}", f"Expected [num_patches, {facts.patch_dim}]"
@@ -77,12 +89,12 @@ def check_patches(pixel_values: Floats, grid_thw: Ints, facts: Facts) -> None:
         if min(time, height, width) < 1 or height % merge or width % merge:
             raise InputError(
                 f"{IMAGE_GRID_THW}: a grid of {time}x{height}x{width} patches",
-                f"Height and width must be multiples of the merge size {merge}, and none of the three 0",
+                f"Height and width must be multiples of the merge size {merge}, and all three above 0",
             )
     if (total := int(grid_thw.prod(axis=1).sum())) != len(pixel_values):
         raise InputError(
             f"{PIXEL_VALUES} has {len(pixel_values)} rows, {IMAGE_GRID_THW} adds up to {total}",
-            "Pass the patches of one call",
+            "Pass the patches and grids of the same pictures",
         )
 
 
@@ -91,10 +103,10 @@ def encode(sessions: Sessions, encoders: Sequence[Encoder], pixel_values: Floats
 
     Args:
         pixel_values: float32 [P, patch_dim].
-        grid_thw: int64 [I, 3]; no rows give no features, without a call.
+        grid_thw: int64 [I, 3]; if it has no rows, no encoder is called.
 
     Raises:
-        InputError: grids that are impossible, or that no encoder of the artifact is bound to.
+        InputError: as `check_patches`, or a grid that no encoder of the artifact is bound to.
     """
     facts = sessions.facts
     check_patches(pixel_values, grid_thw, facts)
@@ -102,20 +114,20 @@ def encode(sessions: Sessions, encoders: Sequence[Encoder], pixel_values: Floats
         return no_features(sessions)
     for encoder in encoders:
         if encoder.grid is None:
-            return call(sessions, encoder.graph, pixel_values, grid_thw)
+            return run_encoder(sessions, encoder.graph, pixel_values, grid_thw)
     graphs = {encoder.grid: encoder.graph for encoder in encoders}
     features, start = [], 0
     for time, height, width in grid_thw.tolist():
         if (height, width) not in graphs:
-            have = ", ".join(f"{grid[0]}x{grid[1]}" for grid in graphs if grid is not None)
-            raise InputError(f"no encoder for a grid of {height}x{width} patches", f"The artifact has {have}")
+            available = ", ".join(f"{grid[0]}x{grid[1]}" for grid in graphs if grid is not None)
+            raise InputError(f"no encoder for a grid of {height}x{width} patches", f"The artifact has {available}")
         for _ in range(time):
             patches = pixel_values[start : start + height * width]
-            features.append(call(sessions, graphs[height, width], patches, np.array([[1, height, width]])))
+            features.append(run_encoder(sessions, graphs[height, width], patches, np.array([[1, height, width]])))
             start += height * width
     return np.concatenate(features)
 
 
-def call(sessions: Sessions, graph: str, pixel_values: Floats, grid_thw: Ints) -> Floats:
+def run_encoder(sessions: Sessions, graph: str, pixel_values: Floats, grid_thw: Ints) -> Floats:
     features: Floats = sessions.run(graph, {PIXEL_VALUES: pixel_values, IMAGE_GRID_THW: grid_thw}, [IMAGE_FEATURES])[0]
     return features

@@ -1,8 +1,8 @@
-"""Where a graph's external data lies, read from the ONNX file without the onnx package.
+"""Finds the files of a graph's external data, reading the ONNX file without the onnx package.
 
-An ONNX file is a protobuf message; only the few fields on the way to a tensor's `external_data` are followed. A
-location must be a plain relative path that stays inside the artifact. Newer versions of onnxruntime check this too,
-older ones open whatever is named.
+An ONNX file is a protobuf message (onnx.proto3); only the few fields on the path to a tensor's `external_data` are
+parsed. A location must be a plain relative path that stays inside the artifact. Newer versions of onnxruntime check
+this too, older ones open any path.
 
 Knows the wire format and paths; nothing about what the tensors hold.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..artifact import lies_inside
 from ..errors import ArtifactError
 
-# Field numbers of onnx.proto: message -> {field: message it holds}.
+# Field numbers of onnx.proto: message -> {field: type of the message in it}.
 MODEL, GRAPH, NODE, ATTRIBUTE, SPARSE, FUNCTION, TENSOR, ENTRY = range(8)
 CHILDREN: dict[int, dict[int, int]] = {
     MODEL: {7: GRAPH, 25: FUNCTION},
@@ -31,14 +31,14 @@ KEY, VALUE = 1, 2  # of StringStringEntryProto
 
 
 def check_external_data(path: Path, root: Path) -> None:
-    """Refuse a graph that would read outside its directory.
+    """Refuse a graph that would read outside its artifact.
 
     Args:
-        root: of the artifact; its own links into huggingface_hub's cache are followed.
+        root: of the artifact; its links into huggingface_hub's cache are followed.
 
     Raises:
-        ArtifactError: a location that is absolute, that leaves the graph's directory (also by a symbolic link), or a
-            file that is no ONNX model.
+        ArtifactError: a location that is absolute or leads outside (also through a symbolic link), or a file that is
+            not an ONNX model.
     """
     try:
         locations = external_locations(path.read_bytes())
@@ -46,39 +46,43 @@ def check_external_data(path: Path, root: Path) -> None:
         raise ArtifactError(f"{path}: not an ONNX file ({error})", "Rebuild the artifact") from error
     for location in sorted(locations):
         if Path(location).is_absolute() or not lies_inside(path.parent, location, root):
-            raise ArtifactError(f"{path}: its data {location!r} lies outside the artifact", "Do not run this artifact")
+            raise ArtifactError(f"{path}: its data {location!r} is outside the artifact", "Do not run this artifact")
 
 
 def external_locations(model: bytes) -> set[str]:
-    """Every `location` the tensors of a serialized ModelProto name."""
-    found: set[str] = set()
+    """Every external-data `location` in a serialized ModelProto."""
+    locations: set[str] = set()
     pending = [(MODEL, memoryview(model))]
     while pending:
         kind, message = pending.pop()
         if kind == ENTRY:
-            entry = {number: bytes(value).decode() for number, value in messages(message)}
+            entry = {number: bytes(value).decode() for number, value in read_fields(message)}
             if entry.get(KEY) == "location":
-                found.add(entry.get(VALUE, ""))
+                locations.add(entry.get(VALUE, ""))
             continue
         children = CHILDREN[kind]
-        pending += [(children[number], value) for number, value in messages(message) if number in children]
-    return found
+        pending += [(children[number], value) for number, value in read_fields(message) if number in children]
+    return locations
 
 
-def messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The length-delimited fields of one message: (field number, bytes)."""
+def read_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The length-delimited fields of one message: (field number, bytes).
+
+    Raises:
+        IndexError, ValueError: not a protobuf message.
+    """
     position = 0
     while position < len(data):
-        tag, position = varint(data, position)
+        tag, position = read_varint(data, position)
         wire = tag & 7
         if wire == 0:
-            _, position = varint(data, position)
+            _, position = read_varint(data, position)
         elif wire == 1:
             position += 8
         elif wire == 5:
             position += 4
         elif wire == 2:
-            length, position = varint(data, position)
+            length, position = read_varint(data, position)
             if position + length > len(data):
                 raise ValueError("a field runs past the end")
             yield tag >> 3, data[position : position + length]
@@ -87,7 +91,7 @@ def messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
             raise ValueError(f"wire type {wire}")
 
 
-def varint(data: memoryview, position: int) -> tuple[int, int]:
+def read_varint(data: memoryview, position: int) -> tuple[int, int]:
     """A base-128 number and the position after it."""
     value = shift = 0
     while True:

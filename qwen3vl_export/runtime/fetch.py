@@ -1,8 +1,8 @@
-"""Files from http and https, with limits on address, size, time and redirects.
+"""Downloads over http and https, with limits on address, size, time and redirects.
 
-A name is resolved once for each connection, its addresses are checked, and the connection is made to a checked address:
-a name that means another address a moment later (DNS rebinding) gains nothing. Redirects are requests like the first.
-Proxies of the environment are not used, because behind one the address could not be checked. Standard library alone.
+A name is resolved once for each connection, its addresses are checked, and the connection is made to a checked address,
+so DNS rebinding gains nothing. Redirects are checked like the first request. Proxies configured in the environment are
+not used, because the address behind one cannot be checked. Standard library only.
 
 Knows addresses and HTTP; nothing about pictures.
 """
@@ -26,17 +26,17 @@ SCHEMES = ("http://", "https://")
 REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 65536  # bytes read at a time
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-SAFE_IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # everything of RFC 3986 that has a meaning, and % of what is quoted already
+SAFE_IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # the reserved characters of RFC 3986, and % of what is quoted already
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
 class UrlRules:
-    """What a URL may cost, and whether it may lead to this machine or its network."""
+    """Limits for one URL, and whether it may lead to this machine or its network."""
 
     max_bytes: int = 64 * 2**20
-    timeout: float = 30.0  # seconds for all of it: names, connections, redirects, content
+    timeout: float = 30.0  # seconds in total: name resolution, connections, redirects, content
     max_redirects: int = 5
     allow_private: bool = False  # also loopback, link-local and every other address that is not public
 
@@ -45,34 +45,34 @@ PUBLIC = UrlRules()
 
 
 def fetch(url: str, rules: UrlRules = PUBLIC) -> bytes:
-    """The content behind a URL.
+    """The content of a URL.
 
     Raises:
-        InputError: an address that is not public, an answer that is no success, too many redirects, more than
-            `max_bytes`, more than `timeout` seconds, or no connection.
+        InputError: an address that is not public, a status other than 200, too many redirects, more than `max_bytes`,
+            more than `timeout` seconds, or no connection.
     """
     deadline = time.monotonic() + rules.timeout
-    here = url
+    location = url
     for _ in range(rules.max_redirects + 1):
-        result = request(here, rules, deadline)
+        result = send_request(location, rules, deadline)
         if isinstance(result, bytes):
             return result
-        here = urllib.parse.urljoin(here, result)
-        if not here.startswith(SCHEMES):
-            raise InputError(f"{shown(url)}: redirects to {here[:60]!r}", "Use a URL that leads to an image")
-    raise InputError(f"{shown(url)}: more than {rules.max_redirects} redirects", "Use the URL it ends at")
+        location = urllib.parse.urljoin(location, result)
+        if not location.startswith(SCHEMES):
+            raise InputError(f"{redact(url)}: redirects to {location[:60]!r}", "Use an http or https URL")
+    raise InputError(f"{redact(url)}: more than {rules.max_redirects} redirects", "Use the URL they end at")
 
 
-def request(url: str, rules: UrlRules, deadline: float) -> bytes | str:
-    """One request: the content, or the location it redirects to."""
+def send_request(url: str, rules: UrlRules, deadline: float) -> bytes | str:
+    """One GET request: the content, or the location it redirects to."""
     connection: Connection | None = None
     response: http.client.HTTPResponse | None = None
     try:
         parts = urllib.parse.urlsplit(url)
-        kind = SecureConnection if parts.scheme == "https" else Connection
+        connection_type = SecureConnection if parts.scheme == "https" else Connection
         if not parts.hostname:
-            raise InputError(f"{shown(url)}: no host in this URL", "Expected https://host/path")
-        connection = kind(parts.hostname, parts.port, rules, deadline)
+            raise InputError(f"{redact(url)}: no host in this URL", "Expected https://host/path")
+        connection = connection_type(parts.hostname, parts.port, rules, deadline)
         target = urllib.parse.quote(urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), SAFE_IN_URLS)
         headers = {"User-Agent": f"qwen3vl-export/{__version__}", "Accept-Encoding": "identity", "Connection": "close"}
         connection.request("GET", target, headers=headers)
@@ -82,22 +82,22 @@ def request(url: str, rules: UrlRules, deadline: float) -> bytes | str:
             return location
         if response.status != http.client.OK:
             reason = f"{response.status} {response.reason}".strip()
-            raise InputError(f"{shown(url)}: the server answered {reason}", "Check the URL")
-        return content(url, response, rules, deadline)
+            raise InputError(f"{redact(url)}: the server answered {reason}", "Check the URL")
+        return read_body(url, response, rules, deadline)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        check_time(url, rules, deadline, error)
+        check_deadline(url, rules, deadline, error)
         raise InputError(
-            f"{shown(url)}: {reason_of(error)}", "Check the URL, or download it and pass the file"
+            f"{redact(url)}: {describe_error(error)}", "Check the URL, or download it and pass the file"
         ) from error
     finally:
         if response is not None:
             response.close()
         if connection is not None:
-            connection.end()
+            connection.shut_down()
 
 
-def content(url: str, response: http.client.HTTPResponse, rules: UrlRules, deadline: float) -> bytes:
-    """The body, in whole."""
+def read_body(url: str, response: http.client.HTTPResponse, rules: UrlRules, deadline: float) -> bytes:
+    """The whole body of a response."""
     parts: list[bytes] = []
     total = response.length or 0
     while total <= rules.max_bytes and (part := response.read(CHUNK)):
@@ -105,26 +105,26 @@ def content(url: str, response: http.client.HTTPResponse, rules: UrlRules, deadl
         total = max(total, sum(map(len, parts)))
     if total > rules.max_bytes:
         raise InputError(
-            f"{shown(url)}: over {rules.max_bytes} bytes", "Use a smaller file, or download it and pass that"
+            f"{redact(url)}: over {rules.max_bytes} bytes", "Use a smaller file, or download it and pass that"
         )
-    check_time(url, rules, deadline)
+    check_deadline(url, rules, deadline)
     if response.length:
-        raise InputError(f"{shown(url)}: the connection ended {response.length} bytes early", "Try again")
+        raise InputError(f"{redact(url)}: the connection ended {response.length} bytes early", "Try again")
     return b"".join(parts)
 
 
-def check_time(url: str, rules: UrlRules, deadline: float, cause: Exception | None = None) -> None:
-    """Whatever else went wrong: past the deadline, the time is the reason."""
+def check_deadline(url: str, rules: UrlRules, deadline: float, cause: Exception | None = None) -> None:
+    """Report a timeout once the deadline has passed, whatever else went wrong."""
     if time.monotonic() >= deadline or isinstance(cause, TimeoutError):
         raise InputError(
-            f"{shown(url)}: not finished after {rules.timeout:g} seconds", "Download it and pass the file"
+            f"{redact(url)}: not finished after {rules.timeout:g} seconds", "Download it and pass the file"
         ) from cause
 
 
 class Connection(http.client.HTTPConnection):
-    """A connection to a checked address that is cut at `deadline`, whatever it is doing.
+    """A connection to a checked address that is shut down at `deadline`, whatever it is doing.
 
-    A timeout of the socket bounds one operation, and a server that sends a byte now and then never meets it; so a timer
+    A socket timeout bounds a single operation, and a server that sends a byte now and then never reaches it; so a timer
     shuts the socket down.
     """
 
@@ -132,21 +132,21 @@ class Connection(http.client.HTTPConnection):
         super().__init__(host, port)
         self.rules = rules
         self.deadline = deadline
-        self._socket: socket.socket | None = None  # `sock` is None once the response has taken it over
+        self._socket: socket.socket | None = None  # `sock` becomes None once the response owns it
         self._timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._cut)
         self._timer.daemon = True
 
     def connect(self) -> None:
         self._timer.start()
-        self.sock = self._socket = connected(self.host, self.port, self.rules, self.deadline)
+        self.sock = self._socket = connect(self.host, self.port, self.rules, self.deadline)
 
     def _cut(self) -> None:
         if self._socket is not None:
-            with suppress(OSError):  # closed in the meantime
+            with suppress(OSError):  # already closed
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not SSLSocket's, which drops the cipher state
 
-    def end(self) -> None:
-        """Close the connection; `close` alone leaves the timer."""
+    def shut_down(self) -> None:
+        """Close the connection and cancel its timer, which `close` leaves running."""
         self._timer.cancel()
         self.close()
         if self._socket is not None:
@@ -166,19 +166,19 @@ class SecureConnection(Connection):
         wrapped.do_handshake()  # now that the timer can reach it
 
 
-def connected(host: str, port: int, rules: UrlRules, deadline: float) -> socket.socket:
-    """A socket connected to the first address of `host` that is allowed and answers."""
+def connect(host: str, port: int, rules: UrlRules, deadline: float) -> socket.socket:
+    """A socket connected to the first allowed address of `host` that accepts."""
     refused: list[str] = []
     failure: OSError | None = None
-    for family, kind, protocol, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        address = ipaddress.ip_address(where[0])
+    for family, kind, protocol, _, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        address = ipaddress.ip_address(socket_address[0])
         if not (rules.allow_private or is_public(address)):
             refused.append(str(address))
             continue
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
-            sock.connect(where)
+            sock.connect(socket_address)
         except OSError as error:
             sock.close()
             failure = error
@@ -187,13 +187,13 @@ def connected(host: str, port: int, rules: UrlRules, deadline: float) -> socket.
     if refused and failure is None:
         raise InputError(
             f"{host}: {refused[0]} is not a public address",
-            "Pass the file, or allow it: --allow-private-urls, UrlRules(allow_private=True)",
+            "Pass the file, or allow private addresses: --allow-private-urls, UrlRules(allow_private=True)",
         )
     raise failure or OSError("no address")
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet, and so does the IPv4 address it may stand for."""
+    """Whether an address, or the IPv4 address embedded in it, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
         if inner is None and address in NAT64:
@@ -203,15 +203,15 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def shown(url: str) -> str:
-    """A URL for errors: not too long, and without name, password and query, which may hold a key."""
+def redact(url: str) -> str:
+    """A URL for error messages: shortened, and without user name, password and query, which may hold a key."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"[:120]
 
 
-def reason_of(error: Exception) -> str:
-    """What went wrong, in a few words."""
+def describe_error(error: Exception) -> str:
+    """What went wrong with a request, in a few words."""
     if isinstance(error, socket.gaierror):
         return "no such host"
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -1,8 +1,8 @@
-"""Which frames of a video the model sees.
+"""Chooses the frames of a video that the model sees.
 
-Frames are chosen as transformers 5.23's `Qwen3VLVideoProcessor.sample_frames` chooses them: about `fps` of
-`video_preprocessor_config.json` a second, evenly from the first to the last, at least `min_frames` and at most
-`max_frames`. Frames are read when they are asked for, one at a time: a long video is never in memory as a whole.
+Frames are sampled as transformers 5.23's `Qwen3VLVideoProcessor.sample_frames` does: about `fps` a second as
+`video_preprocessor_config.json` says, evenly spaced from the first to the last, at least `min_frames` and at most
+`max_frames`. Frames are read lazily, one at a time: a long video is never in memory as a whole.
 
 Knows frames and their rates; nothing about patches, or about where frames come from.
 """
@@ -24,9 +24,9 @@ Frames = Iterator[PIL.Image.Image]
 
 @dataclass(frozen=True)
 class FrameRules:
-    """What `video_preprocessor_config.json` says about frames: how many a second, and how many at least and at most.
+    """Frame sampling as set in `video_preprocessor_config.json`: frames per second, minimum and maximum.
 
-    `fps` and `num_frames` exclude each other; with neither, all frames up to `max_frames` are seen.
+    `fps` and `num_frames` exclude each other; with neither, all frames up to `max_frames` are used.
     """
 
     fps: float | None
@@ -36,18 +36,18 @@ class FrameRules:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A video that was opened: the size of its frames, which were chosen, and the images of these, to be read once."""
+class SampledVideo:
+    """An opened video: the size of its frames in pixels, the frames that were sampled, and their images."""
 
     height: int
     width: int
-    fps: float
-    indices: Ints  # [frames], positions in the whole video
-    frames: Frames
+    fps: float  # of the whole video
+    indices: Ints  # int64 [frames], positions of the sampled frames in the whole video
+    frames: Frames  # the sampled frames; can be iterated once
 
 
-def frame_rules(config: Mapping[str, Any], name: str) -> FrameRules:
-    """Read `video_preprocessor_config.json`, already parsed; what it leaves out is as `Qwen3VLVideoProcessor` has it.
+def read_frame_rules(config: Mapping[str, Any], name: str) -> FrameRules:
+    """Read a parsed `video_preprocessor_config.json`; the defaults are those of `Qwen3VLVideoProcessor`.
 
     Raises:
         ArtifactError: numbers that contradict each other.
@@ -61,19 +61,22 @@ def frame_rules(config: Mapping[str, Any], name: str) -> FrameRules:
 
 
 def sample_frames(total: int, fps: float, rules: FrameRules, sample_fps: float | None = None) -> Ints:
-    """Which of `total` frames, `fps` of them a second, the model sees: int64 [frames], ascending.
+    """Positions of the frames the model sees, of `total` frames at `fps` frames per second: int64 [frames], ascending.
+
+    Args:
+        sample_fps: frames per second to sample, in place of the rules' rate or number.
 
     Raises:
         InputError: a rate that is not above 0.
     """
-    for rate in (fps, sample_fps):
-        if rate is not None and not 0 < rate < np.inf:
-            raise InputError(f"a video of {rate:g} frames per second", "Use a number above 0")
-    wanted = rules.fps if sample_fps is None else sample_fps
+    for given_fps in (fps, sample_fps):
+        if given_fps is not None and not 0 < given_fps < np.inf:
+            raise InputError(f"a video of {given_fps:g} frames per second", "Use a number above 0")
+    rate = rules.fps if sample_fps is None else sample_fps
     if sample_fps is None and rules.num_frames is not None:
         count = min(rules.num_frames, total)
-    elif wanted is not None:
-        count = min(max(int(total / fps * wanted), rules.min_frames), rules.max_frames, total)
+    elif rate is not None:
+        count = min(max(int(total / fps * rate), rules.min_frames), rules.max_frames, total)
     else:
         count = min(total, rules.max_frames)
     return np.linspace(0, total - 1, count).round().astype(np.int64)

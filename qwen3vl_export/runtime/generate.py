@@ -22,18 +22,16 @@ from .prepare import Prepared
 from .sampling import Chooser, Sampling
 from .session import Sessions
 
-PREFILL_CHUNK = (
-    512  # tokens of the prompt in one call unless the caller says otherwise; bounds the memory of a long one
-)
+PREFILL_CHUNK = 512  # default number of prompt tokens per call; bounds the memory of a long prompt
 
 
 @dataclass(frozen=True)
 class Step:
-    """One token of each row: ids int64 [B], the logits [B, V] it was chosen from, and the rows that had not ended."""
+    """One generated token of each row."""
 
-    tokens: Ints
-    logits: Floats
-    alive: Bools
+    tokens: Ints  # int64 [B]
+    logits: Floats  # [B, V], from which the tokens were chosen
+    alive: Bools  # [B], rows that had not ended before this step
 
 
 def prefill(
@@ -47,45 +45,49 @@ def prefill(
 
     Args:
         image_features: [T, W], of the pictures whose tokens are still to be read, in the order of their tokens.
-        chunk: tokens per call; None puts the whole prompt through in one.
-        cache: of the prompt's first tokens, read before; None starts at the first.
+        chunk: tokens per call; None reads the whole prompt in one call.
+        cache: of the prompt's first tokens, if they have been read before; None starts from an empty cache.
+
+    Raises:
+        InputError: a chunk below 1, a number of features that is not the number of image and video tokens, or a prompt
+            longer than the context.
     """
     batch, length = prepared.input_ids.shape
     if chunk is not None and chunk < 1:
-        raise InputError(f"prefill_chunk is {chunk}", "At least 1 works; None is the whole prompt at once")
+        raise InputError(f"prefill_chunk is {chunk}", "Use at least 1, or None for the whole prompt at once")
     chunk = length if chunk is None else chunk
     cache = empty_cache(sessions, batch, length) if cache is None else cache
     visual = visual_tokens(prepared.input_ids[:, cache.length :], sessions.facts)
     if int(visual.sum()) != len(image_features):
         raise InputError(
             f"the prompt has {int(visual.sum())} image tokens, there are {len(image_features)} features",
-            "Encode the pictures of this prompt",
+            "Pass the features of this prompt's pictures",
         )
     if isinstance(cache, SharedCache) and batch > 1 and length > chunk:
-        return prefill_each(sessions, prepared, image_features, chunk, cache), cache
+        return prefill_rows(sessions, prepared, image_features, chunk, cache), cache
     ids, mask, positions = prepared.input_ids, prepared.attention_mask, prepared.position_ids
-    return prefill_together(sessions, ids, mask, positions, image_features, chunk, cache), cache
+    return prefill_chunks(sessions, ids, mask, positions, image_features, chunk, cache), cache
 
 
-def prefill_each(
+def prefill_rows(
     sessions: Sessions, prepared: Prepared, image_features: Floats, chunk: int, cache: SharedCache
 ) -> Floats:
-    """`prefill` row after row, because `GroupQueryAttention` continues a cache by several tokens only for a single row.
+    """`prefill` row by row, because `GroupQueryAttention` appends several tokens to a cache only for a batch of one.
 
-    Each row is read without its padding into its own part of the buffers, which is where it belongs.
+    Each row is read without its padding, straight into its row of the buffers.
     """
     batch, length = prepared.input_ids.shape
     cache.reserve(length)
     bounds = np.cumsum([0, *visual_tokens(prepared.input_ids, sessions.facts).sum(axis=1)])
     logits = []
     for row in range(batch):
-        here = (slice(row, row + 1), slice(length - int(prepared.attention_mask[row].sum()), length))
+        window = (slice(row, row + 1), slice(length - int(prepared.attention_mask[row].sum()), length))
         logits.append(
-            prefill_together(
+            prefill_chunks(
                 sessions,
-                prepared.input_ids[here],
-                prepared.attention_mask[here],
-                prepared.position_ids[:, *here],
+                prepared.input_ids[window],
+                prepared.attention_mask[window],
+                prepared.position_ids[:, *window],
                 image_features[bounds[row] : bounds[row + 1]],
                 chunk,
                 cache.row(row),
@@ -95,19 +97,19 @@ def prefill_each(
     return np.concatenate(logits)
 
 
-def prefill_together(
+def prefill_chunks(
     sessions: Sessions, ids: Ints, mask: Ints, positions: Ints, image_features: Floats, chunk: int, cache: Cache
 ) -> Floats:
-    """`prefill` of rows [B, S] from `cache.length` on, `chunk` tokens at a time: only their wide rows are in memory."""
-    known, length = cache.length, ids.shape[1]
+    """`prefill` of rows [B, S] from `cache.length` on, `chunk` tokens at a time, to bound the memory of wide rows."""
+    cached, length = cache.length, ids.shape[1]
     visual = visual_tokens(ids, sessions.facts)
-    visual[:, :known] = False
-    feature_row = visual.cumsum().reshape(visual.shape) - 1  # features are counted on from one row to the next
-    for start in range(known, length, chunk):
-        here = slice(start, min(start + chunk, length))
-        features = image_features[feature_row[:, here][visual[:, here]]]
-        inputs_embeds = embed(sessions, ids[:, here], features)
-        logits = decode(sessions, inputs_embeds, mask[:, : here.stop], positions[:, :, here], cache, 1)
+    visual[:, :cached] = False
+    feature_row = visual.cumsum().reshape(visual.shape) - 1  # features are numbered through all rows
+    for start in range(cached, length, chunk):
+        window = slice(start, min(start + chunk, length))
+        features = image_features[feature_row[:, window][visual[:, window]]]
+        inputs_embeds = embed(sessions, ids[:, window], features)
+        logits = decode(sessions, inputs_embeds, mask[:, : window.stop], positions[:, :, window], cache, 1)
     return logits[:, -1]
 
 
@@ -123,19 +125,19 @@ def generate(
 ) -> Iterator[Step]:
     """Tokens of all rows until every row has produced one of `stop_ids` or the context is full.
 
-    A row that has ended goes on being computed with its stop token, and is not `alive` from the step after. The stop
+    A row that has ended is still computed, with its stop token, and is not `alive` from the next step on. The stop
     token itself is among the tokens.
 
     Args:
-        stop_ids: may be empty; then every row gets all `max_new_tokens`.
-        image_features, cache: as `prefill`; the cache is empty or holds the prompt's first tokens.
+        stop_ids: if empty, every row gets all `max_new_tokens`.
+        image_features, cache: as for `prefill`; the cache is empty or holds the prompt's first tokens.
 
     Raises:
-        InputError: fewer than one new token was asked for.
-        ArtifactError: logits that are not numbers.
+        InputError: `max_new_tokens` is below 1, or as `prefill`.
+        ArtifactError: logits that are NaN or infinite.
     """
     if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}", "At least 1 works")
+        raise InputError(f"max_new_tokens is {max_new_tokens}", "Use at least 1")
     batch, length = prepared.input_ids.shape
     room = sessions.facts.max_position_embeddings - length + 1  # the last token is never fed back
     steps = min(max_new_tokens, room)

@@ -1,16 +1,15 @@
 """Boxes and points in answers, and drawing them on the picture.
 
-Asked where things are, Qwen3-VL writes JSON: `[{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}]`, or `point_2d` with two
+Asked to locate things, Qwen3-VL writes JSON: `[{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}]`, or `point_2d` with two
 numbers. Coordinates are thousandths of the picture's width and height, whatever its size.
 
-Knows these forms and how to draw; nothing about models.
+Knows these formats and how to draw; nothing about models.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,17 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from ..errors import InputError
+from ..whole_file import whole_file
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
-SCALE = 1000  # the far side of a picture
+SCALE = 1000  # coordinate of the right and bottom edge
 COUNTS = {"bbox_2d": 4, "point_2d": 2}
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box (left, top, right, bottom) or a point (x, y) in thousandths, and what the model calls it."""
+    """A box (left, top, right, bottom) or a point (x, y) in thousandths of the picture, and its label."""
 
     coordinates: tuple[float, ...]
     label: str = ""
@@ -40,23 +40,23 @@ class Region:
         return len(self.coordinates) == COUNTS["point_2d"]
 
     def pixels(self, width: int, height: int) -> tuple[float, ...]:
-        """The coordinates in pixels of a picture of this size."""
+        """The coordinates in pixels, for a picture of this size."""
         sides = (width, height) * (len(self.coordinates) // 2)
         return tuple(value * side / SCALE for value, side in zip(self.coordinates, sides, strict=True))
 
 
 def find_regions(text: str) -> tuple[list[Region], list[str]]:
-    """The regions an answer names, in order, and one line for each it names in a way that means nothing.
+    """The regions in an answer, in order, and one line for each that is invalid.
 
-    The JSON may stand between other text, in a code block or not, and be cut short: objects that are complete count.
+    The JSON may be surrounded by text, in a code block or not, and cut short: objects that are complete count.
     """
     regions: list[Region] = []
     refused: list[str] = []
-    for item in objects(text):
+    for item in find_objects(text):
         for key, count in COUNTS.items():
             if key in item:
                 value = item[key]
-                reason = wrong(value, count)
+                reason = reason_to_refuse(value, count)
                 if reason is None:
                     regions.append(Region(tuple(map(float, value)), str(item.get("label", ""))))
                 else:
@@ -64,8 +64,8 @@ def find_regions(text: str) -> tuple[list[Region], list[str]]:
     return regions, refused
 
 
-def wrong(value: Any, count: int) -> str | None:
-    """Why a value is no region; None if it is one."""
+def reason_to_refuse(value: Any, count: int) -> str | None:
+    """Why a value is not a box or point of `count` numbers; None if it is."""
     if not isinstance(value, list) or len(value) != count:
         return f"not {count} numbers"
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
@@ -77,21 +77,22 @@ def wrong(value: Any, count: int) -> str | None:
     return None
 
 
-def objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every JSON object in a text, those inside others included."""
+def find_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in a text, nested ones included."""
     decoder = json.JSONDecoder(strict=False)
     position = text.find("{")
     while position >= 0:
         try:
             value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
-            end = position + 1  # not JSON, or cut short: what is inside may still be
+            end = position + 1  # not JSON, or cut short: an inner object may be complete
         else:
-            yield from inside(value)
+            yield from walk_objects(value)
         position = text.find("{", end)
 
 
-def inside(value: Any) -> Iterator[dict[str, Any]]:
+def walk_objects(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a parsed JSON value, outer ones first."""
     pending = [value]
     while pending:
         value = pending.pop(0)
@@ -103,7 +104,7 @@ def inside(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def draw(image: PIL.Image.Image, regions: Sequence[Region]) -> PIL.Image.Image:
-    """A copy of an RGB picture with the regions on it; each label has a colour of its own."""
+    """A copy of an RGB picture with the regions drawn on it, one colour per label."""
     result = image.copy()
     canvas = PIL.ImageDraw.Draw(result)
     unit = max(2, round(max(image.size) / 250))  # the width of a line, in proportion to the picture
@@ -111,22 +112,22 @@ def draw(image: PIL.Image.Image, regions: Sequence[Region]) -> PIL.Image.Image:
     labels = list(dict.fromkeys(region.label for region in regions))
     for region in regions:
         colour = COLOURS[labels.index(region.label) % len(COLOURS)]
-        where = region.pixels(*image.size)
+        coordinates = region.pixels(*image.size)
         if region.is_point:
-            canvas.circle(where, 2 * unit, fill=colour, outline="white", width=max(1, unit // 2))
+            canvas.circle(coordinates, 2 * unit, fill=colour, outline="white", width=max(1, unit // 2))
         else:
-            canvas.rectangle(where, outline=colour, width=unit)
+            canvas.rectangle(coordinates, outline=colour, width=unit)
         if region.label:
-            write(canvas, region.label, where[0], where[1], image.width, colour, font)
+            draw_label(canvas, region.label, coordinates[0], coordinates[1], image.width, colour, font)
     return result
 
 
 def save_drawing(path: Path, images: Sequence[PIL.Image.Image], text: str) -> int:
-    """Write a picture with the regions that an answer names on it; how many there are.
+    """Draw an answer's regions on its picture and write that to a file; the number of regions.
 
     Raises:
-        InputError: not exactly one picture, an answer without regions or with one that means nothing, or a file that
-            cannot be written.
+        InputError: not exactly one picture, an answer without regions or with an invalid one, or a file that cannot be
+            written.
     """
     check_drawing(path, len(images))
     regions, refused = find_regions(text)
@@ -134,31 +135,34 @@ def save_drawing(path: Path, images: Sequence[PIL.Image.Image], text: str) -> in
         raise InputError(f"the answer's {refused[0]}", "Ask again")
     if not regions:
         raise InputError("the answer names no boxes or points, nothing was drawn", "Ask for bbox_2d in JSON")
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        draw(images[0], regions).save(beside)
-        beside.replace(path)
+        with whole_file(path) as partial:
+            draw(images[0], regions).save(partial)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})", "Choose another place") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return len(regions)
 
 
 def check_drawing(path: Path, images: int) -> None:
-    """Refuse what `save_drawing` cannot do before anything is asked."""
+    """Refuse what `save_drawing` cannot do, before the question is asked.
+
+    Raises:
+        InputError: not exactly one picture, or an unknown file format.
+    """
     if images != 1:
         raise InputError(f"a drawing on {images} pictures", "Ask about exactly one picture")
     if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{path}: cannot draw into this format", f"Use a name that ends in {', '.join(FORMATS)}")
+        raise InputError(f"{path}: cannot write this image format", f"Use a name that ends in {', '.join(FORMATS)}")
 
 
-def write(canvas: PIL.ImageDraw.ImageDraw, label: str, x: float, y: float, room: int, colour: str, font: Any) -> None:
-    """A label on a ground of its colour: above the place if there is room, and inside the picture."""
+def draw_label(
+    canvas: PIL.ImageDraw.ImageDraw, label: str, x: float, y: float, image_width: int, colour: str, font: Any
+) -> None:
+    """Draw a label on a filled box: above (x, y) if there is room, and always inside the picture."""
     left, top, right, bottom = canvas.textbbox((0, 0), label, font=font)
     width, height = right - left, bottom - top
     pad = height // 4
-    x = max(0, min(x, room - width - 2 * pad))
+    x = max(0, min(x, image_width - width - 2 * pad))
     y = max(0, y - height - 2 * pad)
     canvas.rectangle((x, y, x + width + 2 * pad, y + height + 2 * pad), fill=colour)
     canvas.text((x + pad - left, y + pad - top), label, fill="white", font=font)

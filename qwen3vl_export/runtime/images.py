@@ -1,10 +1,10 @@
-"""Pictures from anywhere to 8-bit RGB.
+"""Loads pictures from any source as 8-bit RGB.
 
-Colour follows transformers 5.23: a file (or its bytes) goes through `image_utils.load_image`, which turns the picture
-upright by its EXIF tag and drops alpha, but leaves a palette's transparent colour to be laid over white; a PIL image or
-an array goes through `image_transforms.convert_to_rgb`, which leaves the orientation alone and lays alpha over white.
-One departure: 16-bit gray keeps its upper 8 bits here, where Pillow's own conversion would turn everything over 255
-white.
+Colour follows transformers 5.23: a file (or its bytes) goes through `image_utils.load_image`, which applies the EXIF
+orientation and drops alpha, but keeps a palette's transparent colour, which is then composited over white; a PIL image
+or an array goes through `image_transforms.convert_to_rgb`, which ignores the orientation and composites alpha over
+white. One departure: 16-bit gray keeps its upper 8 bits here, where Pillow's conversion would clip everything over 255
+to white.
 
 Knows nothing about sizes, patches or models.
 """
@@ -48,7 +48,10 @@ class Image:
 
 
 def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:
-    """The picture as an RGB image; `rules` are for URLs.
+    """The picture as an RGB image.
+
+    Args:
+        rules: limits for URLs.
 
     Raises:
         InputError: no such file, a URL that cannot be fetched, not a picture, damaged, too large, or without pixels.
@@ -57,28 +60,28 @@ def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:
     if isinstance(source, str):
         source, name = locate(source, rules)
     if isinstance(source, Path):
-        return from_file(source)
+        return read_file(source)
     if isinstance(source, bytes):
-        return from_encoded(source, name)
+        return decode_image(source, name)
     if isinstance(source, PIL.Image.Image):
-        return over_white(with_pixels(source, "image"))
+        return composite_over_white(require_pixels(source, "image"))
     if isinstance(source, np.ndarray):
         return from_array(source)
     raise InputError(f"an image cannot be a {type(source).__name__}", "Pass a path, bytes, a PIL image or an array")
 
 
-def from_file(path: Path) -> PIL.Image.Image:
+def read_file(path: Path) -> PIL.Image.Image:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image file", "Check the path") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", "Pass an image file") from error
-    return from_encoded(data, str(path))
+    return decode_image(data, str(path))
 
 
-def from_encoded(data: bytes, name: str) -> PIL.Image.Image:
-    """Decode the bytes of an image file; `name` is how errors call it."""
+def decode_image(data: bytes, name: str) -> PIL.Image.Image:
+    """Decode the bytes of an image file, called `name` in errors."""
     if not data:
         raise InputError(f"{name}: the file is empty", ADVICE)
     try:
@@ -93,10 +96,10 @@ def from_encoded(data: bytes, name: str) -> PIL.Image.Image:
         format = refused_format(data)
         what = f"begins as {format} files do, which are not read" if format else "not an image that is read here"
         raise InputError(f"{name}: {what}", ADVICE) from error
-    except Exception as error:  # decoders meet damaged files with OSError, SyntaxError, struct.error, IndexError, ...
+    except Exception as error:  # damaged files make decoders raise OSError, SyntaxError, struct.error, IndexError, ...
         raise InputError(f"{name}: damaged or truncated image ({error})", "Save it again or pass another") from error
-    opaque = eight_bit(with_pixels(upright, name)).convert("RGB")
-    return over_white(opaque)  # a palette's transparent colour outlives the conversion, and the processor sees it
+    rgb = to_eight_bit(require_pixels(upright, name)).convert("RGB")
+    return composite_over_white(rgb)  # a palette's transparent colour survives the conversion, as in transformers
 
 
 def open_encoded(data: bytes) -> PIL.ImageFile.ImageFile:
@@ -119,7 +122,7 @@ def refused_format(data: bytes) -> str | None:
 
 
 def from_array(array: NDArray[Any]) -> PIL.Image.Image:
-    """[h, w], [h, w, c] or [c, h, w] of uint8, uint16 or floats in [0, 1]."""
+    """An RGB image from [h, w], [h, w, c] or [c, h, w] of uint8, uint16, bool, or floats in [0, 1]."""
     shape = array.shape
     if array.ndim == 3 and shape[2] not in CHANNELS and shape[0] in CHANNELS:
         array = np.moveaxis(array, 0, 2)
@@ -129,11 +132,11 @@ def from_array(array: NDArray[Any]) -> PIL.Image.Image:
         raise InputError(f"image array of shape {shape} has no pixels", "Pass an image of at least 1x1")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return over_white(PIL.Image.fromarray(np.ascontiguousarray(to_uint8(array))))
+    return composite_over_white(PIL.Image.fromarray(np.ascontiguousarray(to_uint8(array))))
 
 
 def to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale to 8 bits. Floats are cut, not rounded, as `image_transforms.to_pil_image` does."""
+    """Scale to 8 bits. Floats are truncated, not rounded, as in `image_transforms.to_pil_image`."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
@@ -145,15 +148,16 @@ def to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
     raise InputError(f"image array of {array.dtype}", "Expected uint8, uint16, or floats between 0 and 1")
 
 
-def with_pixels(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+def require_pixels(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """The image itself; an `InputError` if one of its sides is 0."""
     if 0 in image.size:
         raise InputError(f"{name}: {image.width}x{image.height}, it has no pixels", "Pass an image of at least 1x1")
     return image
 
 
-def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """RGB, with whatever is transparent laid over white."""
-    image = eight_bit(image)
+def composite_over_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """RGB, with transparency composited over white."""
+    image = to_eight_bit(image)
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -161,8 +165,8 @@ def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.alpha_composite(white, layer).convert("RGB")
 
 
-def eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Gray of 16 bits, 32 bits or floats to 8 bits; every other mode as it is."""
+def to_eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Gray of 16 bits, 32 bits or floats to 8 bits; every other mode unchanged."""
     if not image.mode.startswith(("I", "F")):
         return image
     gray = np.asarray(image)

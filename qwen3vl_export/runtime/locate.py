@@ -1,4 +1,4 @@
-"""What a text stands for where a file is expected: a path, or the bytes behind a URL.
+"""Resolves a string where a file is expected: a path, or the content of a URL.
 
 Knows `http:`, `https:`, `file:` and `data:`; nothing about what is in the file.
 """
@@ -11,17 +11,17 @@ import urllib.parse
 from pathlib import Path
 
 from ..errors import InputError
-from .fetch import SCHEMES, UrlRules, fetch, shown
+from .fetch import SCHEMES, UrlRules, fetch, redact
 
 
 def locate(source: str, rules: UrlRules) -> tuple[Path | bytes, str]:
-    """The file, or its bytes, and how errors call it.
+    """The file's path, or its bytes, and its name for errors.
 
     Raises:
         InputError: a `data:` URL that is not base64, or a URL that cannot be fetched.
     """
     if source.startswith(SCHEMES):
-        return fetch(source, rules), shown(source)
+        return fetch(source, rules), redact(source)
     if source.startswith("data:"):
         try:
             return base64.b64decode(source.partition(",")[2], validate=True), "data URL"

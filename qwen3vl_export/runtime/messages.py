@@ -1,10 +1,10 @@
-"""What a caller may say, made into one form: messages whose content is a list of text and picture items.
+"""Normalizes questions: messages whose content is a list of text and picture items.
 
-Accepted: a string, an `Image`, `Video` or `Picture`, a list of those (all one user turn), or messages with `role` and
-`content` as transformers and the OpenAI API write them. Pictures leave the messages and are listed in order of
-appearance.
+Accepted: a string, an `Image`, `Video` or `Picture`, a list of those (one user turn), or messages with `role` and
+`content` in the formats of transformers and the OpenAI API. Pictures are taken out of the messages and listed in order
+of appearance.
 
-Knows the forms of messages; nothing about templates or pixels.
+Knows message formats; nothing about templates or pixels.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .picture import Picture
 from .video import Video
 
 Medium = Image | Video | Picture
-Part = str | Medium
-Content = Part | Sequence[Part] | Sequence[Mapping[str, Any]]
+ContentItem = str | Medium
+Content = ContentItem | Sequence[ContentItem] | Sequence[Mapping[str, Any]]
 Message = Mapping[str, Any]
 
 IMAGE_KEYS = ("image", "path", "url", "base64")
@@ -28,12 +28,12 @@ VIDEO_KEYS = ("video", "frames", "path", "url")
 
 
 def as_messages(content: Content) -> list[Message]:
-    """A conversation from any accepted form.
+    """A conversation, from any accepted format.
 
     Raises:
-        InputError: nothing was said, or an item is of no known form.
+        InputError: `content` is empty.
     """
-    if isinstance(content, Part):
+    if isinstance(content, ContentItem):
         return [{"role": "user", "content": [content]}]
     items: list[Any] = list(content)
     if not items:
@@ -44,27 +44,27 @@ def as_messages(content: Content) -> list[Message]:
 
 
 def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Medium]]:
-    """Messages a chat template can read, `{"type": "image"}` standing for each picture, and the pictures in order.
+    """Messages for a chat template, with `{"type": "image"}` or `{"type": "video"}` for each picture, and the pictures.
 
     Raises:
-        InputError: an item of a message's content is of no known form.
+        InputError: an item of a message's content has an unknown format.
     """
     media: list[Medium] = []
-    plain: list[dict[str, Any]] = []
+    template_messages: list[dict[str, Any]] = []
     for message in messages:
         content = message.get("content")
         if content is not None and not isinstance(content, str):
-            parts = content if isinstance(content, Sequence) else [content]
-            content = [item_of(part, media) for part in parts]
-        plain.append({**message, "content": content})
-    return plain, media
+            items = content if isinstance(content, Sequence) else [content]
+            content = [to_template_item(item, media) for item in items]
+        template_messages.append({**message, "content": content})
+    return template_messages, media
 
 
-def item_of(part: Any, media: list[Medium]) -> dict[str, Any]:
+def to_template_item(part: Any, media: list[Medium]) -> dict[str, Any]:
     """One content item for the template; a picture in it is appended to `media`."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    medium = part if isinstance(part, Medium) else medium_of(part)
+    medium = part if isinstance(part, Medium) else read_medium(part)
     if medium is None:
         return dict(part)
     media.append(medium)
@@ -72,7 +72,7 @@ def item_of(part: Any, media: list[Medium]) -> dict[str, Any]:
     return {"type": "video" if is_video else "image"}
 
 
-def medium_of(part: Any) -> Medium | None:
+def read_medium(part: Any) -> Medium | None:
     """The picture in a mapping such as `{"type": "image", "image": ...}`; None if it is text."""
     if not isinstance(part, Mapping):
         raise InputError(f"a message holds a {type(part).__name__}", "Use text, Image(...) or Video(...)")
@@ -84,11 +84,11 @@ def medium_of(part: Any) -> Medium | None:
         return Image(target["url"] if isinstance(target, Mapping) else target)
     if kind == "video_url" or "video_url" in part:
         target = part["video_url"]
-        return video_of(target["url"] if isinstance(target, Mapping) else target, part.get("fps"))
+        return read_video(target["url"] if isinstance(target, Mapping) else target, part.get("fps"))
     if kind == "video" or "video" in part:
-        return video_of(first_of(part, VIDEO_KEYS), part.get("fps"))
+        return read_video(first_value(part, VIDEO_KEYS), part.get("fps"))
     if kind == "image" or "image" in part:
-        source = first_of(part, IMAGE_KEYS)
+        source = first_value(part, IMAGE_KEYS)
         if source is part.get("base64") and isinstance(source, str) and not source.startswith("data:"):
             source = f"data:;base64,{source}"
         return source if isinstance(source, Image | Picture) else Image(source)
@@ -97,9 +97,8 @@ def medium_of(part: Any) -> Medium | None:
     )
 
 
-def video_of(source: Any, fps: float | None) -> Video | Picture:
-    """`fps` beside a list of frames is their rate; beside a file, how many a second the model sees, as in
-    qwen-vl-utils."""
+def read_video(source: Any, fps: float | None) -> Video | Picture:
+    """A video; as in qwen-vl-utils, `fps` is the rate of a list of frames, but the rate to sample a file at."""
     if isinstance(source, Video | Picture):
         return source
     if fps is None:
@@ -109,7 +108,8 @@ def video_of(source: Any, fps: float | None) -> Video | Picture:
     return Video(source, float(fps))
 
 
-def first_of(part: Mapping[str, Any], keys: Sequence[str]) -> Any:
+def first_value(part: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The value of the first of `keys` that is not None; an `InputError` if there is none."""
     for key in keys:
         if part.get(key) is not None:
             return part[key]

@@ -1,6 +1,6 @@
-"""An artifact as an object that answers: `Qwen3VL`.
+"""An artifact as a model that answers questions: `Qwen3VL`.
 
-Each public method is one stage, so that a harness can compare every stage of the very code that answers users.
+Each stage is a public method, so that a harness can compare every stage of the code that users run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..artifact import Artifact, open_artifact
 from ..contract import Facts
 from . import decoder, encoders
-from .answer import Answer, Limits, read_rows
+from .answer import Answer, Limits, read_texts
 from .arrays import Floats, Ints
 from .cache import Cache
 from .conversation import Conversation, FeatureCache, picture_digests, picture_spans
@@ -30,14 +30,14 @@ from .sampling import Sampling, from_generation_config, override
 from .session import Sessions
 from .video import Video
 
-NO_LIMITS = Limits()
-MAX_NEW_TOKENS = NO_LIMITS.max_new_tokens
+DEFAULT_LIMITS = Limits()
+MAX_NEW_TOKENS = DEFAULT_LIMITS.max_new_tokens
 
 
 class Qwen3VL:
-    """A model that was exported to ONNX, with its tokenizer, chat template and picture processing.
+    """A model exported to ONNX, with its tokenizer, chat template and image processing.
 
-    `Qwen3VL.load` is the way to get one. Graphs are opened when first used.
+    Create it with `Qwen3VL.load`. Graphs are opened when first used.
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None, url_rules: UrlRules = PUBLIC) -> None:
@@ -49,7 +49,7 @@ class Qwen3VL:
         self.sampling = from_generation_config(config)
         self.stop_ids = self._stop_ids(config.get("eos_token_id"))
         self.conversation = Conversation()
-        self.seen = FeatureCache()
+        self.feature_cache = FeatureCache()
 
     @classmethod
     def load(
@@ -60,16 +60,17 @@ class Qwen3VL:
         url_rules: UrlRules = PUBLIC,
         precision: str = "",
     ) -> Qwen3VL:
-        """Open an artifact directory, also one that huggingface_hub keeps in its cache.
+        """Open an artifact directory, which may be a snapshot in huggingface_hub's cache.
 
         Args:
-            threads: threads of one operator; None leaves the number to onnxruntime.
-            check: compare every file with the manifest's sha256 first.
-            url_rules: size and time a picture's URL may cost, and whether it may be of a private address.
-            precision: one of those the artifact has, `"q4"`; the default one unless said.
+            threads: threads per operator; None leaves the number to onnxruntime.
+            check: first compare every file with the manifest's sha256.
+            url_rules: limits on size and time for a picture's URL, and whether private addresses are allowed.
+            precision: one of the artifact's precisions, such as `"q4"`; the default is the artifact's own.
 
         Raises:
             ArtifactError: no artifact, no such precision, an altered file, or an onnxruntime that is too old.
+            InputError: `threads` is below 1.
         """
         return cls(open_artifact(Path(path), check, precision), threads, url_rules)
 
@@ -83,7 +84,7 @@ class Qwen3VL:
             return frozenset() if eos is None else frozenset({eos})
         return frozenset({configured} if isinstance(configured, int) else configured)
 
-    # One answer, as text.
+    # Answers as text.
 
     def stream(
         self,
@@ -95,17 +96,17 @@ class Qwen3VL:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> Answer:
-        """The answer, piece by piece as it is made; the pieces never split a character.
+        """The answer, piece by piece as it is generated; pieces never split a character.
 
-        The pictures and the prompt are checked at once, before the first piece is asked for.
+        Pictures and prompt are checked right away, before the first piece is requested.
 
         Args:
             content: a question, `[Image("cat.jpg"), "What is this?"]`, or messages with `role` and `content`.
-            stop: strings the answer ends before.
-            max_time: seconds after which no further token is begun.
-            tools: functions the model may call, as the OpenAI API describes them; calls are in `Answer.reply`.
+            stop: one or several strings; the answer ends before the first of them.
+            max_time: seconds, from this call; no token is started after them.
+            tools: functions the model may call, in the format of the OpenAI API; calls are in `Answer.reply`.
             settings: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
-                `seed`; what is not given is as the checkpoint's `generation_config.json` says.
+                `seed`; the defaults are those of the checkpoint's `generation_config.json`.
 
         Raises:
             InputError: a picture, message or setting that cannot be used, or a prompt longer than the context.
@@ -117,11 +118,11 @@ class Qwen3VL:
         return self.answer(prepared, sampling, limits, started)
 
     def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
-        """The whole answer; arguments as `stream`."""
+        """The whole answer; arguments as for `stream`."""
         return self.stream(content, max_new_tokens, **settings).read()
 
     def reply(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> Reply:
-        """The whole answer taken apart: content, reasoning, tool calls; arguments as `stream`."""
+        """The whole answer, parsed into content, reasoning and tool calls; arguments as for `stream`."""
         answer = self.stream(content, max_new_tokens, **settings)
         answer.read()
         return answer.reply
@@ -136,25 +137,25 @@ class Qwen3VL:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> list[str]:
-        """The whole answer to each question, computed together; arguments as `stream`.
+        """The whole answer to each question, computed as one batch; arguments as for `stream`.
 
-        Rows may differ in length and in number, kind and size of pictures. Each draws with a seed of its own.
+        Rows may differ in length and in number, kind and size of pictures. Each row has its own random generator.
         """
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time)
         sampling = override(self.sampling, **settings)
         prepared = self.prepare([as_messages(content) for content in contents], tools=tools)
         steps = self.generate_steps(prepared, max_new_tokens, sampling)
-        return read_rows(steps, len(contents), self.tokenizer, self.stop_ids, limits, started)
+        return read_texts(steps, len(contents), self.tokenizer, self.stop_ids, limits, started)
 
     def answer(
         self,
         prepared: Prepared,
         sampling: Sampling | None = None,
-        limits: Limits = NO_LIMITS,
+        limits: Limits = DEFAULT_LIMITS,
         started: float | None = None,
     ) -> Answer:
-        """The answer to the first row of a prompt that is prepared; `started` as in `Answer`."""
+        """The answer to the first row of a prepared prompt; `started` as for `Answer`."""
         started = time.perf_counter() if started is None else started
         steps = self.generate_steps(prepared, limits.max_new_tokens, sampling, conversation=self.conversation)
         thinking = prepared.texts[0].rstrip().endswith("<think>")
@@ -163,7 +164,7 @@ class Qwen3VL:
     # The stages.
 
     def picture(self, medium: Image | Video) -> Picture:
-        """An image or video ready for the encoder, to show in any number of turns without reading it again.
+        """An image or video ready for the encoder, to use in any number of turns without reading it again.
 
         Raises:
             InputError: as `images.open_image` and `video.open_video`.
@@ -171,11 +172,11 @@ class Qwen3VL:
         return self.preparer.picture(medium)
 
     def prepare(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> Prepared:
-        """Conversations to arrays, one row each, padded on the left; `variables` go to the chat template."""
+        """Conversations to arrays, one row each, padded on the left; `variables` are passed to the chat template."""
         return self.preparer(conversations, **variables)
 
     def encode_images(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
-        """Patches [P, patch_dim] of the pictures of grids int64 [I, 3] to features [T, W]."""
+        """Patches float32 [P, patch_dim] of pictures with grids int64 [I, 3] to features [T, W]."""
         return encoders.encode(self.sessions, self.artifact.manifest.encoders, pixel_values, image_grid_thw)
 
     def embed(self, input_ids: Ints, image_features: Floats) -> Floats:
@@ -194,7 +195,7 @@ class Qwen3VL:
         past: Cache | None = None,
         num_logits_to_keep: int = 0,
     ) -> tuple[Floats, Cache]:
-        """Wide rows [B, S, W] after `past` to logits [B, kept, V] and the cache, which is `past` itself, now longer.
+        """Wide rows [B, S, W] after `past` to logits [B, N, V] and the cache, which is `past` itself, now longer.
 
         See `decoder.decode`.
         """
@@ -214,11 +215,10 @@ class Qwen3VL:
         """Tokens of all rows, step by step, each with its logits.
 
         Args:
-            sampling: None is the checkpoint's.
-            prefill_chunk: tokens of the prompt per call of the decoder; None is all of them.
-            stop_ids: None is the checkpoint's; an empty set never stops before `max_new_tokens`.
-            conversation: what was read before, to build on and to remember this in; None reads the whole prompt. Of use
-                to a single row only.
+            sampling: default: the checkpoint's.
+            prefill_chunk: tokens of the prompt per call of the decoder; None reads all of them in one call.
+            stop_ids: default: the checkpoint's; with an empty set only `max_new_tokens` and the context end a row.
+            conversation: a cache to reuse and to update; None reads the whole prompt. Only used for a single row.
         """
         sampling = self.sampling if sampling is None else sampling
         stop_ids = self.stop_ids if stop_ids is None else stop_ids
@@ -237,23 +237,23 @@ class Qwen3VL:
             ):
                 ids = np.append(ids, step.tokens)
                 yield step
-        finally:  # also when the answer is cut short
+        finally:  # also if the answer is cut short
             conversation.keep(cache, ids, spans)
 
     def features(self, prepared: Prepared, digests: Sequence[bytes], first: int = 0) -> Floats:
-        """Features [T, W] of the pictures from number `first` on, encoded only if not seen lately."""
+        """Features [T, W] of the pictures from index `first` on; only those not in the feature cache are encoded."""
         merge = self.facts.merge_unit
         bounds = np.cumsum([0, *prepared.image_grid_thw.prod(axis=1)])
-        known = {digest: self.seen.get(digest) for digest in digests[first:]}
-        new = [n for n in range(first, len(digests)) if known[digests[n]] is None]
+        by_digest = {digest: self.feature_cache.get(digest) for digest in digests[first:]}
+        new = [index for index in range(first, len(digests)) if by_digest[digests[index]] is None]
         if new:
-            patches = np.concatenate([prepared.pixel_values[bounds[n] : bounds[n + 1]] for n in new])
+            patches = np.concatenate([prepared.pixel_values[bounds[index] : bounds[index + 1]] for index in new])
             encoded = self.encode_images(patches, prepared.image_grid_thw[new])
-            ends = np.cumsum([bounds[n + 1] - bounds[n] for n in new])[:-1] // merge
-            for n, features in zip(new, np.split(encoded, ends), strict=True):
-                known[digests[n]] = features
-                self.seen.put(digests[n], features.copy())
-        return np.concatenate([decoder.no_features(self.sessions), *(known[digest] for digest in digests[first:])])
+            ends = np.cumsum([bounds[index + 1] - bounds[index] for index in new])[:-1] // merge
+            for index, features in zip(new, np.split(encoded, ends), strict=True):
+                by_digest[digests[index]] = features
+                self.feature_cache.put(digests[index], features.copy())
+        return np.concatenate([decoder.no_features(self.sessions), *(by_digest[digest] for digest in digests[first:])])
 
     def generate_ids(
         self,
@@ -263,7 +263,7 @@ class Qwen3VL:
         prefill_chunk: int | None = PREFILL_CHUNK,
         stop_ids: frozenset[int] | None = None,
     ) -> list[list[int]]:
-        """The generated ids of each row, up to and with its stop token; arguments as `generate_steps`."""
+        """The generated ids of each row, its stop token included; arguments as for `generate_steps`."""
         rows: list[list[int]] = [[] for _ in prepared.input_ids]
         for step in self.generate_steps(prepared, max_new_tokens, sampling, prefill_chunk, stop_ids):
             for row, token, alive in zip(rows, step.tokens.tolist(), step.alive.tolist(), strict=True):

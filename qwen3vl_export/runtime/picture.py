@@ -1,4 +1,4 @@
-"""One image or video as a model takes it in. Made by `prepare`; knows nothing about how."""
+"""One image or video as the model reads it. Made by `prepare`; knows nothing about how."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .arrays import Float32
 
 @dataclass(frozen=True)
 class Picture:
-    """One image or video as patches, and what takes the place of its placeholder.
+    """One image or video as patches, and the text that replaces its placeholder in the prompt.
 
-    May stand in a message wherever an `Image` or `Video` may: then it is not read and resized again for each turn.
+    Can be used in a message in place of an `Image` or `Video`: then it is not read and resized again for each turn.
     """
 
     patches: Float32  # [t * h * w, patch_dim]
-    grid: tuple[int, int, int]  # t, h, w
-    placeholder: str
-    text: str
+    grid: tuple[int, int, int]  # (t, h, w) in patches
+    placeholder: str  # the token that the chat template writes for it
+    text: str  # what replaces that token
     is_video: bool

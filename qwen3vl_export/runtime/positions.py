@@ -1,8 +1,8 @@
-"""Three-axis positions (M-RoPE) of a prompt's tokens, as transformers' `Qwen3VLModel.get_rope_index` counts (5.23).
+"""Three-axis positions (M-RoPE) of a prompt's tokens, as in transformers' `Qwen3VLModel.get_rope_index` (5.23).
 
-Text advances all three axes by one a token. A picture of h x w patches occupies h/2 x w/2 positions: time stands still,
-rows and columns count from where the text stopped, and the text after it continues at the larger side. Each frame of a
-video counts as a picture of its own, because timestamps stand between them. Padding has position 0.
+Each text token advances all three axes by one. A picture of h x w patches occupies h/2 x w/2 positions: time is
+constant, rows and columns count from where the text stopped, and the text after it continues at the larger side. Each
+frame of a video counts as a separate picture, because timestamps are between them. Padding has position 0.
 
 Knows token ids and grids; nothing about pixels or text.
 """
@@ -19,7 +19,7 @@ from .arrays import Bools, Ints
 
 
 def visual_tokens(input_ids: Ints, facts: Facts) -> Bools:
-    """Which ids stand for image or video features, in the shape of `input_ids`."""
+    """A mask of the image and video tokens, in the shape of `input_ids`."""
     return np.isin(input_ids, (facts.image_token_id, facts.video_token_id))
 
 
@@ -31,7 +31,7 @@ def split_frames(grid_thw: Ints) -> Ints:
 
 
 def rope_index(input_ids: Ints, attention_mask: Ints, grid_thw: Ints, facts: Facts) -> tuple[Ints, Ints]:
-    """Position ids int64 [3, B, S] and, for each row, its delta int64 [B, 1].
+    """Position ids int64 [3, B, S] and the rope delta of each row, int64 [B, 1].
 
     A row's next token has position `delta + number of its tokens so far`.
 
@@ -41,41 +41,43 @@ def rope_index(input_ids: Ints, attention_mask: Ints, grid_thw: Ints, facts: Fac
         grid_thw: int64 [I, 3], the patches of every image and video in the order of their tokens, row after row.
 
     Raises:
-        InputError: the image and video tokens are not those of `grid_thw`.
+        InputError: the image and video tokens do not match `grid_thw`.
     """
     positions = np.zeros((3, *input_ids.shape), np.int64)
     deltas = np.zeros((len(input_ids), 1), np.int64)
     frames = list(split_frames(grid_thw))
     used = 0
     for row, ids in enumerate(input_ids):
-        kept = attention_mask[row].astype(bool)
+        is_token = attention_mask[row].astype(bool)
         pieces, start = [], 0
-        for token_id, length in runs(ids[kept], facts):
+        for token_id, length in token_runs(ids[is_token], facts):
             if token_id is None:
                 pieces.append(np.tile(np.arange(length) + start, (3, 1)))
                 start += length
                 continue
             grid = frames[used] if used < len(frames) else None
-            piece = None if grid is None else picture(start, grid, facts.spatial_merge_size)
+            piece = None if grid is None else picture_positions(start, grid, facts.spatial_merge_size)
             if grid is None or piece is None or piece.shape[1] != length:
                 raise InputError(
-                    f"row {row}: {length} consecutive image tokens where the pictures' grids call for "
-                    f"{0 if piece is None else piece.shape[1]}",
-                    "Let prepare() make the tokens",
+                    f"row {row}: {length} consecutive image tokens, expected "
+                    f"{0 if piece is None else piece.shape[1]} from the pictures' grids",
+                    "Use the tokens that prepare() returns",
                 )
             pieces.append(piece)
             start += int(max(grid[1:])) // facts.spatial_merge_size
             used += 1
         if not pieces:
             continue
-        positions[:, row, kept] = np.concatenate(pieces, axis=1)
-        deltas[row] = positions[:, row, kept].max() + 1 - kept.sum()
+        positions[:, row, is_token] = np.concatenate(pieces, axis=1)
+        deltas[row] = positions[:, row, is_token].max() + 1 - is_token.sum()
     if used != len(frames):
-        raise InputError(f"{len(frames)} pictures or frames, image tokens for {used}", "Let prepare() make the tokens")
+        raise InputError(
+            f"{len(frames)} pictures or frames, image tokens for {used}", "Use the tokens that prepare() returns"
+        )
     return positions, deltas
 
 
-def runs(ids: Ints, facts: Facts) -> list[tuple[int | None, int]]:
+def token_runs(ids: Ints, facts: Facts) -> list[tuple[int | None, int]]:
     """Consecutive tokens of one kind: (id, length) for image or video tokens, (None, length) for text."""
     kinds = np.where(visual_tokens(ids, facts), ids, -1)
     bounds = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
@@ -86,8 +88,8 @@ def runs(ids: Ints, facts: Facts) -> list[tuple[int | None, int]]:
     ]
 
 
-def picture(start: int, grid: Ints, merge: int) -> Ints:
-    """int64 [3, h * w / merge**2]: time, row and column of each token of one picture, counted from `start`."""
+def picture_positions(start: int, grid: Ints, merge: int) -> Ints:
+    """int64 [3, h * w / merge**2]: time, row and column of each token of one picture, plus `start`."""
     rows, columns = int(grid[1]) // merge, int(grid[2]) // merge
     time = np.zeros((rows, columns), np.int64)
     row, column = np.indices((rows, columns))
@@ -95,5 +97,10 @@ def picture(start: int, grid: Ints, merge: int) -> Ints:
 
 
 def next_positions(deltas: Ints, lengths: Ints) -> Ints:
-    """int64 [3, B, 1] for the next token of rows that have `lengths` int64 [B, 1] tokens, padding not counted."""
+    """Positions int64 [3, B, 1] of the next token of each row.
+
+    Args:
+        deltas: int64 [B, 1], as `rope_index` returns them.
+        lengths: int64 [B, 1], the number of tokens of each row, without padding.
+    """
     return np.broadcast_to((deltas + lengths)[None], (3, *deltas.shape)).copy()

@@ -1,4 +1,4 @@
-"""Conversations to the arrays the graphs read: the whole of what transformers calls a processor.
+"""Conversations to the arrays the graphs read: what transformers calls a processor.
 
 Knows how text, pictures and positions fit together; runs no graph.
 """
@@ -20,11 +20,11 @@ from . import positions, prompt
 from .arrays import Float32, Ints
 from .encoders import choose_grid, fixed_grids
 from .fetch import PUBLIC, UrlRules
-from .frames import FrameRules, frame_rules
+from .frames import FrameRules, read_frame_rules
 from .images import Image, open_image
 from .messages import Message, split_media
 from .picture import Picture
-from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, pixel_rules, video_grid
+from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, read_pixel_rules, video_grid
 from .tokenizer import Tokenizer
 from .video import Video, open_video
 
@@ -35,24 +35,31 @@ TEMPLATE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch of B prompts of at most S tokens, with the I pictures of all of them.
+    """A batch of B prompts of at most S tokens, with all their I pictures.
 
-    Shorter rows are padded on the left. `image_grid_thw` and `is_video` follow the order of the tokens, row after row;
+    Shorter rows are padded on the left. `image_grid_thw` and `is_video` are in the order of the tokens, row after row;
     a video of t merged frames is one row of the grid.
     """
 
     texts: tuple[str, ...]  # the prompts, placeholders expanded
-    input_ids: Ints  # [B, S]
-    attention_mask: Ints  # [B, S], 0 on padding
-    position_ids: Ints  # [3, B, S]
-    rope_deltas: Ints  # [B, 1]; the next position of a row is this plus its number of tokens
-    pixel_values: Float32  # [P, patch_dim]
-    image_grid_thw: Ints  # [I, 3]
-    is_video: tuple[bool, ...]  # I of them
+    input_ids: Ints  # int64 [B, S]
+    attention_mask: Ints  # int64 [B, S], 0 on padding
+    position_ids: Ints  # int64 [3, B, S]
+    rope_deltas: Ints  # int64 [B, 1]; the next position of a row is this plus its number of tokens
+    pixel_values: Float32  # float32 [P, patch_dim]
+    image_grid_thw: Ints  # int64 [I, 3]
+    is_video: tuple[bool, ...]  # one entry per picture
 
 
 class Preparer:
-    """Prepares conversations for one artifact; `url_rules` say which URLs of pictures are fetched."""
+    """Prepares conversations for one artifact.
+
+    Args:
+        url_rules: limits for URLs of pictures.
+
+    Raises:
+        ArtifactError: no usable tokenizer, or an unknown rule to choose among encoders.
+    """
 
     def __init__(self, artifact: Artifact, url_rules: UrlRules = PUBLIC) -> None:
         self.artifact = artifact
@@ -65,15 +72,15 @@ class Preparer:
 
     @cached_property
     def image_rules(self) -> PixelRules:
-        return pixel_rules(self.artifact.json_file(IMAGE_RULES), self.facts, IMAGE_RULES)
+        return read_pixel_rules(self.artifact.json_file(IMAGE_RULES), self.facts, IMAGE_RULES)
 
     @cached_property
     def video_rules(self) -> PixelRules:
-        return pixel_rules(self.artifact.json_file(VIDEO_RULES), self.facts, VIDEO_RULES)
+        return read_pixel_rules(self.artifact.json_file(VIDEO_RULES), self.facts, VIDEO_RULES)
 
     @cached_property
     def frame_rules(self) -> FrameRules:
-        return frame_rules(self.artifact.json_file(VIDEO_RULES), VIDEO_RULES)
+        return read_frame_rules(self.artifact.json_file(VIDEO_RULES), VIDEO_RULES)
 
     @cached_property
     def template(self) -> jinja2.Template:
@@ -85,12 +92,12 @@ class Preparer:
 
     @cached_property
     def pad_id(self) -> int:
-        """The token that fills short rows; its value never matters, because the mask hides it."""
+        """The token that pads short rows; its value does not matter, because it is masked."""
         token_id = self.tokenizer.id_of(self.tokenizer.special.get("pad_token", ""))
         return 0 if token_id is None else token_id
 
     def __call__(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> Prepared:
-        """One row for each conversation; `variables` go to the chat template.
+        """One row for each conversation; `variables` are passed to the chat template.
 
         Raises:
             InputError: a picture or a message that cannot be used, or a prompt longer than the context.
@@ -100,16 +107,17 @@ class Preparer:
         texts, rows, pictures = [], [], []
         for conversation in conversations:
             messages, media = split_media(conversation)
-            own = [self.picture(medium) for medium in media]
+            shown = [self.picture(medium) for medium in media]
             text = prompt.render(self.template, messages, self.tokenizer.special, **variables)
-            replacements = [(picture.placeholder, picture.text) for picture in own]
-            text = prompt.expand(text, (self.image_token, self.video_token), replacements)
+            replacements = [(picture.placeholder, picture.text) for picture in shown]
+            text = prompt.expand_placeholders(text, (self.image_token, self.video_token), replacements)
             texts.append(text)
-            rows.append(self.checked(self.tokenizer.encode(text)))
-            pictures += own
-        return self.arrays(texts, rows, pictures)
+            rows.append(self.check_length(self.tokenizer.encode(text)))
+            pictures += shown
+        return self.assemble(texts, rows, pictures)
 
-    def checked(self, ids: list[int]) -> list[int]:
+    def check_length(self, ids: list[int]) -> list[int]:
+        """The ids themselves; an `InputError` if there are none, or more than the context holds."""
         limit = self.facts.max_position_embeddings
         if len(ids) > limit:
             raise InputError(
@@ -121,32 +129,33 @@ class Preparer:
         return ids
 
     def picture(self, medium: Image | Video | Picture) -> Picture:
-        """What a message shows, ready for the encoder; a `Picture` is that already."""
+        """A message's image or video, ready for the encoder; a `Picture` is returned as it is."""
         if isinstance(medium, Picture):
             return medium
         if isinstance(medium, Video):
-            return self.video_picture(medium)
+            return self.prepare_video(medium)
         image = open_image(medium.source, self.url_rules)
-        wanted = image_grid(image.height, image.width, self.image_rules, self.facts)
-        height, width = choose_grid(self.grids, image.height, image.width, wanted)
+        preferred = image_grid(image.height, image.width, self.image_rules, self.facts)
+        height, width = choose_grid(self.grids, image.height, image.width, preferred)
         patches = image_to_patches(image, (height, width), self.image_rules, self.facts)
         tokens = height * width // self.facts.merge_unit
         text = prompt.image_text(self.image_token, tokens)
         return Picture(patches, (1, height, width), self.image_token, text, is_video=False)
 
-    def video_picture(self, video: Video) -> Picture:
-        clip = open_video(video, self.frame_rules, self.url_rules)
-        wanted = video_grid(len(clip.indices), clip.height, clip.width, self.video_rules, self.facts)
-        grid = choose_grid(self.grids, clip.height, clip.width, wanted)
-        patches = frames_to_patches(clip.frames, grid, self.video_rules, self.facts)
-        seconds = prompt.frame_seconds(clip.indices.tolist(), clip.fps, self.facts.temporal_patch_size)
+    def prepare_video(self, video: Video) -> Picture:
+        sampled = open_video(video, self.frame_rules, self.url_rules)
+        preferred = video_grid(len(sampled.indices), sampled.height, sampled.width, self.video_rules, self.facts)
+        grid = choose_grid(self.grids, sampled.height, sampled.width, preferred)
+        patches = frames_to_patches(sampled.frames, grid, self.video_rules, self.facts)
+        seconds = prompt.frame_seconds(sampled.indices.tolist(), sampled.fps, self.facts.temporal_patch_size)
         start = self.tokenizer.token(self.facts.vision_start_token_id)
         end = self.tokenizer.token(self.facts.vision_end_token_id)
         tokens = grid[0] * grid[1] // self.facts.merge_unit
         text = prompt.video_text((start, self.video_token, end), tokens, seconds)
         return Picture(patches, (len(seconds), *grid), self.video_token, text, is_video=True)
 
-    def arrays(self, texts: Sequence[str], rows: Sequence[Sequence[int]], pictures: Sequence[Picture]) -> Prepared:
+    def assemble(self, texts: Sequence[str], rows: Sequence[Sequence[int]], pictures: Sequence[Picture]) -> Prepared:
+        """A padded batch from the prompts, their token ids, and the pictures in the order of their tokens."""
         length = max(map(len, rows))
         input_ids = np.full((len(rows), length), self.pad_id, np.int64)
         attention_mask = np.zeros((len(rows), length), np.int64)

@@ -1,9 +1,9 @@
 """RGB pictures and frames to the patches a vision encoder reads.
 
-Sizes and pixels equal transformers 5.23: `Qwen2VLImageProcessorPil` for images, the rules of `Qwen3VLVideoProcessor`
-for frames (which resizes with torchvision there and with Pillow here, so pixels of resized frames differ by some 8-bit
-steps, see docs/parity.md). Patches are listed in 2x2 merge blocks: the four patches that become one token are
-neighbours.
+Sizes and pixels equal transformers 5.23: `Qwen2VLImageProcessorPil` for images, `Qwen3VLVideoProcessor` for frames
+(except that it resizes with torchvision, and this module with Pillow, so pixels of resized frames differ by a few 8-bit
+steps, see docs/parity.md). Patches are ordered in 2x2 merge blocks: the four patches that become one token are
+adjacent.
 
 Knows sizes and pixels; nothing about prompts or graphs.
 """
@@ -28,7 +28,7 @@ RESCALE = 1 / 255
 
 @dataclass(frozen=True)
 class PixelRules:
-    """What a preprocessor JSON says: the budget in pixels, and how 8-bit values become floats.
+    """The settings of a preprocessor JSON: the pixel budget, and how 8-bit values become floats.
 
     `min_pixels` and `max_pixels` bound one image, or all frames of a video together. `cap_frame_tokens` is the video
     processor's optional limit of tokens per frame, None if the checkpoint does not set it.
@@ -42,11 +42,11 @@ class PixelRules:
     cap_frame_tokens: int | None
 
 
-def pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
-    """Read `preprocessor_config.json` or `video_preprocessor_config.json`, already parsed; `name` is for errors.
+def read_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
+    """Read a parsed `preprocessor_config.json` or `video_preprocessor_config.json`, called `name` in errors.
 
     Raises:
-        ArtifactError: it lacks a value, or contradicts the graphs.
+        ArtifactError: a missing value, or one that contradicts the graphs.
     """
     try:
         size = config.get("size") or {}
@@ -58,15 +58,17 @@ def pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRule
         raise ArtifactError(f"{name}: cannot read {error}", "Rebuild the artifact") from error
     built = (facts.patch_size, facts.temporal_patch_size, facts.spatial_merge_size)
     if geometry != built:
-        raise ArtifactError(f"{name}: patch, temporal patch, merge are {geometry}, the graphs have {built}", "Rebuild")
+        raise ArtifactError(
+            f"{name}: patch, temporal patch and merge sizes are {geometry}, the graphs have {built}", "Rebuild"
+        )
     if not 0 < low <= high:
-        raise ArtifactError(f"{name}: pixel budget {low} to {high} holds no image", "Correct size.shortest_edge")
+        raise ArtifactError(f"{name}: a pixel budget of {low} to {high} is empty", "Correct size.shortest_edge")
     cap = int(config.get("max_video_tokens") or 768) if config.get("cap_pixels_per_frame") else None
     return PixelRules(int(low), int(high), mean, std, float(config.get("rescale_factor") or RESCALE), cap)
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width, multiples of `factor`, near the given ones and inside the budget of pixels.
+    """Height and width in pixels, multiples of `factor`, close to the given ones and within the pixel budget.
 
     Equal to `smart_resize` of transformers' `image_processing_qwen2_vl`; halves round to even, as Python's `round`.
 
@@ -74,7 +76,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         InputError: one side is over 200 times the other.
     """
     check_aspect(height, width)
-    return fit(height, width, factor, 1, 1, min_pixels, max_pixels)
+    return fit_pixel_budget(height, width, factor, 1, 1, min_pixels, max_pixels)
 
 
 def smart_resize_video(
@@ -94,19 +96,25 @@ def smart_resize_video(
         height, width = int(height * scale), int(width * scale)
     check_aspect(height, width)
     depth = round(frames / temporal_factor) * temporal_factor
-    return fit(height, width, factor, frames, depth, min_pixels, max_pixels)
+    return fit_pixel_budget(height, width, factor, frames, depth, min_pixels, max_pixels)
 
 
 def check_aspect(height: int, width: int) -> None:
     aspect = max(height, width) / min(height, width)
     if aspect > MAX_ASPECT:
-        raise InputError(f"an image of {width}x{height}: one side is {aspect:.0f} times the other", "At most 200 works")
+        raise InputError(
+            f"an image of {width}x{height}: one side is {aspect:.0f} times the other",
+            f"Crop it: at most {MAX_ASPECT} times is possible",
+        )
 
 
-def fit(
+def fit_pixel_budget(
     height: int, width: int, factor: int, frames: int, depth: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Both sides rounded to `factor`; where `depth` such frames leave the budget, `frames` of them scaled into it."""
+    """Both sides rounded to multiples of `factor`, and scaled if `depth` frames of that size are outside the budget.
+
+    The scale is computed for `frames` frames of the original size, as in transformers.
+    """
     rounded = (round(height / factor) * factor, round(width / factor) * factor)
     volume = depth * rounded[0] * rounded[1]
     if volume > max_pixels:
@@ -122,13 +130,13 @@ def fit(
 
 
 def image_grid(height: int, width: int, rules: PixelRules, facts: Facts) -> tuple[int, int]:
-    """(h, w) patches an image of `height` x `width` pixels gets."""
+    """The grid (h, w), in patches, of an image of `height` x `width` pixels."""
     size = smart_resize(height, width, facts.patch_size * facts.spatial_merge_size, rules.min_pixels, rules.max_pixels)
     return size[0] // facts.patch_size, size[1] // facts.patch_size
 
 
 def video_grid(frames: int, height: int, width: int, rules: PixelRules, facts: Facts) -> tuple[int, int]:
-    """(h, w) patches each frame of a video gets."""
+    """The grid (h, w), in patches, of each frame of a video."""
     factor = facts.patch_size * facts.spatial_merge_size
     high = rules.max_pixels
     if rules.cap_frame_tokens is not None and frames:
@@ -139,8 +147,8 @@ def video_grid(frames: int, height: int, width: int, rules: PixelRules, facts: F
 
 
 def image_to_patches(image: PIL.Image.Image, grid: tuple[int, int], rules: PixelRules, facts: Facts) -> Float32:
-    """One RGB image resized to `grid` = (h, w) patches: float32 [h * w, patch_dim], the picture in every time slot."""
-    frame = resized(image, grid, facts)
+    """One RGB image resized to `grid` = (h, w) patches: float32 [h * w, patch_dim]; every time slot has the image."""
+    frame = resize_to_grid(image, grid, facts)
     return to_patches(np.stack([frame] * facts.temporal_patch_size), rules, facts)
 
 
@@ -151,13 +159,13 @@ def frames_to_patches(
 
     An odd number of frames is completed by repeating the last one.
     """
-    stack = [resized(frame, grid, facts) for frame in frames]
+    stack = [resize_to_grid(frame, grid, facts) for frame in frames]
     stack += [stack[-1]] * (-len(stack) % facts.temporal_patch_size)
     return to_patches(np.stack(stack), rules, facts)
 
 
-def resized(image: PIL.Image.Image, grid: tuple[int, int], facts: Facts) -> Bytes:
-    """uint8 [h * 16, w * 16, 3]."""
+def resize_to_grid(image: PIL.Image.Image, grid: tuple[int, int], facts: Facts) -> Bytes:
+    """The image resized to (h, w) patches: uint8 [h * patch_size, w * patch_size, 3]."""
     size = (grid[1] * facts.patch_size, grid[0] * facts.patch_size)
     return np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC))
 
@@ -179,7 +187,7 @@ def to_patches(frames: Bytes, rules: PixelRules, facts: Facts) -> Float32:
 
 
 def value_table(rules: PixelRules) -> Float32:
-    """float32 [c, 256]: what each 8-bit value of each channel becomes, rounded as transformers rounds it."""
+    """float32 [c, 256]: the normalized value of each 8-bit value of each channel, rounded as in transformers."""
     scaled = (np.arange(256, dtype=np.float64) * rules.rescale).astype(np.float32)
     mean, std = np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
     table: Float32 = (scaled[None, :] - mean[:, None]) / std[:, None]

@@ -1,4 +1,4 @@
-"""Messages to the text the model reads: chat template, then one placeholder token for each feature.
+"""Messages to the text the model reads: the chat template, then one placeholder token for each feature.
 
 Renders the checkpoint's Jinja template in a sandbox with the options and helpers of transformers'
 `apply_chat_template`, then expands each `<|image_pad|>` and `<|video_pad|>` as `Qwen3VLProcessor` does.
@@ -19,10 +19,9 @@ import jinja2.ext
 import jinja2.sandbox
 
 from ..errors import ArtifactError, InputError
+from .messages import Message
 
 PLAIN = (str, int, float, bool, type(None))
-
-Message = Mapping[str, Any]
 
 
 def compile_template(source: str) -> jinja2.Template:
@@ -50,7 +49,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML; templates count on one that does not."""
+    """JSON without the HTML escapes of Jinja's own filter, as templates expect."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -69,79 +68,89 @@ def render(
     add_generation_prompt: bool = True,
     **variables: Any,
 ) -> str:
-    """The text of a conversation. `special` are the tokenizer's named tokens, `variables` what else the template reads
-    (such as `tools`).
+    """The text of a conversation.
+
+    Args:
+        special: the tokenizer's named tokens.
+        variables: whatever else the template reads, such as `tools`.
 
     Raises:
-        InputError: the template refuses these messages.
+        InputError: the template rejects these messages.
     """
-    given = {"tools": None, "documents": None, **special, **variables}
+    context = {"tools": None, "documents": None, **special, **variables}
     try:
         return template.render(
-            messages=[plain(message) for message in messages], add_generation_prompt=add_generation_prompt, **given
+            messages=[to_plain(message) for message in messages], add_generation_prompt=add_generation_prompt, **context
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"the chat template refuses these messages: {error}", "Check roles and content") from error
+        raise InputError(f"the chat template rejects these messages: {error}", "Check roles and content") from error
 
 
-def plain(value: Any) -> Any:
-    """The value rebuilt of JSON types, so that a template can call nothing; other objects become their type's name."""
+def to_plain(value: Any) -> Any:
+    """The value rebuilt from JSON types, so that a template can call nothing; other objects become a type name."""
     if type(value) in PLAIN:
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return f"<{type(value).__name__}>"
 
 
 def image_text(token: str, tokens: int) -> str:
-    """What one image placeholder becomes: `tokens` times the token."""
+    """The expansion of one image placeholder: the token, `tokens` times."""
     return token * tokens
 
 
 def video_text(tokens: tuple[str, str, str], frame_tokens: int, seconds: Sequence[float]) -> str:
-    """What one video placeholder becomes: each frame with its time, between start and end.
+    """The expansion of one video placeholder: each frame with its timestamp, between start and end tokens.
 
-    `tokens` are vision start, video and vision end; `seconds` the time of each of the t (merged) frames.
+    Args:
+        tokens: the vision start, video and vision end tokens.
+        frame_tokens: number of video tokens per merged frame.
+        seconds: the timestamp of each merged frame.
     """
     start, token, end = tokens
     return "".join(f"<{second:.1f} seconds>{start}{token * frame_tokens}{end}" for second in seconds)
 
 
 def frame_seconds(indices: Sequence[int], fps: float, temporal: int) -> list[float]:
-    """The time of each merged frame: halfway between the first and the last of its `temporal` frames.
+    """The timestamp in seconds of each merged frame: the mean of its first and last frame's times.
 
-    Frame i of the whole video is shown at i / fps, and `indices` are those the model sees. The last one is repeated to
-    complete the last group (`Qwen3VLProcessor._calculate_timestamps`).
+    As in `Qwen3VLProcessor._calculate_timestamps`: frame i of the whole video is at i / fps, and the last frame is
+    repeated to complete the last group.
+
+    Args:
+        indices: positions in the whole video of the frames the model sees.
+        temporal: frames per merged frame.
     """
-    complete = [*indices, *[*indices[-1:]] * (-len(indices) % temporal)]
-    times = [index / fps for index in complete]
+    padded = [*indices, *[*indices[-1:]] * (-len(indices) % temporal)]
+    times = [index / fps for index in padded]
     return [(times[i] + times[i + temporal - 1]) / 2 for i in range(0, len(times), temporal)]
 
 
-def expand(text: str, tokens: Sequence[str], replacements: Sequence[tuple[str, str]]) -> str:
+def expand_placeholders(text: str, tokens: Sequence[str], replacements: Sequence[tuple[str, str]]) -> str:
     """Replace the placeholders of a rendered prompt, in order.
 
     Args:
         tokens: every placeholder token of the model.
-        replacements: for each picture of the conversation, in order, its placeholder and what it becomes.
+        replacements: for each picture of the conversation, in order, its placeholder and its expansion.
 
     Raises:
-        InputError: the prompt's placeholders are not the pictures' one for one: a message's text holds one, or the
-            template left a picture out.
+        InputError: the prompt's placeholders do not match the pictures: a message's text contains one, or the template
+            left a picture out.
     """
     placeholder = re.compile("|".join(map(re.escape, tokens)))
-    found = placeholder.findall(text)
-    wanted = [token for token, _ in replacements]
-    if found != wanted:
+    actual = placeholder.findall(text)
+    expected = [token for token, _ in replacements]
+    if actual != expected:
         raise InputError(
-            f"the prompt holds {counted(tokens, found)} for {counted(tokens, wanted)} among the messages",
+            f"the prompt has {count_tokens(tokens, actual)} for {count_tokens(tokens, expected)} in the messages",
             "Message texts must not contain these tokens",
         )
     pieces = iter([replacement for _, replacement in replacements])
     return placeholder.sub(lambda _: next(pieces), text)
 
 
-def counted(tokens: Sequence[str], found: Sequence[str]) -> str:
-    return " and ".join(f"{found.count(token)} {token}" for token in tokens)
+def count_tokens(tokens: Sequence[str], placeholders: Sequence[str]) -> str:
+    return " and ".join(f"{placeholders.count(token)} {token}" for token in tokens)

@@ -1,7 +1,7 @@
-"""What an answer is made of: reasoning, tool calls, and the rest.
+"""Parses answers: reasoning, tool calls, and content.
 
-Thinking models reason between `<think>` and `</think>`; their prompt ends with the first of them, so an answer begins
-inside. Calls of tools are JSON between `<tool_call>` and `</tool_call>`, as Qwen's chat templates ask for.
+Thinking models reason between `<think>` and `</think>`; their prompt ends with the opening tag, so an answer begins
+inside. Tool calls are JSON between `<tool_call>` and `</tool_call>`, as Qwen's chat templates specify.
 
 Knows these tags and the JSON between them; nothing about tokens, and calls nothing.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 Kind = Literal["content", "reasoning", "tool_call"]
 
-# Where a text of one kind ends, and what follows.
+# kind -> {tag that ends text of this kind: kind that follows}
 TAGS: dict[Kind, dict[str, Kind]] = {
     "content": {"<think>": "reasoning", "<tool_call>": "tool_call"},
     "reasoning": {"</think>": "content"},
@@ -24,17 +24,17 @@ TAGS: dict[Kind, dict[str, Kind]] = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of an answer; pieces of one stretch between two tags have the same `stretch`."""
+class AnswerPart:
+    """A piece of an answer; all pieces between two tags have the same `section` number."""
 
     kind: Kind
     text: str
-    stretch: int
+    section: int
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call the model asks for. If what it wrote cannot be read, `error` says why and `arguments` is empty."""
+    """A call the model requests. If its text cannot be parsed, `error` says why and `arguments` is empty."""
 
     name: str
     arguments: dict[str, Any]
@@ -44,14 +44,14 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer, taken apart. `content` is what is for the user, without surrounding white space."""
+    """A whole answer, parsed. `content` is the part for the user, without surrounding white space."""
 
     content: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = field(default=())
 
     def to_message(self) -> dict[str, Any]:
-        """The message that continues the conversation, as chat templates read it; unreadable calls stay text."""
+        """The message to append to the conversation, in the chat template's format; broken calls remain text."""
         broken = [f"<tool_call>{call.text}</tool_call>" for call in self.tool_calls if call.error]
         message: dict[str, Any] = {"role": "assistant", "content": "\n".join([*filter(None, [self.content]), *broken])}
         if self.reasoning:
@@ -64,7 +64,7 @@ class Reply:
 
 
 class Splitter:
-    """Takes a text apart as it comes, in pieces of any size. Tags are never given out.
+    """Splits a streamed text, in pieces of any size, into parts. Tags are never returned.
 
     Args:
         thinking: the text begins inside reasoning.
@@ -72,11 +72,11 @@ class Splitter:
 
     def __init__(self, thinking: bool = False) -> None:
         self._kind: Kind = "reasoning" if thinking else "content"
-        self._stretch = 0
+        self._section = 0
         self._held = ""
 
-    def push(self, text: str) -> Iterator[Part]:
-        """The parts that are sure with this text."""
+    def push(self, text: str) -> Iterator[AnswerPart]:
+        """The parts that this text completes."""
         self._held += text
         while True:
             tags = TAGS[self._kind]
@@ -87,50 +87,50 @@ class Splitter:
             yield from self._part(start)
             self._held = self._held[len(tag) :]
             self._kind = tags[tag]
-            self._stretch += 1
-        keep = max(beginning(self._held, tag) for tag in tags)
-        yield from self._part(len(self._held) - keep)
+            self._section += 1
+        undecided = max(overlap(self._held, tag) for tag in tags)
+        yield from self._part(len(self._held) - undecided)
 
-    def finish(self) -> Iterator[Part]:
-        """What was held back because it might have become a tag."""
+    def finish(self) -> Iterator[AnswerPart]:
+        """The text held back because it might have become a tag."""
         yield from self._part(len(self._held))
 
-    def _part(self, length: int) -> Iterator[Part]:
+    def _part(self, length: int) -> Iterator[AnswerPart]:
         text, self._held = self._held[:length], self._held[length:]
         if text:
-            yield Part(self._kind, text, self._stretch)
+            yield AnswerPart(self._kind, text, self._section)
 
 
-def beginning(text: str, whole: str) -> int:
-    """How many of the last characters of `text` are the first of `whole`, all of it excluded."""
+def overlap(text: str, whole: str) -> int:
+    """The length of the longest proper prefix of `whole` that `text` ends with."""
     longest = min(len(text), len(whole) - 1)
     return next((length for length in range(longest, 0, -1) if whole.startswith(text[-length:])), 0)
 
 
 def parse_reply(text: str, thinking: bool = False) -> Reply:
-    """A whole answer taken apart; `thinking` as in `Splitter`. What cannot be read is told in the result."""
+    """A whole answer, parsed; `thinking` as for `Splitter`. Tool calls that cannot be parsed have an `error`."""
     splitter = Splitter(thinking)
-    stretches: dict[int, tuple[Kind, str]] = {}
+    sections: dict[int, tuple[Kind, str]] = {}
     for part in (*splitter.push(text), *splitter.finish()):
-        _, before = stretches.get(part.stretch, (part.kind, ""))
-        stretches[part.stretch] = part.kind, before + part.text
+        _, before = sections.get(part.section, (part.kind, ""))
+        sections[part.section] = part.kind, before + part.text
 
-    def of(kind: Kind) -> list[str]:
-        return [text for found, text in stretches.values() if found == kind]
+    def texts_of(kind: Kind) -> list[str]:
+        return [text for section_kind, text in sections.values() if section_kind == kind]
 
-    calls = tuple(parse_tool_call(text) for text in of("tool_call"))
-    return Reply("".join(of("content")).strip(), "\n".join(of("reasoning")).strip(), calls)
+    calls = tuple(parse_tool_call(text) for text in texts_of("tool_call"))
+    return Reply("".join(texts_of("content")).strip(), "\n".join(texts_of("reasoning")).strip(), calls)
 
 
 def parse_tool_call(text: str) -> ToolCall:
-    """What stands between the tags: `{"name": ..., "arguments": {...}}`."""
+    """Parse the text between the tags: `{"name": ..., "arguments": {...}}`."""
 
     def broken(error: str) -> ToolCall:
         return ToolCall(name if isinstance(name, str) else "", {}, text, error)
 
     name: Any = ""
     try:
-        call = json.loads(text, strict=False)  # line breaks inside strings are common and clear
+        call = json.loads(text, strict=False)  # raw line breaks inside strings are common and unambiguous
         if not isinstance(call, dict):
             return broken("not a JSON object")
         name, arguments = call.get("name"), call.get("arguments", {})

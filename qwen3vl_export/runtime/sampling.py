@@ -1,10 +1,10 @@
-"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p, min-p and two penalties.
+"""Logits to the next token: greedy, or sampled with temperature, top-k, top-p, min-p and two penalties.
 
-The order and meaning of the steps are those of transformers' `RepetitionPenaltyLogitsProcessor`,
+Order and semantics of the steps are those of transformers' `RepetitionPenaltyLogitsProcessor`,
 `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper` and `MinPLogitsWarper`. The presence penalty, which
 transformers does not have, is the OpenAI API's as vLLM computes it: after the repetition penalty, over generated tokens
-alone. Draws come from numpy, so a seed gives the same text on every machine that computes the same logits, though not
-the text torch would draw.
+only. Random numbers come from numpy, so a seed gives the same text on every machine that computes the same logits,
+though not the text that torch would sample.
 
 Knows numbers; nothing about graphs or text.
 """
@@ -25,7 +25,11 @@ MAX_PRESENCE_PENALTY = 2  # the range of the OpenAI API
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose; the defaults are greedy and change nothing. The penalties count for greedy answers too."""
+    """Sampling settings; the default is plain greedy decoding. The penalties apply to greedy decoding too.
+
+    Raises:
+        InputError: a value out of range.
+    """
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -34,7 +38,7 @@ class Sampling:
     min_p: float = 0.0  # draw from tokens at least this fraction as likely as the likeliest
     repetition_penalty: float = 1.0  # divides the logits of tokens in prompt or answer; 1 is none
     presence_penalty: float = 0.0  # subtracted from the logits of tokens in the answer; 0 is none
-    seed: int | None = None  # None is a new one each time
+    seed: int | None = None  # None means a new seed each time
 
     def __post_init__(self) -> None:
         if self.do_sample and not 0 < self.temperature < np.inf:
@@ -57,19 +61,19 @@ GREEDY = Sampling()
 
 
 def from_generation_config(config: Mapping[str, Any]) -> Sampling:
-    """The checkpoint's own settings; what it leaves out is as `GenerationConfig` has it (top_k 50)."""
+    """The settings of a `generation_config.json`; the defaults are those of transformers' `GenerationConfig`."""
     return Sampling(
         do_sample=bool(config.get("do_sample") or False),
-        temperature=float(given(config, "temperature", 1.0)),
-        top_k=int(given(config, "top_k", 50)),
-        top_p=float(given(config, "top_p", 1.0)),
-        min_p=float(given(config, "min_p", 0.0)),
-        repetition_penalty=float(given(config, "repetition_penalty", 1.0)),
-        presence_penalty=float(given(config, "presence_penalty", 0.0)),
+        temperature=float(get_setting(config, "temperature", 1.0)),
+        top_k=int(get_setting(config, "top_k", 50)),
+        top_p=float(get_setting(config, "top_p", 1.0)),
+        min_p=float(get_setting(config, "min_p", 0.0)),
+        repetition_penalty=float(get_setting(config, "repetition_penalty", 1.0)),
+        presence_penalty=float(get_setting(config, "presence_penalty", 0.0)),
     )
 
 
-def given(config: Mapping[str, Any], name: str, default: float) -> float:
+def get_setting(config: Mapping[str, Any], name: str, default: float) -> float:
     value: float | None = config.get(name)
     return default if value is None else value
 
@@ -84,7 +88,7 @@ def override(
     presence_penalty: float | None = None,
     seed: int | None = None,
 ) -> Sampling:
-    """`base` with what the caller gave. A temperature decides whether to sample at all: 0 is greedy."""
+    """`base` with the settings that are not None. A temperature also switches sampling: 0 is greedy."""
     changes: dict[str, Any] = {
         "top_k": top_k,
         "top_p": top_p,
@@ -99,8 +103,7 @@ def override(
 
 
 class Chooser:
-    """Chooses one token for each row of a batch. Every row has a generator of its own, so that rows do not affect
-    one another."""
+    """Chooses one token for each row of a batch. Every row has its own random generator, so rows are independent."""
 
     def __init__(self, sampling: Sampling, rows: int) -> None:
         self.sampling = sampling
@@ -112,87 +115,89 @@ class Chooser:
 
         Args:
             logits: [B, V] of the last token of each row.
-            seen: for each row the ids so far, prompt included and padding not, which the repetition penalty lowers.
-            step: how many of them were generated; those the presence penalty lowers.
+            seen: for each row the int64 ids so far, prompt included, padding excluded: for the repetition penalty.
+            step: how many of them were generated: for the presence penalty.
 
         Raises:
             ArtifactError: logits that are NaN or infinite.
         """
-        highest = logits.max(axis=-1)  # NaN if any is
+        highest = logits.max(axis=-1)  # NaN if any logit is
         if not np.isfinite(highest).all():
             kind = "NaN" if np.isnan(highest).any() else "infinite"
             raise ArtifactError(
                 f"the decoder's logits are not numbers ({kind}) at step {step}", "Use an artifact of higher precision"
             )
         chosen = [
-            choose(row, ids, self.sampling, generator, step)
+            choose_token(row, ids, self.sampling, generator, step)
             for row, ids, generator in zip(logits, seen, self._generators, strict=True)
         ]
         return np.array(chosen, np.int64)
 
 
-def choose(logits: Floats, seen: Ints, sampling: Sampling, generator: np.random.Generator, generated: int = 0) -> int:
-    """One token id from the logits [V] of one row, whose last `generated` ids of `seen` are its answer so far."""
-    scores = penalized(logits, seen, sampling.repetition_penalty)
-    scores = less_present(scores, seen[len(seen) - generated :], sampling.presence_penalty)
+def choose_token(
+    logits: Floats, seen: Ints, sampling: Sampling, generator: np.random.Generator, generated: int = 0
+) -> int:
+    """One token id from the logits [V] of one row; the last `generated` ids of `seen` are its answer so far."""
+    scores = penalize_repetition(logits, seen, sampling.repetition_penalty)
+    scores = penalize_presence(scores, seen[len(seen) - generated :], sampling.presence_penalty)
     if not sampling.do_sample:
         return int(scores.argmax())
-    ids, scores = warped(scores, sampling)
-    chances = np.cumsum(probabilities(scores), dtype=np.float64)
-    return int(ids[np.searchsorted(chances / chances[-1], generator.random(), side="right")])
+    ids, scores = warp(scores, sampling)
+    cumulative = np.cumsum(softmax(scores), dtype=np.float64)
+    return int(ids[np.searchsorted(cumulative / cumulative[-1], generator.random(), side="right")])
 
 
-def penalized(logits: Floats, seen: Ints, penalty: float) -> Floats:
-    """Tokens already seen made less likely: positive logits divided by the penalty, negative ones multiplied."""
+def penalize_repetition(logits: Floats, seen: Ints, penalty: float) -> Floats:
+    """Logits [V] with those of the ids in `seen` lowered: positive ones divided by the penalty, negative multiplied."""
     if penalty == 1:
         return logits
     scores = logits.astype(np.float32)
-    old = scores[seen]
-    scores[seen] = np.where(old < 0, old * penalty, old / penalty)
+    values = scores[seen]
+    scores[seen] = np.where(values < 0, values * penalty, values / penalty)
     return scores
 
 
-def less_present(logits: Floats, answer: Ints, penalty: float) -> Floats:
-    """Tokens of the answer so far lowered by the penalty, once however often they occur."""
+def penalize_presence(logits: Floats, answer: Ints, penalty: float) -> Floats:
+    """Logits [V] minus the penalty for ids in `answer`, once however often they occur."""
     if penalty == 0 or not len(answer):
         return logits
     scores = logits.astype(np.float32)
-    scores[answer] -= np.float32(penalty)  # an id that occurs twice is written twice, not lowered twice
+    scores[answer] -= np.float32(penalty)  # fancy indexing: an id that occurs twice is lowered once
     return scores
 
 
-def warped(scores: Floats, sampling: Sampling) -> tuple[Ints, Floats]:
-    """The tokens that temperature, top-k, top-p and min-p leave of scores [V]: their ids, ascending, and scores.
+def warp(scores: Floats, sampling: Sampling) -> tuple[Ints, Floats]:
+    """Apply temperature, top-k, top-p and min-p to scores [V]: the ids of the remaining tokens, ascending, and scores.
 
-    Of 151,936 tokens few are left after the first step, so the later ones and the draw take next to no time.
+    Few of 151,936 tokens remain after top-k, so the later steps and the draw take almost no time.
     """
     scores = scores.astype(np.float32) / np.float32(sampling.temperature)
     ids = np.arange(len(scores))
     if 0 < sampling.top_k < len(scores):
         ids = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
     if sampling.top_p < 1:
-        ids = ids[nucleus(probabilities(scores[ids]), sampling.top_p)]
+        ids = ids[select_nucleus(softmax(scores[ids]), sampling.top_p)]
     if sampling.min_p > 0:
-        chances = probabilities(scores[ids])
-        ids = ids[chances >= np.float32(sampling.min_p) * chances.max()]
+        probabilities = softmax(scores[ids])
+        ids = ids[probabilities >= np.float32(sampling.min_p) * probabilities.max()]
     return ids, scores[ids]
 
 
-def nucleus(chances: Floats, top_p: float) -> Bools:
-    """Which of [N] tokens are the likeliest that together reach `top_p`; always one.
+def select_nucleus(probabilities: Floats, top_p: float) -> Bools:
+    """A mask [N] of the likeliest tokens whose probabilities add up to `top_p`; at least one is selected.
 
-    All that have less than a N-th of what may be left out are left out: only the others need sorting.
+    Tokens below (1 - top_p) / N can all be dropped without exceeding 1 - top_p, so only the others are sorted.
     """
-    kept = chances >= (1 - top_p) / len(chances)
-    order = np.flatnonzero(kept)
-    order = order[np.argsort(chances[order], kind="stable")]  # least likely first
-    below = chances[~kept].sum() + np.cumsum(chances[order]) <= 1 - top_p
-    below[-1] = False
-    kept[order[below]] = False
-    return kept
+    selected = probabilities >= (1 - top_p) / len(probabilities)
+    order = np.flatnonzero(selected)
+    order = order[np.argsort(probabilities[order], kind="stable")]  # least likely first
+    dropped = probabilities[~selected].sum() + np.cumsum(probabilities[order]) <= 1 - top_p
+    dropped[-1] = False
+    selected[order[dropped]] = False
+    return selected
 
 
-def probabilities(scores: Floats) -> Floats:
+def softmax(scores: Floats) -> Floats:
     """Softmax of [V]."""
     exponentials = np.exp(scores - scores.max())
     result: Floats = exponentials / exponentials.sum()

@@ -1,4 +1,4 @@
-"""Text to token ids and back, as the checkpoint's `tokenizer.json` says; equal to transformers' `AutoTokenizer`.
+"""Text to token ids and back with the checkpoint's `tokenizer.json`; equal to transformers' `AutoTokenizer`.
 
 Knows tokens; nothing about chat templates or images.
 """
@@ -14,14 +14,15 @@ import tokenizers
 
 from ..errors import ArtifactError
 
-INCOMPLETE = "\ufffd"  # what bytes that are not yet a whole character decode to
+INCOMPLETE = "\ufffd"  # the decoding of bytes that are not yet a whole character
 
 
 class Tokenizer:
-    """A tokenizer read from the artifact directory `root`.
+    """The tokenizer of the artifact directory `root`.
 
-    `special` holds the named tokens of `tokenizer_config.json`, such as `eos_token` and `pad_token`; `config` is that
-    whole file.
+    Attributes:
+        config: `tokenizer_config.json`, parsed.
+        special: the named tokens of `config`, such as `eos_token` and `pad_token`.
 
     Raises:
         ArtifactError: a file is missing or cannot be read.
@@ -65,17 +66,17 @@ class Tokenizer:
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The `*_token` entries of `tokenizer_config.json`, each a string there or an object with `content`."""
+    """The `*_token` entries of `tokenizer_config.json`: each is a string there, or an object with `content`."""
     named = {name: value for name, value in config.items() if name.endswith("_token")}
     texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 class StreamDecoder:
-    """Turns tokens into text as they come, never in the middle of a character.
+    """Decodes a stream of tokens, never splitting a character.
 
-    A character may take several tokens. While what is pending ends in an incomplete one, nothing is given out. The
-    pieces together equal the decoding of all tokens at once. Special tokens leave no text.
+    A character may take several tokens. While the pending tokens end in an incomplete one, no text is returned. The
+    pieces together equal the decoding of all tokens at once. Special tokens give no text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -83,7 +84,7 @@ class StreamDecoder:
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that is complete with this token; maybe none."""
+        """The text that this token completes; possibly empty."""
         self._pending.append(token_id)
         text = self._tokenizer.decode(self._pending)
         if text.endswith(INCOMPLETE):
@@ -92,7 +93,7 @@ class StreamDecoder:
         return text
 
     def finish(self) -> str:
-        """What is left when no more tokens come; broken characters appear as U+FFFD."""
+        """The pending text when no more tokens follow; incomplete characters become U+FFFD."""
         text = self._tokenizer.decode(self._pending)
         self._pending.clear()
         return text

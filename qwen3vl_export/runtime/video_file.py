@@ -1,9 +1,9 @@
-"""Frames out of video files, with PyAV (the `video` extra): counted first, decoded when they are asked for.
+"""Frames of video files, with PyAV (the `video` extra): counted first, decoded lazily.
 
-Numbers and pixels are those of transformers' `video_utils.read_video_pyav`: the first video stream, its frames in
-order of presentation, its average rate, and PyAV's conversion to RGB. One departure: frames are turned upright as the
-file says, as torchcodec turns them, which transformers prefers where it is installed. The count comes from the packets,
-so that a file that was cut short is told from a whole one before anything is decoded.
+Frame counts and pixels are those of transformers' `video_utils.read_video_pyav`: the first video stream, its frames in
+presentation order, its average rate, and PyAV's conversion to RGB. One departure: the file's rotation is applied, as
+torchcodec does, which transformers prefers where it is installed. Frames are counted from packets, so that a truncated
+file is detected before anything is decoded.
 
 Knows containers and codecs; nothing about which frames a model wants.
 """
@@ -22,69 +22,72 @@ import PIL.Image
 
 from ..errors import InputError
 from .arrays import Ints
-from .frames import Clip, Frames
+from .frames import Frames, SampledVideo
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Formats that hold one video. FFmpeg also reads playlists, which name other files and addresses: not here.
+# Formats that contain one video. Playlists, which FFmpeg also reads, are excluded: they name other files and addresses.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,av1,ivf,m4v"
 MICROSECONDS = 1e6  # the unit of a container's times
-SLACK_FRAMES = 2  # how much earlier than announced the last packet may end
+SLACK_FRAMES = 2  # how many frames earlier than announced the last packet may end
 
 
 @dataclass(frozen=True)
-class Counted:
-    """A whole file's frames: how many, and how many a second."""
+class FrameCount:
+    """The number of frames of a whole file, and their rate per second."""
 
     total: int
     fps: float
 
 
-def open_file(source: Path | bytes, name: str, choose: Callable[[int, float], Ints]) -> Clip:
-    """A video file, which errors call `name`; `choose` picks from its number of frames and its rate.
+def open_file(source: Path | bytes, name: str, choose: Callable[[int, float], Ints]) -> SampledVideo:
+    """A video file, called `name` in errors.
+
+    Args:
+        choose: returns the positions of the frames to decode, ascending, from the number of frames and their rate.
 
     Raises:
         InputError: as `video.open_video`.
     """
-    counted = count(source, name)
-    first = next(decoded(source, name, [0]))
+    counted = count_frames(source, name)
+    first = next(decode_frames(source, name, [0]))
     indices = choose(counted.total, counted.fps)
-    return Clip(first.height, first.width, counted.fps, indices, decoded(source, name, indices.tolist()))
+    return SampledVideo(first.height, first.width, counted.fps, indices, decode_frames(source, name, indices.tolist()))
 
 
-def count(source: Path | bytes, name: str) -> Counted:
-    """Read every packet's header, and none of the pictures."""
-    with opened(source, name) as (container, stream):
+def count_frames(source: Path | bytes, name: str) -> FrameCount:
+    """Count frames from packet headers, without decoding."""
+    with open_container(source, name) as (container, stream):
         announced, rate = stream.frames, stream.average_rate
         packets, shown, end = 0, 0, 0.0
         start = (container.start_time or 0) / MICROSECONDS
         for packet in container.demux():
             if packet.is_corrupt:
-                raise truncated(name, f"its data ends in frame {packets}")
+                raise truncation_error(name, f"its data ends in frame {packets}")
             if packet.pts is not None and packet.time_base is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream is stream and packet.size:
                 packets += 1
                 shown += not packet.is_discard
         if packets < announced:
-            raise truncated(name, f"it has {packets} of {announced} frames")
+            raise truncation_error(name, f"it has {packets} of {announced} frames")
         if not shown:
             raise InputError(f"{name}: a video of 0 frames", "Pass a video with pictures")
         if not rate:
-            raise InputError(f"{name}: its frame rate cannot be told", "Convert it: ffmpeg -i IN out.mp4")
+            raise InputError(f"{name}: unknown frame rate", "Convert it: ffmpeg -i IN out.mp4")
         missing = (container.duration or 0) / MICROSECONDS - (end - start)
         if not announced and missing > SLACK_FRAMES / rate:
-            raise truncated(name, f"its data ends {missing:.1f} seconds early")
-        return Counted(shown, float(rate))
+            raise truncation_error(name, f"its data ends {missing:.1f} seconds early")
+        return FrameCount(shown, float(rate))
 
 
-def decoded(source: Path | bytes, name: str, indices: Sequence[int]) -> Frames:
-    """The frames at these positions, ascending, turned upright."""
-    wanted = iter(indices)
-    index = next(wanted, None)
-    with opened(source, name) as (container, stream):
+def decode_frames(source: Path | bytes, name: str, indices: Sequence[int]) -> Frames:
+    """The frames at these positions, ascending, with the file's rotation applied."""
+    remaining = iter(indices)
+    index = next(remaining, None)
+    with open_container(source, name) as (container, stream):
         stream.thread_type = "AUTO"
         for position, frame in enumerate(container.decode(stream)):
             if index is None:
@@ -92,14 +95,14 @@ def decoded(source: Path | bytes, name: str, indices: Sequence[int]) -> Frames:
             if position == index:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # counterclockwise
                 yield PIL.Image.fromarray(np.ascontiguousarray(upright))
-                index = next(wanted, None)
+                index = next(remaining, None)
     if index is not None:
-        raise truncated(name, f"frame {index} cannot be decoded")
+        raise truncation_error(name, f"frame {index} cannot be decoded")
 
 
 @contextmanager
-def opened(source: Path | bytes, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its first video stream; what FFmpeg cannot do, here or while reading, becomes one line."""
+def open_container(source: Path | bytes, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its first video stream; failures of FFmpeg, also inside the block, become an `InputError`."""
     try:
         import av
     except ModuleNotFoundError as error:
@@ -107,7 +110,7 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[InputContainer, Vi
             f"{name}: video files need PyAV", "Install it: pip install 'qwen3vl-export[video]', or pass a frame folder"
         ) from error
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "pipe"}
-    with file_of(source, name) as file:
+    with open_source(source, name) as file:
         try:
             with av.open(file, mode="r", options=options) as container:
                 if not container.streams.video:
@@ -118,13 +121,13 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[InputContainer, Vi
                         f"{name}: no decoder for its codec, or truncated", "Convert it: ffmpeg -i IN out.mp4"
                     )
                 yield container, stream
-        except (av.FFmpegError, OSError) as error:  # OSError: FFmpeg seeks to nowhere in a damaged file
+        except (av.FFmpegError, OSError) as error:  # OSError: an invalid seek in a damaged file
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise InputError(f"{name}: not a video, damaged or truncated ({reason})", "Pass an intact file") from error
 
 
-def file_of(source: Path | bytes, name: str) -> BinaryIO:
-    """Opened here rather than by FFmpeg, which takes names such as `concat:` or `http:` for more than a file."""
+def open_source(source: Path | bytes, name: str) -> BinaryIO:
+    """Open the source in Python: FFmpeg would interpret names such as `concat:` or `http:` as protocols."""
     try:
         file: BinaryIO = BytesIO(source) if isinstance(source, bytes) else source.open("rb")
     except FileNotFoundError as error:
@@ -134,5 +137,5 @@ def file_of(source: Path | bytes, name: str) -> BinaryIO:
     return file
 
 
-def truncated(name: str, what: str) -> InputError:
-    return InputError(f"{name}: truncated or damaged video, {what}", "Copy or download it again")
+def truncation_error(name: str, detail: str) -> InputError:
+    return InputError(f"{name}: truncated or damaged video, {detail}", "Copy or download it again")

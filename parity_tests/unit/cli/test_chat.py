@@ -25,7 +25,7 @@ from qwen3vl_export.chat.screen import figures, print_parts
 from qwen3vl_export.console import visible
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
-from qwen3vl_export.runtime.reply import Part
+from qwen3vl_export.runtime.reply import AnswerPart
 
 from ...fixtures.interrupts import children_interruptible
 from ...fixtures.paths import ROOT
@@ -246,22 +246,22 @@ def test_the_clipboard(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # How an answer looks.
 
 
-def printed(*parts: Part) -> str:
+def printed(*parts: AnswerPart) -> str:
     screen = Console(record=True, force_terminal=True, color_system="truecolor", width=80, file=io.StringIO())
     print_parts(iter(parts), screen, lambda: None)
     return screen.export_text(styles=True)
 
 
 def test_reasoning_is_dimmed_and_stands_apart() -> None:
-    thought = [Part("reasoning", "\nh", 0), Part("reasoning", "m\n", 0)]
-    said = [Part("content", "\n\n", 1), Part("content", "a ", 1), Part("content", "cat\n", 1)]
-    called = Part("tool_call", "\n{}\n", 2)
+    thought = [AnswerPart("reasoning", "\nh", 0), AnswerPart("reasoning", "m\n", 0)]
+    said = [AnswerPart("content", "\n\n", 1), AnswerPart("content", "a ", 1), AnswerPart("content", "cat\n", 1)]
+    called = AnswerPart("tool_call", "\n{}\n", 2)
     assert printed(*thought, *said, called) == "\x1b[2mh\x1b[0m\x1b[2mm\x1b[0m\na cat\n\x1b[36m{}\x1b[0m"
 
 
 def test_an_answer_does_not_steer_the_terminal() -> None:
     assert visible("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a[2Jb\n\tc1m"
-    assert printed(Part("content", "[red]:cat:[/red]\x1b]0;x\x07", 0)) == "[red]:cat:[/red]]0;x"
+    assert printed(AnswerPart("content", "[red]:cat:[/red]\x1b]0;x\x07", 0)) == "[red]:cat:[/red]]0;x"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_export.errors import InputError
-from qwen3vl_export.runtime.answer import Answer, Limits, StopStrings, read_rows
+from qwen3vl_export.runtime.answer import Answer, Limits, StopStrings, read_texts
 from qwen3vl_export.runtime.generate import Step
-from qwen3vl_export.runtime.reply import beginning
+from qwen3vl_export.runtime.reply import overlap
 from qwen3vl_export.runtime.tokenizer import Tokenizer
 
 from ...fixtures.paths import TINY
@@ -53,26 +53,26 @@ def cut(text: str, stops: list[str]) -> str:
 def test_stop_strings_in_any_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
     stream = StopStrings(stops)
     shown, rest = "", text
-    while rest and not stream.found:
+    while rest and not stream.matched:
         length = data.draw(st.integers(1, len(rest)))
         shown += stream.push(rest[:length])
         rest = rest[length:]
         assert cut(text, stops).startswith(shown)  # nothing is shown that must not be
     assert shown + stream.finish() == cut(text, stops)
-    assert stream.found == any(stop in text for stop in stops)
+    assert stream.matched == any(stop in text for stop in stops)
 
 
 @given(FEW, STOPS)
 def test_no_more_is_held_back_than_needed(text: str, stops: list[str]) -> None:
     stream = StopStrings(stops)
     shown = "".join(stream.push(letter) for letter in text)
-    if not stream.found:
-        assert len(text) - len(shown) == max((beginning(text, stop) for stop in stops), default=0)
+    if not stream.matched:
+        assert len(text) - len(shown) == max((overlap(text, stop) for stop in stops), default=0)
 
 
 @pytest.mark.parametrize(("text", "stop", "length"), [("xab", "abc", 2), ("abc", "abc", 0), ("aab", "aabaa", 3)])
 def test_beginning(text: str, stop: str, length: int) -> None:
-    assert beginning(text, stop) == length
+    assert overlap(text, stop) == length
 
 
 def test_a_stop_string_split_over_tokens_never_shows() -> None:
@@ -108,7 +108,7 @@ def test_time_ends_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Answer(steps_of(text), TOKENIZER, STOP_IDS, Limits(max_time=6), started=100)
     assert text.startswith(slow.read()) and (slow.finish_reason, slow.tokens) == ("time", 3)
     assert (slow.first_token_seconds, slow.tokens_per_second) == (1, 0.5)
-    rows = read_rows(steps_of(text, "two"), 2, TOKENIZER, STOP_IDS, Limits(max_time=2), started=clock.perf_counter())
+    rows = read_texts(steps_of(text, "two"), 2, TOKENIZER, STOP_IDS, Limits(max_time=2), started=clock.perf_counter())
     assert rows == [TOKENIZER.decode(TOKENIZER.encode(part)[:2]) for part in (text, "two")]
 
 
@@ -124,13 +124,13 @@ def test_steps_are_closed_as_soon_as_the_answer_is_complete() -> None:
 
     piece = Answer(endless(), TOKENIZER, STOP_IDS, Limits(stop=(".",)), time.perf_counter())
     assert piece.read() == "a cat" and closed == [True]
-    assert read_rows(endless(), 1, TOKENIZER, STOP_IDS, Limits(stop=(".",)), time.perf_counter()) == ["a cat"]
+    assert read_texts(endless(), 1, TOKENIZER, STOP_IDS, Limits(stop=(".",)), time.perf_counter()) == ["a cat"]
     assert closed == [True, True]
 
 
 def test_rows_end_alone() -> None:
     texts = ["a cat", "two. three", "four and five"]
-    rows = read_rows(steps_of(*texts), 3, TOKENIZER, STOP_IDS, Limits(stop=(".",)), time.perf_counter())
+    rows = read_texts(steps_of(*texts), 3, TOKENIZER, STOP_IDS, Limits(stop=(".",)), time.perf_counter())
     assert rows == ["a cat", "two", "four and five"]
 
 

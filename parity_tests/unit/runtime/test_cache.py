@@ -12,7 +12,7 @@ import pytest
 from qwen3vl_export.artifact import Artifact, open_artifact
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import GREEDY, Prepared, Qwen3VL
-from qwen3vl_export.runtime.cache import BLOCK, JoinedCache, SharedCache, blocks
+from qwen3vl_export.runtime.cache import BLOCK, JoinedCache, SharedCache, round_up_capacity
 from qwen3vl_export.runtime.decoder import decode, embed, no_features
 from qwen3vl_export.runtime.generate import prefill
 from qwen3vl_export.runtime.messages import as_messages
@@ -88,7 +88,7 @@ def test_forgetting_the_last_tokens_is_never_having_read_them(model: Qwen3VL) ->
 
 def test_nothing_moves_while_there_is_room(shared: Qwen3VL) -> None:
     embeds, mask, positions = text_rows(shared, 24)
-    cache = SharedCache(shared.sessions, 1, 24)
+    cache = SharedCache.allocate(shared.sessions, 1, 24)
     addresses = [buffer.ctypes.data for buffer in cache.buffers]
     for token in range(24):
         here = slice(token, token + 1)
@@ -103,7 +103,7 @@ def test_nothing_moves_while_there_is_room(shared: Qwen3VL) -> None:
 def test_growing_keeps_everything_and_is_seldom(shared: Qwen3VL) -> None:
     tokens = 3 * BLOCK + 10
     embeds, mask, positions = text_rows(shared, tokens)
-    cache = SharedCache(shared.sessions, 1, 1)
+    cache = SharedCache.allocate(shared.sessions, 1, 1)
     capacities = []
     for start in range(0, tokens, 57):
         here = slice(start, min(start + 57, tokens))
@@ -119,7 +119,7 @@ def test_growing_keeps_everything_and_is_seldom(shared: Qwen3VL) -> None:
     ("length", "limit", "capacity"), [(1, 4096, 256), (257, 4096, 512), (4000, 4090, 4090), (0, 9, 1)]
 )
 def test_capacities(length: int, limit: int, capacity: int) -> None:
-    assert blocks(length, limit) == capacity
+    assert round_up_capacity(length, limit) == capacity
 
 
 def test_a_mask_of_another_length_is_refused(model: Qwen3VL) -> None:

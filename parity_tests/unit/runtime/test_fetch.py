@@ -17,7 +17,7 @@ import trustme
 
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import fetch as fetching
-from qwen3vl_export.runtime.fetch import UrlRules, fetch, is_public, shown
+from qwen3vl_export.runtime.fetch import UrlRules, fetch, is_public, redact
 from qwen3vl_export.runtime.images import open_image
 
 from ...fixtures.image_files import EPS
@@ -306,4 +306,4 @@ def test_only_the_public_addresses_of_a_name_are_tried(
 
 
 def test_errors_do_not_show_keys() -> None:
-    assert shown("https://me:secret@example.org/cat.png?key=secret#x") == "https://example.org/cat.png"
+    assert redact("https://me:secret@example.org/cat.png?key=secret#x") == "https://example.org/cat.png"

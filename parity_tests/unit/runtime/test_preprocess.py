@@ -17,7 +17,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import preprocess
-from qwen3vl_export.runtime.preprocess import PixelRules, pixel_rules, smart_resize, smart_resize_video
+from qwen3vl_export.runtime.preprocess import PixelRules, read_pixel_rules, smart_resize, smart_resize_video
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import tiny_facts
@@ -129,13 +129,16 @@ CONFIG: dict[str, Any] = {
 
 
 def test_rules_of_a_config() -> None:
-    assert pixel_rules(CONFIG, FACTS, "p.json") == RULES
+    assert read_pixel_rules(CONFIG, FACTS, "p.json") == RULES
     older = CONFIG | {"min_pixels": 1024, "max_pixels": 2048}
-    assert (pixel_rules(older, FACTS, "p.json").min_pixels, pixel_rules(older, FACTS, "p.json").max_pixels) == (
+    assert (
+        read_pixel_rules(older, FACTS, "p.json").min_pixels,
+        read_pixel_rules(older, FACTS, "p.json").max_pixels,
+    ) == (
         1024,
         2048,
     )
-    assert pixel_rules(CONFIG | {"cap_pixels_per_frame": True}, FACTS, "p.json").cap_frame_tokens == 768
+    assert read_pixel_rules(CONFIG | {"cap_pixels_per_frame": True}, FACTS, "p.json").cap_frame_tokens == 768
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,7 @@ def test_rules_of_a_config() -> None:
 )
 def test_a_config_that_cannot_be_used(change: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError, match=r"^p\.json: "):
-        pixel_rules(CONFIG | change, FACTS, "p.json")
+        read_pixel_rules(CONFIG | change, FACTS, "p.json")
 
 
 @pytest.mark.parametrize("frames", [2, 9, 64])

@@ -111,8 +111,8 @@ def test_video_text_equals_the_processor(count: int, fps: float) -> None:
 def test_expansion_is_in_order() -> None:
     text = "a<|image_pad|>b<|video_pad|>c<|image_pad|>"
     pictures = [(TOKENS[0], "<|image_pad|>" * 2), (TOKENS[1], "V"), (TOKENS[0], "I")]
-    assert prompt.expand(text, TOKENS, pictures) == "a<|image_pad|><|image_pad|>bVcI"
-    assert prompt.expand("no pictures", TOKENS, []) == "no pictures"
+    assert prompt.expand_placeholders(text, TOKENS, pictures) == "a<|image_pad|><|image_pad|>bVcI"
+    assert prompt.expand_placeholders("no pictures", TOKENS, []) == "no pictures"
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_expansion_is_in_order() -> None:
 )
 def test_placeholders_that_are_not_the_pictures(text: str, pictures: list[tuple[str, str]]) -> None:
     with pytest.raises(InputError, match="Message texts must not contain these tokens"):
-        prompt.expand(text, TOKENS, pictures)
+        prompt.expand_placeholders(text, TOKENS, pictures)
 
 
 def test_a_placeholder_in_a_question_is_refused() -> None:
     preparer = Preparer(artifact_without_graphs())
-    with pytest.raises(InputError, match=r"holds 2 <\|image_pad\|> and 0 <\|video_pad\|> for 1 <\|image_pad\|>"):
+    with pytest.raises(InputError, match=r"has 2 <\|image_pad\|> and 0 <\|video_pad\|> for 1 <\|image_pad\|>"):
         preparer([as_messages([Image(CAT), "What does <|image_pad|> mean?"])])
-    with pytest.raises(InputError, match=r"holds 1 <\|image_pad\|>"):
+    with pytest.raises(InputError, match=r"has 1 <\|image_pad\|>"):
         preparer([as_messages("What does <|image_pad|> mean?")])
 
 

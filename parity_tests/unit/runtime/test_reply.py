@@ -92,7 +92,7 @@ def test_pieces_of_any_size_are_the_same_parts(words: list[str], thinking: bool,
     def parts(pieces: list[str]) -> dict[tuple[str, int], str]:
         splitter, found = Splitter(thinking), dict[tuple[str, int], str]()
         for part in [part for piece in pieces for part in splitter.push(piece)] + list(splitter.finish()):
-            found[part.kind, part.stretch] = found.get((part.kind, part.stretch), "") + part.text
+            found[part.kind, part.section] = found.get((part.kind, part.section), "") + part.text
         return found
 
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))

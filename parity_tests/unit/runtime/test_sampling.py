@@ -20,13 +20,13 @@ from qwen3vl_export.runtime.sampling import (
     GREEDY,
     Chooser,
     Sampling,
-    choose,
+    choose_token,
     from_generation_config,
-    less_present,
     override,
-    penalized,
-    probabilities,
-    warped,
+    penalize_presence,
+    penalize_repetition,
+    softmax,
+    warp,
 )
 
 RNG = np.random.default_rng(2)
@@ -50,7 +50,7 @@ def test_scores_equal_transformers(temperature: float, top_k: int, top_p: float,
         expected = step(ids, expected)
     for row, seen, wanted in zip(LOGITS, SEEN, expected.numpy(), strict=True):
         before = row.copy()
-        left, scores = warped(penalized(row, seen, penalty), sampling)
+        left, scores = warp(penalize_repetition(row, seen, penalty), sampling)
         np.testing.assert_array_equal(left, np.flatnonzero(wanted > -np.inf))
         np.testing.assert_allclose(scores, wanted[left], rtol=1e-6)
         np.testing.assert_array_equal(row, before)  # the caller's logits are left alone
@@ -61,9 +61,9 @@ def test_the_presence_penalty_is_that_of_vllm() -> None:
     for row, answer in zip(LOGITS, SEEN[:, :12], strict=True):
         mask = np.isin(np.arange(len(row)), answer)
         before = row.copy()
-        np.testing.assert_array_equal(less_present(row, answer, 1.5), row - np.float32(1.5) * mask)
+        np.testing.assert_array_equal(penalize_presence(row, answer, 1.5), row - np.float32(1.5) * mask)
         np.testing.assert_array_equal(row, before)
-        assert less_present(row, answer, 0) is row and less_present(row, answer[:0], 1.5) is row
+        assert penalize_presence(row, answer, 0) is row and penalize_presence(row, answer[:0], 1.5) is row
 
 
 def test_the_presence_penalty_counts_what_was_generated() -> None:
@@ -77,7 +77,7 @@ def test_the_presence_penalty_counts_what_was_generated() -> None:
 
 def test_greedy_is_the_largest() -> None:
     generator = np.random.default_rng(0)
-    assert [choose(row, SEEN[0], GREEDY, generator) for row in LOGITS] == LOGITS.argmax(axis=1).tolist()
+    assert [choose_token(row, SEEN[0], GREEDY, generator) for row in LOGITS] == LOGITS.argmax(axis=1).tolist()
 
 
 def test_a_seed_repeats_and_rows_are_independent() -> None:
@@ -99,21 +99,21 @@ def test_frequencies_follow_the_probabilities() -> None:
     logits = np.array([0.0, 1.0, 2.0, -50.0], np.float32)
     generator = np.random.default_rng(1)
     sampling = Sampling(True)
-    draws = [choose(logits, SEEN[0], sampling, generator) for _ in range(6000)]
-    np.testing.assert_allclose(np.bincount(draws, minlength=4) / 6000, probabilities(logits), atol=0.02)
+    draws = [choose_token(logits, SEEN[0], sampling, generator) for _ in range(6000)]
+    np.testing.assert_allclose(np.bincount(draws, minlength=4) / 6000, softmax(logits), atol=0.02)
 
 
 def test_tokens_that_dropped_out_are_never_drawn() -> None:
     generator = np.random.default_rng(1)
     sampling = Sampling(True, temperature=5.0, top_k=3)
     best = set(np.argsort(LOGITS[0])[-3:].tolist())
-    assert {choose(LOGITS[0], SEEN[0], sampling, generator) for _ in range(500)} == best
+    assert {choose_token(LOGITS[0], SEEN[0], sampling, generator) for _ in range(500)} == best
 
 
 def test_half_precision_logits() -> None:
     generator = np.random.default_rng(1)
     half = LOGITS[0].astype(np.float16)
-    assert 0 <= choose(half, SEEN[0], Sampling(True, 0.7, 20, 0.8, 0.05, 1.1, 1.5), generator, 3) < 500
+    assert 0 <= choose_token(half, SEEN[0], Sampling(True, 0.7, 20, 0.8, 0.05, 1.1, 1.5), generator, 3) < 500
 
 
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite")])

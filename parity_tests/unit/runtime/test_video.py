@@ -23,10 +23,10 @@ from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import Qwen3VL, Video
-from qwen3vl_export.runtime.frames import FrameRules, frame_rules, sample_frames
+from qwen3vl_export.runtime.frames import FrameRules, read_frame_rules, sample_frames
 from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.prepare import Preparer
-from qwen3vl_export.runtime.video import folder_frames, open_video
+from qwen3vl_export.runtime.video import list_frames, open_video
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import artifact_without_graphs
@@ -92,7 +92,7 @@ def test_frames_are_chosen_as_transformers_chooses(total: int, fps: float, sampl
 
 
 def test_a_fixed_number_of_frames() -> None:
-    rules = frame_rules({"num_frames": 6, "fps": None}, "video.json")
+    rules = read_frame_rules({"num_frames": 6, "fps": None}, "video.json")
     processor = Qwen3VLVideoProcessor.from_pretrained(TINY, fps=None)
     expected = processor.sample_frames(VideoMetadata(total_num_frames=50, fps=25.0), num_frames=6)
     np.testing.assert_array_equal(sample_frames(50, 25.0, rules), expected)
@@ -100,10 +100,10 @@ def test_a_fixed_number_of_frames() -> None:
 
 def test_rules_are_read_and_completed() -> None:
     assert PREPARER.frame_rules == OFFICIAL  # the file leaves them out, as transformers allows
-    assert frame_rules({"fps": 1, "min_frames": 2, "max_frames": 9}, "video.json") == FrameRules(1, None, 2, 9)
+    assert read_frame_rules({"fps": 1, "min_frames": 2, "max_frames": 9}, "video.json") == FrameRules(1, None, 2, 9)
     for wrong in ({"fps": 2, "num_frames": 3}, {"fps": 0}, {"min_frames": 9, "max_frames": 3}):
         with pytest.raises(ArtifactError, match=r"video\.json: .* contradict"):
-            frame_rules(wrong, "video.json")
+            read_frame_rules(wrong, "video.json")
 
 
 # The whole way, beside the whole processor.
@@ -199,7 +199,7 @@ def test_a_folder_is_its_frames_in_order(tmp_path: Path) -> None:
     for index, frame in enumerate(frames):
         PIL.Image.fromarray(frame).save(tmp_path / f"frame{index}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
-    assert [path.name for path in folder_frames(tmp_path)] == [f"frame{index}.png" for index in range(12)]
+    assert [path.name for path in list_frames(tmp_path)] == [f"frame{index}.png" for index in range(12)]
     for source in (tmp_path, str(tmp_path)):
         np.testing.assert_array_equal(images(Video(source, fps=2)), frames)
     expected = PREPARER([as_messages([Video(frames, 4.0), QUESTION])])
