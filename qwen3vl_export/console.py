@@ -1,4 +1,4 @@
-"""The terminal of the command line: one console for results, one for complaints, and the look of tables.
+"""Terminal output of the commands: results, errors, tables and number formats.
 
 On a terminal, colours and the terminal's width; in a pipe or CI, plain wide lines. Knows nothing about what it prints.
 """
@@ -14,34 +14,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-PIPE_WIDTH = 200  # columns where nobody's terminal wraps: a table row stays one line
+PIPE_WIDTH = 200  # columns in a pipe, so that a table row stays on one line
 
 
 def console() -> Console:
-    """Console for results, on standard output as it is now."""
+    """A console for results, on the current standard output."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def say(text: str) -> None:
-    """Print one line of plain text, never wrapped and never read as markup."""
+    """Print one line of plain text, never wrapped or interpreted as markup."""
     console().print(text, markup=False, soft_wrap=True)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print one red line to standard error."""
     line = " ".join(text.split())
     Console(stderr=True, highlight=False).print(f"[bold red]error:[/] [red]{escape(line)}[/]", soft_wrap=True)
 
 
-def visible(text: str) -> str:
-    """Text without control characters other than line breaks and tabs: a model must not steer the terminal."""
+def strip_controls(text: str) -> str:
+    """Text without control characters other than line breaks and tabs: a model must not control the terminal."""
     return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
 
 
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), wrap: str = ""
 ) -> Table:
-    """A plain table; columns named in `right` are right-aligned, only the column named `wrap` may break."""
+    """A plain table; the columns in `right` are right-aligned, only the column `wrap` may wrap."""
     result = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
     result.show_header = any(columns)
     for column in columns:
@@ -52,8 +52,8 @@ def table(
     return result
 
 
-def size(count: int) -> str:
-    """`1536` reads `1.5 KB`; units of 1024."""
+def format_size(count: int) -> str:
+    """A number of bytes, in units of 1024: `1536` gives `1.5 KB`."""
     amount = float(count)
     for unit in ("B", "KB", "MB", "GB"):
         if amount < 1024 or unit == "GB":
@@ -62,7 +62,7 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
 
 
-def duration(seconds: float) -> str:
-    """`93` reads `1 min 33 s`."""
+def format_duration(seconds: float) -> str:
+    """A number of seconds, rounded: `93` gives `1 min 33 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

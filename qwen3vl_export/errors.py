@@ -1,18 +1,18 @@
 """Errors a user can cause, each one line: what is wrong, where, and what to do next.
 
 The command line prints `str(error)` and exits with `error.exit_code`; it never shows a traceback for these.
-Anything else that escapes is a bug of ours and keeps its traceback. Knows nothing about who raises.
+Any other exception is a bug and keeps its traceback. Knows nothing about who raises.
 """
 
 from __future__ import annotations
 
 
 class Qwen3VLExportError(Exception):
-    """Base of every error whose cause lies in the user's input or machine.
+    """Base class of every error caused by the user's input or machine.
 
     Args:
-        what: what is wrong, where: `"recipes/x.yaml: vision.gird: unknown key"`.
-        next: what to do about it: `"Did you mean grid?"`. Joined to `what` as a second sentence.
+        what: what is wrong and where: `"recipes/x.yaml: vision.gird: unknown key"`.
+        next: what to do about it: `"Did you mean grid?"`. Appended to `what` as a second sentence.
     """
 
     exit_code = 2
@@ -32,11 +32,11 @@ class CheckpointError(Qwen3VLExportError):
 
 
 class BuildError(Qwen3VLExportError):
-    """A build that cannot go on: output directory taken, disk full, a graph that fails its checks."""
+    """A build that cannot continue: output directory taken, disk full, a graph that fails its checks."""
 
 
 class SpaceError(BuildError):
-    """A disk with too little room for what is to be written."""
+    """A disk with too little free space."""
 
 
 class ArtifactError(Qwen3VLExportError):
@@ -52,14 +52,19 @@ class PublishError(Qwen3VLExportError):
 
 
 class FleetError(Qwen3VLExportError):
-    """A fleet that cannot run: store, scheduler or workers are missing, too small, full, or of differing versions."""
+    """A fleet that cannot run: its store, scheduler or workers are missing, too small, full, or differ in version."""
 
 
 class FleetStopped(FleetError):
-    """A fleet whose scheduler or workers went away and did not come back. What it had finished is in its store."""
+    """A fleet whose scheduler or workers were lost and did not return. Finished results are in its store."""
 
 
 class ParityError(Qwen3VLExportError):
     """A verification that found a difference, or compared nothing."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

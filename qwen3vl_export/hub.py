@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: which commit a revision is, and its files in the local cache.
+"""The Hugging Face Hub: resolves revisions to commits, and downloads files into the local cache.
 
-Credentials and caching are huggingface_hub's own. Knows nothing about what is in a repository.
+Credentials and caching are those of huggingface_hub. Knows nothing about what is in a repository.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, first_line
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 20.0  # seconds to wait for the Hub
 
 
 def resolve_commit(source: str, revision: str, offline: str = "Try again when online") -> str:
-    """The commit a revision of a Hub repository points at now.
+    """The commit that a revision of a Hub repository currently points to.
 
     Args:
-        offline: what to do where the Hub cannot be reached.
+        offline: the advice in the error if the Hub cannot be reached.
 
     Raises:
-        CheckpointError: the Hub cannot be reached, or knows no such repository or revision.
+        CheckpointError: the Hub cannot be reached, or has no such repository or revision.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -30,27 +30,31 @@ def resolve_commit(source: str, revision: str, offline: str = "Try again when on
     try:
         commit = HfApi().model_info(source, revision=revision, timeout=TIMEOUT).sha
     except GatedRepoError:
-        raise CheckpointError(f"{source}: access to it must be asked for", "Then: hf auth login") from None
+        raise CheckpointError(
+            f"{source}: access to this repository must be requested", "Request it on its page, then: hf auth login"
+        ) from None
     except RevisionNotFoundError:
-        raise CheckpointError(f"{source}: has no revision {revision}", "Write revision: main") from None
+        raise CheckpointError(f"{source}: has no revision {revision}", "Set revision: main") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"{source}: the Hub has no such repository, or it is private", "Check the name, or: hf auth login"
         ) from None
-    except Exception as error:  # which HTTP library raises depends on huggingface_hub's version
-        raise CheckpointError(f"{source}: the Hugging Face Hub cannot be reached ({_reason(error)})", offline) from None
+    except Exception as error:  # the HTTP library that raises depends on huggingface_hub's version
+        raise CheckpointError(
+            f"{source}: the Hugging Face Hub cannot be reached ({first_line(error)})", offline
+        ) from None
     if commit is None or not COMMIT.fullmatch(commit):
-        raise CheckpointError(f"{source}: the Hub named no commit for {revision}", "Try again later")
+        raise CheckpointError(f"{source}: the Hub returned no commit for {revision}", "Try again later")
     return commit
 
 
 def download(source: str, revision: str, patterns: Sequence[str]) -> tuple[Path, str]:
-    """The files of a repository that match `patterns`: their directory, and the commit they are of.
+    """Download the files of a repository that match `patterns`: their directory, and their commit.
 
     A revision that is a commit and already in the cache needs no network.
 
     Raises:
-        CheckpointError: the repository, its revision or the Hub cannot be reached, or the download broke off.
+        CheckpointError: the repository, its revision or the Hub cannot be reached, or the download failed.
     """
     from huggingface_hub import snapshot_download
 
@@ -62,11 +66,6 @@ def download(source: str, revision: str, patterns: Sequence[str]) -> tuple[Path,
         return Path(snapshot_download(source, revision=commit, allow_patterns=list(patterns))), commit
     except Exception as error:  # as in `resolve_commit`
         raise CheckpointError(
-            f"{source}@{commit[:12]}: cannot be downloaded ({_reason(error)})",
-            f"Try again: what has arrived is kept. {local}",
+            f"{source}@{commit[:12]}: cannot be downloaded ({first_line(error)})",
+            f"Try again: the download resumes. {local}",
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's message, or its class."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,7 +1,6 @@
-"""A conversation on the terminal: questions, pictures, streamed answers, and the commands.
+"""A conversation on the terminal: questions, pictures, streamed answers, and commands.
 
-Knows what was said and shown. `line` reads a line, `screen` prints, `transcript` saves, `runtime`
-answers.
+Knows the conversation so far. `line` parses a line, `screen` prints, `transcript` saves, `runtime` answers.
 """
 
 from __future__ import annotations
@@ -15,33 +14,33 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from ..console import complain, visible
+from ..console import print_error, strip_controls
 from ..errors import InputError, Qwen3VLExportError
-from .line import Reference, is_url, name_of, read_line
-from .screen import figures, print_parts
-from .transcript import Shown, Turn, save
+from .line import Reference, base_name, is_url, parse_line
+from .screen import format_figures, print_parts
+from .transcript import Attachment, Turn, save
 
 if TYPE_CHECKING:
     from ..runtime import Answer, Qwen3VL
 
 HELP = """\
 Ask anything. Name pictures and videos anywhere in a line, by path or URL: [bold]What is in cat.jpg?[/]
-[bold]/image FILE[/]  show a picture with the next question; several are possible
-[bold]/video FILE[/]  show a video, or a folder of frames
-[bold]/paste[/]       show the picture in the clipboard
-[bold]/draw FILE[/]   draw the boxes of the last answer on its picture
+[bold]/image FILE[/]  attach a picture to the next question; can be repeated
+[bold]/video FILE[/]  attach a video, or a folder of frames
+[bold]/paste[/]       attach the picture in the clipboard
+[bold]/draw FILE[/]   draw the boxes of the last answer on its picture and write that to FILE
 [bold]/save FILE[/]   write the conversation, as .md or .json
 [bold]/reset[/]       forget the conversation
-[bold]/help[/]        show this
-[bold]/quit[/]        leave, as Ctrl-D does
-Ctrl-C stops an answer. A line that ends in \\ goes on in the next."""
+[bold]/help[/]        show this help
+[bold]/quit[/]        leave, like Ctrl-D
+Ctrl-C stops an answer. End a line with \\ to continue it on the next."""
 
 
 class Chat:
     """A conversation in progress.
 
     Args:
-        settings: for `Qwen3VL.stream`.
+        settings: passed to `Qwen3VL.stream`.
     """
 
     def __init__(self, model: Qwen3VL, screen: Console, settings: dict[str, Any]) -> None:
@@ -49,10 +48,10 @@ class Chat:
         self.screen = screen
         self.settings = settings
         self.turns: list[Turn] = []
-        self.waiting: list[Shown] = []  # for the next question
+        self.pending: list[Attachment] = []  # for the next question
         self.commands: dict[str, Callable[[str], None]] = {
-            "/image": self.show_image,
-            "/video": self.show_video,
+            "/image": self.attach_image,
+            "/video": self.attach_video,
             "/paste": self.paste,
             "/draw": self.draw,
             "/save": self.save,
@@ -65,13 +64,13 @@ class Chat:
         return self.model.artifact.manifest.name
 
     def run(self) -> None:
-        """Until /quit or the end of the input. What goes wrong in one turn is told, and the next can come."""
+        """Read and answer until /quit or the end of the input. An error ends only its turn."""
         self.screen.print(f"[bold]{escape(self.name)}[/]  [dim]name pictures anywhere in a question; /help, /quit[/]")
         while True:
             try:
                 line = self.read()
             except KeyboardInterrupt:
-                self.screen.print("\n[dim]/quit or Ctrl-D leaves[/]")
+                self.screen.print("\n[dim]leave with /quit or Ctrl-D[/]")
                 continue
             except EOFError:
                 self.screen.print()
@@ -79,106 +78,106 @@ class Chat:
             if line == "/quit":
                 return
             try:
-                self.take(line)
+                self.handle(line)
             except Qwen3VLExportError as error:
-                complain(str(error))
-            except KeyboardInterrupt:  # while a picture was read; an answer deals with it itself
+                print_error(str(error))
+            except KeyboardInterrupt:  # while reading a picture; `ask` handles it during an answer
                 self.screen.print()
 
     def read(self) -> str:
-        """A line, or several if they end in a backslash. The prompt is plain, so that readline knows how wide it is."""
-        names = visible(" ".join(item.name for item in self.waiting))
+        """A line, with its continuation lines. The prompt has no colours, so that readline knows its width."""
+        names = strip_controls(" ".join(item.name for item in self.pending))
         line = input(f"{names} > " if names else "> ")
         while line.endswith("\\"):
             line = f"{line[:-1]}\n{input('… ')}"
         return line.strip()
 
-    def take(self, line: str) -> None:
-        """One line: a command or a question."""
+    def handle(self, line: str) -> None:
+        """Handle one line: a command or a question."""
         command, _, rest = line.partition(" ")
         if command in self.commands:
             self.commands[command](rest.strip())
         elif command.startswith("/") and "/" not in command[1:] and not os.path.exists(command):
             raise InputError(f"{command}: no such command", "Type /help")
         elif line:
-            self.hear(line)
+            self.handle_question(line)
 
-    def hear(self, line: str) -> None:
-        """A question, or pictures for the next one."""
-        said = read_line(line)
-        for name in said.missing:
+    def handle_question(self, line: str) -> None:
+        """Answer a question, or keep pictures for the next one."""
+        parsed = parse_line(line)
+        for name in parsed.missing:
             self.screen.print(f"[dim]{escape(name)}: no such file here, read as a word[/]")
-        shown = [self.open(reference) for reference in said.references]
-        if said.text:
-            self.ask(said.text, shown)
+        attachments = [self.open(reference) for reference in parsed.references]
+        if parsed.text:
+            self.ask(parsed.text, attachments)
         else:
-            self.waiting += shown
+            self.pending += attachments
 
-    def open(self, reference: Reference) -> Shown:
-        """Open a picture now, so that a wrong name is told at once."""
+    def open(self, reference: Reference) -> Attachment:
+        """Open a picture or video now, so that a wrong name is reported before the question is asked."""
         if reference.is_video:
             return self.open_video(reference.source, reference.name)
         return self.open_image(reference.source, reference.name)
 
-    def open_image(self, source: Any, name: str) -> Shown:
+    def open_image(self, source: Any, name: str) -> Attachment:
         from ..runtime import Image
         from ..runtime.images import open_image
 
         image = open_image(source, self.model.preparer.url_rules)
         self.screen.print(f"[dim]{escape(name)}: {image.width}x{image.height}[/]")
-        return Shown(name, absolute(source, name), self.model.picture(Image(image)), image)
+        return Attachment(name, absolute_source(source, name), self.model.picture(Image(image)), image)
 
-    def open_video(self, source: str, name: str) -> Shown:
+    def open_video(self, source: str, name: str) -> Attachment:
         from ..runtime import Video
 
         picture = self.model.picture(Video(source))
         seconds = picture.text.rpartition(" seconds>")[0].rpartition("<")[2]
         self.screen.print(f"[dim]{escape(name)}: {seconds} seconds, {picture.grid[0]} pairs of frames[/]")
-        return Shown(name, absolute(source, name), picture, None)
+        return Attachment(name, absolute_source(source, name), picture, None)
 
     # Commands.
 
-    def show_image(self, rest: str) -> None:
-        path = file_named(rest, "/image")
-        self.waiting.append(self.open_image(path, name_of(path)))
+    def attach_image(self, rest: str) -> None:
+        path = parse_file(rest, "/image")
+        self.pending.append(self.open_image(path, base_name(path)))
 
-    def show_video(self, rest: str) -> None:
-        path = file_named(rest, "/video")
-        self.waiting.append(self.open_video(path, name_of(path)))
+    def attach_video(self, rest: str) -> None:
+        path = parse_file(rest, "/video")
+        self.pending.append(self.open_video(path, base_name(path)))
 
     def paste(self, rest: str) -> None:
         import PIL.Image
         import PIL.ImageGrab
 
         try:
-            found = PIL.ImageGrab.grabclipboard()
+            content = PIL.ImageGrab.grabclipboard()
         except (NotImplementedError, OSError) as error:
             raise InputError(f"the clipboard cannot be read ({error})", "Save the picture and name the file") from error
-        if isinstance(found, list):
-            self.waiting += [self.open_image(path, name_of(path)) for path in found]
-        elif isinstance(found, PIL.Image.Image):
-            self.waiting.append(self.open_image(found, "clipboard"))
+        if isinstance(content, list):
+            self.pending += [self.open_image(path, base_name(path)) for path in content]
+        elif isinstance(content, PIL.Image.Image):
+            self.pending.append(self.open_image(content, "clipboard"))
         else:
-            raise InputError("the clipboard holds no picture", "Copy one, or name a file")
+            raise InputError("the clipboard contains no picture", "Copy one, or name a file")
 
     def draw(self, rest: str) -> None:
         from ..runtime.grounding import save_drawing
 
         if not self.turns:
-            raise InputError("/draw: nothing was answered yet", "Ask where something is")
-        images = [item.image for turn in self.turns for item in turn.shown if item.image is not None]
-        path = Path(file_named(rest, "/draw"))
+            raise InputError("/draw: there is no answer yet", "Ask where something is")
+        images = [item.image for turn in self.turns for item in turn.attachments if item.image is not None]
+        path = Path(parse_file(rest, "/draw"))
         count = save_drawing(path, images[-1:], self.turns[-1].answer.reply.content)
         self.screen.print(f"[dim]{escape(str(path))}: {count} drawn[/]")
 
     def save(self, rest: str) -> None:
-        path = Path(file_named(rest, "/save"))
+        path = Path(parse_file(rest, "/save"))
         save(path, self.name, self.turns)
         self.screen.print(f"[dim]{escape(str(path))}: {len(self.turns)} questions and answers[/]")
 
     def reset(self, rest: str) -> None:
         self.turns.clear()
-        self.waiting.clear()
+        self.pending.clear()
         self.screen.print("[dim]forgotten[/]")
 
     def help(self, rest: str) -> None:
@@ -186,36 +185,37 @@ class Chat:
 
     # Answers.
 
-    def ask(self, question: str, shown: list[Shown]) -> None:
-        """Stream an answer. What was said becomes part of the conversation, also if Ctrl-C cut it short.
+    def ask(self, question: str, attachments: list[Attachment]) -> None:
+        """Stream an answer and add the turn to the conversation, also if Ctrl-C cuts the answer short.
 
-        If it fails, the conversation is as before, and pictures that waited for it are let go: one of them may be why.
+        If it fails, the conversation is unchanged and pending pictures are dropped: one of them may be the cause.
         """
-        shown, self.waiting = [*self.waiting, *shown], []
-        asked = {"role": "user", "content": [*(item.picture for item in shown), question]}
-        said = [message for turn in self.turns for message in turn.messages()]
+        attachments, self.pending = [*self.pending, *attachments], []
+        message = {"role": "user", "content": [*(item.picture for item in attachments), question]}
+        history = [earlier for turn in self.turns for earlier in turn.messages()]
         answer: Answer | None = None
         stopped = False
         try:
-            with self.busy() as ready:
-                answer = self.model.stream([*said, asked], **self.settings)
-                print_parts(answer.parts(), self.screen, ready)
+            with self.spinner() as stop_spinner:
+                answer = self.model.stream([*history, message], **self.settings)
+                print_parts(answer.parts(), self.screen, stop_spinner)
         except KeyboardInterrupt:
             stopped = True
         except Qwen3VLExportError:
-            if shown:
-                self.screen.print(f"[dim]{escape(', '.join(item.name for item in shown))}: put aside[/]")
+            if attachments:
+                self.screen.print(f"[dim]{escape(', '.join(item.name for item in attachments))}: dropped[/]")
             raise
         self.screen.print()
         if answer is None or not answer.text:
-            self.waiting = shown
+            self.pending = attachments
             return
-        self.turns.append(Turn(tuple(shown), question, answer, stopped))
-        self.screen.print(f"[dim]{escape(figures(answer, stopped, self.model.facts.max_position_embeddings))}[/]")
+        self.turns.append(Turn(tuple(attachments), question, answer, stopped))
+        context = self.model.facts.max_position_embeddings
+        self.screen.print(f"[dim]{escape(format_figures(answer, stopped, context))}[/]")
 
     @contextmanager
-    def busy(self) -> Iterator[Callable[[], None]]:
-        """A spinner until what is given out is called."""
+    def spinner(self) -> Iterator[Callable[[], None]]:
+        """Show a spinner until the yielded function is called."""
         if not self.screen.is_terminal:
             yield lambda: None
             return
@@ -223,15 +223,15 @@ class Chat:
             yield status.stop
 
 
-def file_named(rest: str, command: str) -> str:
-    """The argument of a command: quotes taken off, `~` resolved."""
+def parse_file(rest: str, command: str) -> str:
+    """The file argument of a command, without quotes and with `~` expanded."""
     if not rest:
         raise InputError(f"{command} needs a file", f"Type {command} FILE")
     return os.path.expanduser(rest.strip("'\"").replace("\\ ", " "))
 
 
-def absolute(source: Any, name: str) -> str:
-    """Where a picture is, from anywhere; its name if it is nowhere."""
+def absolute_source(source: Any, name: str) -> str:
+    """The URL or absolute path of a picture; its name if it has neither."""
     if not isinstance(source, str):
         return name
     return source if is_url(source) else os.path.abspath(source)

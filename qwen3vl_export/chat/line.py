@@ -1,4 +1,4 @@
-"""Pictures and videos in a line a person typed, dropped or pasted: by path or URL, quoted or not, anywhere in it.
+"""Finds pictures and videos in a line that was typed, dropped or pasted: paths or URLs, quoted or not, anywhere in it.
 
 Knows file names; opens nothing.
 """
@@ -14,49 +14,50 @@ from dataclasses import dataclass
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
 URLS = ("http://", "https://", "file://")
-WORD = re.compile(r"""'([^']*)'|"([^"]*)"|((?:\\.|[^\s\\])+)""")  # quoted, or with its spaces escaped as shells do
+WORD = re.compile(r"""'([^']*)'|"([^"]*)"|((?:\\.|[^\s\\])+)""")  # quoted, or with spaces escaped as in a shell
 PUNCTUATION = ".,;:!?)]}"
 OPENING = "([{"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture or video that is named in a line."""
+    """A picture or video named in a line, at [start, end)."""
 
     source: str  # a path or URL
     is_video: bool
-    start: int  # where in the line
+    start: int
     end: int
 
     @property
     def name(self) -> str:
-        """What stands for it in a sentence."""
-        return name_of(self.source)
+        """The text that replaces it in a sentence."""
+        return base_name(self.source)
 
 
 @dataclass(frozen=True)
-class Line:
-    """What a line says: the pictures, and the text without them."""
+class ParsedLine:
+    """The pictures and videos in a line, and the text without them."""
 
     text: str
     references: tuple[Reference, ...]
-    missing: tuple[str, ...]  # names that look like pictures, of files that are not there
+    missing: tuple[str, ...]  # words that look like names of pictures, but of files that do not exist
 
 
-def read_line(line: str) -> Line:
-    """Take a line apart.
+def parse_line(line: str) -> ParsedLine:
+    """Parse a line.
 
-    A reference at the beginning or the end leaves the text; within a sentence its name stays. A path that is not there
-    counts as one if it cannot be a word of the question: quoted, or with a directory in it.
+    A reference at the beginning or the end is removed from the text; within a sentence its name remains. A path that
+    does not exist still is a reference if it cannot be a word of the question: if it is quoted, or has a directory.
     """
-    found = list(references(line))
-    missing = [item for item in found if not is_url(item.source) and not os.path.exists(item.source)]
+    candidates = list(find_references(line))
+    missing = [item for item in candidates if not is_url(item.source) and not os.path.exists(item.source)]
     words = [item for item in missing if "/" not in item.source and line[item.start] not in "'\""]
-    taken = tuple(item for item in found if item not in words)
-    return Line(without(line, taken), taken, tuple(item.source for item in words))
+    references = tuple(item for item in candidates if item not in words)
+    return ParsedLine(remove_references(line, references), references, tuple(item.source for item in words))
 
 
-def references(line: str) -> Iterator[Reference]:
+def find_references(line: str) -> Iterator[Reference]:
+    """Everything in a line that looks like the name of a picture or video, whether it exists or not."""
     for match in WORD.finditer(line):
         quoted = match[1] if match[1] is not None else match[2]
         start, end = match.span()
@@ -68,15 +69,15 @@ def references(line: str) -> Iterator[Reference]:
             bare = bare.lstrip(OPENING)
             start = end - len(bare)
             source = re.sub(r"\\(.)", r"\1", bare)
-        is_video = suffix(source) in VIDEOS
-        if is_video or suffix(source) in IMAGES:
+        is_video = file_suffix(source) in VIDEOS
+        if is_video or file_suffix(source) in IMAGES:
             yield Reference(source if is_url(source) else os.path.expanduser(source), is_video, start, end)
 
 
-def without(line: str, taken: tuple[Reference, ...]) -> str:
-    """The line without its first and last references, and the names of those between."""
+def remove_references(line: str, references: tuple[Reference, ...]) -> str:
+    """The line without references at its beginning and end, and with the names of those within."""
     start, end = 0, len(line)
-    inner = list(taken)
+    inner = list(references)
     while inner and not line[start : inner[0].start].strip():
         start = inner.pop(0).end
     while inner and not line[inner[-1].end : end].strip():
@@ -88,7 +89,7 @@ def without(line: str, taken: tuple[Reference, ...]) -> str:
     return "".join([*pieces, line[start:end]]).strip()
 
 
-def name_of(source: str) -> str:
+def base_name(source: str) -> str:
     """The last part of a path or URL."""
     path = urllib.parse.unquote(urllib.parse.urlsplit(source).path) if is_url(source) else source
     return os.path.basename(path.rstrip("/")) or source
@@ -98,6 +99,7 @@ def is_url(source: str) -> bool:
     return source.startswith(URLS)
 
 
-def suffix(source: str) -> str:
+def file_suffix(source: str) -> str:
+    """The suffix in lower case, without a URL's query and fragment."""
     path = source.partition("?")[0].partition("#")[0] if is_url(source) else source
     return os.path.splitext(path)[1].lower()

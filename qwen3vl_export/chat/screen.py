@@ -1,4 +1,4 @@
-"""How answers look on the terminal, how lines are edited there, and that Ctrl-C is heard.
+"""Prints answers on the terminal, sets up line editing there, and lets Ctrl-C interrupt.
 
 Knows parts of answers and figures; nothing about the conversation.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from ..console import visible
+from ..console import strip_controls
 
 if TYPE_CHECKING:
     from ..runtime import Answer
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 STYLES = {"content": "", "reasoning": "dim", "tool_call": "cyan"}
 
 
-def print_parts(parts: Iterator[AnswerPart], screen: Console, ready: Callable[[], None]) -> None:
-    """Text as it comes, each section on lines of its own, reasoning dimmed; `ready` is called before the first."""
+def print_parts(parts: Iterator[AnswerPart], screen: Console, before_part: Callable[[], None]) -> None:
+    """Print text as it is generated, each section on separate lines, reasoning dimmed; first call `before_part`."""
     section, held = None, ""
     for part in parts:
-        ready()
+        before_part()
         if part.section != section:
-            text = visible(part.text).lstrip()
+            text = strip_controls(part.text).lstrip()
             if not text:
                 continue
             if section is not None:
                 screen.print()
             section, held = part.section, ""
         else:
-            text = held + visible(part.text)
+            text = held + strip_controls(part.text)
         shown = text.rstrip()
-        held = text[len(shown) :]  # white space at the end of a section is not shown
+        held = text[len(shown) :]  # white space at the end of a section is not printed
         screen.print(Text(shown, STYLES[part.kind]), end="", soft_wrap=True)
 
 
-def figures(answer: Answer, stopped: bool, context: int) -> str:
-    """What an answer took, and why it ended if not by itself."""
+def format_figures(answer: Answer, stopped: bool, context: int) -> str:
+    """Time, speed and tokens of an answer, and why it ended early if it did."""
     full = answer.prompt_tokens + answer.tokens > context
     reasons = {"length": "the context is full" if full else "cut at the token limit", "time": "cut at the time limit"}
     ended = "stopped" if stopped else reasons.get(answer.finish_reason or "", "")
@@ -58,14 +58,14 @@ def figures(answer: Answer, stopped: bool, context: int) -> str:
 def listen_to_ctrl_c() -> None:
     """Let Ctrl-C interrupt at a terminal, even if this process was started with SIGINT ignored.
 
-    A shell script starts what it puts into the background so, and Python keeps it; but who types here means the answer.
+    A shell script starts background jobs that way and Python keeps it, but Ctrl-C typed here is meant for the answer.
     """
     if sys.stdin.isatty() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def edit_lines(commands: list[str]) -> None:
-    """Line editing, history and completion of commands and file names, where the system has readline."""
+    """Enable line editing, history and completion of commands and file names, if readline is available."""
     with suppress(ImportError):
         import readline
 

@@ -1,18 +1,18 @@
-"""A conversation as a file: Markdown to read, JSON to go on with.
+"""Saves a conversation: as Markdown to read, as JSON for programs.
 
-Knows turns and the two forms; nothing about the terminal.
+Knows turns and the two formats; nothing about the terminal.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..whole_file import whole_file
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -21,62 +21,59 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture or video in a turn: its name, where it is, what the model sees, and the image to draw on."""
+class Attachment:
+    """A picture or video in a turn."""
 
     name: str
     source: str  # an absolute path, a URL, or "clipboard"
-    picture: Picture
-    image: PIL.Image.Image | None  # None for a video
+    picture: Picture  # what the model reads
+    image: PIL.Image.Image | None  # to draw on; None for a video
 
 
 @dataclass(frozen=True)
 class Turn:
     """A question and its answer."""
 
-    shown: tuple[Shown, ...]
+    attachments: tuple[Attachment, ...]
     question: str
     answer: Answer
     stopped: bool  # by Ctrl-C
 
     def messages(self) -> list[dict[str, Any]]:
-        """For the next prompt. A plain answer stays as it was generated, so that its cache can be used again."""
+        """Messages for the next prompt. A plain answer is repeated as generated, so that its cache is reused."""
         reply = self.answer.reply
         plain = not reply.reasoning and not reply.tool_calls
-        said = {"role": "assistant", "content": self.answer.text} if plain else reply.to_message()
-        return [{"role": "user", "content": [*(item.picture for item in self.shown), self.question]}, said]
+        answer = {"role": "assistant", "content": self.answer.text} if plain else reply.to_message()
+        return [{"role": "user", "content": [*(item.picture for item in self.attachments), self.question]}, answer]
 
 
 def save(path: Path, artifact: str, turns: Sequence[Turn]) -> None:
     """Write a conversation, as Markdown or JSON by the suffix.
 
     Raises:
-        InputError: another suffix, a file that is there already, or a place that cannot be written.
+        InputError: another suffix, a file that already exists, or a path that cannot be written.
     """
-    forms = {".md": markdown, ".json": as_json}
-    form = forms.get(path.suffix.lower())
-    if form is None:
-        raise InputError(f"{path}: unknown form", "Use a name that ends in .md or .json")
+    formats = {".md": to_markdown, ".json": to_json}
+    convert = formats.get(path.suffix.lower())
+    if convert is None:
+        raise InputError(f"{path}: unknown format", "Use a name that ends in .md or .json")
     if path.exists():
-        raise InputError(f"{path}: is there already", "Choose another name")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+        raise InputError(f"{path}: already exists", "Choose another name")
     try:
-        beside.write_text(form(artifact, turns), "utf-8")
-        beside.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(convert(artifact, turns), "utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})", "Choose another place") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
-def markdown(artifact: str, turns: Sequence[Turn]) -> str:
+def to_markdown(artifact: str, turns: Sequence[Turn]) -> str:
     lines = [f"# {artifact}"]
     for turn in turns:
         reply = turn.answer.reply
         lines += ["## Question"]
         lines += [
             f"![{item.name}](<{item.source}>)" if item.image else f"[{item.name}](<{item.source}>)"
-            for item in turn.shown
+            for item in turn.attachments
         ]
         lines += [turn.question, "## Answer"]
         lines += ["> " + reply.reasoning.replace("\n", "\n> ")] if reply.reasoning else []
@@ -86,11 +83,11 @@ def markdown(artifact: str, turns: Sequence[Turn]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def as_json(artifact: str, turns: Sequence[Turn]) -> str:
+def to_json(artifact: str, turns: Sequence[Turn]) -> str:
     messages: list[dict[str, Any]] = []
     for turn in turns:
         items = [{"type": "image" if item.image else "video", "image" if item.image else "video": item.source}
-                 for item in turn.shown]  # fmt: skip
+                 for item in turn.attachments]  # fmt: skip
         answer = turn.answer
         messages.append({"role": "user", "content": [*items, {"type": "text", "text": turn.question}]})
         figures = {

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..console import complain, say
+from ..console import print_error, say
 from ..errors import Qwen3VLExportError
 from . import fleet as cli_fleet
 from . import publish as cli_publish
@@ -50,23 +50,25 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Qwen3VLExportError as error:
-            complain(". ".join([str(error), *notes(error)]))
+            print_error(". ".join([str(error), *notes(error)]))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as error:
-            complain("; ".join(["interrupted", *notes(error)]))
+            print_error("; ".join(["interrupted", *notes(error)]))
             raise typer.Exit(INTERRUPTED) from None
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
                 raise
-            complain(f"{ctx.invoked_subcommand} needs {error.name}. Install it: pip install 'qwen3vl-export[{extra}]'")
+            print_error(
+                f"{ctx.invoked_subcommand} needs {error.name}. Install it: pip install 'qwen3vl-export[{extra}]'"
+            )
             raise typer.Exit(2) from None
         except OSError as error:
             if error.errno not in OS_ERRORS:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             next = "Free some space and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose --out"
-            complain(". ".join([f"{where}{OS_ERRORS[error.errno]}", next, *notes(error)]))
+            print_error(". ".join([f"{where}{OS_ERRORS[error.errno]}", next, *notes(error)]))
             raise typer.Exit(2) from None
 
 

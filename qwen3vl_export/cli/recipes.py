@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from ..console import complain, console, say, table
+from ..console import console, print_error, say, table
 from ..errors import Qwen3VLExportError, RecipeError
 from ..recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
 
@@ -79,7 +79,7 @@ def check(
             say(f"ok     {find_recipe(name)}")
         except Qwen3VLExportError as error:
             wrong += 1
-            complain(str(error))
+            print_error(str(error))
     if wrong:
         raise typer.Exit(RecipeError.exit_code)
 

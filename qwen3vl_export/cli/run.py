@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..console import console, visible
+from ..console import console, strip_controls
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def print_answer(answer: Answer) -> None:
     written, thought = False, ""
     for part in answer.parts():
         if part.kind == "reasoning":
-            thought = visible(part.text)
+            thought = strip_controls(part.text)
             aside.print(Text(thought, "dim"), end="", soft_wrap=True)
         elif part.kind == "content":
             text = part.text if written or part.section == 0 else part.text.lstrip()
@@ -144,7 +144,7 @@ def print_answer(answer: Answer) -> None:
                 aside.print(end="" if thought.endswith("\n") else "\n")
                 thought = ""
             written = written or bool(text)
-            sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+            sys.stdout.write(strip_controls(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
     sys.stdout.write("\n" if written or not answer.reply.tool_calls else "")
     for call in answer.reply.tool_calls:

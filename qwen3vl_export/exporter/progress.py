@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..console import duration, size
+from ..console import format_duration, format_size
 
 SECONDS = 15.0  # between two lines where there is no bar
 
@@ -68,8 +68,8 @@ class Lines:
                 return
             self.told = now
             rate = max(1.0, (self.done - self.before) / (now - self.began))
-            left = duration((self.total - self.done) / rate)
+            left = format_duration((self.total - self.done) / rate)
             self.log(
-                f"weights: {size(self.done)} of {size(self.total)} ({self.done / max(1, self.total):.0%}), "
-                f"{size(round(rate))}/s, {left} left"
+                f"weights: {format_size(self.done)} of {format_size(self.total)} "
+                f"({self.done / max(1, self.total):.0%}), {format_size(round(rate))}/s, {left} left"
             )

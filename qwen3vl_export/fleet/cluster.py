@@ -22,10 +22,9 @@ from distributed import Client, LocalCluster, get_worker
 from distributed.scheduler import KilledWorker
 from distributed.system import MEMORY_LIMIT
 
-from ..errors import FleetError, FleetStopped
+from ..errors import FleetError, FleetStopped, first_line
 from .graph import Task
 from .runner import Tell, machine_memory
-from .store import reason
 from .tasks import Outcome, Site, differences, perform
 
 MEMORY = "MEMORY"  # the resource: bytes a worker has for tasks
@@ -148,7 +147,7 @@ class Cluster:
         for name, one in found.items():
             if not isinstance(one, Described):
                 raise FleetError(
-                    f"worker {name}: cannot run this project ({reason(one)})", "Install the same versions there"
+                    f"worker {name}: cannot run this project ({first_line(one)})", "Install the same versions there"
                 )
             if one.differences:
                 raise FleetError(
@@ -283,7 +282,7 @@ def reach(address: str) -> Client:
         return Client(address, timeout=CONNECTING, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise FleetError(
-            f"{address}: no scheduler answers there ({reason(error)})",
+            f"{address}: no scheduler answers there ({first_line(error)})",
             "Start one: dask scheduler. Or leave --scheduler out",
         ) from error
 
@@ -292,7 +291,7 @@ def failure(task: Task, error: BaseException | None) -> Outcome:
     """What dask gave up, as an outcome."""
     if isinstance(error, KilledWorker):
         return Outcome(task.result, "failed", "every worker that tried it died", error.last_worker.address)
-    return Outcome(task.result, "failed", f"{type(error).__name__}: {reason(error) if error else ''}")
+    return Outcome(task.result, "failed", f"{type(error).__name__}: {first_line(error) if error else ''}")
 
 
 def quietly_close(client: Client) -> None:

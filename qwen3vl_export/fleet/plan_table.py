@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..console import console, duration, say, size, table
+from ..console import console, format_duration, format_size, say, table
 from .account import Standing
 from .graph import critical_path
 
@@ -27,10 +27,10 @@ def show(found: Sequence[Standing]) -> None:
                 one.job.name,
                 ", ".join(kinds) or "nothing",
                 f"{one.estimate.size:,}",
-                duration(one.estimate.build_seconds),
-                size(one.estimate.build_memory),
-                duration(sum(task.seconds for task in verifying)),
-                size(one.estimate.verify_memory),
+                format_duration(one.estimate.build_seconds),
+                format_size(one.estimate.build_memory),
+                format_duration(sum(task.seconds for task in verifying)),
+                format_size(one.estimate.verify_memory),
                 str(len(verifying)),
             )
         )
@@ -39,8 +39,11 @@ def show(found: Sequence[Standing]) -> None:
     work = sum(task.seconds for task in missing)
     longest = max(critical_path(missing).values(), default=0.0)
     written = sum(one.estimate.size for one in found if one.estimate and any(t.kind == "build" for t in one.missing))
-    say(f"{len(missing)} tasks, {size(written)} to write, {duration(work)} of work; estimates, made on this machine")
+    say(
+        f"{len(missing)} tasks, {format_size(written)} to write, {format_duration(work)} of work; "
+        "estimates, made on this machine"
+    )
     for count in WORKERS:
-        say(f"  {count:3} workers: about {duration(max(work / count, longest))}")
+        say(f"  {count:3} workers: about {format_duration(max(work / count, longest))}")
     if not missing and found:
         say("nothing to do: everything is in the store")

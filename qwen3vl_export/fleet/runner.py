@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..console import size
+from ..console import format_size
 from ..errors import FleetError
 from .graph import Task, critical_path
 from .tasks import Outcome, Site, perform
@@ -168,7 +168,8 @@ def check_memory(tasks: Iterable[Task], workers: Mapping[str, int]) -> None:
     for task in tasks:
         if task.memory > largest:
             raise FleetError(
-                f"{task.label}: needs about {size(task.memory)} of memory, the largest worker has {size(largest)}",
+                f"{task.label}: needs about {format_size(task.memory)} of memory, "
+                f"the largest worker has {format_size(largest)}",
                 "Leave it out, or start a worker with more: "
                 f"dask worker … --resources MEMORY={-(-task.memory // 10**9)}e9",
             )

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import FleetError
+from ..errors import FleetError, first_line
 from .places import WHOLE_OBJECTS, Directory, Place, Remote
 
 MARKER = "fleet-store.json"
@@ -160,11 +160,11 @@ class Store:
                     raise
                 if time.monotonic() + pause > given_up:
                     raise FleetError(
-                        f"{self.url}: cannot be reached for {self.patience:.0f} s ({reason(error)})",
+                        f"{self.url}: cannot be reached for {self.patience:.0f} s ({first_line(error)})",
                         "Run it again when it is back: what is there is not made again",
                     ) from error
                 if not told:
-                    self.log(f"store: {self.url} cannot be reached ({reason(error)}), trying again")
+                    self.log(f"store: {self.url} cannot be reached ({first_line(error)}), trying again")
                     told = True
             time.sleep(pause * random.uniform(0.7, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -173,9 +173,11 @@ class Store:
         """What a full or forbidden store is called; None for everything else."""
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, PermissionError) or number in REFUSED:
-            return FleetError(f"{self.url}: may not be written to or read ({reason(error)})", "Choose another --store")
+            return FleetError(
+                f"{self.url}: may not be written to or read ({first_line(error)})", "Choose another --store"
+            )
         if number in FULL:
-            return FleetError(f"{self.url}: is full ({reason(error)})", "Free some space and run it again")
+            return FleetError(f"{self.url}: is full ({first_line(error)})", "Free some space and run it again")
         return None
 
 
@@ -200,7 +202,9 @@ def open_store(url: str, make: bool = True, patience: float = PATIENCE, log: Log
         try:
             store._patiently(partial(store.place.root.mkdir, parents=True, exist_ok=True))
         except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
-            raise FleetError(f"{url}: no directory can be made there ({reason(error)})", "Choose another") from error
+            raise FleetError(
+                f"{url}: no directory can be made there ({first_line(error)})", "Choose another"
+            ) from error
     written = store._patiently(partial(store.place.write, MARKER, marker, new=True))
     found = json.loads(store.read(MARKER)).get("format")
     if found != FORMAT:
@@ -229,12 +233,9 @@ def place_at(url: str) -> Place:
     try:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
-        raise FleetError(f"{url}: fsspec needs a package for {protocol}:// ({reason(error)})", "Install it") from error
+        raise FleetError(
+            f"{url}: fsspec needs a package for {protocol}:// ({first_line(error)})", "Install it"
+        ) from error
     except (ValueError, TypeError) as error:
-        raise FleetError(f"{url}: {reason(error)}", "Give a directory, or a URL that fsspec knows") from error
+        raise FleetError(f"{url}: {first_line(error)}", "Give a directory, or a URL that fsspec knows") from error
     return Remote(fs, root, protocol in WHOLE_OBJECTS)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error's message, or its class."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

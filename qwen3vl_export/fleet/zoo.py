@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..artifact import MANIFEST, PARITY, SUMMARY, Manifest
-from ..console import size
+from ..console import format_size
 from ..contract import TIERS
 from ..errors import ArtifactError, FleetError
 from .graph import FOLDERS
@@ -127,7 +127,7 @@ def render(listed: Sequence[Entry]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["size"] = size
+    environment.filters["size"] = format_size
     counts = {verdict: sum(entry.verdict == verdict for entry in listed) for verdict in ("good", "bad", "none")}
     return environment.get_template(TEMPLATE).render(
         entries=listed, counts=counts, bytes=sum(entry.manifest.bytes for entry in listed), html=HTML, manifest=MANIFEST

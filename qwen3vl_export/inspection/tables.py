@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from ..artifact import Manifest
-from ..console import console, say, size, table
+from ..console import console, format_size, say, table
 from . import GraphReport, Inspection, Port
 
 PER_LAYER = ".0."  # tensors of layer 0 stand for those of every layer
@@ -24,7 +24,7 @@ def show(found: Inspection) -> None:
 
 def _show_manifest(path: str, manifest: Manifest) -> None:
     checkpoint = manifest.checkpoint
-    say(f"{path}: {manifest.name}, {len(manifest.files)} files, {size(manifest.bytes)}")
+    say(f"{path}: {manifest.name}, {len(manifest.files)} files, {format_size(manifest.bytes)}")
     rows = [
         (
             "model",
@@ -53,14 +53,14 @@ def _show_graph(graph: GraphReport, seen: Set[str]) -> None:
     """Print one graph; weight files in `seen` were shown with an earlier one."""
     out = console()
     opset = ", ".join(f"{domain} {version}" for domain, version in graph.opset.items())
-    say(f"\n{graph.file}: {size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
+    say(f"\n{graph.file}: {format_size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
     for file, count in graph.data.items():
         shared = ", shared with the graph above" if file in seen else ""
-        say(f"{file}: {size(count) if count >= 0 else 'MISSING'} weights{shared}")
+        say(f"{file}: {format_size(count) if count >= 0 else 'MISSING'} weights{shared}")
     columns = ("", "name", "dtype", "shape")
     ports = [*_rows("input", graph.inputs), *_rows("output", graph.outputs)]
     out.print("", table("inputs and outputs", columns, ports, wrap="shape"))
-    weights = [(dtype, found.count, size(found.bytes)) for dtype, found in graph.weights.items()]
+    weights = [(dtype, found.count, format_size(found.bytes)) for dtype, found in graph.weights.items()]
     out.print("", table("weights", ("dtype", "tensors", "size"), weights, right=("tensors", "size")))
     ops = sorted(graph.ops.items(), key=lambda item: (-item[1], item[0]))
     out.print("", table("operators", ("operator", "count"), ops, right=("count",)))
@@ -94,4 +94,4 @@ def _stage_rows(stages: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
 def _cell(key: str, value: Any) -> str:
     if isinstance(value, Mapping | list | tuple):
         return str(len(value))
-    return size(value) if "bytes" in key and isinstance(value, int) else str(value)
+    return format_size(value) if "bytes" in key and isinstance(value, int) else str(value)

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..artifact import STATEMENT, open_artifact
-from ..console import size
-from ..errors import PublishError
+from ..console import format_size
+from ..errors import PublishError, first_line
 from ..hub import TIMEOUT
 from ..output import link, whole_directory
 from ..replaceable import check_output
@@ -89,9 +88,9 @@ def publish(
     sizes = publication.sizes
     if dry_run:
         for name, count in sizes.items():
-            log(f"{size(count):>10}  {name}")
+            log(f"{format_size(count):>10}  {name}")
     total = sum(count for name, count in sizes.items() if name not in publication.artifact.manifest.second_names)
-    log(f"{root}: {len(sizes)} files, {size(total)}, proven and ready for {to}")
+    log(f"{root}: {len(sizes)} files, {format_size(total)}, proven and ready for {to}")
     if dry_run:
         return
     if repository is None:
@@ -226,7 +225,7 @@ def hub_errors(name: str, again: str) -> Iterator[None]:
         ) from None
     except errors.HFValidationError as error:
         raise PublishError(
-            f"{name}: is not the name of a repository ({line(error)})", "Write hf://OWNER/NAME"
+            f"{name}: is not the name of a repository ({first_line(error)})", "Write hf://OWNER/NAME"
         ) from None
     except OSError as error:  # HfHubHTTPError and the HTTP library's errors among them
         if error.errno is not None:
@@ -244,10 +243,5 @@ def refusal(name: str, error: Exception, again: str) -> PublishError:
     if status == 403:
         return PublishError(f"{name}: you may not write there", "Log in as somebody who may: hf auth login")
     if status is not None:
-        return PublishError(f"{name}: the Hub answered {status} ({line(error)})", again)
-    return PublishError(f"{name}: the connection to the Hub failed ({line(error)})", again)
-
-
-def line(error: Any) -> str:
-    """The first line of an error's message, or its class."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        return PublishError(f"{name}: the Hub answered {status} ({first_line(error)})", again)
+    return PublishError(f"{name}: the connection to the Hub failed ({first_line(error)})", again)

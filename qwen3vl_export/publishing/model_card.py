@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..artifact import STATEMENT, Artifact
-from ..console import size
+from ..console import format_size
 from ..packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
 from .evidence import Evidence
 from .heatmap import HEATMAP
@@ -127,7 +127,7 @@ def precisions(proofs: Sequence[tuple[Artifact, Evidence]]) -> Iterator[str]:
     for artifact, evidence in proofs:
         manifest = artifact.manifest
         files = {file for graph in manifest.graphs.values() for file in (graph["file"], *graph["data"])}
-        total = size(sum(manifest.files[file].bytes for file in files))
+        total = format_size(sum(manifest.files[file].bytes for file in files))
         name = f"`{artifact.precision}`" if artifact.precision else "default (`fp32` in transformers.js)"
         weights = f"{manifest.recipe['dtype']}{quantized(manifest.recipe)}"
         yield f"| {name} | {weights} | {total} | {len(evidence['checks'])} of {evidence['planned']} |"
@@ -180,8 +180,8 @@ def measured(name: str, value: float | str | None, rule: dict[str, Any]) -> str:
 def sizes(artifact: Artifact) -> Iterator[str]:
     manifest, files = artifact.manifest, artifact.manifest.files
     yield from ("## Sizes", "", "| file | size |", "|---|--:|")
-    yield from (f"| `{name}` | {size(files[name].bytes)} |" for name in files if name.startswith("onnx/"))
-    yield from (f"| all {len(files)} files | {size(manifest.bytes)} |", "")
+    yield from (f"| `{name}` | {format_size(files[name].bytes)} |" for name in files if name.startswith("onnx/"))
+    yield from (f"| all {len(files)} files | {format_size(manifest.bytes)} |", "")
 
 
 def of(artifact: Artifact) -> str:

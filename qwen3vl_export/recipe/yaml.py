@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import RecipeError
+from ..errors import RecipeError, first_line
 
 EXTENDS = "extends"
 OWN_KEYS = ("name", "description")  # say what this very file is, so a child never inherits them
@@ -117,7 +117,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         raise RecipeError(f"{where}: {error.problem or error.context}", "Correct this line") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{file}: not YAML ({str(error).splitlines()[0]})", "Name a recipe (*.yaml)") from None
+        raise RecipeError(f"{file}: not YAML ({first_line(error)})", "Name a recipe (*.yaml)") from None
     if data is None:
         raise RecipeError(f"{file}: is empty", "Start with: extends: tiny.yaml")
     if not isinstance(data, dict):

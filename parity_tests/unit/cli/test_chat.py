@@ -21,16 +21,17 @@ import pytest
 from rich.console import Console
 
 from qwen3vl_export.chat import Chat
-from qwen3vl_export.chat.screen import figures, print_parts
-from qwen3vl_export.console import visible
+from qwen3vl_export.chat.screen import format_figures, print_parts
+from qwen3vl_export.console import strip_controls
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
 from qwen3vl_export.runtime.reply import AnswerPart
 
+from ...fixtures.answers import always_answer
+from ...fixtures.commands import invoke
 from ...fixtures.interrupts import children_interruptible
 from ...fixtures.paths import ROOT
 from ...harness.cases.picture_kinds import PHOTOGRAPH
-from .test_run import call, saying
 
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -93,7 +94,7 @@ def test_ctrl_c_and_ctrl_d_at_the_prompt(terminal: Terminal) -> None:
     terminal.process.send("half a question")
     terminal.process.expect("half a question")  # readline listens
     terminal.process.sendintr()
-    assert "/quit or Ctrl-D leaves" in terminal.until_prompt()
+    assert "leave with /quit or Ctrl-D" in terminal.until_prompt()
     assert "no such command" in terminal.type("/dance")
     terminal.process.sendeof()
     terminal.process.expect(pexpect.EOF)
@@ -127,16 +128,16 @@ def test_names_are_completed(terminal: Terminal) -> None:
 
 def test_without_a_terminal_ctrl_c_stays_ignored(tiny_artifact: Path) -> None:
     with children_interruptible(False):
-        call("chat", tiny_artifact, typed="/quit\n")
+        invoke("chat", tiny_artifact, typed="/quit\n")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_chat_answers_about_a_picture(tiny_artifact: Path, answer: str) -> None:
     typed = f"/image {PHOTOGRAPH}\nWhat is this?\n/quit\nnever read\n"
-    done = call("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
+    done = invoke("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
     assert done.exit_code == 0
-    assert "chelsea.png: 451x300" in done.output and "chelsea.png > " in done.output
-    assert answer in done.output and "tokens/s" in done.output
+    assert "chelsea.png: 451x300" in done.stdout and "chelsea.png > " in done.stdout
+    assert answer in done.stdout and "tokens/s" in done.stdout
     assert done.stderr == ""
 
 
@@ -145,22 +146,22 @@ def test_an_error_does_not_end_the_chat(tiny_artifact: Path, answer: str) -> Non
         f"/image nowhere.png\n/image\n/video nowhere.mp4\n/dance\nsay <|image_pad|>\n\n/help\n/draw out.png\n"
         f"/save x.txt\nhttp://127.0.0.1/cat.png what?\n/image '{PHOTOGRAPH}'\nWhat is this?\n/draw out.png\n"
     )
-    done = call("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
+    done = invoke("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
     assert done.exit_code == 0  # the end of the input ends the chat
     said = ("no such image file", "/image needs a file", "no such video file", "/dance: no such command",
-            "must not contain these tokens", "nothing was answered yet", "x.txt: unknown form",
+            "must not contain these tokens", "there is no answer yet", "x.txt: unknown format",
             "127.0.0.1 is not a public address", "names no boxes")  # fmt: skip
     assert len(done.stderr.splitlines()) == len(said)
     for line, part in zip(done.stderr.splitlines(), said, strict=True):
         assert part in line
-    assert "Ctrl-C stops an answer" in done.output
-    assert answer in done.output
+    assert "Ctrl-C stops an answer" in done.stdout
+    assert answer in done.stdout
 
 
 def test_too_long_a_question_says_by_how_much(tiny_artifact: Path) -> None:
-    done = call("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"{PHOTOGRAPH}\n{'9 ' * 5000}\nWhat is 2+3?\n")
+    done = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"{PHOTOGRAPH}\n{'9 ' * 5000}\nWhat is 2+3?\n")
     assert re.search(r"the context holds 4096: \d+ over", done.stderr)
-    assert "chelsea.png: put aside" in done.output and "tokens of context" in done.output
+    assert "chelsea.png: dropped" in done.stdout and "tokens of context" in done.stdout
 
 
 def test_logits_that_are_no_numbers_leave_the_chat_alive(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +175,9 @@ def test_logits_that_are_no_numbers_leave_the_chat_alive(tiny_artifact: Path, mo
         return np.full_like(logits, np.nan) if next(broken, False) else logits
 
     monkeypatch.setattr(generate, "decode", poisoned)
-    done = call("chat", tiny_artifact, "--max-new-tokens", 4, typed="What is 2+3?\nWhat is 2+3?\n")
+    done = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed="What is 2+3?\nWhat is 2+3?\n")
     assert "the decoder's logits are not numbers (NaN) at step 0" in done.stderr
-    assert done.exit_code == 0 and done.output.count("tokens of context") == 1
+    assert done.exit_code == 0 and done.stdout.count("tokens of context") == 1
 
 
 def test_the_conversation_grows_and_is_forgotten(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +190,7 @@ def test_the_conversation_grows_and_is_forgotten(tiny_artifact: Path, monkeypatc
 
     monkeypatch.setattr(Qwen3VL, "answer", noted)
     typed = f"{PHOTOGRAPH} What is 2+3?\nAnd 3+3?\n/reset\nWhat is 1+1?\n"
-    assert call("chat", tiny_artifact, "--max-new-tokens", 4, typed=typed).exit_code == 0
+    assert invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=typed).exit_code == 0
     first, second, third = prompts
     assert second.startswith(first) and second.count("<|im_start|>user") == 2
     assert third.count("<|im_start|>user") == 1 and "<|image_pad|>" not in third
@@ -204,18 +205,18 @@ def test_an_interrupted_answer_is_kept(tiny_artifact: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Qwen3VL, "generate_steps", interrupted)
-    done = call("chat", tiny_artifact, typed="Describe.\n/reset\n")
+    done = invoke("chat", tiny_artifact, typed="Describe.\n/reset\n")
     assert done.exit_code == 0
-    assert f"> {beginning}\nstopped, first token" in done.output and "forgotten" in done.output
+    assert f"> {beginning}\nstopped, first token" in done.stdout and "forgotten" in done.stdout
 
 
 def test_boxes_are_drawn_on_the_last_picture(
     tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saying(monkeypatch, '{"bbox_2d": [250, 200, 800, 900], "label": "cat"}')
+    always_answer(monkeypatch, '{"bbox_2d": [250, 200, 800, 900], "label": "cat"}')
     out = tmp_path / "out.png"
-    done = call("chat", tiny_artifact, typed=f"{PHOTOGRAPH} Where?\n/draw {out}\n")
-    assert f"{out}: 1 drawn" in done.output and done.stderr == ""
+    done = invoke("chat", tiny_artifact, typed=f"{PHOTOGRAPH} Where?\n/draw {out}\n")
+    assert f"{out}: 1 drawn" in done.stdout and done.stderr == ""
     with PIL.Image.open(out) as drawn:
         assert drawn.size == (451, 300)
 
@@ -223,24 +224,24 @@ def test_boxes_are_drawn_on_the_last_picture(
 def test_a_video_of_frames(tiny_artifact: Path, tmp_path: Path) -> None:
     for index in range(6):
         PIL.Image.new("RGB", (64, 64), (40 * index, 0, 0)).save(tmp_path / f"{index}.png")
-    done = call("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"/video {tmp_path}\nWhat moves?\nAnd now?\n")
-    assert "2.2 seconds, 3 pairs of frames" in done.output
-    assert done.output.count("tokens of context") == 2 and done.stderr == ""
+    done = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"/video {tmp_path}\nWhat moves?\nAnd now?\n")
+    assert "2.2 seconds, 3 pairs of frames" in done.stdout
+    assert done.stdout.count("tokens of context") == 2 and done.stderr == ""
 
 
 def test_the_clipboard(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Any] = [PIL.Image.new("RGB", (64, 48)), [str(PHOTOGRAPH)], None, NotImplementedError("no xclip")]
+    contents: list[Any] = [PIL.Image.new("RGB", (64, 48)), [str(PHOTOGRAPH)], None, NotImplementedError("no xclip")]
 
     def grab() -> Any:
-        item = found.pop(0)
+        item = contents.pop(0)
         if isinstance(item, Exception):
             raise item
         return item
 
     monkeypatch.setattr("PIL.ImageGrab.grabclipboard", grab)
-    done = call("chat", tiny_artifact, typed="/paste\n" * 4)
-    assert "clipboard: 64x48" in done.output and "chelsea.png: 451x300" in done.output
-    assert "the clipboard holds no picture" in done.stderr and "cannot be read (no xclip)" in done.stderr
+    done = invoke("chat", tiny_artifact, typed="/paste\n" * 4)
+    assert "clipboard: 64x48" in done.stdout and "chelsea.png: 451x300" in done.stdout
+    assert "the clipboard contains no picture" in done.stderr and "cannot be read (no xclip)" in done.stderr
 
 
 # How an answer looks.
@@ -260,7 +261,7 @@ def test_reasoning_is_dimmed_and_stands_apart() -> None:
 
 
 def test_an_answer_does_not_steer_the_terminal() -> None:
-    assert visible("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a[2Jb\n\tc1m"
+    assert strip_controls("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a[2Jb\n\tc1m"
     assert printed(AnswerPart("content", "[red]:cat:[/red]\x1b]0;x\x07", 0)) == "[red]:cat:[/red]]0;x"
 
 
@@ -277,12 +278,12 @@ def test_an_answer_does_not_steer_the_terminal() -> None:
 )
 def test_figures(values: dict[str, Any], stopped: bool, line: str) -> None:
     answer = {"finish_reason": "stop", "prompt_tokens": 10, "tokens": 5, "first_token_seconds": 0.5}
-    found: Any = SimpleNamespace(**{**answer, "tokens_per_second": 20.0, **values})
-    assert figures(found, stopped, context=100).startswith(line)
+    result: Any = SimpleNamespace(**{**answer, "tokens_per_second": 20.0, **values})
+    assert format_figures(result, stopped, context=100).startswith(line)
 
 
 def test_the_help_of_chat_shows_an_example() -> None:
-    text = COLOURS.sub("", call("chat", "--help").output)
+    text = COLOURS.sub("", invoke("chat", "--help").stdout)
     assert "Example:" in text and "qwen3vl-export chat artifacts/tiny" in text
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from qwen3vl_export.chat.line import read_line
-from qwen3vl_export.chat.transcript import Shown, Turn, save
+from qwen3vl_export.chat.line import parse_line
+from qwen3vl_export.chat.transcript import Attachment, Turn, save
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Answer, Limits, Picture
 
-from ..runtime.test_answer import STOP_IDS, TOKENIZER, steps_of
+from ...fixtures.answers import STOP_IDS, TOKENIZER, make_steps
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Here: cat.jpg, dog.PNG, `two words.webp`, clip.mp4."""
+    """The current directory: cat.jpg, dog.PNG, `two words.webp`, clip.mp4."""
     for name in ("cat.jpg", "dog.PNG", "two words.webp", "clip.mp4"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
@@ -46,35 +46,38 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("Is (https://example.org/cat.png) one?", "Is (cat.png) one?", ["https://example.org/cat.png"]),
         ("see https://example.org/ or cat", "see https://example.org/ or cat", []),
         ("it's a cat, isn't it?", "it's a cat, isn't it?", []),
-        ("nowhere/cat.jpg what?", "what?", ["nowhere/cat.jpg"]),  # told when it is opened
+        ("nowhere/cat.jpg what?", "what?", ["nowhere/cat.jpg"]),  # reported when it is opened
         ("'nowhere.jpg' what?", "what?", ["nowhere.jpg"]),
         ("a.b.c .jpg what.jpgs", "a.b.c .jpg what.jpgs", []),
     ],
 )
 def test_pictures_anywhere_in_a_line(line: str, text: str, sources: list[str]) -> None:
-    found = read_line(line)
-    assert (found.text, [item.source for item in found.references], found.missing) == (text, sources, ())
-    assert [item.is_video for item in found.references] == [source.endswith("mp4") for source in sources]
+    parsed = parse_line(line)
+    assert (parsed.text, [item.source for item in parsed.references], parsed.missing) == (text, sources, ())
+    assert [item.is_video for item in parsed.references] == [source.endswith("mp4") for source in sources]
 
 
 def test_a_name_of_no_file_is_a_word() -> None:
-    found = read_line("Rename it to new.jpg, not cat.jpg.")
-    assert found.text == "Rename it to new.jpg, not cat.jpg." and found.missing == ("new.jpg",)
-    assert [item.source for item in found.references] == ["cat.jpg"]
+    parsed = parse_line("Rename it to new.jpg, not cat.jpg.")
+    assert parsed.text == "Rename it to new.jpg, not cat.jpg." and parsed.missing == ("new.jpg",)
+    assert [item.source for item in parsed.references] == ["cat.jpg"]
 
 
 def test_the_home_directory(folder: Path) -> None:
-    (found,) = read_line("~/cat.jpg what?").references
-    assert found.source == str(folder / "cat.jpg") and found.name == "cat.jpg"
+    (reference,) = parse_line("~/cat.jpg what?").references
+    assert reference.source == str(folder / "cat.jpg") and reference.name == "cat.jpg"
 
 
 def turn(text: str, question: str = "What?", thinking: bool = False, stopped: bool = False) -> Turn:
-    answer = Answer(steps_of(text), TOKENIZER, STOP_IDS, Limits(), time.perf_counter(), thinking, prompt_tokens=7)
+    answer = Answer(make_steps(text), TOKENIZER, STOP_IDS, Limits(), time.perf_counter(), thinking, prompt_tokens=7)
     answer.read()
     picture = Picture(np.zeros((4, 8), np.float32), (1, 2, 2), "", "", False)
     image = PIL.Image.new("RGB", (2, 2))
-    shown = (Shown("cat.jpg", "/my/cat.jpg", picture, image), Shown("clip.mp4", "/my/clip.mp4", picture, None))
-    return Turn(shown, question, answer, stopped)
+    attachments = (
+        Attachment("cat.jpg", "/my/cat.jpg", picture, image),
+        Attachment("clip.mp4", "/my/clip.mp4", picture, None),
+    )
+    return Turn(attachments, question, answer, stopped)
 
 
 def test_a_transcript_to_read(folder: Path) -> None:
@@ -87,9 +90,9 @@ def test_a_transcript_to_read(folder: Path) -> None:
 def test_a_transcript_to_go_on_with(folder: Path) -> None:
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     save(folder / "talk.json", "tiny", [turn("a cat"), turn(call, stopped=True)])
-    found = json.loads((folder / "talk.json").read_text())
-    user, assistant, _, caller = found["messages"]
-    assert found["artifact"] == "tiny"
+    saved = json.loads((folder / "talk.json").read_text())
+    user, assistant, _, caller = saved["messages"]
+    assert saved["artifact"] == "tiny"
     assert user["content"] == [
         {"type": "image", "image": "/my/cat.jpg"},
         {"type": "video", "video": "/my/clip.mp4"},
@@ -104,7 +107,7 @@ def test_a_transcript_to_go_on_with(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("talk.txt", "unknown form"), ("no/talk.md", "cannot be written"), ("here.md", "is there already")],
+    [("talk.txt", "unknown format"), ("no/talk.md", "cannot be written"), ("here.md", "already exists")],
 )
 def test_where_nothing_can_be_saved(folder: Path, name: str, said: str) -> None:
     (folder / "here.md").write_text("mine")

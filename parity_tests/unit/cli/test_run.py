@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
-from typer.testing import CliRunner, Result
 
+from parity_tests.fixtures.answers import always_answer
+from parity_tests.fixtures.commands import invoke
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
-from qwen3vl_export.cli.main import app
 from qwen3vl_export.runtime import Image, Qwen3VL
-from qwen3vl_export.runtime.generate import Step
-
-
-def call(*arguments: object, typed: str = "") -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed)
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +22,14 @@ def answer(tiny_artifact: Path) -> str:
 
 def test_run_prints_the_answer(tiny_artifact: Path, answer: str) -> None:
     options = ("--image", PHOTOGRAPH, "--max-new-tokens", 8)
-    done = call("run", tiny_artifact, *options, "--prompt", "What is this?")
-    assert (done.exit_code, done.output) == (0, answer + "\n")
-    assert call("run", tiny_artifact, *options, "--prompt", "-", typed="What is this?\n").output == answer + "\n"
+    done = invoke("run", tiny_artifact, *options, "--prompt", "What is this?")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, answer + "\n", "")
+    assert invoke("run", tiny_artifact, *options, "--prompt", "-", typed="What is this?\n").stdout == answer + "\n"
 
 
 def test_run_repeats_with_a_seed(tiny_artifact: Path) -> None:
     options = ("run", tiny_artifact, "--prompt", "What is 2+3?", "--temperature", 9, "--max-new-tokens", 8, "--seed")
-    assert call(*options, 4).output == call(*options, 4).output
+    assert invoke(*options, 4).stdout == invoke(*options, 4).stdout
 
 
 @pytest.mark.parametrize(
@@ -47,49 +41,39 @@ def test_run_repeats_with_a_seed(tiny_artifact: Path) -> None:
     ],
 )
 def test_run_tells_what_is_wrong(tiny_artifact: Path, options: tuple[str, ...], said: str) -> None:
-    done = call("run", tiny_artifact, *options)
+    done = invoke("run", tiny_artifact, *options)
     assert done.exit_code == 2
     assert done.stdout == "" and said in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_run_without_an_artifact(tmp_path: Path) -> None:
-    done = call("run", tmp_path, "--prompt", "Hi")
+    done = invoke("run", tmp_path, "--prompt", "Hi")
     assert done.exit_code == 2 and "no manifest.json here" in done.stderr
 
 
 def test_run_reads_urls_and_videos(tiny_artifact: Path, answer: str, tmp_path: Path) -> None:
     question = ("--prompt", "What is this?", "--max-new-tokens", 8)
-    assert call("run", tiny_artifact, "--image", f"file://{PHOTOGRAPH}", *question).output == answer + "\n"
-    refused = call("run", tiny_artifact, "--image", "http://127.0.0.1/cat.png", *question)
+    assert invoke("run", tiny_artifact, "--image", f"file://{PHOTOGRAPH}", *question).stdout == answer + "\n"
+    refused = invoke("run", tiny_artifact, "--image", "http://127.0.0.1/cat.png", *question)
     assert refused.exit_code == 2 and "127.0.0.1 is not a public address" in refused.stderr
     for index in range(4):
         PIL.Image.new("RGB", (64, 64), (60 * index, 0, 0)).save(tmp_path / f"{index}.png")
-    assert call("run", tiny_artifact, "--video", tmp_path, *question).exit_code == 0
+    assert invoke("run", tiny_artifact, "--video", tmp_path, *question).exit_code == 0
 
 
 def test_run_stops_where_it_is_told(tiny_artifact: Path, answer: str) -> None:
     options = ("--image", PHOTOGRAPH, "--prompt", "What is this?", "--max-new-tokens", 8)
     letter = answer[2]
-    stopped = call("run", tiny_artifact, *options, "--stop", letter, "--stop", "nowhere")
-    assert stopped.output == answer.partition(letter)[0] + "\n"
-
-
-def saying(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Let every answer be this text, token by token, as if the model had generated it."""
-
-    def steps(self: Qwen3VL, *_: Any, **__: Any) -> Iterator[Step]:
-        for token in (*self.tokenizer.encode(text), *sorted(self.stop_ids)[:1]):
-            yield Step(np.array([token]), np.zeros((1, 4), np.float32), np.ones(1, np.bool_))
-
-    monkeypatch.setattr(Qwen3VL, "generate_steps", steps)
+    stopped = invoke("run", tiny_artifact, *options, "--stop", letter, "--stop", "nowhere")
+    assert stopped.stdout == answer.partition(letter)[0] + "\n"
 
 
 def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = '[{"bbox_2d": [250, 200, 800, 900], "label": "cat"}]'
-    saying(monkeypatch, boxes)
+    always_answer(monkeypatch, boxes)
     out = tmp_path / "out.png"
-    done = call("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "Where?", "--draw", out)
+    done = invoke("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "Where?", "--draw", out)
     assert (done.exit_code, done.stdout, done.stderr) == (0, boxes + "\n", f"{out}: 1 drawn\n")
     with PIL.Image.open(PHOTOGRAPH) as before, PIL.Image.open(out) as after:
         changed = (np.asarray(before.convert("RGB")) != np.asarray(after)).any(axis=2)
@@ -111,8 +95,8 @@ def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: p
 def test_what_cannot_be_drawn_or_called(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: tuple[Any, ...], said: str
 ) -> None:
-    saying(monkeypatch, text)
-    done = call("run", tiny_artifact, *options)
+    always_answer(monkeypatch, text)
+    done = invoke("run", tiny_artifact, *options)
     assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
     assert not Path("out.png").exists()
 
@@ -129,19 +113,19 @@ def test_run_prints_tool_calls_as_json(tiny_artifact: Path, tmp_path: Path, monk
     monkeypatch.setattr(Qwen3VL, "prepare", noted)
     tools = tmp_path / "tools.json"
     tools.write_text('[{"type": "function", "function": {"name": "weather", "parameters": {}}}]')
-    saying(monkeypatch, 'hm <tool_call>\n{"name": "weather", "arguments": {"town": "Bern"}}\n</tool_call>')
-    done = call("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
+    always_answer(monkeypatch, 'hm <tool_call>\n{"name": "weather", "arguments": {"town": "Bern"}}\n</tool_call>')
+    done = invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
     assert done.stdout == 'hm \n{"name": "weather", "arguments": {"town": "Bern"}}\n'
     assert '{"type": "function", "function": {"name": "weather", "parameters": {}}}' in prompts[0]
-    saying(monkeypatch, "<tool_call>{oops</tool_call>")
-    broken = call("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
+    always_answer(monkeypatch, "<tool_call>{oops</tool_call>")
+    broken = invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
     assert broken.exit_code == 2 and broken.stdout == "" and "the model's tool call cannot be read" in broken.stderr
     tools.write_text("{}")
-    assert "not a list of functions" in call("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools).stderr
+    assert "not a list of functions" in invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools).stderr
 
 
 def test_reasoning_goes_to_standard_error(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for end in ("", "\n"):
-        saying(monkeypatch, f"<think>\nhm{end}</think>\n\na cat")
-        done = call("run", tiny_artifact, "--prompt", "What?")
+        always_answer(monkeypatch, f"<think>\nhm{end}</think>\n\na cat")
+        done = invoke("run", tiny_artifact, "--prompt", "What?")
         assert (done.stdout, done.stderr) == ("a cat\n", "\nhm\n")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from parity_tests.fixtures.paths import RECIPES
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.cli.main import app
-from qwen3vl_export.console import duration
+from qwen3vl_export.console import format_duration
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter import plan as planning
 from qwen3vl_export.exporter.checkpoint import Checkpoint
@@ -82,7 +82,7 @@ def test_a_table_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].split() == ["onnx/a.onnx_data", "3,000,000,000", "float", "1.9", "GB,", "uint8", "953.7", "MB"]
     assert "NOT ENOUGH" in lines[3] and "about 1.0 GB" in lines[4]
     assert lines[5].startswith("time: about 1 min 33 s (tracing 30 s, weights 1 min 3 s)")
-    assert duration(0.4) == "0 s"
+    assert format_duration(0.4) == "0 s"
 
 
 def test_the_command_line_plans(tmp_path: Path, tokens: Path) -> None:

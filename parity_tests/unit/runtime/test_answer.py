@@ -17,27 +17,15 @@ from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.answer import Answer, Limits, StopStrings, read_texts
 from qwen3vl_export.runtime.generate import Step
 from qwen3vl_export.runtime.reply import overlap
-from qwen3vl_export.runtime.tokenizer import Tokenizer
 
-from ...fixtures.paths import TINY
+from ...fixtures.answers import STOP_IDS, TOKENIZER, make_steps
 
-TOKENIZER = Tokenizer(TINY)
-END = TOKENIZER.id_of("<|im_end|>")
-STOP_IDS = frozenset({END or 0})
 FEW = st.text("ab.", max_size=30)  # few letters, so that beginnings of stop strings are common
 STOPS = st.lists(st.text("ab.", min_size=1, max_size=5), max_size=3)
 
 
-def steps_of(*texts: str, end: bool = True) -> Iterator[Step]:
-    """The tokens of some texts as the rows of a batch; a row that is over repeats its last token."""
-    rows = [TOKENIZER.encode(text) + [END] * end for text in texts]
-    for index in range(max(map(len, rows))):
-        tokens = np.array([row[min(index, len(row) - 1)] for row in rows])
-        yield Step(tokens, np.zeros((len(rows), 4), np.float32), np.ones(len(rows), np.bool_))
-
-
 def answer(text: str, end: bool = True, **limits: Any) -> Answer:
-    return Answer(steps_of(text, end=end), TOKENIZER, STOP_IDS, Limits(**limits), time.perf_counter())
+    return Answer(make_steps(text, end=end), TOKENIZER, STOP_IDS, Limits(**limits), time.perf_counter())
 
 
 def cut(text: str, stops: list[str]) -> str:
@@ -105,10 +93,10 @@ def test_time_ends_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(perf_counter=count(101).__next__)
     monkeypatch.setattr("qwen3vl_export.runtime.answer.time", clock)
     text = "one two three four five six seven eight nine"
-    slow = Answer(steps_of(text), TOKENIZER, STOP_IDS, Limits(max_time=6), started=100)
+    slow = Answer(make_steps(text), TOKENIZER, STOP_IDS, Limits(max_time=6), started=100)
     assert text.startswith(slow.read()) and (slow.finish_reason, slow.tokens) == ("time", 3)
     assert (slow.first_token_seconds, slow.tokens_per_second) == (1, 0.5)
-    rows = read_texts(steps_of(text, "two"), 2, TOKENIZER, STOP_IDS, Limits(max_time=2), started=clock.perf_counter())
+    rows = read_texts(make_steps(text, "two"), 2, TOKENIZER, STOP_IDS, Limits(max_time=2), started=clock.perf_counter())
     assert rows == [TOKENIZER.decode(TOKENIZER.encode(part)[:2]) for part in (text, "two")]
 
 
@@ -118,7 +106,7 @@ def test_steps_are_closed_as_soon_as_the_answer_is_complete() -> None:
     def endless() -> Iterator[Step]:
         try:
             while True:
-                yield from steps_of("a cat.", end=False)
+                yield from make_steps("a cat.", end=False)
         finally:
             closed.append(True)
 
@@ -130,7 +118,7 @@ def test_steps_are_closed_as_soon_as_the_answer_is_complete() -> None:
 
 def test_rows_end_alone() -> None:
     texts = ["a cat", "two. three", "four and five"]
-    rows = read_texts(steps_of(*texts), 3, TOKENIZER, STOP_IDS, Limits(stop=(".",)), time.perf_counter())
+    rows = read_texts(make_steps(*texts), 3, TOKENIZER, STOP_IDS, Limits(stop=(".",)), time.perf_counter())
     assert rows == ["a cat", "two", "four and five"]
 
 

@@ -19,7 +19,7 @@ from qwen3vl_export.chat import Chat
 from qwen3vl_export.runtime import Qwen3VL, sampling
 
 from ...fixtures.paths import ROOT
-from .test_video import moving, write
+from ...fixtures.videos import moving_frames, write_video
 
 PAGE = (ROOT / "docs" / "runtime.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -31,9 +31,9 @@ def folder(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "tiny").symlink_to(tiny_artifact)
     shutil.copy(PHOTOGRAPH, tmp_path / "cat.jpg")
-    write(tmp_path / "clip.mp4", moving(30))
+    write_video(tmp_path / "clip.mp4", moving_frames(30))
     (tmp_path / "frames").mkdir()
-    for index, frame in enumerate(moving(8)):
+    for index, frame in enumerate(moving_frames(8)):
         PIL.Image.fromarray(frame).save(tmp_path / "frames" / f"{index}.png")
     monkeypatch.chdir(tmp_path)
 
@@ -57,8 +57,8 @@ def test_the_examples_run_and_print_what_is_shown(folder: None) -> None:
 
 
 def settings() -> set[str]:
-    given = {*inspect.signature(Qwen3VL.stream).parameters, *inspect.signature(sampling.override).parameters}
-    return given - {"self", "content", "settings", "base"}
+    names = {*inspect.signature(Qwen3VL.stream).parameters, *inspect.signature(sampling.override).parameters}
+    return names - {"self", "content", "settings", "base"}
 
 
 @pytest.mark.parametrize("name", sorted(settings()))

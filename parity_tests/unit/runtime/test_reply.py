@@ -15,8 +15,8 @@ from qwen3vl_export.runtime import prompt
 from qwen3vl_export.runtime.answer import Answer, Limits
 from qwen3vl_export.runtime.reply import Reply, Splitter, ToolCall, parse_reply, parse_tool_call
 
+from ...fixtures.answers import STOP_IDS, TOKENIZER, make_steps
 from ...fixtures.paths import TINY
-from .test_answer import STOP_IDS, TOKENIZER, steps_of
 
 TEMPLATE = prompt.compile_template((TINY / "chat_template.jinja").read_text("utf-8"))
 WEATHER = {"name": "weather", "arguments": {"town": "Zürich", "days": 2}}
@@ -103,7 +103,7 @@ def test_pieces_of_any_size_are_the_same_parts(words: list[str], thinking: bool,
 
 def test_an_answer_in_parts() -> None:
     text = f"hm</think>a cat{called(WEATHER)}"
-    answer = Answer(steps_of(text), TOKENIZER, STOP_IDS, Limits(), time.perf_counter(), thinking=True)
+    answer = Answer(make_steps(text), TOKENIZER, STOP_IDS, Limits(), time.perf_counter(), thinking=True)
     kinds = {"reasoning": "", "content": "", "tool_call": ""}
     for part in answer.parts():
         kinds[part.kind] += part.text

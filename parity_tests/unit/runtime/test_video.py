@@ -16,7 +16,6 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata, read_video_pyav
@@ -31,6 +30,7 @@ from qwen3vl_export.runtime.video import list_frames, open_video
 from ...fixtures.paths import TINY
 from ...fixtures.standin import artifact_without_graphs
 from ...fixtures.video_reference import whole_processor
+from ...fixtures.videos import moving_frames, write_video
 
 OFFICIAL = FrameRules(2.0, None, 4, 768)
 PREPARER = Preparer(artifact_without_graphs())
@@ -38,35 +38,16 @@ RNG = np.random.default_rng(31)
 QUESTION = "Which way does the shape move?"
 
 
-def moving(count: int, height: int = 64, width: int = 96) -> NDArray[np.uint8]:
-    """Frames that all differ: a bright bar moves over a slowly changing ground. [count, height, width, 3]"""
-    frames = np.zeros((count, height, width, 3), np.uint8)
-    for index, frame in enumerate(frames):
-        frame[:, :, 0] = 8 * index % 256
-        frame[:, index * 2 % width : index * 2 % width + 8] = 255
-    return frames
-
-
-def write(path: Path, frames: NDArray[np.uint8], rate: int = 10, codec: str = "libx264", **options: str) -> Path:
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of videos of 37 frames, 10 a second, in several formats."""
     folder = tmp_path_factory.mktemp("clips")
-    frames = moving(37)
-    write(folder / "clip.mp4", frames, movflags="faststart")
-    write(folder / "end.mp4", frames)  # its index is at its end
-    write(folder / "clip.avi", frames, codec="mpeg4")
-    write(folder / "clip.mkv", frames)  # does not say how many frames it has
-    write(folder / "clip.webm", frames, codec="libvpx")
+    frames = moving_frames(37)
+    write_video(folder / "clip.mp4", frames, movflags="faststart")
+    write_video(folder / "end.mp4", frames)  # its index is at its end
+    write_video(folder / "clip.avi", frames, codec="mpeg4")
+    write_video(folder / "clip.mkv", frames)  # does not say how many frames it has
+    write_video(folder / "clip.webm", frames, codec="libvpx")
     return folder
 
 
@@ -116,7 +97,7 @@ def test_rules_are_read_and_completed() -> None:
 def test_prompts_equal_the_processor(
     count: int, height: int, width: int, fps: float, processor: Qwen3VLProcessor
 ) -> None:
-    frames = moving(count, height, width)
+    frames = moving_frames(count, height, width)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     metadata = VideoMetadata(total_num_frames=count, fps=fps)
@@ -195,7 +176,7 @@ def test_a_rate_of_ones_own(clips: Path) -> None:
 
 
 def test_a_folder_is_its_frames_in_order(tmp_path: Path) -> None:
-    frames = moving(12)
+    frames = moving_frames(12)
     for index, frame in enumerate(frames):
         PIL.Image.fromarray(frame).save(tmp_path / f"frame{index}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
@@ -209,13 +190,13 @@ def test_a_folder_is_its_frames_in_order(tmp_path: Path) -> None:
 
 
 def test_an_array_is_a_list_of_frames() -> None:
-    frames = moving(6)
+    frames = moving_frames(6)
     for source in (frames, list(frames), tuple(PIL.Image.fromarray(frame) for frame in frames)):
         np.testing.assert_array_equal(images(Video(source)), frames)
 
 
 def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
-    missing = [PIL.Image.fromarray(moving(1)[0]), *(tmp_path / f"{index}.png" for index in range(5))]
+    missing = [PIL.Image.fromarray(moving_frames(1)[0]), *(tmp_path / f"{index}.png" for index in range(5))]
     clip = open_video(Video(missing), OFFICIAL)
     assert next(clip.frames).size == (96, 64)
     with pytest.raises(InputError, match=r"0\.png: no such image file"):
@@ -287,9 +268,9 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         (Video(np.zeros((0, 8, 8, 3), np.uint8)), "a video of 0 frames"),
         (Video(np.zeros((8, 8, 3), np.uint8)), r"a video array of shape \(8, 8, 3\)"),
         (Video(3), "a video cannot be a int"),  # type: ignore[arg-type]
-        (Video(moving(4), -1), "a video of -1 frames per second"),
-        (Video(moving(4), float("nan")), "a video of nan frames per second"),
-        (Video(moving(4), sample_fps=0), "a video of 0 frames per second"),
+        (Video(moving_frames(4), -1), "a video of -1 frames per second"),
+        (Video(moving_frames(4), float("nan")), "a video of nan frames per second"),
+        (Video(moving_frames(4), sample_fps=0), "a video of 0 frames per second"),
         (Video("data:video/mp4;base64,@"), "data URL: not base64"),
         (Video("http://127.0.0.1/clip.mp4"), "is not a public address"),
     ],
@@ -314,7 +295,7 @@ def no_pyav(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_without_pyav_the_error_says_what_to_install(clips: Path, no_pyav: None) -> None:
     with pytest.raises(InputError, match=r"video files need PyAV\. Install it: pip install 'qwen3vl-export\[video\]'"):
         images(Video(clips / "clip.mp4"))
-    assert len(images(Video(moving(4)))) == 4  # frames need nothing
+    assert len(images(Video(moving_frames(4)))) == 4  # frames need nothing
 
 
 def test_a_video_file_is_answered_about(clips: Path, tiny_artifact: Path) -> None:
