@@ -1,1 +1,1 @@
-"""The commands. A command's code is imported when it is called, so that `run` works without the `export` extra."""
+"""The commands. Each imports its code when it is called, so that `run` works without the `export` extra."""

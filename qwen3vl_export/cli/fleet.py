@@ -1,7 +1,6 @@
 """The commands `fleet plan`, `fleet run` and `fleet status`: many recipes, many machines, one store.
 
-Knows the terminal; the work is done in `fleet/`. The parity harness is handed in here, as `verify` finds it in
-`cli.py`.
+Knows the terminal; the work is done in `fleet/`, to which the parity harness is passed from here.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Build, verify and publish many recipes on many machines, into one store.",
+    help="Build, verify and publish many recipes on many machines; all results go to one store.",
 )
 
 
@@ -30,26 +29,34 @@ class Matrix(StrEnum):
     full = "full"
 
 
-Recipes = Annotated[list[str], typer.Argument(metavar="RECIPES...", help="Recipe files, or names of shipped ones.")]
+Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipe files, or names of shipped recipes.")]
 StoreUrl = Annotated[
-    str, typer.Option("--store", metavar="URL", help="Where results are kept: a directory, s3://…, gs://…, hf://….")
+    str, typer.Option("--store", metavar="URL", help="Where results are stored: a directory, s3://…, gs://…, hf://….")
 ]
-MatrixChoice = Annotated[Matrix | None, typer.Option(help="How many cases; each recipe's choice unless said.")]
+MatrixChoice = Annotated[
+    Matrix | None, typer.Option(help="How many cases each verification runs. [default: as each recipe says]")
+]
 Scheduler = Annotated[
     str | None,
-    typer.Option(metavar="tcp://HOST:PORT", help="A dask scheduler; a cluster on this machine unless said."),
+    typer.Option(
+        metavar="tcp://HOST:PORT", help="Address of a dask scheduler. [default: a local cluster on this machine]"
+    ),
 ]
 Publish = Annotated[
     str | None,
-    typer.Option(metavar="DIR|hf://ORG", help="Publish what passed, under the recipe's name or where {name} stands."),
+    typer.Option(
+        metavar="DIR|hf://ORG",
+        help="Publish what passed as DIR/RECIPE or hf://ORG/RECIPE, or replace {name} by RECIPE.",
+    ),
 ]
-LogFile = Annotated[Path | None, typer.Option("--log", metavar="FILE", help="Append every event to it, as JSON lines.")]
+LogFile = Annotated[Path | None, typer.Option("--log", metavar="FILE", help="Append events to FILE as JSON lines.")]
 Scratch = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where this machine's workers build; the system's temp unless said.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Where this machine's workers build. [default: the system's temporary directory]"),
 ]
 Patience = Annotated[
     float,
-    typer.Option(metavar="SECONDS", min=0, help="How long a store, scheduler or worker that went away is awaited."),
+    typer.Option(metavar="SECONDS", min=0, help="How long to wait for an unreachable store, scheduler or worker."),
 ]
 
 
@@ -63,7 +70,7 @@ def plan(
     scratch: Scratch = None,
     patience: Patience = 120.0,
 ) -> None:
-    """Say what there is to do, in how many bytes, how much memory and time. Estimates are kept in the store.
+    """Show what a run would do, with estimates of disk space, memory and time, which are saved in the store.
 
     Example: `qwen3vl-export fleet plan tiny tiny-int8 --store /srv/zoo`
     """
@@ -85,9 +92,9 @@ def run(
     scratch: Scratch = None,
     patience: Patience = 120.0,
 ) -> None:
-    """Build and verify every recipe; what is in the store is not made again. Writes zoo.html over the store.
+    """Build and verify every recipe; results already in the store are reused. Writes an overview, zoo.html.
 
-    Ends with 0 if everything is there and passed, 1 if not.
+    Exits with 0 if every result exists and passed, otherwise with 1.
 
     Example: `qwen3vl-export fleet run tiny tiny-int8 tiny-int4 --store /srv/zoo`
 
@@ -97,9 +104,9 @@ def run(
     from ..fleet.fleet import run as run_fleet
 
     asked = _asked(recipes, store, matrix, scheduler, publish, log, scratch, patience)
-    found = run_fleet(asked)
-    show(found, _again(asked))
-    raise typer.Exit(0 if all(one.passed for one in found) else 1)
+    results = run_fleet(asked)
+    show(results, _next_command(asked))
+    raise typer.Exit(0 if all(result.passed for result in results) else 1)
 
 
 @app.command()
@@ -110,17 +117,19 @@ def status(
     publish: Publish = None,
     patience: Patience = 120.0,
 ) -> None:
-    """Say what is there, what failed and how to make the rest. Ends with 0 if everything is there and passed.
+    """Show which results exist, which failed, and how to produce the rest.
+
+    Exits with 0 if every result exists and passed, otherwise with 1.
 
     Example: `qwen3vl-export fleet status tiny tiny-int8 --store /srv/zoo`
     """
     from ..fleet.account import show
-    from ..fleet.fleet import status as status_of
+    from ..fleet.fleet import status as fleet_status
 
     asked = _asked(recipes, store, matrix, None, publish, None, None, patience)
-    found = status_of(asked)
-    show(found, _again(asked))
-    raise typer.Exit(0 if all(one.passed for one in found) else 1)
+    results = fleet_status(asked)
+    show(results, _next_command(asked))
+    raise typer.Exit(0 if all(result.passed for result in results) else 1)
 
 
 def _asked(
@@ -143,13 +152,13 @@ def _asked(
     return Asked(recipes, store, harness, scheduler, tier, publish, log, scratch, patience)
 
 
-def _again(asked: Asked) -> list[str]:
-    """The command that goes on; `{recipes}` stands for its recipes."""
-    said = {
+def _next_command(asked: Asked) -> list[str]:
+    """The command that continues this fleet, with `{recipes}` in place of its recipes."""
+    values = {
         "--store": asked.store_url,
         "--matrix": asked.matrix,
         "--scheduler": asked.scheduler,
         "--publish": asked.target,
     }
-    options = [word for name, value in said.items() if value is not None for word in (name, value)]
+    options = [word for name, value in values.items() if value is not None for word in (name, value)]
     return ["qwen3vl-export", "fleet", "run", "{recipes}", *options]

@@ -1,9 +1,9 @@
 """The command line: `build`, `verify`, `run`, `chat`, `publish`, `fetch`, `verify-artifact`, `inspect`, `recipes` and
 `fleet`.
 
-Each command hands its arguments to one function elsewhere. What a user can cause ends as one red line on standard error
-and an exit code; anything else is a bug of ours and keeps its traceback. Exporting needs torch, running does not, so a
-command imports what it needs when it is called.
+Each command passes its arguments to one function elsewhere. Errors a user can cause are printed as one red line on
+standard error, with an exit code; any other exception is a bug and keeps its traceback. Exporting needs torch, running
+does not, so a command imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OS_ERRORS = {
 
 
 class Commands(TyperGroup):
-    """The group of commands that turns what a user can cause into one line and an exit code."""
+    """The command group, which turns errors a user can cause into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -73,7 +73,7 @@ class Commands(TyperGroup):
 
 
 def notes(error: BaseException) -> list[str]:
-    """What was noted on an error on its way up, e.g. where an interrupted build is kept."""
+    """Notes added to an error while it propagated, such as where an interrupted build is stored."""
     return list(getattr(error, "__notes__", ()))
 
 
@@ -83,16 +83,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Export Qwen3-VL to ONNX at any image size, prove the result equal to PyTorch, and run it without PyTorch.",
-    epilog="A first session: `qwen3vl-export build tiny`, then `verify artifacts/tiny`, "
+    help="Export Qwen3-VL to ONNX for any image size, prove the result equal to PyTorch, and run it without PyTorch.",
+    epilog="To get started: `qwen3vl-export build tiny`, then `verify artifacts/tiny`, "
     'then `run artifacts/tiny --image FILE --prompt "What is this?"`',
 )
 app.add_typer(cli_recipes.app, name="recipes")
 app.add_typer(cli_fleet.app, name="fleet")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         say(f"qwen3vl-export {__version__}")
         raise typer.Exit
 
@@ -100,7 +100,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -109,29 +109,31 @@ def _options(
 @app.command()
 def build(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one (see: recipes list).")
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe (see: recipes list)."),
     ],
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR_OR_REPO", help="Use this checkpoint instead of the recipe's.")
+        str | None,
+        typer.Option(metavar="DIR_OR_REPO", help="Use this checkpoint, a directory or Hub repository."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; artifacts/NAME unless said.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output directory. [default: artifacts/NAME]")] = None,
     keep_stages: Annotated[
-        bool, typer.Option("--keep-stages", help="Also keep the graph as it was after every stage, under stages/.")
+        bool, typer.Option("--keep-stages", help="Also save the graph after every build stage, under stages/.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the artifact, or the interrupted build, that is already there.")
+        bool, typer.Option("--force", help="Replace an existing artifact, or discard an interrupted build.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted build: what it wrote is not written again.")
+        bool, typer.Option("--resume", help="Continue an interrupted build, keeping the weights it has written.")
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would be written, in how much memory and time; write nothing.")
+        bool, typer.Option("--plan", help="Only show the files a build would write, and estimate memory and time.")
     ] = False,
 ) -> None:
     """Build an artifact from a recipe.
 
-    Traces the checkpoint's graphs, simplifies and optimizes them, writes the weights and a manifest. Nothing appears
-    under the output directory until all of it is there.
+    Traces the checkpoint's graphs, simplifies and optimizes them, and writes them with the weights and a manifest. The
+    output directory appears only when the build is complete.
 
     Example: `qwen3vl-export build tiny`
 
@@ -153,7 +155,7 @@ def build(
     path = build_artifact(
         loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, resume=resume, log=say
     )
-    say(f"{path} is ready. Prove it: qwen3vl-export verify {path}")
+    say(f"{path} is ready. Verify it: qwen3vl-export verify {path}")
 
 
 @app.command()
@@ -164,30 +166,34 @@ def verify(
             metavar="ARTIFACT", help="An artifact directory, or the contract (YAML) of another exporter's package."
         ),
     ],
-    matrix: Annotated[Matrix | None, typer.Option(help="How many cases; the recipe's choice unless said.")] = None,
+    matrix: Annotated[Matrix | None, typer.Option(help="How many cases to run. [default: as the recipe says]")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The checkpoint to compare with, if it is not where it was.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The checkpoint to compare with, if it has moved."),
     ] = None,
     case: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Run only this case, and leave no evidence; can be repeated.")
+        list[str] | None, typer.Option(metavar="ID", help="Run only this case and write no evidence; can be repeated.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random cases; a report names the one it used.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random cases, to repeat the run of a report.")] = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Also find the first layer, and the first build stage, that differs.")
+        bool, typer.Option("--bisect", help="Also find the first layer and the first build stage that differ.")
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where PyTorch's results are kept; the user's cache unless said.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Cache of PyTorch's results. [default: in the user's cache directory]"),
     ] = None,
     history: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append the result here; beside the artifact unless said.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Append the result to this file. [default: next to the artifact]"),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only this precision; every one the artifact has unless said.")
+        str | None,
+        typer.Option(metavar="NAME", help="Verify only this precision. [default: all the artifact has]"),
     ] = None,
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
-    Ends with 0 if every check passes, 1 if one fails, 2 if there is nothing to compare.
+    Exits with 0 if every check passes, 1 if one fails, 2 if there is nothing to compare.
 
     Example: `qwen3vl-export verify artifacts/tiny --matrix quick`
 
@@ -211,9 +217,9 @@ app.command("verify-artifact")(cli_publish.verify_artifact)
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="ARTIFACT_OR_ONNX", help="An artifact directory or an .onnx file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what is in an artifact or an ONNX file: inputs, outputs, operators, sizes, dtypes.
+    """Show the contents of an artifact or an ONNX file: inputs, outputs, operators, sizes, dtypes.
 
     Example: `qwen3vl-export inspect artifacts/tiny`
 
@@ -222,11 +228,11 @@ def inspect(
     from ..inspection import inspect_path
     from ..inspection.tables import show
 
-    found = inspect_path(path)
+    inspection = inspect_path(path)
     if as_json:
-        typer.echo(json.dumps(found.to_json_dict(), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(inspection.to_json_dict(), indent=1, ensure_ascii=False))
     else:
-        show(found)
+        show(inspection)
 
 
 def main() -> None:

@@ -13,28 +13,32 @@ import typer
 from ..console import say
 from ..errors import InputError
 
-Force = Annotated[bool, typer.Option("--force", help="Replace the artifact that is already there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")]
 
 
 def publish(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact that verify has proven.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact that has passed verify.")],
     to: Annotated[str, typer.Option("--to", metavar="DIR|hf://ORG/NAME", help="Where to publish it.")],
     licence: Annotated[
         Path | None,
         typer.Option("--license", metavar="FILE", help="The checkpoint's licence, if the artifact has none."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="A repository that has to be made is private.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository does not exist yet, create it as private.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and list everything, send and write nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and list the files, without writing or uploading.")
     ] = False,
     sign: Annotated[bool, typer.Option("--sign", help="Sign the provenance with sigstore.")] = False,
     force: Force = False,
-    demo: Annotated[bool, typer.Option("--demo", help="Also the page that asks it in a browser, index.html.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Include index.html, a page that runs the artifact in the browser.")
+    ] = False,
 ) -> None:
-    """Publish a proven artifact with its model card, evidence and provenance.
+    """Publish a verified artifact with its model card, evidence and provenance.
 
-    Refuses unless parity.json passes and is about this very artifact. An upload is one commit: a broken one leaves the
-    repository as it was, and the next try sends only what has not arrived.
+    Fails unless parity.json passed and belongs to exactly these files. An upload is a single commit: if it is
+    interrupted, the repository stays as it was, and the next attempt uploads only the missing files.
 
     Example: `qwen3vl-export publish artifacts/tiny --to hf://me/tiny --dry-run`
 
@@ -49,12 +53,13 @@ def publish(
 
 def fetch(
     source: Annotated[
-        str, typer.Argument(metavar="hf://ORG/NAME|DIR", help="A published artifact; @REVISION is possible.")
+        str,
+        typer.Argument(metavar="hf://ORG/NAME|DIR", help="A published artifact; append @REVISION for a revision."),
     ],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; artifacts/NAME unless said.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output directory. [default: artifacts/NAME]")] = None,
     force: Force = False,
 ) -> None:
-    """Get a published artifact and check every file of it: hashes, graph contract, evidence, provenance.
+    """Download a published artifact and check it: hashes, graph contract, evidence, provenance.
 
     Example: `qwen3vl-export fetch hf://me/tiny`
     """
@@ -66,9 +71,11 @@ def fetch(
 def verify_artifact(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory, published or not.")],
     identity: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who must have signed it: an e-mail address or a CI run.")
+        str | None, typer.Option(metavar="NAME", help="The expected signer: an e-mail address or a CI workflow's URL.")
     ] = None,
-    issuer: Annotated[str | None, typer.Option(metavar="URL", help="Who vouches for that identity.")] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="The OpenID Connect issuer of that identity.")
+    ] = None,
 ) -> None:
     """Check an artifact offline: files, graph contract, evidence, provenance and, with --identity, the signature.
 
@@ -78,6 +85,8 @@ def verify_artifact(
     from ..publishing.verify_artifact import verify_artifact as check
 
     if (identity is None) != (issuer is None):
-        raise InputError("a signature is checked against an identity and its issuer", "Give --identity and --issuer")
+        raise InputError(
+            "a signature is checked against an identity and its issuer", "Pass both --identity and --issuer"
+        )
     for line in check(artifact, Signer(identity, issuer) if identity and issuer else None):
         say(line)

@@ -17,9 +17,9 @@ from ..recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_sche
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="List, show, check and pin recipes: the YAML files that say what to build.",
+    help="List, show, check and pin recipes: the YAML files that describe builds.",
 )
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
 
 
 @app.command("list")
@@ -37,7 +37,7 @@ def list_() -> None:
             continue
         rows.append((name, _sizes(recipe), recipe.target, recipe.dtype, recipe.description))
     if not rows:
-        raise RecipeError("no recipes in ./recipes", "Run this where the recipes directory lies")
+        raise RecipeError("no recipes in ./recipes", "Run this in the directory that contains recipes/")
     rows.sort(key=lambda row: _natural(row[0]))
     console().print(table("", ("recipe", "sizes", "target", "dtype", "description"), rows, wrap="description"))
     say("Build one: qwen3vl-export build tiny")
@@ -48,7 +48,7 @@ def show(
     recipe: RecipeName,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
-    """Show a recipe as it will be built: inheritance resolved, every default filled in.
+    """Show a recipe as it will be built, with inheritance resolved and every default filled in.
 
     Example: `qwen3vl-export recipes show tiny-buckets`
     """
@@ -62,33 +62,38 @@ def show(
 @app.command()
 def check(
     recipes: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to check; every shipped one unless said.")
+        list[str] | None,
+        typer.Argument(metavar="RECIPE", help="Recipes to check. [default: every shipped recipe]"),
     ] = None,
 ) -> None:
-    """Check recipes without building: keys, types, combinations. Ends with 2 if one is wrong.
+    """Check recipes without building: keys, types, combinations.
+
+    Exits with 0 if all are valid, otherwise with 2.
 
     Example: `qwen3vl-export recipes check recipes/mine.yaml`
     """
     names = recipes or [str(file) for file in list_recipes().values()]
     if not names:
         raise RecipeError("no recipes in ./recipes", "Name one: qwen3vl-export recipes check FILE")
-    wrong = 0
+    invalid = 0
     for name in names:
         try:
             load_recipe(name)
             say(f"ok     {find_recipe(name)}")
         except Qwen3VLExportError as error:
-            wrong += 1
+            invalid += 1
             print_error(str(error))
-    if wrong:
+    if invalid:
         raise typer.Exit(RecipeError.exit_code)
 
 
 @app.command()
 def schema(
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to a file instead of the screen.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
+    ] = None,
 ) -> None:
-    """Print the JSON Schema of a recipe, for editors that complete and check YAML.
+    """Print the JSON Schema of recipes, with which editors complete and check YAML.
 
     Example: `qwen3vl-export recipes schema --out recipes/recipe.schema.json`
     """
@@ -104,7 +109,7 @@ def schema(
 def pin(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipes whose checkpoint is on the Hub.")],
 ) -> None:
-    """Write the commit a checkpoint's revision points at now into the recipe, so that builds repeat.
+    """Replace a checkpoint's revision with its current commit, so that builds are reproducible.
 
     Example: `qwen3vl-export recipes pin qwen3-vl-2b-instruct`
     """

@@ -1,4 +1,4 @@
-"""The commands `run` and `chat`: an artifact answering on the terminal.
+"""The commands `run` and `chat`: an artifact answers on the terminal.
 
 Knows options and streams; the answers come from `runtime`, which is imported when a command is called.
 """
@@ -22,41 +22,61 @@ if TYPE_CHECKING:
 
 DESCRIBE = "Describe this image."
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory, such as artifacts/tiny.")]
-MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Stop an answer after this many tokens.")]
+MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum number of tokens of an answer.")]
 Temperature = Annotated[
     float | None,
-    typer.Option(metavar="T", min=0, help="0 is greedy; higher is more varied. The checkpoint's unless said."),
+    typer.Option(metavar="T", min=0, help="0 is greedy, higher is more varied. [default: the checkpoint's]"),
 ]
 TopK = Annotated[
-    int | None, typer.Option(metavar="K", min=0, help="Draw from the K likeliest tokens; 0 is all of them.")
+    int | None,
+    typer.Option(metavar="K", min=0, help="Sample from the K likeliest tokens; 0 is all. [default: the checkpoint's]"),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(metavar="P", min=0, max=1, help="Draw from the likeliest tokens that make up this probability."),
+    typer.Option(
+        metavar="P",
+        min=0,
+        max=1,
+        help="Sample from the likeliest tokens that together have this probability. [default: the checkpoint's]",
+    ),
 ]
 MinP = Annotated[
     float | None,
-    typer.Option(metavar="P", min=0, max=1, help="Draw from tokens at least this fraction as likely as the likeliest."),
+    typer.Option(
+        metavar="P",
+        min=0,
+        max=1,
+        help="Sample from tokens at least P times as likely as the likeliest. [default: the checkpoint's]",
+    ),
 ]
 RepetitionPenalty = Annotated[
-    float | None, typer.Option(metavar="X", help="Above 1: tokens of prompt and answer become less likely.")
+    float | None,
+    typer.Option(
+        metavar="X", help="Above 1, tokens of prompt and answer become less likely. [default: the checkpoint's]"
+    ),
 ]
 PresencePenalty = Annotated[
-    float | None, typer.Option(metavar="X", min=-2, max=2, help="Above 0: tokens of the answer become less likely.")
+    float | None,
+    typer.Option(
+        metavar="X",
+        min=-2,
+        max=2,
+        help="Above 0, tokens of the answer become less likely. [default: the checkpoint's]",
+    ),
 ]
 Stop = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; repeat it for several.")
+    list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; can be repeated.")
 ]
-MaxTime = Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop an answer after this time.")]
-Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed draws the same answer.")]
+MaxTime = Annotated[float | None, typer.Option(metavar="SECONDS", help="Time limit of an answer.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="Random seed, to repeat an answer.")]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Threads to use; onnxruntime's choice unless said.")
+    int | None, typer.Option(metavar="N", min=1, help="Threads per operator. [default: chosen by onnxruntime]")
 ]
 Precision = Annotated[
-    str, typer.Option(metavar="NAME", help="One of the artifact's precisions, such as q4; the default one unless said.")
+    str, typer.Option(metavar="NAME", help="One of the artifact's precisions, such as q4. [default: its main one]")
 ]
 AllowPrivateUrls = Annotated[
-    bool, typer.Option("--allow-private-urls", help="Also fetch pictures from this machine and its network.")
+    bool, typer.Option("--allow-private-urls", help="Also fetch URLs on this machine and its private network.")
 ]
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "seed")
@@ -67,25 +87,23 @@ def run(
     artifact: Artifact,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "-i", metavar="FILE", help="A picture, also by URL; repeat it for several."),
+        typer.Option("--image", "-i", metavar="FILE", help="A picture: path or URL; can be repeated."),
     ] = None,
     video: Annotated[
         list[str] | None,
-        typer.Option(
-            "--video", metavar="FILE", help="A video, also by URL, or a folder of frames; repeat it for several."
-        ),
+        typer.Option("--video", metavar="FILE", help="A video: path, URL, or a folder of frames; can be repeated."),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The question; read from standard input if '-'."),
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The question; '-' reads it from standard input."),
     ] = None,
     draw: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the boxes and points the answer names on the picture, into this file."),
+        typer.Option(metavar="FILE", help="Write the picture to this file, with the answer's boxes and points drawn."),
     ] = None,
     tools: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A JSON file of functions the model may call; calls are printed as JSON."),
+        typer.Option(metavar="FILE", help="JSON file of functions the model may call; calls are printed as JSON."),
     ] = None,
     max_new_tokens: MaxNewTokens = 512,
     stop: Stop = None,
@@ -113,7 +131,7 @@ def run(
 
     images, videos = image or [], video or []
     if prompt is None and not images and not videos:
-        raise InputError("nothing was asked", 'Add --prompt "What is 2+3?" or --image FILE')
+        raise InputError("there is no question", 'Add --prompt "What is 2+3?" or --image FILE')
     if draw is not None:
         check_drawing(draw, len(images))
     text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
@@ -123,7 +141,7 @@ def run(
     pictures = [open_image(path, rules) for path in images]
     content = [*map(Image, pictures), *(Video(path) for path in videos), text]
     limits: dict[str, Any] = {"stop": stop, "max_time": max_time, "tools": functions}
-    answer = model.stream(content, max_new_tokens, **limits, **sampling(context))
+    answer = model.stream(content, max_new_tokens, **limits, **sampling_options(context))
     print_answer(answer)
     if draw is not None:
         count = save_drawing(draw, pictures, answer.reply.content)
@@ -131,30 +149,38 @@ def run(
 
 
 def print_answer(answer: Answer) -> None:
-    """The content to standard output as it comes; reasoning, dimmed, to standard error; then each tool call as JSON."""
-    aside = Console(stderr=True, highlight=False)
-    written, thought = False, ""
+    """Stream content to standard output and dimmed reasoning to standard error; then print each tool call as JSON.
+
+    Raises:
+        InputError: a tool call that cannot be parsed.
+    """
+    stderr = Console(stderr=True, highlight=False)
+    written, reasoning = False, ""
     for part in answer.parts():
         if part.kind == "reasoning":
-            thought = strip_controls(part.text)
-            aside.print(Text(thought, "dim"), end="", soft_wrap=True)
+            reasoning = strip_controls(part.text)
+            stderr.print(Text(reasoning, "dim"), end="", soft_wrap=True)
         elif part.kind == "content":
             text = part.text if written or part.section == 0 else part.text.lstrip()
-            if text and thought:
-                aside.print(end="" if thought.endswith("\n") else "\n")
-                thought = ""
+            if text and reasoning:
+                stderr.print(end="" if reasoning.endswith("\n") else "\n")
+                reasoning = ""
             written = written or bool(text)
             sys.stdout.write(strip_controls(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
     sys.stdout.write("\n" if written or not answer.reply.tool_calls else "")
     for call in answer.reply.tool_calls:
         if call.error is not None:
-            raise InputError(f"the model's tool call cannot be read ({call.error}): {call.text.strip()}", "Ask again")
+            raise InputError(f"the model's tool call cannot be parsed ({call.error}): {call.text.strip()}", "Ask again")
         sys.stdout.write(json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) + "\n")
 
 
 def read_tools(path: Path) -> list[dict[str, Any]]:
-    """A JSON file with a list of functions, as the OpenAI API describes them."""
+    """Read a JSON file with a list of functions in the format of the OpenAI API.
+
+    Raises:
+        InputError: the file cannot be read, or is not a list of objects.
+    """
     try:
         tools = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -164,8 +190,8 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     return tools
 
 
-def sampling(context: typer.Context) -> dict[str, Any]:
-    """The sampling options of a command; None where none was given."""
+def sampling_options(context: typer.Context) -> dict[str, Any]:
+    """The sampling options of a command; None for those that were not given."""
     return {name: context.params[name] for name in SAMPLING}
 
 
@@ -186,7 +212,7 @@ def chat(
     allow_private_urls: AllowPrivateUrls = False,
     precision: Precision = "",
 ) -> None:
-    """Talk with a model on the terminal: questions, pictures, videos, streamed answers.
+    """Chat with a model on the terminal, about pictures and videos.
 
     Name pictures anywhere in a question, by path or URL. Ctrl-C stops an answer, not the chat; /help lists commands.
 
@@ -198,8 +224,8 @@ def chat(
 
     rules = UrlRules(allow_private=allow_private_urls)
     model = Qwen3VL.load(artifact, threads, url_rules=rules, precision=precision)
-    settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling(context)}
-    talk = Chat(model, console(), settings)
-    edit_lines([*talk.commands, "/quit"])
+    settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling_options(context)}
+    session = Chat(model, console(), settings)
+    edit_lines([*session.commands, "/quit"])
     listen_to_ctrl_c()
-    talk.run()
+    session.run()

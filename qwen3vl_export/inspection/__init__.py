@@ -1,7 +1,7 @@
-"""Says what is in an artifact or an ONNX file: inputs, outputs, operators, sizes, dtypes and build stages.
+"""Describes an artifact or an ONNX file: inputs, outputs, operators, sizes, dtypes and build stages.
 
-Reads graphs without their weights, so a file of any size opens at once. Whether the files are intact is `verify`'s
-business, not this module's. Needs onnx (the `export` extra).
+Reads graphs without their weights, so a file of any size opens at once. Does not check whether the files are intact;
+`verify` does. Needs onnx (the `export` extra).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output of a graph; a dim is a number, a name, or `?` where the graph says nothing."""
+    """One input or output of a graph; a dim is a number, a name, or `?` if the graph leaves it open."""
 
     name: str
     dtype: str
@@ -43,22 +43,22 @@ class Weights:
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One ONNX file. `ops` counts nodes by operator, subgraphs and local functions included."""
+    """One ONNX file."""
 
     file: str
-    bytes: int
-    data: Mapping[str, int]
-    opset: Mapping[str, int]
+    bytes: int  # of the graph's file
+    data: Mapping[str, int]  # external data file -> bytes, -1 if it is missing
+    opset: Mapping[str, int]  # domain -> version
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    ops: Mapping[str, int]
-    weights: Mapping[str, Weights]
-    stages: Sequence[Any] = ()
+    ops: Mapping[str, int]  # operator -> nodes, those of subgraphs and local functions included
+    weights: Mapping[str, Weights]  # by dtype
+    stages: Sequence[Any] = ()  # the build stages in the manifest
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` prints: the graphs, and the manifest where the path is an artifact."""
+    """What `inspect` prints: the graphs, and the manifest if the path is an artifact."""
 
     path: str
     graphs: tuple[GraphReport, ...]
@@ -77,21 +77,20 @@ def inspect_path(path: Path) -> Inspection:
     """
     if path.is_dir():
         artifact = open_artifact(path, check=False)
-        found: dict[Path, GraphReport] = {}  # a graph that precisions share is one file
-        for one in artifact.every_precision:
-            for name, entry in sorted(one.manifest.graphs.items(), key=lambda item: _reading_order(item[0])):
-                file = one.graph_path(name)
-                if file not in found:
-                    found[file] = inspect_graph(file, stages=entry.get("stages", ()), root=path)
-        graphs = tuple(found.values())
-        return Inspection(str(path), graphs, artifact.manifest)
+        reports: dict[Path, GraphReport] = {}  # by file, because precisions may share a graph
+        for precision in artifact.every_precision:
+            for name, entry in sorted(precision.manifest.graphs.items(), key=lambda item: _reading_order(item[0])):
+                file = precision.graph_path(name)
+                if file not in reports:
+                    reports[file] = inspect_graph(file, stages=entry.get("stages", ()), root=path)
+        return Inspection(str(path), tuple(reports.values()), artifact.manifest)
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or directory", "Name an artifact directory or an .onnx file")
     return Inspection(str(path), (inspect_graph(path),))
 
 
 def _reading_order(name: str) -> tuple[int, str]:
-    """Graphs as data flows through them: vision, tokens, decoder."""
+    """Sort key: graphs in the order of the data flow, from vision to decoder."""
     flow = (VISION_ENCODER, EMBED_TOKENS, EMBEDDINGS, DECODER)
     return next((place for place, stem in enumerate(flow) if name.startswith(stem)), len(flow)), name
 
@@ -100,7 +99,7 @@ def inspect_graph(path: Path, stages: Sequence[Any] = (), root: Path | None = No
     """Inspect one `.onnx` file; file names are reported relative to `root`.
 
     Raises:
-        ArtifactError: the file is missing or no ONNX model.
+        ArtifactError: the file is missing or not an ONNX model.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -117,13 +116,13 @@ def inspect_graph(path: Path, stages: Sequence[Any] = (), root: Path | None = No
     initializers = [tensor for graph in _graphs(model.graph) for tensor in graph.initializer]
     names = sorted({entry.value for t in initializers for entry in t.external_data if entry.key == "location"})
     files = [path.parent / name for name in names]
-    given = {tensor.name for tensor in model.graph.initializer}
+    initialized = {tensor.name for tensor in model.graph.initializer}
     return GraphReport(
         file=_relative(path, root),
         bytes=path.stat().st_size,
         data={_relative(file, root): file.stat().st_size if file.is_file() else -1 for file in files},
         opset={opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
-        inputs=tuple(_port(value) for value in model.graph.input if value.name not in given),
+        inputs=tuple(_port(value) for value in model.graph.input if value.name not in initialized),
         outputs=tuple(_port(value) for value in model.graph.output),
         ops=dict(Counter(_operators(model)).most_common()),
         weights=_weights(initializers),
@@ -150,7 +149,8 @@ def _operators(model: onnx.ModelProto) -> Iterator[str]:
     nodes = [node for graph in _graphs(model.graph) for node in graph.node]
     for function in model.functions:
         nodes += function.node
-        nodes += [node for outer in function.node for g in _inner(outer) for one in _graphs(g) for node in one.node]
+        inner = [graph for node in function.node for graph in _inner(node)]
+        nodes += [node for outer in inner for graph in _graphs(outer) for node in graph.node]
     for node in nodes:
         yield f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
@@ -171,7 +171,7 @@ def _dtype(number: int) -> str:
 def _weights(initializers: Sequence[onnx.TensorProto]) -> dict[str, Weights]:
     from onnx import TensorProto, helper
 
-    found: dict[str, Weights] = {}
+    by_dtype: dict[str, Weights] = {}
     for tensor in initializers:
         name = _dtype(tensor.data_type)
         bits = (
@@ -179,9 +179,9 @@ def _weights(initializers: Sequence[onnx.TensorProto]) -> dict[str, Weights]:
             or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         )
         size = math.ceil(math.prod(tensor.dims) * bits / 8)
-        before = found.get(name, Weights(0, 0))
-        found[name] = Weights(before.count + 1, before.bytes + size)
-    return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
+        before = by_dtype.get(name, Weights(0, 0))
+        by_dtype[name] = Weights(before.count + 1, before.bytes + size)
+    return dict(sorted(by_dtype.items(), key=lambda item: -item[1].bytes))
 
 
 def _relative(path: Path, root: Path) -> str:

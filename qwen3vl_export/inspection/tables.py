@@ -1,4 +1,4 @@
-"""Prints what `inspection/` found, as tables a person reads. Knows nothing about ONNX."""
+"""Prints an `Inspection` as tables. Knows nothing about ONNX."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..artifact import Manifest
 from ..console import console, format_size, say, table
 from . import GraphReport, Inspection, Port
 
-PER_LAYER = ".0."  # tensors of layer 0 stand for those of every layer
+PER_LAYER = ".0."  # in names of layer 0's tensors, which represent those of every layer
 
 
-def show(found: Inspection) -> None:
+def show(inspection: Inspection) -> None:
     """Print an inspection."""
-    if found.manifest is not None:
-        _show_manifest(found.path, found.manifest)
+    if inspection.manifest is not None:
+        _show_manifest(inspection.path, inspection.manifest)
     seen: set[str] = set()
-    for graph in found.graphs:
+    for graph in inspection.graphs:
         _show_graph(graph, seen)
         seen.update(graph.data)
 
@@ -50,7 +50,7 @@ def _picture_size(grid: tuple[int, int] | None, patch_size: int) -> str:
 
 
 def _show_graph(graph: GraphReport, seen: Set[str]) -> None:
-    """Print one graph; weight files in `seen` were shown with an earlier one."""
+    """Print one graph; weight files in `seen` have been printed with an earlier one."""
     out = console()
     opset = ", ".join(f"{domain} {version}" for domain, version in graph.opset.items())
     say(f"\n{graph.file}: {format_size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
@@ -60,7 +60,7 @@ def _show_graph(graph: GraphReport, seen: Set[str]) -> None:
     columns = ("", "name", "dtype", "shape")
     ports = [*_rows("input", graph.inputs), *_rows("output", graph.outputs)]
     out.print("", table("inputs and outputs", columns, ports, wrap="shape"))
-    weights = [(dtype, found.count, format_size(found.bytes)) for dtype, found in graph.weights.items()]
+    weights = [(dtype, entry.count, format_size(entry.bytes)) for dtype, entry in graph.weights.items()]
     out.print("", table("weights", ("dtype", "tensors", "size"), weights, right=("tensors", "size")))
     ops = sorted(graph.ops.items(), key=lambda item: (-item[1], item[0]))
     out.print("", table("operators", ("operator", "count"), ops, right=("count",)))
@@ -70,7 +70,7 @@ def _show_graph(graph: GraphReport, seen: Set[str]) -> None:
 
 
 def _rows(kind: str, ports: Sequence[Port]) -> list[tuple[str, str, str, str]]:
-    """One row a tensor; the cache, which repeats for every layer, is shown for layer 0 only."""
+    """One row per tensor; of the cache, which repeats for every layer, one row stands for all layers."""
     layers = {port.name.split(".")[1] for port in ports if port.name.count(".") == 2}
     rows = []
     for port in ports:
@@ -84,7 +84,7 @@ def _rows(kind: str, ports: Sequence[Port]) -> list[tuple[str, str, str, str]]:
 
 
 def _stage_rows(stages: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the manifest's stage records; a record's operator counts become their number."""
+    """Columns and rows of the manifest's stage records; operator counts are reduced to the number of operators."""
     records: list[Mapping[str, Any]] = [stage for stage in stages if isinstance(stage, Mapping)]
     columns = list(dict.fromkeys(["stage", *(key for record in records for key in record)]))
     rows = [[_cell(key, record.get(key, "")) for key in columns] for record in records]

@@ -99,7 +99,7 @@ def test_build_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.pop("recipe").name == "tiny"  # type: ignore[attr-defined]
     assert seen.pop("log")
     assert seen == {"checkpoint": "here", "out": Path("there"), "keep_stages": True, "force": True, "resume": True}
-    assert result.stdout.endswith("there is ready. Prove it: qwen3vl-export verify there\n")
+    assert result.stdout.endswith("there is ready. Verify it: qwen3vl-export verify there\n")
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -36,7 +36,7 @@ def test_run_repeats_with_a_seed(tiny_artifact: Path) -> None:
     ("options", "said"),
     [
         (("--image", "nowhere.png"), "nowhere.png: no such image file"),
-        ((), "nothing was asked"),
+        ((), "there is no question"),
         (("--prompt", "a <|image_pad|>"), "must not contain these tokens"),
     ],
 )
@@ -119,7 +119,7 @@ def test_run_prints_tool_calls_as_json(tiny_artifact: Path, tmp_path: Path, monk
     assert '{"type": "function", "function": {"name": "weather", "parameters": {}}}' in prompts[0]
     always_answer(monkeypatch, "<tool_call>{oops</tool_call>")
     broken = invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
-    assert broken.exit_code == 2 and broken.stdout == "" and "the model's tool call cannot be read" in broken.stderr
+    assert broken.exit_code == 2 and broken.stdout == "" and "the model's tool call cannot be parsed" in broken.stderr
     tools.write_text("{}")
     assert "not a list of functions" in invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools).stderr
 

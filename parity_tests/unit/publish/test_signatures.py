@@ -43,4 +43,4 @@ def test_signatures_that_cannot_be_checked(proven: Path, tmp_path: Path) -> None
     assert_one_line(invoke("publish", str(proven), "--to", str(tmp_path / "out"), "--sign"), "which is not installed")
     signer = ("--identity", "me@example.org", "--issuer", "https://example.org")
     assert_one_line(invoke("verify-artifact", str(proven), *signer), "is not signed. Publish it with --sign")
-    assert_one_line(invoke("verify-artifact", str(proven), *signer[:2]), "Give --identity and --issuer")
+    assert_one_line(invoke("verify-artifact", str(proven), *signer[:2]), "Pass both --identity and --issuer")
