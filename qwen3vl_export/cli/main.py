@@ -1,81 +1,26 @@
 """The command line: `build`, `verify`, `run`, `chat`, `publish`, `fetch`, `verify-artifact`, `inspect`, `recipes` and
 `fleet`.
 
-Each command passes its arguments to one function elsewhere. Errors a user can cause are printed as one red line on
-standard error, with an exit code; any other exception is a bug and keeps its traceback. Exporting needs torch, running
-does not, so a command imports what it needs when it is called.
+Each command passes its arguments to one function elsewhere. Exporting needs torch, running does not, so a command
+imports what it needs when it is called.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from .. import __version__
-from ..console import print_error, say
-from ..errors import Qwen3VLExportError
+from ..console import say
 from . import fleet as cli_fleet
 from . import publish as cli_publish
 from . import recipes as cli_recipes
 from . import run as cli_run
+from .errors import Commands
 from .fleet import Matrix
-
-INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
-EXTRAS = {
-    **dict.fromkeys(
-        ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxsim", "safetensors", "google"), "export"
-    ),
-    **dict.fromkeys(("dask", "distributed", "fsspec"), "fleet"),
-    "pytest": "test",
-}
-OS_ERRORS = {
-    errno.ENOSPC: "disk full",
-    errno.EDQUOT: "disk quota used up",
-    errno.EFBIG: "file too large for this file system or limit",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EROFS: "read-only file system",
-}
-
-
-class Commands(TyperGroup):
-    """The command group, which turns errors a user can cause into one line and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except Qwen3VLExportError as error:
-            print_error(". ".join([str(error), *notes(error)]))
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as error:
-            print_error("; ".join(["interrupted", *notes(error)]))
-            raise typer.Exit(INTERRUPTED) from None
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").split(".")[0])
-            if extra is None:
-                raise
-            print_error(
-                f"{ctx.invoked_subcommand} needs {error.name}. Install it: pip install 'qwen3vl-export[{extra}]'"
-            )
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.errno not in OS_ERRORS:
-                raise
-            where = f"{error.filename}: " if error.filename else ""
-            next = "Free some space and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose --out"
-            print_error(". ".join([f"{where}{OS_ERRORS[error.errno]}", next, *notes(error)]))
-            raise typer.Exit(2) from None
-
-
-def notes(error: BaseException) -> list[str]:
-    """Notes added to an error while it propagated, such as where an interrupted build is stored."""
-    return list(getattr(error, "__notes__", ()))
-
 
 app = typer.Typer(
     cls=Commands,

@@ -65,18 +65,18 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tiny_artifact: Path) -> Iterator[Terminal]:
-    opened = Terminal(tiny_artifact, "--max-new-tokens", "8")
-    yield opened
-    opened.process.close(force=True)
+    chat = Terminal(tiny_artifact, "--max-new-tokens", "8")
+    yield chat
+    chat.process.close(force=True)
 
 
 def test_a_conversation(terminal: Terminal, answer: str, tmp_path: Path) -> None:
-    said = terminal.type(f"{PHOTOGRAPH} What is this?")
-    assert "chelsea.png: 451x300" in said and answer in said
-    assert re.search(r"first token after \d+\.\d\d s, then [\d.]+ tokens/s, \d+ of 4096 tokens of context", said)
+    printed = terminal.type(f"{PHOTOGRAPH} What is this?")
+    assert "chelsea.png: 451x300" in printed and answer in printed
+    assert re.search(r"first token after \d+\.\d\d s, then [\d.]+ tokens/s, \d+ of 4096 tokens of context", printed)
     assert "no such image file" in terminal.type("nowhere/cat.png What is this?")
     assert "no such file here" in terminal.type("What is cat.png?")
-    assert "tokens of context" in terminal.type("What is \\\r2+3?")  # a line that goes on
+    assert "tokens of context" in terminal.type("What is \\\r2+3?")  # a line that is continued
     saved = terminal.type(f"/save {tmp_path / 'talk.json'}")
     assert "3 questions and answers" in " ".join(saved.split())  # a long path makes the line break
     assert "forgotten" in terminal.type("/reset")
@@ -134,11 +134,11 @@ def test_without_a_terminal_ctrl_c_stays_ignored(tiny_artifact: Path) -> None:
 
 def test_chat_answers_about_a_picture(tiny_artifact: Path, answer: str) -> None:
     typed = f"/image {PHOTOGRAPH}\nWhat is this?\n/quit\nnever read\n"
-    done = invoke("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
-    assert done.exit_code == 0
-    assert "chelsea.png: 451x300" in done.stdout and "chelsea.png > " in done.stdout
-    assert answer in done.stdout and "tokens/s" in done.stdout
-    assert done.stderr == ""
+    result = invoke("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
+    assert result.exit_code == 0
+    assert "chelsea.png: 451x300" in result.stdout and "chelsea.png > " in result.stdout
+    assert answer in result.stdout and "tokens/s" in result.stdout
+    assert result.stderr == ""
 
 
 def test_an_error_does_not_end_the_chat(tiny_artifact: Path, answer: str) -> None:
@@ -146,22 +146,22 @@ def test_an_error_does_not_end_the_chat(tiny_artifact: Path, answer: str) -> Non
         f"/image nowhere.png\n/image\n/video nowhere.mp4\n/dance\nsay <|image_pad|>\n\n/help\n/draw out.png\n"
         f"/save x.txt\nhttp://127.0.0.1/cat.png what?\n/image '{PHOTOGRAPH}'\nWhat is this?\n/draw out.png\n"
     )
-    done = invoke("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
-    assert done.exit_code == 0  # the end of the input ends the chat
-    said = ("no such image file", "/image needs a file", "no such video file", "/dance: no such command",
+    result = invoke("chat", tiny_artifact, "--max-new-tokens", 8, typed=typed)
+    assert result.exit_code == 0  # the end of the input ends the chat
+    messages = ("no such image file", "/image needs a file", "no such video file", "/dance: no such command",
             "must not contain these tokens", "there is no answer yet", "x.txt: unknown format",
             "127.0.0.1 is not a public address", "names no boxes")  # fmt: skip
-    assert len(done.stderr.splitlines()) == len(said)
-    for line, part in zip(done.stderr.splitlines(), said, strict=True):
-        assert part in line
-    assert "Ctrl-C stops an answer" in done.stdout
-    assert answer in done.stdout
+    assert len(result.stderr.splitlines()) == len(messages)
+    for line, message in zip(result.stderr.splitlines(), messages, strict=True):
+        assert message in line
+    assert "Ctrl-C stops an answer" in result.stdout
+    assert answer in result.stdout
 
 
 def test_too_long_a_question_says_by_how_much(tiny_artifact: Path) -> None:
-    done = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"{PHOTOGRAPH}\n{'9 ' * 5000}\nWhat is 2+3?\n")
-    assert re.search(r"the context holds 4096: \d+ over", done.stderr)
-    assert "chelsea.png: dropped" in done.stdout and "tokens of context" in done.stdout
+    result = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"{PHOTOGRAPH}\n{'9 ' * 5000}\nWhat is 2+3?\n")
+    assert re.search(r"the context holds 4096: \d+ over", result.stderr)
+    assert "chelsea.png: dropped" in result.stdout and "tokens of context" in result.stdout
 
 
 def test_logits_that_are_no_numbers_leave_the_chat_alive(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,25 +170,25 @@ def test_logits_that_are_no_numbers_leave_the_chat_alive(tiny_artifact: Path, mo
     decode = generate.decode
     broken = iter([True])
 
-    def poisoned(*arguments: Any, **options: Any) -> Any:
+    def decode_to_nan(*arguments: Any, **options: Any) -> Any:
         logits = decode(*arguments, **options)
         return np.full_like(logits, np.nan) if next(broken, False) else logits
 
-    monkeypatch.setattr(generate, "decode", poisoned)
-    done = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed="What is 2+3?\nWhat is 2+3?\n")
-    assert "the decoder's logits are not numbers (NaN) at step 0" in done.stderr
-    assert done.exit_code == 0 and done.stdout.count("tokens of context") == 1
+    monkeypatch.setattr(generate, "decode", decode_to_nan)
+    result = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed="What is 2+3?\nWhat is 2+3?\n")
+    assert "the decoder's logits are not numbers (NaN) at step 0" in result.stderr
+    assert result.exit_code == 0 and result.stdout.count("tokens of context") == 1
 
 
 def test_the_conversation_grows_and_is_forgotten(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
     answer = Qwen3VL.answer
 
-    def noted(self: Qwen3VL, prepared: Any, *arguments: Any) -> Any:
+    def note_prompt(self: Qwen3VL, prepared: Any, *arguments: Any) -> Any:
         prompts.append(prepared.texts[0])
         return answer(self, prepared, *arguments)
 
-    monkeypatch.setattr(Qwen3VL, "answer", noted)
+    monkeypatch.setattr(Qwen3VL, "answer", note_prompt)
     typed = f"{PHOTOGRAPH} What is 2+3?\nAnd 3+3?\n/reset\nWhat is 1+1?\n"
     assert invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=typed).exit_code == 0
     first, second, third = prompts
@@ -200,14 +200,14 @@ def test_an_interrupted_answer_is_kept(tiny_artifact: Path, monkeypatch: pytest.
     steps = Qwen3VL.generate_steps
     beginning = Qwen3VL.load(tiny_artifact).generate("Describe.", max_new_tokens=2, temperature=0)
 
-    def interrupted(*arguments: Any, **options: Any) -> Iterator[Step]:
+    def generate_interrupted(*arguments: Any, **options: Any) -> Iterator[Step]:
         yield from islice(steps(*arguments, **options), 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Qwen3VL, "generate_steps", interrupted)
-    done = invoke("chat", tiny_artifact, typed="Describe.\n/reset\n")
-    assert done.exit_code == 0
-    assert f"> {beginning}\nstopped, first token" in done.stdout and "forgotten" in done.stdout
+    monkeypatch.setattr(Qwen3VL, "generate_steps", generate_interrupted)
+    result = invoke("chat", tiny_artifact, typed="Describe.\n/reset\n")
+    assert result.exit_code == 0
+    assert f"> {beginning}\nstopped, first token" in result.stdout and "forgotten" in result.stdout
 
 
 def test_boxes_are_drawn_on_the_last_picture(
@@ -215,8 +215,8 @@ def test_boxes_are_drawn_on_the_last_picture(
 ) -> None:
     always_answer(monkeypatch, '{"bbox_2d": [250, 200, 800, 900], "label": "cat"}')
     out = tmp_path / "out.png"
-    done = invoke("chat", tiny_artifact, typed=f"{PHOTOGRAPH} Where?\n/draw {out}\n")
-    assert f"{out}: 1 drawn" in done.stdout and done.stderr == ""
+    result = invoke("chat", tiny_artifact, typed=f"{PHOTOGRAPH} Where?\n/draw {out}\n")
+    assert f"{out}: 1 drawn" in result.stdout and result.stderr == ""
     with PIL.Image.open(out) as drawn:
         assert drawn.size == (451, 300)
 
@@ -224,9 +224,9 @@ def test_boxes_are_drawn_on_the_last_picture(
 def test_a_video_of_frames(tiny_artifact: Path, tmp_path: Path) -> None:
     for index in range(6):
         PIL.Image.new("RGB", (64, 64), (40 * index, 0, 0)).save(tmp_path / f"{index}.png")
-    done = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"/video {tmp_path}\nWhat moves?\nAnd now?\n")
-    assert "2.2 seconds, 3 pairs of frames" in done.stdout
-    assert done.stdout.count("tokens of context") == 2 and done.stderr == ""
+    result = invoke("chat", tiny_artifact, "--max-new-tokens", 4, typed=f"/video {tmp_path}\nWhat moves?\nAnd now?\n")
+    assert "2.2 seconds, 3 pairs of frames" in result.stdout
+    assert result.stdout.count("tokens of context") == 2 and result.stderr == ""
 
 
 def test_the_clipboard(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,30 +239,30 @@ def test_the_clipboard(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return item
 
     monkeypatch.setattr("PIL.ImageGrab.grabclipboard", grab)
-    done = invoke("chat", tiny_artifact, typed="/paste\n" * 4)
-    assert "clipboard: 64x48" in done.stdout and "chelsea.png: 451x300" in done.stdout
-    assert "the clipboard contains no picture" in done.stderr and "cannot be read (no xclip)" in done.stderr
+    result = invoke("chat", tiny_artifact, typed="/paste\n" * 4)
+    assert "clipboard: 64x48" in result.stdout and "chelsea.png: 451x300" in result.stdout
+    assert "the clipboard contains no picture" in result.stderr and "cannot be read (no xclip)" in result.stderr
 
 
 # How an answer looks.
 
 
-def printed(*parts: AnswerPart) -> str:
+def print_to_text(*parts: AnswerPart) -> str:
     screen = Console(record=True, force_terminal=True, color_system="truecolor", width=80, file=io.StringIO())
     print_parts(iter(parts), screen, lambda: None)
     return screen.export_text(styles=True)
 
 
 def test_reasoning_is_dimmed_and_stands_apart() -> None:
-    thought = [AnswerPart("reasoning", "\nh", 0), AnswerPart("reasoning", "m\n", 0)]
-    said = [AnswerPart("content", "\n\n", 1), AnswerPart("content", "a ", 1), AnswerPart("content", "cat\n", 1)]
-    called = AnswerPart("tool_call", "\n{}\n", 2)
-    assert printed(*thought, *said, called) == "\x1b[2mh\x1b[0m\x1b[2mm\x1b[0m\na cat\n\x1b[36m{}\x1b[0m"
+    reasoning = [AnswerPart("reasoning", "\nh", 0), AnswerPart("reasoning", "m\n", 0)]
+    content = [AnswerPart("content", "\n\n", 1), AnswerPart("content", "a ", 1), AnswerPart("content", "cat\n", 1)]
+    tool_call = AnswerPart("tool_call", "\n{}\n", 2)
+    assert print_to_text(*reasoning, *content, tool_call) == "\x1b[2mh\x1b[0m\x1b[2mm\x1b[0m\na cat\n\x1b[36m{}\x1b[0m"
 
 
 def test_an_answer_does_not_steer_the_terminal() -> None:
     assert strip_controls("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a[2Jb\n\tc1m"
-    assert printed(AnswerPart("content", "[red]:cat:[/red]\x1b]0;x\x07", 0)) == "[red]:cat:[/red]]0;x"
+    assert print_to_text(AnswerPart("content", "[red]:cat:[/red]\x1b]0;x\x07", 0)) == "[red]:cat:[/red]]0;x"
 
 
 @pytest.mark.parametrize(

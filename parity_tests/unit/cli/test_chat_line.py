@@ -106,12 +106,12 @@ def test_a_transcript_to_go_on_with(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("talk.txt", "unknown format"), ("no/talk.md", "cannot be written"), ("here.md", "already exists")],
 )
-def test_where_nothing_can_be_saved(folder: Path, name: str, said: str) -> None:
+def test_where_nothing_can_be_saved(folder: Path, name: str, message: str) -> None:
     (folder / "here.md").write_text("mine")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         save(Path(name), "tiny", [turn("a cat")])
     assert (folder / "here.md").read_text() == "mine"
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

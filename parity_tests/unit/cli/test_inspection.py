@@ -85,18 +85,18 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
 
 
 def test_the_tiny_artifact(tiny_artifact: Path) -> None:
-    found = inspect_path(tiny_artifact)
-    assert [Path(graph.file).stem for graph in found.graphs] == [
+    inspection = inspect_path(tiny_artifact)
+    assert [Path(graph.file).stem for graph in inspection.graphs] == [
         "vision_encoder",
         "embed_tokens",
         "embeddings",
         "decoder_model_merged",
     ]
-    vision, tokens, embeddings, decoder = found.graphs
+    vision, tokens, embeddings, decoder = inspection.graphs
     assert vision.inputs[0].shape == ("num_patches", 1536)
     assert tokens.data == embeddings.data
     assert decoder.ops["com.microsoft::GroupQueryAttention"] == 4
-    assert all(graph.stages for graph in found.graphs)
+    assert all(graph.stages for graph in inspection.graphs)
     result = CliRunner().invoke(cli.app, ["inspect", str(tiny_artifact)])
     assert result.exit_code == 0
     assert "past_key_values.{0..3}.key" in result.stdout

@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert_one_line(invoke(*arguments.split()), expected)
 
 
-def noted(error: BaseException) -> BaseException:
+def add_note(error: BaseException) -> BaseException:
     """As it comes from a build that was well under way."""
     error.add_note("5 bytes are kept in x: continue with --resume")
     return error
@@ -61,9 +61,13 @@ def noted(error: BaseException) -> BaseException:
         (OSError(errno.ENOSPC, "No space left on device", "out/x.onnx"), "error: out/x.onnx: disk full. Free some", 2),
         (OSError(errno.EACCES, "Permission denied", "out"), "error: out: permission denied.", 2),
         (KeyboardInterrupt(), "error: interrupted", 130),
-        (noted(KeyboardInterrupt()), "error: interrupted; 5 bytes are kept in x: continue with --resume", 130),
-        (noted(OSError(errno.EACCES, "no")), "permission denied. Choose --out. 5 bytes are kept in x: continue", 2),
-        (noted(BuildError("x: spoilt", "Mend it")), "error: x: spoilt. Mend it. 5 bytes are kept in x: continue", 2),
+        (add_note(KeyboardInterrupt()), "error: interrupted; 5 bytes are kept in x: continue with --resume", 130),
+        (add_note(OSError(errno.EACCES, "no")), "permission denied. Choose --out. 5 bytes are kept in x: continue", 2),
+        (
+            add_note(BuildError("x: corrupt", "Mend it")),
+            "error: x: corrupt. Mend it. 5 bytes are kept in x: continue",
+            2,
+        ),
         (ModuleNotFoundError("no", name="torch"), "pip install 'qwen3vl-export[export]'", 2),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -114,8 +118,8 @@ def test_verify_ends_with_the_verdict(monkeypatch: pytest.MonkeyPatch, code: int
     assert invoke("verify", "there", "--matrix", "quick").exit_code == code
     assert seen == [Path("there"), Options("quick")]
     seen.clear()
-    asked = ("--case", "a", "--case", "b", "--seed", "7", "--bisect", "--history", "h.jsonl")
-    assert invoke("verify", "there", *asked).exit_code == code
+    options = ("--case", "a", "--case", "b", "--seed", "7", "--bisect", "--history", "h.jsonl")
+    assert invoke("verify", "there", *options).exit_code == code
     assert seen == [Path("there"), Options(cases=("a", "b"), seed=7, bisect=True, history=Path("h.jsonl"))]
 
 
@@ -174,8 +178,8 @@ def test_recipes_schema_is_written(tmp_path: Path) -> None:
 
 def test_as_a_module_in_a_pipe() -> None:
     """A real process: exit code, one line, nothing on standard output."""
-    done = end(start("build", "tinny"))
-    assert done == Ended(2, "", "error: tinny: no recipe of that name. Did you mean tiny?\n")
+    result = end(start("build", "tinny"))
+    assert result == Ended(2, "", "error: tinny: no recipe of that name. Did you mean tiny?\n")
 
 
 def test_without_the_export_extra(tmp_path: Path) -> None:
@@ -224,8 +228,8 @@ def test_a_build_that_may_not_write_enough_leaves_nothing(tmp_path: Path) -> Non
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    done = end(start("build", str(recipe), "--out", str(tmp_path / "out"), preexec_fn=limit))
-    assert_one_line(done, "file too large")
+    result = end(start("build", str(recipe), "--out", str(tmp_path / "out"), preexec_fn=limit))
+    assert_one_line(result, "file too large")
     assert list(tmp_path.iterdir()) == [recipe]
 
 

@@ -22,8 +22,8 @@ def answer(tiny_artifact: Path) -> str:
 
 def test_run_prints_the_answer(tiny_artifact: Path, answer: str) -> None:
     options = ("--image", PHOTOGRAPH, "--max-new-tokens", 8)
-    done = invoke("run", tiny_artifact, *options, "--prompt", "What is this?")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, answer + "\n", "")
+    result = invoke("run", tiny_artifact, *options, "--prompt", "What is this?")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, answer + "\n", "")
     assert invoke("run", tiny_artifact, *options, "--prompt", "-", typed="What is this?\n").stdout == answer + "\n"
 
 
@@ -33,23 +33,23 @@ def test_run_repeats_with_a_seed(tiny_artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--image", "nowhere.png"), "nowhere.png: no such image file"),
         ((), "there is no question"),
         (("--prompt", "a <|image_pad|>"), "must not contain these tokens"),
     ],
 )
-def test_run_tells_what_is_wrong(tiny_artifact: Path, options: tuple[str, ...], said: str) -> None:
-    done = invoke("run", tiny_artifact, *options)
-    assert done.exit_code == 2
-    assert done.stdout == "" and said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_run_reports_what_is_wrong(tiny_artifact: Path, options: tuple[str, ...], message: str) -> None:
+    result = invoke("run", tiny_artifact, *options)
+    assert result.exit_code == 2
+    assert result.stdout == "" and message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_run_without_an_artifact(tmp_path: Path) -> None:
-    done = invoke("run", tmp_path, "--prompt", "Hi")
-    assert done.exit_code == 2 and "no manifest.json here" in done.stderr
+    result = invoke("run", tmp_path, "--prompt", "Hi")
+    assert result.exit_code == 2 and "no manifest.json here" in result.stderr
 
 
 def test_run_reads_urls_and_videos(tiny_artifact: Path, answer: str, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_run_reads_urls_and_videos(tiny_artifact: Path, answer: str, tmp_path: P
     assert invoke("run", tiny_artifact, "--video", tmp_path, *question).exit_code == 0
 
 
-def test_run_stops_where_it_is_told(tiny_artifact: Path, answer: str) -> None:
+def test_run_ends_at_a_stop_string(tiny_artifact: Path, answer: str) -> None:
     options = ("--image", PHOTOGRAPH, "--prompt", "What is this?", "--max-new-tokens", 8)
     letter = answer[2]
     stopped = invoke("run", tiny_artifact, *options, "--stop", letter, "--stop", "nowhere")
@@ -73,16 +73,16 @@ def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: p
     boxes = '[{"bbox_2d": [250, 200, 800, 900], "label": "cat"}]'
     always_answer(monkeypatch, boxes)
     out = tmp_path / "out.png"
-    done = invoke("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "Where?", "--draw", out)
-    assert (done.exit_code, done.stdout, done.stderr) == (0, boxes + "\n", f"{out}: 1 drawn\n")
+    result = invoke("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "Where?", "--draw", out)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, boxes + "\n", f"{out}: 1 drawn\n")
     with PIL.Image.open(PHOTOGRAPH) as before, PIL.Image.open(out) as after:
         changed = (np.asarray(before.convert("RGB")) != np.asarray(after)).any(axis=2)
     assert after.size == before.size and changed[60, 113:360].all() and not changed[100:260, 120:350].any()
-    assert list(tmp_path.iterdir()) == [out]  # nothing half-written beside it
+    assert list(tmp_path.iterdir()) == [out]  # no temporary file is left
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "said"),
+    ("text", "options", "message"),
     [
         ("a cat", ("--image", PHOTOGRAPH, "--draw", "out.png"), "the answer names no boxes or points"),
         ('{"bbox_2d": [1, 2]}', ("--image", PHOTOGRAPH, "--draw", "out.png"), "bbox_2d [1, 2]: not 4 numbers"),
@@ -93,11 +93,11 @@ def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: p
     ],
 )
 def test_what_cannot_be_drawn_or_called(
-    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: tuple[Any, ...], said: str
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: tuple[Any, ...], message: str
 ) -> None:
     always_answer(monkeypatch, text)
-    done = invoke("run", tiny_artifact, *options)
-    assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    result = invoke("run", tiny_artifact, *options)
+    assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
     assert not Path("out.png").exists()
 
 
@@ -105,17 +105,17 @@ def test_run_prints_tool_calls_as_json(tiny_artifact: Path, tmp_path: Path, monk
     prompts: list[str] = []
     prepare = Qwen3VL.prepare
 
-    def noted(self: Qwen3VL, *arguments: Any, **variables: Any) -> Any:
+    def note_prompt(self: Qwen3VL, *arguments: Any, **variables: Any) -> Any:
         prepared = prepare(self, *arguments, **variables)
         prompts.append(prepared.texts[0])
         return prepared
 
-    monkeypatch.setattr(Qwen3VL, "prepare", noted)
+    monkeypatch.setattr(Qwen3VL, "prepare", note_prompt)
     tools = tmp_path / "tools.json"
     tools.write_text('[{"type": "function", "function": {"name": "weather", "parameters": {}}}]')
     always_answer(monkeypatch, 'hm <tool_call>\n{"name": "weather", "arguments": {"town": "Bern"}}\n</tool_call>')
-    done = invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
-    assert done.stdout == 'hm \n{"name": "weather", "arguments": {"town": "Bern"}}\n'
+    result = invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
+    assert result.stdout == 'hm \n{"name": "weather", "arguments": {"town": "Bern"}}\n'
     assert '{"type": "function", "function": {"name": "weather", "parameters": {}}}' in prompts[0]
     always_answer(monkeypatch, "<tool_call>{oops</tool_call>")
     broken = invoke("run", tiny_artifact, "--prompt", "Weather?", "--tools", tools)
@@ -127,5 +127,5 @@ def test_run_prints_tool_calls_as_json(tiny_artifact: Path, tmp_path: Path, monk
 def test_reasoning_goes_to_standard_error(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for end in ("", "\n"):
         always_answer(monkeypatch, f"<think>\nhm{end}</think>\n\na cat")
-        done = invoke("run", tiny_artifact, "--prompt", "What?")
-        assert (done.stdout, done.stderr) == ("a cat\n", "\nhm\n")
+        result = invoke("run", tiny_artifact, "--prompt", "What?")
+        assert (result.stdout, result.stderr) == ("a cat\n", "\nhm\n")

@@ -1,4 +1,4 @@
-"""Hashes are remembered for the very file that was hashed, and for no other."""
+"""Hashes are cached for exactly the file that was hashed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose bytes were read; files count as settled at once."""
     names: list[str] = []
 
-    def noted(path: Path) -> str:
+    def note_and_hash(path: Path) -> str:
         names.append(path.name)
         return sha256_file(path)
 
-    monkeypatch.setattr(hash_cache, "sha256_file", noted)
+    monkeypatch.setattr(hash_cache, "sha256_file", note_and_hash)
     monkeypatch.setattr(hash_cache, "SETTLED_NS", -1)
     return names
 
@@ -39,11 +39,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def digest(path: Path, store: Path) -> str:
-    """As a process of its own would find it."""
+    """The hash as a new process would return it."""
     cache = HashCache(store)
-    found = cache.sha256(path)
+    sha256 = cache.sha256(path)
     cache.save()
-    return found
+    return sha256
 
 
 def write(path: Path) -> None:
@@ -58,10 +58,10 @@ def write_and_set_back_the_time(path: Path) -> None:
 
 def replace(path: Path) -> None:
     before = path.stat()
-    other = path.with_name("other")
-    other.write_bytes(b"abd")
-    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
-    other.replace(path)
+    replacement = path.with_name("other")
+    replacement.write_bytes(b"abd")
+    os.utime(replacement, ns=(before.st_atime_ns, before.st_mtime_ns))
+    replacement.replace(path)
 
 
 @pytest.mark.parametrize("change", [write, write_and_set_back_the_time, replace])
@@ -69,8 +69,8 @@ def test_an_untouched_file_is_read_once_and_a_touched_one_again(
     file: Path, tmp_path: Path, hashed: list[str], change: Any
 ) -> None:
     store = tmp_path / "cache" / FILE
-    wanted = hashlib.sha256(b"abc").hexdigest()
-    assert [digest(file, store) for _ in range(3)] == [wanted] * 3
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert [digest(file, store) for _ in range(3)] == [expected] * 3
     assert hashed == ["weights"]
     change(file)
     assert digest(file, store) == hashlib.sha256(b"abd").hexdigest()
@@ -84,7 +84,7 @@ def test_a_file_just_written_is_not_remembered(file: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"a": [["x"], 2]}', "\ufffd"])
-def test_a_spoilt_store_costs_only_time(file: Path, tmp_path: Path, hashed: list[str], text: str) -> None:
+def test_a_corrupt_cache_costs_only_time(file: Path, tmp_path: Path, hashed: list[str], text: str) -> None:
     store = tmp_path / FILE
     store.write_text(text, "utf-8")
     assert digest(file, store) == digest(file, store) == hashlib.sha256(b"abc").hexdigest()

@@ -31,9 +31,9 @@ def answer(text: str, end: bool = True, **limits: Any) -> Answer:
 def cut(text: str, stops: list[str]) -> str:
     """The definition: the text before the stop string that is the first to be complete."""
     for end in range(len(text) + 1):
-        found = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
-        if found:
-            return text[: min(found)]
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)]
     return text
 
 
@@ -80,16 +80,20 @@ def test_a_character_cut_in_the_middle_before_a_stop_string() -> None:
 
 
 def test_why_an_answer_ended() -> None:
-    done = answer("a cat")
-    assert (done.finish_reason, done.tokens_per_second, done.first_token_seconds) == (None, None, None)
-    assert (done.read(), done.finish_reason, done.tokens) == ("a cat", "stop", len(TOKENIZER.encode("a cat")) + 1)
-    assert done.tokens_per_second and done.tokens_per_second > 0
+    complete = answer("a cat")
+    assert (complete.finish_reason, complete.tokens_per_second, complete.first_token_seconds) == (None, None, None)
+    assert (complete.read(), complete.finish_reason, complete.tokens) == (
+        "a cat",
+        "stop",
+        len(TOKENIZER.encode("a cat")) + 1,
+    )
+    assert complete.tokens_per_second and complete.tokens_per_second > 0
     assert (cut_short := answer("a cat", end=False)).read() == "a cat"
     assert cut_short.finish_reason == "length"
 
 
 def test_time_ends_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that goes on by a second whenever it is read: twice for each token."""
+    """With a clock that advances by a second whenever it is read: twice for each token."""
     clock = SimpleNamespace(perf_counter=count(101).__next__)
     monkeypatch.setattr("qwen3vl_export.runtime.answer.time", clock)
     text = "one two three four five six seven eight nine"
@@ -123,7 +127,7 @@ def test_rows_end_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_time": 0}, "max_time is 0"),
@@ -132,8 +136,8 @@ def test_rows_end_alone() -> None:
         ({"stop": (3,)}, r"stop is \[3\]"),
     ],
 )
-def test_limits_that_mean_nothing(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_limits_that_mean_nothing(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Limits(**values)
 
 

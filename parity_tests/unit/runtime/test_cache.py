@@ -56,10 +56,10 @@ def test_padding_batch_and_chunks_leave_one_cache(model: Qwen3VL, prepared: Prep
     logits, cache = fill(model, prepared, chunk)
     assert cache.length == prepared.input_ids.shape[1]
     alone = [fill(model, model.prepare([as_messages(question)]), None) for question in QUESTIONS]
-    np.testing.assert_allclose(logits, np.concatenate([one for one, _ in alone]), atol=1e-4)
-    rows = [one.parts(np.ones((1, one.length), np.int64)) for _, one in alone]
-    for found, *wanted in zip(cache.parts(prepared.attention_mask), *rows, strict=True):
-        np.testing.assert_allclose(found, np.concatenate(wanted), atol=1e-4)
+    np.testing.assert_allclose(logits, np.concatenate([row_logits for row_logits, _ in alone]), atol=1e-4)
+    rows = [row_cache.parts(np.ones((1, row_cache.length), np.int64)) for _, row_cache in alone]
+    for actual, *expected in zip(cache.parts(prepared.attention_mask), *rows, strict=True):
+        np.testing.assert_allclose(actual, np.concatenate(expected), atol=1e-4)
 
 
 def test_padding_on_the_right_is_read_alike(shared: Qwen3VL) -> None:
@@ -91,9 +91,9 @@ def test_nothing_moves_while_there_is_room(shared: Qwen3VL) -> None:
     cache = SharedCache.allocate(shared.sessions, 1, 24)
     addresses = [buffer.ctypes.data for buffer in cache.buffers]
     for token in range(24):
-        here = slice(token, token + 1)
+        window = slice(token, token + 1)
         before = [buffer[:, :, :token].copy() for buffer in cache.buffers]
-        decode(shared.sessions, embeds[:, here], mask[:, : token + 1], positions[:, :, here], cache)
+        decode(shared.sessions, embeds[:, window], mask[:, : token + 1], positions[:, :, window], cache)
         for old, buffer in zip(before, cache.buffers, strict=True):
             np.testing.assert_array_equal(buffer[:, :, :token], old)
             assert buffer[:, :, token].any() and not buffer[:, :, token + 1 :].any()
@@ -106,8 +106,8 @@ def test_growing_keeps_everything_and_is_seldom(shared: Qwen3VL) -> None:
     cache = SharedCache.allocate(shared.sessions, 1, 1)
     capacities = []
     for start in range(0, tokens, 57):
-        here = slice(start, min(start + 57, tokens))
-        logits = decode(shared.sessions, embeds[:, here], mask[:, : here.stop], positions[:, :, here], cache, 1)
+        window = slice(start, min(start + 57, tokens))
+        logits = decode(shared.sessions, embeds[:, window], mask[:, : window.stop], positions[:, :, window], cache, 1)
         capacities.append(cache.capacity)
     whole = decode(shared.sessions, embeds, mask, positions, shared.empty_cache(1), 1)
     np.testing.assert_allclose(logits, whole, atol=1e-4)

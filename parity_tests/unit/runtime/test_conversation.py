@@ -27,11 +27,11 @@ def model(request: pytest.FixtureRequest) -> Qwen3VL:
 
 
 def turns(first: list[Any], answer: str, *second: Any) -> list[dict[str, Any]]:
-    asked = {"role": "user", "content": first}
-    return [asked, {"role": "assistant", "content": answer}, {"role": "user", "content": list(second)}]
+    question = {"role": "user", "content": first}
+    return [question, {"role": "assistant", "content": answer}, {"role": "user", "content": list(second)}]
 
 
-def steps_of(model: Qwen3VL, prepared: Prepared, conversation: Conversation | None, count: int = 8) -> Any:
+def run_steps(model: Qwen3VL, prepared: Prepared, conversation: Conversation | None, count: int = 8) -> Any:
     return list(model.generate_steps(prepared, count, GREEDY, stop_ids=NEVER, conversation=conversation))
 
 
@@ -40,11 +40,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many tokens each call of the decoder read."""
     counts: list[int] = []
 
-    def counted(sessions: Any, inputs_embeds: Any, *arguments: Any) -> Any:
+    def count_and_decode(sessions: Any, inputs_embeds: Any, *arguments: Any) -> Any:
         counts.append(inputs_embeds.shape[1])
         return decoder_module.decode(sessions, inputs_embeds, *arguments)
 
-    monkeypatch.setattr(generate_module, "decode", counted)
+    monkeypatch.setattr(generate_module, "decode", count_and_decode)
     yield counts
 
 
@@ -62,13 +62,13 @@ def test_a_second_turn_equals_reading_everything(
     model: Qwen3VL, first: list[Any], second: list[Any], read: list[int]
 ) -> None:
     conversation = Conversation()
-    asked = model.prepare([as_messages(first)])
-    answer = model.tokenizer.decode([int(step.tokens[0]) for step in steps_of(model, asked, conversation)])
+    first_turn = model.prepare([as_messages(first)])
+    answer = model.tokenizer.decode([int(step.tokens[0]) for step in run_steps(model, first_turn, conversation)])
     again = model.prepare([turns(first, answer, *second)])
-    fresh = steps_of(model, again, None)
+    fresh = run_steps(model, again, None)
     read.clear()
-    resumed = steps_of(model, again, conversation)
-    assert read[0] <= again.input_ids.shape[1] - asked.input_ids.shape[1], "the first turn was read again"
+    resumed = run_steps(model, again, conversation)
+    assert read[0] <= again.input_ids.shape[1] - first_turn.input_ids.shape[1], "the first turn was read again"
     np.testing.assert_allclose(
         np.stack([step.logits for step in resumed]), np.stack([step.logits for step in fresh]), atol=1e-4
     )
@@ -79,22 +79,22 @@ def test_a_second_turn_equals_reading_everything(
 def test_another_picture_in_the_same_place_is_read(model: Qwen3VL, change: Any, read: list[int]) -> None:
     """OTHER has the very tokens of WIDE, and only other pixels."""
     conversation = Conversation()
-    steps_of(model, model.prepare([as_messages(["Look:", Image(WIDE), "What is this?"])]), conversation)
+    run_steps(model, model.prepare([as_messages(["Look:", Image(WIDE), "What is this?"])]), conversation)
     prepared = model.prepare([as_messages(["Look:", Image(change), "What is this?"])])
     read.clear()
-    resumed = steps_of(model, prepared, conversation)
+    resumed = run_steps(model, prepared, conversation)
     span = picture_spans(prepared, picture_digests(prepared), model.facts)[0]
     assert read[0] == prepared.input_ids.shape[1] - span.start
-    fresh = steps_of(model, prepared, None)
+    fresh = run_steps(model, prepared, None)
     np.testing.assert_allclose(resumed[0].logits, fresh[0].logits, atol=1e-4)
 
 
 def test_the_same_question_reads_one_token(model: Qwen3VL, read: list[int]) -> None:
     prepared = model.prepare([as_messages([Image(WIDE), "What is this?"])])
     conversation = Conversation()
-    first = steps_of(model, prepared, conversation)
+    first = run_steps(model, prepared, conversation)
     read.clear()
-    again = steps_of(model, prepared, conversation)
+    again = run_steps(model, prepared, conversation)
     assert read[0] == 1
     np.testing.assert_allclose(again[-1].logits, first[-1].logits, atol=1e-4)
 
@@ -106,16 +106,16 @@ def test_an_answer_cut_short_is_built_on(model: Qwen3VL, read: list[int]) -> Non
     next(answer), next(answer)
     answer.close()  # type: ignore[attr-defined]
     read.clear()
-    again = steps_of(model, prepared, conversation)
+    again = run_steps(model, prepared, conversation)
     assert read[0] == 1
-    np.testing.assert_allclose(again[0].logits, steps_of(model, prepared, None)[0].logits, atol=1e-4)
+    np.testing.assert_allclose(again[0].logits, run_steps(model, prepared, None)[0].logits, atol=1e-4)
 
 
 def test_two_answers_in_progress_do_not_share_a_cache(model: Qwen3VL) -> None:
     prepared = [model.prepare([as_messages([Image(picture), "What is this?"])]) for picture in (WIDE, TALL)]
-    alone = [[step.logits for step in steps_of(model, one, None)] for one in prepared]
+    alone = [[step.logits for step in run_steps(model, prompt, None)] for prompt in prepared]
     conversation = Conversation()
-    both = [model.generate_steps(one, 8, GREEDY, stop_ids=NEVER, conversation=conversation) for one in prepared]
+    both = [model.generate_steps(prompt, 8, GREEDY, stop_ids=NEVER, conversation=conversation) for prompt in prepared]
     woven = [[step.logits for step in pair] for pair in zip(*both, strict=True)]
     for index, logits in enumerate(alone):
         np.testing.assert_allclose(np.stack([pair[index] for pair in woven]), np.stack(logits), atol=1e-4)
@@ -138,19 +138,19 @@ def test_a_picture_seen_lately_is_not_encoded_again(model: Qwen3VL, monkeypatch:
     encoded: list[list[list[int]]] = []
     encode = model.encode_images
 
-    def noted(pixel_values: Any, grid: Any) -> Any:
+    def note_and_encode(pixel_values: Any, grid: Any) -> Any:
         encoded.append(grid.tolist())
         return encode(pixel_values, grid)
 
-    monkeypatch.setattr(model, "encode_images", noted)
+    monkeypatch.setattr(model, "encode_images", note_and_encode)
     for pictures in ((WIDE,), (TALL, WIDE), (WIDE, WIDE, OTHER), (WIDE,)):
         content = [*(Image(picture) for picture in pictures), "What is this?"]
         prepared = model.prepare([as_messages(content)])
-        found = steps_of(model, prepared, None, 1)[0].logits
+        logits = run_steps(model, prepared, None, 1)[0].logits
         features = encode(prepared.pixel_values, prepared.image_grid_thw)
         cached = model.features(prepared, picture_digests(prepared))
         np.testing.assert_allclose(cached, features, atol=1e-5)
-        assert np.isfinite(found).all()
+        assert np.isfinite(logits).all()
     assert [len(grids) for grids in encoded] == [1, 1, 1]
 
 
@@ -214,5 +214,5 @@ def test_a_picture_read_in_part_is_forgotten() -> None:
 
 def test_other_grids_of_the_same_patches_are_other_pictures(model: Qwen3VL) -> None:
     prepared = model.prepare([as_messages([Image(WIDE), "?"])])
-    turned = dataclasses.replace(prepared, image_grid_thw=prepared.image_grid_thw[:, [0, 2, 1]])
-    assert picture_digests(prepared) != picture_digests(turned)
+    transposed = dataclasses.replace(prepared, image_grid_thw=prepared.image_grid_thw[:, [0, 2, 1]])
+    assert picture_digests(prepared) != picture_digests(transposed)

@@ -21,7 +21,7 @@ MIXED = (*SQUARES, (16, 24), (24, 16), (8, 32))
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "wanted", "chosen"),
+    ("height", "width", "preferred", "chosen"),
     [
         (100, 100, (6, 6), (8, 8)),  # the smallest that suffices
         (128, 128, (8, 8), (8, 8)),
@@ -36,10 +36,10 @@ MIXED = (*SQUARES, (16, 24), (24, 16), (8, 32))
     ],
 )
 def test_closest_aspect_then_smallest_sufficient(
-    height: int, width: int, wanted: tuple[int, int], chosen: tuple[int, int]
+    height: int, width: int, preferred: tuple[int, int], chosen: tuple[int, int]
 ) -> None:
-    assert choose_grid(MIXED, height, width, wanted) == chosen
-    assert choose_grid(MIXED[::-1], height, width, wanted) == chosen  # the manifest's order does not matter
+    assert choose_grid(MIXED, height, width, preferred) == chosen
+    assert choose_grid(MIXED[::-1], height, width, preferred) == chosen  # the manifest's order does not matter
 
 
 def test_one_grid_takes_everything_and_none_leaves_the_choice() -> None:
@@ -62,7 +62,7 @@ def patches(rows: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("rows", "grids", "said"),
+    ("rows", "grids", "message"),
     [
         (16, [[1, 3, 4]], "a grid of 1x3x4 patches. Height and width must be multiples of the merge size 2"),
         (16, [[1, 4, 5]], "a grid of 1x4x5 patches"),
@@ -72,14 +72,14 @@ def patches(rows: int) -> np.ndarray:
         (16, [[1, 4]], "image_grid_thw has shape [1, 2]"),
     ],
 )
-def test_impossible_grids(rows: int, grids: list[list[int]], said: str) -> None:
+def test_impossible_grids(rows: int, grids: list[list[int]], message: str) -> None:
     with pytest.raises(InputError) as caught:
         check_patches(patches(rows), np.array(grids), FACTS)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("pixel_values", "grids", "said"),
+    ("pixel_values", "grids", "message"),
     [
         (patches(16).astype(np.float64), [[1, 4, 4]], "pixel_values is float64, the encoder takes float32"),
         (patches(16).astype(np.float16), [[1, 4, 4]], "pixel_values is float16, the encoder takes float32"),
@@ -87,10 +87,10 @@ def test_impossible_grids(rows: int, grids: list[list[int]], said: str) -> None:
         (patches(16)[:, :-1], [[1, 4, 4]], "Expected [num_patches, "),
     ],
 )
-def test_impossible_patches(pixel_values: np.ndarray, grids: Any, said: str) -> None:
+def test_impossible_patches(pixel_values: np.ndarray, grids: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         check_patches(pixel_values, np.asarray(grids), FACTS)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 class Recorder:

@@ -28,13 +28,13 @@ DRIP = 0.05  # seconds between two bytes of a server that never ends
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers by the path that is asked for."""
+    """Answers by the requested path."""
 
     protocol_version = "HTTP/1.1"
-    asked: list[tuple[str, dict[str, str]]] = []  # noqa: RUF012 - of all requests
+    requests: list[tuple[str, dict[str, str]]] = []  # noqa: RUF012 - of all requests
 
     def do_GET(self) -> None:
-        self.asked.append((self.path, dict(self.headers)))
+        self.requests.append((self.path, dict(self.headers)))
         kind, _, rest = self.path[1:].partition("/")
         {"photo": self.photo, "eps": self.eps, "chunked": self.chunked, "to": self.to, "loop": self.loop,
          "status": self.status, "early": self.early, "huge": self.huge, "lying": self.lying, "drip": self.drip,
@@ -166,9 +166,9 @@ def test_postscript_from_a_url_runs_nothing(site: str, ghostscript: Path) -> Non
 
 
 def test_a_request_is_written_as_it_must_be(site: str) -> None:
-    Server.asked.clear()
+    Server.requests.clear()
     fetch(f"{site}/photo/a b/é?q=1&r=%20#top", LOCAL)
-    ((path, headers),) = Server.asked
+    ((path, headers),) = Server.requests
     assert path == "/photo/a%20b/%C3%A9?q=1&r=%20"
     assert headers["Host"] == site.removeprefix("http://") and headers["User-Agent"].startswith("qwen3vl-export/")
 
@@ -179,7 +179,7 @@ def test_redirects_are_followed(site: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("/status/404", "/status/404: the server answered 404 Not Found"),
         ("/status/204", "the server answered 204"),
@@ -192,8 +192,8 @@ def test_redirects_are_followed(site: str) -> None:
         ("/lying", "over 100000 bytes"),
     ],
 )
-def test_answers_that_are_no_picture(site: str, path: str, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_answers_that_are_no_picture(site: str, path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         fetch(f"{site}{path}", UrlRules(allow_private=True, timeout=60.0, max_bytes=100_000))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -224,7 +224,7 @@ def test_no_server(site: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("http:///cat.png", "no host"),
         ("http://[::1/cat.png", "not a URL"),
@@ -232,8 +232,8 @@ def test_no_server(site: str) -> None:
         ("http://" + "a" * 70 + ".example/", "not a URL|no such host"),
     ],
 )
-def test_what_is_no_url(url: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_is_no_url(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         fetch(url, LOCAL)
 
 
@@ -254,10 +254,10 @@ def test_addresses_that_are_public(address: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"])
 def test_private_addresses_are_refused_in_any_spelling(site: str, host: str) -> None:
-    Server.asked.clear()
+    Server.requests.clear()
     with pytest.raises(InputError, match=r"is not a public address\. Pass the file, or allow|no such host"):
         fetch(f"http://{host}:{site.rpartition(':')[2]}/photo")
-    assert not Server.asked
+    assert not Server.requests
 
 
 def test_a_redirect_to_a_private_address_is_refused(site: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Boxes and points: found in any answer, told where they mean nothing, drawn where they belong."""
+"""Boxes and points: found in any answer, reported if invalid, drawn in the right place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen3vl_export.runtime.grounding import COLOURS, Region, draw, find_regions
 
 CAT = {"bbox_2d": [100, 250, 500, 750], "label": "cat"}
 NOSE = {"point_2d": [300, 400], "label": "nose"}
-FOUND = [Region((100, 250, 500, 750), "cat"), Region((300, 400), "nose")]
+REGIONS = [Region((100, 250, 500, 750), "cat"), Region((300, 400), "nose")]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ FOUND = [Region((100, 250, 500, 750), "cat"), Region((300, 400), "nose")]
     ],
 )
 def test_regions_are_found_in_any_text(text: str) -> None:
-    assert find_regions(text) == (FOUND, [])
+    assert find_regions(text) == (REGIONS, [])
 
 
 def test_one_object_may_hold_both() -> None:
@@ -54,8 +54,8 @@ def test_one_object_may_hold_both() -> None:
         ({"point_2d": None}, "point_2d null: not 2 numbers"),
     ],
 )
-def test_what_means_nothing_is_told(item: Any, reason: str) -> None:
-    assert find_regions(json.dumps([CAT, item])) == (FOUND[:1], [reason])
+def test_invalid_regions_are_reported(item: Any, reason: str) -> None:
+    assert find_regions(json.dumps([CAT, item])) == (REGIONS[:1], [reason])
 
 
 @given(st.text('{}[]":, bbox_2d1e9-\\', max_size=60))
@@ -68,8 +68,8 @@ def test_nesting_without_end() -> None:
 
 
 def test_pixels_follow_the_picture() -> None:
-    assert FOUND[0].pixels(400, 200) == (40, 50, 200, 150)
-    assert FOUND[1].pixels(400, 200) == (120, 80)
+    assert REGIONS[0].pixels(400, 200) == (40, 50, 200, 150)
+    assert REGIONS[1].pixels(400, 200) == (120, 80)
 
 
 def colours(image: PIL.Image.Image) -> set[str]:
@@ -92,7 +92,7 @@ def test_boxes_are_drawn_where_they_are() -> None:
 def test_labels_have_colours_and_stay_inside() -> None:
     image = PIL.Image.new("RGB", (400, 200), "white")
     corners = [Region((0, 0, 1000, 1000), "a long label"), Region((999, 999), "nose"), Region((500, 500), "nose")]
-    found = colours(draw(image, corners))
-    assert set(COLOURS[:2]) <= found and COLOURS[2] not in found
+    drawn = colours(draw(image, corners))
+    assert set(COLOURS[:2]) <= drawn and COLOURS[2] not in drawn
     for size in ((1, 1), (7, 3000)):
         assert draw(PIL.Image.new("RGB", size), corners).size == size

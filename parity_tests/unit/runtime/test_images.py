@@ -65,7 +65,7 @@ def test_files_equal_load_image(tmp_path: Path, mode: str, suffix: str) -> None:
 def test_a_file_is_turned_upright_by_its_exif_tag(tmp_path: Path, orientation: int) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "turned.png"
+    path = tmp_path / "rotated.png"
     noise("RGB").save(path, exif=exif)
     image = open_image(path)
     assert image.size == ((9, 6) if orientation < 5 else (6, 9))
@@ -86,8 +86,8 @@ def test_a_transparent_colour_in_a_file_lies_over_white() -> None:
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
     image.save(buffer, "GIF", transparency=1)
-    found = open_image(buffer.getvalue())
-    assert [found.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
+    image = open_image(buffer.getvalue())
+    assert [image.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
 
 
 def test_a_transparent_palette_colour_lies_over_white() -> None:
@@ -193,7 +193,7 @@ def test_data_url() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (Path("nowhere.png"), "nowhere.png: no such image file"),
         (PHOTOGRAPH.parent, "cannot be read"),
@@ -212,8 +212,8 @@ def test_data_url() -> None:
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
-def test_bad_images_are_one_clear_line(source: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_bad_images_are_one_clear_line(source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         open_image(source)
     assert "\n" not in str(caught.value)
 

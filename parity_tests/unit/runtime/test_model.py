@@ -1,4 +1,4 @@
-"""The whole runtime on the tiny artifact: the same answer in every way of computing it, and errors that are told."""
+"""The whole runtime on the tiny artifact: the same answer in every way of computing it, and readable errors."""
 
 from __future__ import annotations
 

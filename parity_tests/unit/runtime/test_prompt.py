@@ -179,7 +179,7 @@ def test_a_video_in_every_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ([], "the conversation is empty"),
         ([3], "a message holds a int"),
@@ -188,8 +188,8 @@ def test_a_video_in_every_form() -> None:
         ([{"type": "video"}], "an item of type 'video' without data"),
     ],
 )
-def test_content_of_no_known_form(content: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_content_of_no_known_form(content: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         split_media(as_messages(content))
 
 

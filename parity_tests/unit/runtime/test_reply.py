@@ -1,4 +1,4 @@
-"""Answers taken apart: reasoning, tool calls however broken, and everything else as text."""
+"""Parsing answers: reasoning, tool calls however broken, and everything else as text."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_calls_without_anything_between_are_two() -> None:
         ('{"name": "f", "arguments": "{"}', "f", "not JSON"),
     ],
 )
-def test_broken_calls_are_told(text: str, name: str, error: str) -> None:
+def test_broken_calls_are_reported(text: str, name: str, error: str) -> None:
     call = parse_tool_call(text)
     assert (call.name, call.arguments, call.text) == (name, {}, text)
     assert call.error is not None and call.error.startswith(error)
@@ -90,10 +90,10 @@ def test_pieces_of_any_size_are_the_same_parts(words: list[str], thinking: bool,
     text = "".join(words)
 
     def parts(pieces: list[str]) -> dict[tuple[str, int], str]:
-        splitter, found = Splitter(thinking), dict[tuple[str, int], str]()
+        splitter, texts = Splitter(thinking), dict[tuple[str, int], str]()
         for part in [part for piece in pieces for part in splitter.push(piece)] + list(splitter.finish()):
-            found[part.kind, part.section] = found.get((part.kind, part.section), "") + part.text
-        return found
+            texts[part.kind, part.section] = texts.get((part.kind, part.section), "") + part.text
+        return texts
 
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     bounds = [0, *cuts, len(text)]

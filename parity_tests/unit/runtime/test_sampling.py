@@ -48,11 +48,11 @@ def test_scores_equal_transformers(temperature: float, top_k: int, top_p: float,
     steps += [MinPLogitsWarper(min_p)] if min_p else []
     for step in steps:
         expected = step(ids, expected)
-    for row, seen, wanted in zip(LOGITS, SEEN, expected.numpy(), strict=True):
+    for row, seen, reference in zip(LOGITS, SEEN, expected.numpy(), strict=True):
         before = row.copy()
         left, scores = warp(penalize_repetition(row, seen, penalty), sampling)
-        np.testing.assert_array_equal(left, np.flatnonzero(wanted > -np.inf))
-        np.testing.assert_allclose(scores, wanted[left], rtol=1e-6)
+        np.testing.assert_array_equal(left, np.flatnonzero(reference > -np.inf))
+        np.testing.assert_allclose(scores, reference[left], rtol=1e-6)
         np.testing.assert_array_equal(row, before)  # the caller's logits are left alone
 
 

@@ -1,4 +1,4 @@
-"""Opening graphs: external data that stays inside, guards that become messages, versions that are told."""
+"""Opening graphs: external data that stays inside, guards that become messages, versions that are checked."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_rules_are_read_and_completed() -> None:
             read_frame_rules(wrong, "video.json")
 
 
-# The whole way, beside the whole processor.
+# End to end, compared with the whole processor.
 
 
 @pytest.mark.parametrize(
@@ -142,16 +142,16 @@ def matrix(*rows: tuple[int, int]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("turned", "quarters"),
+    ("rotation", "quarters"),
     [(matrix((0, 1), (-1, 0)), 3), (matrix((-1, 0), (0, -1)), 2), (matrix((0, -1), (1, 0)), 1)],
     ids=["clockwise", "half", "counterclockwise"],
 )
-def test_a_video_of_a_telephone_is_turned_upright(clips: Path, turned: bytes, quarters: int) -> None:
+def test_a_video_of_a_telephone_is_turned_upright(clips: Path, rotation: bytes, quarters: int) -> None:
     data = (clips / "clip.mp4").read_bytes()
     upright = matrix((1, 0), (0, 1))
     assert data.count(upright) == 2  # of the movie and of its track
     start = data.index(upright, data.index(b"tkhd"))
-    clip = open_video(Video(data[:start] + turned + data[start + len(turned) :]), OFFICIAL)
+    clip = open_video(Video(data[:start] + rotation + data[start + len(rotation) :]), OFFICIAL)
     expected = [np.rot90(frame, quarters) for frame in images(Video(data))]
     assert (clip.height, clip.width) == expected[0].shape[:2]
     np.testing.assert_array_equal([np.asarray(frame) for frame in clip.frames], expected)
@@ -248,7 +248,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode())
     playlist = tmp_path / "list.m3u8"
     playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n")
-    for path, data, said in (
+    for path, data, message in (
         (sound, None, "no video in this file"),
         (tmp_path / "text.mp4", b"not a video at all", "not a video, damaged or truncated"),
         (tmp_path / "empty.mp4", b"", "not a video, damaged or truncated"),
@@ -256,12 +256,12 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     ):
         if data is not None:
             path.write_bytes(data)
-        with pytest.raises(InputError, match=rf"{path.name}: {said}"):
+        with pytest.raises(InputError, match=rf"{path.name}: {message}"):
             images(Video(path))
 
 
 @pytest.mark.parametrize(
-    ("video", "said"),
+    ("video", "message"),
     [
         (Video("nowhere.mp4"), r"nowhere\.mp4: no such video file"),
         (Video([]), "a video of 0 frames"),
@@ -275,8 +275,8 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         (Video("http://127.0.0.1/clip.mp4"), "is not a public address"),
     ],
 )
-def test_what_is_no_video(video: Video, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_is_no_video(video: Video, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         PREPARER([as_messages([video, QUESTION])])
 
 
