@@ -18,8 +18,8 @@ from ..recipe.model import DEFAULT, Recipe
 from .checkpoint import Checkpoint
 from .skeletons import Skeleton, data_stem, graphs_of
 from .stages import tool_versions
-from .weights import WORKERS, Layout, WeightFile
-from .weights.errors import weight_errors
+from .weights import WORKERS, FilePlacement, WeightFile
+from .weights.errors import summarize_errors
 
 Entries = dict[str, dict[str, Any]]  # precision -> graph -> what the manifest says of it
 GRID_RULES = {"dynamic": contract.ANY_GRID, "fixed": contract.ONLY_GRID, "buckets": contract.BUCKET_RULE}
@@ -34,16 +34,16 @@ def graph_entry(one: Skeleton, model: ir.Model, data: WeightFile, dtype: str) ->
     }
     return {
         "file": f"{GRAPH_DIR}/{one.name}.onnx",
-        "data": [f"{GRAPH_DIR}/{name}" for name in data.layout.names],
-        **({"shared": shared(model, data.layout)} if data.layout.borrowed else {}),
+        "data": [f"{GRAPH_DIR}/{name}" for name in data.placement.file_names],
+        **({"shared": shared(model, data.placement)} if data.placement.borrowed_files else {}),
         "opset": dict(sorted(model.graph.opset_imports.items())),
         "stages": one.stages.records,
-        **({"weight_errors": weight_errors(data.errors)} if data.errors else {}),
+        **({"weight_errors": summarize_errors(data.errors)} if data.errors else {}),
         **tensors,
     }
 
 
-def shared(model: ir.Model, layout: Layout) -> list[dict[str, Any]]:
+def shared(model: ir.Model, placement: FilePlacement) -> list[dict[str, Any]]:
     """For each file of another graph that this one reads: its name and the tensors."""
     return [
         {
@@ -54,7 +54,7 @@ def shared(model: ir.Model, layout: Layout) -> list[dict[str, Any]]:
                 if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location == name
             ),
         }
-        for name in layout.borrowed
+        for name in placement.borrowed_files
     ]
 
 

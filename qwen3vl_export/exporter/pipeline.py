@@ -27,7 +27,7 @@ from ..output import resumable_directory
 from ..packaging import package, storage
 from ..recipe.model import Recipe
 from ..recipe.quantize import Quantize
-from .calibration import calibrations_of
+from .calibration import plan_calibrations
 from .checkpoint import Checkpoint
 from .manifest import Entries, graph_entry, write_manifest
 from .plan import check_space, layouts_of, planned_files
@@ -37,7 +37,7 @@ from .skeletons import KEEP, Log, Skeleton, inputs_of, lenders_first, open_for, 
 from .stages import Stages
 from .submodules import Submodule
 from .weights import Progress, WeightFile, attach
-from .weights.errors import tell_errors
+from .weights.errors import report_errors
 
 STAGES_DIR = "stages"
 CALIBRATED_DIR = "calibrated"  # gone before the build ends
@@ -74,7 +74,7 @@ def build(
     with resumable_directory(out, force, resume, inputs_of(recipe, checkpoint)) as directory:
         opened = open_for(recipe, checkpoint)
         log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
-        calibrations = calibrations_of(recipe, opened, directory / CALIBRATED_DIR, log)
+        calibrations = plan_calibrations(recipe, opened, directory / CALIBRATED_DIR, log)
         prompts = {precision: one.prompts.sha256 for precision, one in calibrations.items()}
         journal = open_journal(directory, recipe, opened, prompts, log)
         provenance = in_background(opened.provenance)  # hashes gigabytes while this thread traces
@@ -95,7 +95,7 @@ def build(
                 entries[one.precision][graph] = graph_entry(one, model, file, own.compute_dtype)
                 if graph == contract.DECODER and one.precision in calibrations:
                     entries[one.precision][graph]["calibration"] = calibrations[one.precision].record
-                tell_errors(one.name, own.quantize(graph).method, file.errors, log)
+                report_errors(one.name, own.quantize(graph).method, file.errors, log)
         shutil.rmtree(directory / CALIBRATED_DIR, ignore_errors=True)
         for one in found:
             check_graph(graphs / f"{one.name}.onnx")

@@ -35,6 +35,6 @@ def open_journal(directory: Path, recipe: Recipe, checkpoint: Checkpoint, prompt
         "exporter": source_digest(Path(__file__).parents[1]),
     }
     graphs = directory / GRAPH_DIR
-    journal = Journal.begin(directory.with_name(JOURNAL), made_of, graphs, log)
+    journal = Journal.open(directory.with_name(JOURNAL), made_of, graphs, log)
     clear(directory, lambda path: path.parent == graphs and path.name in journal.files)
     return journal

@@ -2,7 +2,7 @@
 
 recipe, checkpoint -> trace -> simplify -> optimize -> quantize
 
-A skeleton's weights are inputs that say where their bytes will come from (`weights/layouts.py`), so that what a build
+A skeleton's weights are inputs that say where their bytes will come from (`weights/inputs.py`), so that what a build
 writes is known before it reads a weight. Knows nothing about files, except to keep stages for who asks.
 """
 
@@ -26,13 +26,13 @@ from ..promise import promised_graphs
 from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, Quantize
 from .calibration import Calibration
-from .calibration.results import read_back
+from .calibration.results import use_results
 from .checkpoint import Checkpoint, open_checkpoint
 from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
 from .quantize import quantize, store_as
-from .rewrites.rows import read_rows
+from .rewrites.rows import use_gemm
 from .simplify import simplify
 from .stages import Stages
 from .submodules import Submodule, build_submodule, check_tensors
@@ -159,8 +159,8 @@ def packed(
     model, stages = one.model, one.stages
     if plan.method != "none":
         model = quantize(model, plan, target)
-        model = stages.done("quantized", model if calibration is None else read_back(model, calibration.results))
-    model = read_rows(model)
+        model = stages.done("quantized", model if calibration is None else use_results(model, calibration.results))
+    model = use_gemm(model)
     if stored is not None:
         model = store_as(model, stored)
     return replace(one, model=stages.done("stored", model))

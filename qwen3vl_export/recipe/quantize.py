@@ -31,7 +31,7 @@ class Int8Dynamic(Strict):
     """Weights that stay as they are, by name: "visual.merger.*"."""
 
 
-class Blocks(Strict):
+class BlockSettings(Strict):
     """What both blockwise methods can be told."""
 
     bits: ClassVar[int]
@@ -50,7 +50,7 @@ class Blocks(Strict):
     """Weights that stay as they are, by name: "lm_head.weight", "*.down_proj.weight"."""
 
 
-class Int8(Blocks):
+class Int8(BlockSettings):
     """Weights in blocks of 8-bit integers."""
 
     method: Literal["int8"]
@@ -58,7 +58,7 @@ class Int8(Blocks):
     bits: ClassVar[int] = 8
 
 
-class Int4(Blocks):
+class Int4(BlockSettings):
     """Weights in blocks of 4-bit integers."""
 
     method: Literal["int4"]

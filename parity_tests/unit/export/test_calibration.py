@@ -16,11 +16,11 @@ from parity_tests.harness.sides.reference import Inputs, Reference
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import BuildError, RecipeError
 from qwen3vl_export.exporter import calibration
-from qwen3vl_export.exporter.calibration import State, calibrate
-from qwen3vl_export.exporter.calibration.gptq import Hessian, factor, power, quantize_rows
-from qwen3vl_export.exporter.calibration.layers import TEXT, filled, text_model, wide_rows
-from qwen3vl_export.exporter.calibration.prompts import PROMPTS, Prompts, read_prompts
-from qwen3vl_export.exporter.calibration.results import Calibrated, Results
+from qwen3vl_export.exporter.calibration import PromptState, calibrate
+from qwen3vl_export.exporter.calibration.gptq import Hessian, factor, output_power, quantize_gptq
+from qwen3vl_export.exporter.calibration.layers import TEXT_PREFIX, build_text_model, embed_prompts, loaded_weights
+from qwen3vl_export.exporter.calibration.prompts import PROMPTS_FILE, Prompts, read_prompts
+from qwen3vl_export.exporter.calibration.results import CalibratedPacking, CalibrationResults
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.weights import blockwise
@@ -32,10 +32,10 @@ from ...fixtures.moe_checkpoint import write_moe_checkpoint
 from ...fixtures.paths import TINY
 
 FOLDER = TINY.parents[1] / "calibration"
-PLAN = Int4(method="int4", block_size=32, symmetric=False, algorithm="gptq", keep=("lm_head.weight",))
+SETTINGS = Int4(method="int4", block_size=32, symmetric=False, algorithm="gptq", keep=("lm_head.weight",))
 
 
-def correlated(rows: int, width: int, seed: int = 0) -> tuple[torch.Tensor, Hessian]:
+def make_correlated(rows: int, width: int, seed: int = 0) -> tuple[torch.Tensor, Hessian]:
     """A weight, and the Hessian of inputs that share most of their directions."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(width // 4, width, generator=generator)
@@ -49,56 +49,57 @@ def correlated(rows: int, width: int, seed: int = 0) -> tuple[torch.Tensor, Hess
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_outputs_change_less_than_by_the_best_rounding_of_weights(bits: int, symmetric: bool) -> None:
-    rows, hessian = correlated(48, 128)
-    searched = blockwise.quantize_rows(rows, bits, 32, symmetric, True, torch.float32)
-    before = power(rows - searched.restored, hessian)
-    found = quantize_rows(rows, factor(hessian), bits, 32, symmetric, torch.float32)
-    assert power(rows - found.restored, hessian) < 0.36 * before
+    rows, hessian = make_correlated(48, 128)
+    searched = blockwise.quantize_nearest(rows, bits, 32, symmetric, True, torch.float32)
+    searched_error = output_power(rows - searched.dequantized, hessian)
+    packed = quantize_gptq(rows, factor(hessian), bits, 32, symmetric, torch.float32)
+    assert output_power(rows - packed.dequantized, hessian) < 0.36 * searched_error
 
 
 def test_uncorrelated_inputs_round_to_nearest() -> None:
-    rows, _ = correlated(16, 64)
-    alone = Hessian(64)
-    alone.add(torch.eye(64))
-    found = quantize_rows(rows, factor(alone), 4, 32, True, torch.float32)
-    assert torch.equal(found.restored, blockwise.quantize_rows(rows, 4, 32, True, True, torch.float32).restored)
+    rows, _ = make_correlated(16, 64)
+    uncorrelated = Hessian(64)
+    uncorrelated.add(torch.eye(64))
+    packed = quantize_gptq(rows, factor(uncorrelated), 4, 32, True, torch.float32)
+    nearest = blockwise.quantize_nearest(rows, 4, 32, True, True, torch.float32).dequantized
+    assert torch.equal(packed.dequantized, nearest)
 
 
 def test_rows_do_not_depend_on_one_another() -> None:
-    rows, hessian = correlated(24, 64)
-    of = factor(hessian)
-    whole = quantize_rows(rows, of, 4, 32, False, torch.float32)
-    part = quantize_rows(rows[8:16], of, 4, 32, False, torch.float32)
+    rows, hessian = make_correlated(24, 64)
+    factored = factor(hessian)
+    whole = quantize_gptq(rows, factored, 4, 32, False, torch.float32)
+    part = quantize_gptq(rows[8:16], factored, 4, 32, False, torch.float32)
     assert torch.equal(whole.data[8:16], part.data)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
 def test_rows_that_are_no_whole_blocks_are_padded_with_zero(symmetric: bool) -> None:
-    rows, hessian = correlated(8, 80)
-    found = quantize_rows(rows, factor(hessian), 4, 32, symmetric, torch.float32)
-    assert found.restored.shape == rows.shape and found.data.shape == (8, 3, 16)
-    stored = blockwise.from_stored(found.data, found.scales, found.zero_points, 4, 96)
-    assert torch.equal(stored.restored[:, :80], found.restored) and not stored.restored[:, 80:].any()
+    rows, hessian = make_correlated(8, 80)
+    packed = quantize_gptq(rows, factor(hessian), 4, 32, symmetric, torch.float32)
+    assert packed.dequantized.shape == rows.shape and packed.data.shape == (8, 3, 16)
+    unpacked = blockwise.unpack_rows(packed.data, packed.scales, packed.zero_points, 4, 96)
+    assert torch.equal(unpacked.dequantized[:, :80], packed.dequantized) and not unpacked.dequantized[:, 80:].any()
 
 
 def test_inputs_that_are_always_zero_disturb_nobody() -> None:
-    rows, _ = correlated(8, 64)
+    rows, _ = make_correlated(8, 64)
     hessian = Hessian(64)
     hessian.add(torch.randn(32, 64, generator=torch.Generator().manual_seed(1)) * (torch.arange(64) != 5))
-    assert quantize_rows(rows, factor(hessian), 4, 32, True, torch.float32).restored.isfinite().all()
+    assert quantize_gptq(rows, factor(hessian), 4, 32, True, torch.float32).dequantized.isfinite().all()
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
 def test_results_are_read_back_as_they_were_found(symmetric: bool, tmp_path: Path) -> None:
-    rows, hessian = correlated(10, 96)
+    rows, hessian = make_correlated(10, 96)
     packing = Blockwise(4, 32, symmetric, True, ir.DataType.FLOAT)
-    found = quantize_rows(rows, factor(hessian), 4, 32, symmetric, torch.float32)
-    results = Results(tmp_path)
+    packed = quantize_gptq(rows, factor(hessian), 4, 32, symmetric, torch.float32)
+    results = CalibrationResults(tmp_path)
     results.create("w", 10, 96, packing)
-    results.write("w", 0, found)
-    arrays, restored = Calibrated(packing, results, "w").pack(rows[4:7], first=4)
-    assert torch.equal(restored, found.restored[4:7])
-    assert torch.equal(arrays[DATA], found.data[4:7]) and torch.equal(arrays[SCALES], found.scales[4:7])
+    results.write("w", 0, packed)
+    arrays, dequantized = CalibratedPacking(packing, results, "w").pack(rows[4:7], first=4)
+    assert torch.equal(dequantized, packed.dequantized[4:7])
+    assert torch.equal(arrays[DATA], packed.data[4:7]) and torch.equal(arrays[SCALES], packed.scales[4:7])
 
 
 @pytest.fixture(scope="module")
@@ -122,29 +123,29 @@ def inputs_of(prompt: Any) -> Inputs:
 
 def test_the_walk_through_the_layers_is_the_model(tiny: Checkpoint, prompts: Prompts, reference: Reference) -> None:
     """Pictures through the tower, rows through every layer, with one layer's weights at a time."""
-    prompt = next(one for one in prompts.prepared if len(one.image_grid_thw) == 2)
-    wanted = reference.prefill(inputs_of(prompt))
+    prompt = next(p for p in prompts.prepared if len(p.image_grid_thw) == 2)
+    expected = reference.prefill(inputs_of(prompt))
     with torch.no_grad():
-        (rows,) = wide_rows(tiny, [prompt])
-        model = text_model(tiny)
+        (rows,) = embed_prompts(tiny, [prompt])
+        model = build_text_model(tiny)
         hidden, *maps = rows.split(tiny.facts.hidden_size, dim=-1)
-        state = State(hidden[None], tuple(maps), model.rotary_emb(hidden, torch.from_numpy(prompt.position_ids)))
+        state = PromptState(hidden[None], tuple(maps), model.rotary_emb(hidden, torch.from_numpy(prompt.position_ids)))
         for index, layer in enumerate(model.layers):
-            with filled(layer, tiny, f"{TEXT}layers.{index}."):
-                state = state.through(layer, index)
-        with filled(model.norm, tiny, f"{TEXT}norm."):
+            with loaded_weights(layer, tiny, f"{TEXT_PREFIX}layers.{index}."):
+                state = state.advance(layer, index)
+        with loaded_weights(model.norm, tiny, f"{TEXT_PREFIX}norm."):
             logits = nn.functional.linear(model.norm(state.hidden), reference.model.lm_head.weight)
     assert all(parameter.is_meta for parameter in model.parameters()), "weights were left behind"
-    torch.testing.assert_close(rows[None], torch.from_numpy(wanted.inputs_embeds), rtol=0, atol=1e-4)
-    torch.testing.assert_close(logits, torch.from_numpy(wanted.logits), rtol=0, atol=1e-3)
+    torch.testing.assert_close(rows[None], torch.from_numpy(expected.inputs_embeds), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, torch.from_numpy(expected.logits), rtol=0, atol=1e-3)
 
 
-def mean_kl(reference: Reference, restored: dict[str, torch.Tensor], held_out: list[Any]) -> float:
-    """Over all positions, of the checkpoint's model with these weights against itself."""
+def mean_kl(reference: Reference, weights: dict[str, torch.Tensor], held_out: list[Any]) -> float:
+    """The KL divergence of the checkpoint's model with these weights from itself, on average over all positions."""
     truth = [reference.prefill(inputs_of(prompt)).logits for prompt in held_out]
     changed = Reference(TINY)
     with torch.no_grad():
-        for parameter, values in restored.items():
+        for parameter, values in weights.items():
             changed.model.get_parameter(f"model.{parameter}").copy_(values)
     kls = [
         kl_divergence(changed.prefill(inputs_of(prompt)).logits, logits)
@@ -157,19 +158,21 @@ def test_calibrated_weights_are_closer_on_prompts_that_were_held_out(
     tiny: Checkpoint, prompts: Prompts, reference: Reference, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    seen = Prompts(prompts.prepared[::2], "")
-    results = calibrate(tiny, PLAN, seen, ir.DataType.FLOAT, Results(tmp_path), lines.append)
-    assert "calibrated layer 3: outputs off by" in lines[-1]
-    searched, found = {}, {}
+    calibration_prompts = Prompts(prompts.prepared[::2], "")
+    results = calibrate(
+        tiny, SETTINGS, calibration_prompts, ir.DataType.FLOAT, CalibrationResults(tmp_path), lines.append
+    )
+    assert "calibrated layer 3: relative error of the outputs" in lines[-1]
+    searched, calibrated = {}, {}
     for name in tiny.tensors:
         parameter = name.removeprefix("model.")
         if results.path(parameter, DATA).is_file():
             rows = tiny.read(name).to(torch.float32)
-            searched[parameter] = blockwise.quantize_rows(rows, 4, 32, False, True, torch.float32).restored
-            found[parameter] = results.read(parameter, 0, *rows.shape[:1], 4, rows.shape[1]).restored
-    assert len(found) == 4 * 7
+            searched[parameter] = blockwise.quantize_nearest(rows, 4, 32, False, True, torch.float32).dequantized
+            calibrated[parameter] = results.read(parameter, 0, *rows.shape[:1], 4, rows.shape[1]).dequantized
+    assert len(calibrated) == 4 * 7
     held_out = list(prompts.prepared[1:36:6])
-    assert mean_kl(reference, found, held_out) < 0.9 * mean_kl(reference, searched, held_out)
+    assert mean_kl(reference, calibrated, held_out) < 0.9 * mean_kl(reference, searched, held_out)
 
 
 RECIPE = """\
@@ -181,42 +184,42 @@ quantization: {{decoder_model_merged: {{method: int4, algorithm: gptq}}}}
 """
 
 
-def recipe_of(work: Path, checkpoint: Path = TINY, prompts: Path = FOLDER, oldest: str = '"1.23.0"') -> Any:
+def write_recipe(work: Path, checkpoint: Path = TINY, prompts: Path = FOLDER, oldest: str = '"1.23.0"') -> Any:
     file = work / "calibrated.yaml"
     file.write_text(RECIPE.format(checkpoint=checkpoint, prompts=prompts, oldest=oldest), "utf-8")
     return load_recipe(file)
 
 
-def few(work: Path, lines: int = 3) -> Path:
-    """A folder with the first prompts only."""
+def copy_prompts(work: Path, lines: int = 3) -> Path:
+    """Copy the first prompts to a folder, and all pictures."""
     folder = work / "prompts"
     shutil.copytree(FOLDER, folder)
-    kept = (FOLDER / PROMPTS).read_text("utf-8").splitlines()[:lines]
-    (folder / PROMPTS).write_text("\n".join(kept), "utf-8")
+    first = (FOLDER / PROMPTS_FILE).read_text("utf-8").splitlines()[:lines]
+    (folder / PROMPTS_FILE).write_text("\n".join(first), "utf-8")
     return folder
 
 
 def test_a_build_writes_what_calibration_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = tmp_path / "kept"
-    calibrated = calibration.calibrate
+    copy = tmp_path / "results"
+    original = calibration.calibrate
 
-    def keeping(*args: Any) -> Results:
-        results = calibrated(*args)
-        shutil.copytree(results.directory, kept)
+    def calibrate_and_copy(*args: Any) -> CalibrationResults:
+        results = original(*args)
+        shutil.copytree(results.directory, copy)
         return results
 
-    monkeypatch.setattr(calibration, "calibrate", keeping)
+    monkeypatch.setattr(calibration, "calibrate", calibrate_and_copy)
     lines: list[str] = []
-    built = build(recipe_of(tmp_path, prompts=few(tmp_path)), out=tmp_path / "out", log=lines.append)
+    built = build(write_recipe(tmp_path, prompts=copy_prompts(tmp_path)), out=tmp_path / "out", log=lines.append)
     entry = open_artifact(built).manifest.graphs["decoder_model_merged"]
     assert entry["calibration"]["prompts"] == 3
     assert not (built / "calibrated").exists()
     name = "language_model.layers.1.mlp.down_proj.weight"
-    found = Results(kept).read(name, 0, 128, 4, 384)
+    packed = CalibrationResults(copy).read(name, 0, 128, 4, 384)
     model = ir.load(built / "onnx" / "decoder_model_merged.onnx")
     stored = model.graph.initializers[f"{name}.{DATA}"].const_value
     assert stored is not None
-    assert torch.equal(torch.from_numpy(stored.numpy().copy()).reshape(found.data.shape), found.data)
+    assert torch.equal(torch.from_numpy(stored.numpy().copy()).reshape(packed.data.shape), packed.data)
 
 
 MISTAKES = {
@@ -234,7 +237,7 @@ def test_prompts_that_cannot_be_used_are_named(
     lines: str | None, picture: str, message: str, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     if lines is not None:
-        (tmp_path / PROMPTS).write_text(lines, "utf-8")
+        (tmp_path / PROMPTS_FILE).write_text(lines, "utf-8")
     if picture:
         (tmp_path / "b.png").write_text(picture, "utf-8")
     with pytest.raises(BuildError, match=message):
@@ -242,10 +245,12 @@ def test_prompts_that_cannot_be_used_are_named(
 
 
 def test_experts_are_calibrated_with_the_tokens_sent_to_them(tmp_path: Path) -> None:
-    """The skeleton reads each expert's rows in the order of its operator; one that gets too few tokens is said."""
+    """The skeleton reads each expert's rows in the order of its operator; one that gets too few tokens is logged."""
     moe = write_moe_checkpoint(tmp_path / "moe")
     lines: list[str] = []
-    built = build(recipe_of(tmp_path, moe, few(tmp_path, 12), '"1.23.2"'), out=tmp_path / "out", log=lines.append)
+    built = build(
+        write_recipe(tmp_path, moe, copy_prompts(tmp_path, 12), '"1.23.2"'), out=tmp_path / "out", log=lines.append
+    )
     assert any("experts got fewer than 128 tokens" in line for line in lines)
     errors = open_artifact(built).manifest.graphs["decoder_model_merged"]["weight_errors"]["by_tensor"]
     experts = {name: error for name, error in errors.items() if ".experts." in name}

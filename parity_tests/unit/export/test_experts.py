@@ -46,7 +46,7 @@ E, K, H, I = 6, 3, 32, 48  # noqa: E741 - the legend of submodules/experts.py
 
 
 def build_moe(tmp_path: Path, layout: Layout = "published", **recipe: str) -> tuple[Path, Path]:
-    """A small mixture-of-experts checkpoint and the artifact built from it by a recipe of its own."""
+    """A small mixture-of-experts checkpoint and the artifact built from it."""
     checkpoint = write_moe_checkpoint(tmp_path / layout, layout)
     keys = {"name": "moe", "min_onnxruntime": '"1.23.2"', **recipe}
     lines = [f"{key}: {value}" for key, value in keys.items()]
@@ -56,24 +56,24 @@ def build_moe(tmp_path: Path, layout: Layout = "published", **recipe: str) -> tu
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """Artifact and checkpoint of a target, built when first asked for."""
+def build_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Builds the artifact and checkpoint of a target, once."""
     return cache(lambda target: build_moe(tmp_path_factory.mktemp(target), target=target))
 
 
-Built = Callable[[str], tuple[Path, Path]]
+BuildFor = Callable[[str], tuple[Path, Path]]
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
-def test_text_pictures_video_batches_and_caches_equal_pytorch(built: Built, target: str) -> None:
+def test_text_pictures_video_batches_and_caches_equal_pytorch(build_for: BuildFor, target: str) -> None:
     """The quick matrix through the shipped runtime: left padding, chunked prefill, decoding, greedy tokens."""
-    artifact, checkpoint = built(target)
+    artifact, checkpoint = build_for(target)
     assert verify(artifact, Options(matrix="quick", checkpoint=checkpoint)) == 0
 
 
 def test_half_precision_parts_from_pytorch_at_near_tied_routes_only(tmp_path: Path) -> None:
-    """In one of these cases a token takes another expert, and the logits after it are another 1.3 away; sent the same
-    way, PyTorch is as close as anywhere else."""
+    """In one of these cases a token takes another expert, and the logits after it are another 1.3 away; routed the
+    same way, PyTorch is as close as anywhere else."""
     artifact, checkpoint = build_moe(tmp_path, dtype="float16")
     bench = open_bench(artifact, "quick", checkpoint)
     cases = ("file-turned-by-exif-200x320", "photograph-451x300", "text-only")
@@ -89,8 +89,8 @@ def test_half_precision_parts_from_pytorch_at_near_tied_routes_only(tmp_path: Pa
 
 def test_experts_of_8_bits_part_from_pytorch_at_near_tied_routes_only(tmp_path: Path) -> None:
     """Weights and activations of the experts in 8 bits, all other weights in bfloat16."""
-    how = "{decoder_model_merged: {method: int8}, embeddings: {method: int8}}"
-    artifact, checkpoint = build_moe(tmp_path, dtype="bfloat16", quantization=how)
+    quantization = "{decoder_model_merged: {method: int8}, embeddings: {method: int8}}"
+    artifact, checkpoint = build_moe(tmp_path, dtype="bfloat16", quantization=quantization)
     bench = open_bench(artifact, "quick", checkpoint)
     stages = ("decoder", "prefill", "teacher_forced", "decode")
     cases = ("as-traced-24x24", "wide-512x128", "batch-of-different-sizes", "text-only")
@@ -112,8 +112,8 @@ def test_quantized_experts_compute_what_pytorch_does_with_the_same_weights(
     target: str, dtype: str, method: str, tmp_path: Path
 ) -> None:
     """One operator, and the Loop that restores one expert's numbers, in both widths."""
-    how = f"{{decoder_model_merged: {{method: {method}, symmetric: {str(target == 'portable').lower()}}}}}"
-    artifact, checkpoint = build_moe(tmp_path, target=target, dtype=dtype, quantization=how)
+    quantization = f"{{decoder_model_merged: {{method: {method}, symmetric: {str(target == 'portable').lower()}}}}}"
+    artifact, checkpoint = build_moe(tmp_path, target=target, dtype=dtype, quantization=quantization)
     bench = open_bench(artifact, "quick", checkpoint)
     cases = ("minimum-64x64", "wide-512x128", "batch-of-different-sizes")
     report = run(bench, "quick", only=lambda check: check.stage.startswith("dequantized_dec"), cases=cases)
@@ -121,8 +121,8 @@ def test_quantized_experts_compute_what_pytorch_does_with_the_same_weights(
     assert [outcome.message for outcome in report.failures] == []
 
 
-def test_the_portable_decoder_has_standard_operators_only(built: Built) -> None:
-    model = onnx.load(built("portable")[0] / "onnx" / f"{contract.DECODER}.onnx", load_external_data=False)
+def test_the_portable_decoder_has_standard_operators_only(build_for: BuildFor) -> None:
+    model = onnx.load(build_for("portable")[0] / "onnx" / f"{contract.DECODER}.onnx", load_external_data=False)
     assert {opset.domain for opset in model.opset_import} == {""}
     assert sum(node.op_type == "Loop" for node in model.graph.node) == 3  # one of the four layers is dense
 
@@ -155,16 +155,16 @@ def test_what_transformers_saves_is_read_back(tmp_path: Path, layout: Layout) ->
         assert torch.equal(opened.read(name), tensor), name
 
 
-def test_both_layouts_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
-    artifacts = [built("ort")[0], build_moe(tmp_path, "modules", graphs="[decoder_model_merged]")[0]]
+def test_both_layouts_give_the_same_bytes(build_for: BuildFor, tmp_path: Path) -> None:
+    artifacts = [build_for("ort")[0], build_moe(tmp_path, "modules", graphs="[decoder_model_merged]")[0]]
     data = [(artifact / "onnx" / f"{contract.DECODER}.onnx_data").read_bytes() for artifact in artifacts]
     assert hashlib.sha256(data[0]).digest() == hashlib.sha256(data[1]).digest()
 
 
 @pytest.mark.parametrize(
-    ("shape", "wanted"), [((8, 128, 300), "[8, 128, 300], config.json asks for [8, 512, 128]"), (None, "is missing")]
+    ("shape", "message"), [((8, 128, 300), "[8, 128, 300], config.json asks for [8, 512, 128]"), (None, "is missing")]
 )
-def test_misshaped_and_missing_experts_are_named(tmp_path: Path, shape: tuple[int, ...] | None, wanted: str) -> None:
+def test_misshaped_and_missing_experts_are_named(tmp_path: Path, shape: tuple[int, ...] | None, message: str) -> None:
     directory = write_moe_checkpoint(tmp_path / "moe")
     tensors = load_file(directory / WEIGHTS)
     name = "model.language_model.layers.2.mlp.experts.gate_up_proj"
@@ -174,7 +174,7 @@ def test_misshaped_and_missing_experts_are_named(tmp_path: Path, shape: tuple[in
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(CheckpointError) as caught:
         check_tensors(open_checkpoint(str(directory)), torch.float32)
-    assert name in str(caught.value) and wanted in str(caught.value)
+    assert name in str(caught.value) and message in str(caught.value)
 
 
 def test_experts_with_another_activation_are_refused(tmp_path: Path) -> None:
@@ -197,24 +197,27 @@ def test_an_onnxruntime_without_experts_is_refused_before_building(tmp_path: Pat
     assert not (tmp_path / "moe").exists()
 
 
-def lowered(target: str, dtype: torch.dtype) -> ort.InferenceSession:
-    """One `Experts` placeholder as the target has it, weights as inputs."""
-    of = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}[dtype]
+def lower_experts(target: str, dtype: torch.dtype) -> ort.InferenceSession:
+    """A session of one `Experts` placeholder lowered for the target, weights as inputs."""
+    onnx_dtype = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}[dtype]
     shapes = {"x": ["n", H], "chosen": ["n", K], "shares": ["n", K], "gate_up": [E, 2 * I, H], "down": [E, H, I]}
     inputs = [
-        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64 if name == "chosen" else of))
+        ir.Value(
+            name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64 if name == "chosen" else onnx_dtype)
+        )
         for name, shape in shapes.items()
     ]
     node = ir.node(EXPERTS, inputs, domain=PLACEHOLDER_DOMAIN)
-    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "out", ir.Shape(["n", H]), ir.TensorType(of)
+    node.outputs[0].name, node.outputs[0].shape = "out", ir.Shape(["n", H])
+    node.outputs[0].type = ir.TensorType(onnx_dtype)
     graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": OPSET, PLACEHOLDER_DOMAIN: 1}, name="g")
     model = lower(target)(ir.Model(graph, ir_version=10))
     del model.graph.opset_imports[PLACEHOLDER_DOMAIN]
     return ort.InferenceSession(ir.to_proto(model).SerializeToString())
 
 
-def experts(tokens: int, seed: int = 0) -> tuple[dict[str, np.ndarray], Qwen3VLMoeTextExperts]:
-    """Inputs for `lowered`, and transformers' module with the same weights."""
+def make_experts(tokens: int, seed: int = 0) -> tuple[dict[str, np.ndarray], Qwen3VLMoeTextExperts]:
+    """Inputs for `lower_experts`, and transformers' module with the same weights."""
     torch.manual_seed(seed)
     text = Qwen3VLMoeTextConfig(hidden_size=H, moe_intermediate_size=I, num_experts=E, num_experts_per_tok=K)
     text._experts_implementation = "eager"
@@ -239,46 +242,46 @@ def experts(tokens: int, seed: int = 0) -> tuple[dict[str, np.ndarray], Qwen3VLM
     [("ort", torch.float32, 2e-6), ("portable", torch.float32, 2e-6), ("ort", torch.float16, 4e-3)],
 )
 def test_experts_equal_transformers(target: str, dtype: torch.dtype, limit: float, tokens: int) -> None:
-    feeds, module = experts(tokens)
-    half = {name: array if name == "chosen" else torch.from_numpy(array).to(dtype) for name, array in feeds.items()}
-    feeds = {name: np.asarray(tensor) for name, tensor in half.items()}
-    found = lowered(target, dtype).run(None, feeds)[0]
+    feeds, module = make_experts(tokens)
+    tensors = {name: array if name == "chosen" else torch.from_numpy(array).to(dtype) for name, array in feeds.items()}
+    feeds = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    computed = lower_experts(target, dtype).run(None, feeds)[0]
     wide = {name: torch.from_numpy(array) for name, array in feeds.items()}
     with torch.no_grad():
         module.gate_up_proj.copy_(wide["gate_up"])
         module.down_proj.copy_(wide["down"])
-        wanted = module(wide["x"].float(), wide["chosen"], wide["shares"].float())
-    assert found.shape == wanted.shape
-    assert np.abs(found.astype(np.float32) - wanted.numpy()).max(initial=0) <= limit
+        expected = module(wide["x"].float(), wide["chosen"], wide["shares"].float())
+    assert computed.shape == expected.shape
+    assert np.abs(computed.astype(np.float32) - expected.numpy()).max(initial=0) <= limit
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_experts_that_are_not_chosen_are_not_touched(target: str) -> None:
-    """Their weights are NaN here: one product with them, even with share 0, would show."""
-    feeds, module = experts(9)
+    """Their weights are NaN: any product with them, even with share 0, would give NaN."""
+    feeds, module = make_experts(9)
     feeds["chosen"] = np.stack([np.random.default_rng(n).permutation([0, 2, 5]) for n in range(9)])
-    others = [1, 3, 4]
+    unchosen = [1, 3, 4]
     with torch.no_grad():
-        wanted = module(*(torch.from_numpy(feeds[name]) for name in ("x", "chosen", "shares"))).numpy()
+        expected = module(*(torch.from_numpy(feeds[name]) for name in ("x", "chosen", "shares"))).numpy()
     for name in ("gate_up", "down"):
         feeds[name] = feeds[name].copy()
-        feeds[name][others] = np.nan
-    assert np.abs(lowered(target, torch.float32).run(None, feeds)[0] - wanted).max() <= 2e-6
+        feeds[name][unchosen] = np.nan
+    assert np.abs(lower_experts(target, torch.float32).run(None, feeds)[0] - expected).max() <= 2e-6
 
 
 @pytest.mark.parametrize("size", ["30b-a3b", "235b-a22b"])
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_a_published_decoder_is_traced_at_full_width_without_a_weight(size: str, target: str) -> None:
     """Two layers: `trace` raises if a dim of the contract was specialised, and every weight must be there once."""
-    of = config(size, layers=2)
-    checkpoint = Checkpoint(Path("nowhere"), "random", "local", of)
+    settings = config(size, layers=2)
+    checkpoint = Checkpoint(Path("nowhere"), "random", "local", settings)
     submodule = build_submodule(checkpoint, contract.DECODER, target, torch.float32)
     model = optimize(simplify(trace(submodule, torch.float32)), target)
-    wanted = {value.name: value.shape for value in model.graph.inputs if not str(value.name).startswith("weights/")}
-    assert wanted == {tensor.name: ir.Shape(tensor.shape) for tensor in contract.decoder(checkpoint.facts).inputs}
+    shapes = {value.name: value.shape for value in model.graph.inputs if not str(value.name).startswith("weights/")}
+    assert shapes == {tensor.name: ir.Shape(tensor.shape) for tensor in contract.decoder(checkpoint.facts).inputs}
     assert [v.shape for v in model.graph.outputs] == [ir.Shape(t.shape) for t in submodule.graph.outputs]
     sizes = {str(value.name): tuple(value.shape or ()) for value in weight_inputs(model)}
-    text = of.text_config
+    text = settings.text_config
     for layer in range(2):
         prefix = f"weights/language_model.layers.{layer}.mlp.experts"
         inner, hidden = text.moe_intermediate_size, text.hidden_size
@@ -289,12 +292,12 @@ def test_a_published_decoder_is_traced_at_full_width_without_a_weight(size: str,
 
 
 def test_a_sparse_checkpoint_has_the_published_shapes_and_no_bytes(tmp_path: Path) -> None:
-    of = config("235b-a22b")
-    opened = open_checkpoint(str(write_sparse_checkpoint(tmp_path / "zeros", of)))
+    settings = config("235b-a22b")
+    opened = open_checkpoint(str(write_sparse_checkpoint(tmp_path / "zeros", settings)))
     files = {entry.stored.file for entry in opened.tensors.values()}
     assert len(files) > 90 and sum(file.stat().st_size for file in files) > 470e9
     assert sum(file.stat().st_blocks * 512 for file in files) < 10e6
-    shapes = published_shapes(of)
+    shapes = published_shapes(settings)
     name = "model.language_model.layers.93.mlp.experts.down_proj"
     assert shapes[name] == (128, 1536, 4096) and opened.tensors[name].shape == (128, 4096, 1536)
     assert opened.read(name, slice(127, 128)).shape == (1, 4096, 1536)
@@ -302,10 +305,12 @@ def test_a_sparse_checkpoint_has_the_published_shapes_and_no_bytes(tmp_path: Pat
 
 
 def test_dense_layers_are_where_the_config_says(tmp_path: Path) -> None:
-    of: Any = config("30b-a3b", layers=4, vocab_size=64)
-    of.text_config.mlp_only_layers = [2]
-    of.text_config.decoder_sparse_step = 2  # experts in layers 1 and 3
-    submodule = build_submodule(Checkpoint(tmp_path, "random", "local", of), contract.DECODER, "ort", torch.float32)
+    settings: Any = config("30b-a3b", layers=4, vocab_size=64)
+    settings.text_config.mlp_only_layers = [2]
+    settings.text_config.decoder_sparse_step = 2  # experts in layers 1 and 3
+    submodule = build_submodule(
+        Checkpoint(tmp_path, "random", "local", settings), contract.DECODER, "ort", torch.float32
+    )
     names = {name for name, _ in submodule.module.named_parameters()}
     with_experts = {name.split(".")[2] for name in names if ".mlp.experts." in name}
     dense = {name.split(".")[2] for name in names if ".mlp.gate_proj." in name}

@@ -20,12 +20,12 @@ from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.quantize import quantize, store_as
-from qwen3vl_export.exporter.quantize.experts import one_operator
+from qwen3vl_export.exporter.quantize.experts import build_qmoe
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.submodules import build_submodule
 from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import WeightFile, attach
-from qwen3vl_export.exporter.weights.blockwise import pack, quantize_rows
+from qwen3vl_export.exporter.weights.blockwise import pack_integers, quantize_nearest
 from qwen3vl_export.exporter.weights.packing import Blockwise, PerColumn
 from qwen3vl_export.recipe.quantize import Int4, Quantize
 
@@ -34,13 +34,13 @@ from ...fixtures.paths import TINY
 
 
 @cache
-def skeleton(checkpoint: Path, graph: str, target: str) -> tuple[Graph, ir.Model]:
+def trace_skeleton(checkpoint: Path, graph: str, target: str) -> tuple[Graph, ir.Model]:
     """A graph up to where quantization begins, traced once for all tests."""
     submodule = build_submodule(open_checkpoint(str(checkpoint)), graph, target, torch.float32)
     return submodule.graph, optimize(simplify(trace(submodule, torch.float32)), target)
 
 
-def built(
+def build_graph(
     work: Path,
     graph: str,
     target: str = "ort",
@@ -49,17 +49,17 @@ def built(
     stored: ir.DataType = ir.DataType.FLOAT,
     **settings: Any,
 ) -> onnx.ModelProto:
-    """One graph of a checkpoint, quantized as `method` and its settings say; what is not is stored as `stored`."""
+    """Build one graph, quantized by a method and its settings; other weights are stored as `stored`."""
     if graph == "vision_encoder" and method == "int4":
         settings["accept_error"] = True
-    plan = TypeAdapter(Quantize).validate_python({"method": method, **settings})
-    of, model = skeleton(checkpoint, graph, target)
+    quantization = TypeAdapter(Quantize).validate_python({"method": method, **settings})
+    contract, model = trace_skeleton(checkpoint, graph, target)
     folder = work / f"{graph}-{target}-{method}"
     folder.mkdir(exist_ok=True)
     with WeightFile.create(folder, graph) as data:
-        small = quantize(model.clone(), plan, target)
-        small = small if stored == ir.DataType.FLOAT else store_as(small, stored)
-        written = attach(small, of, open_checkpoint(str(checkpoint)), data)
+        model = quantize(model.clone(), quantization, target)
+        model = model if stored == ir.DataType.FLOAT else store_as(model, stored)
+        written = attach(model, contract, open_checkpoint(str(checkpoint)), data)
         ir.save(written, folder / "model.onnx")
     return onnx.load(folder / "model.onnx")
 
@@ -69,7 +69,7 @@ def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moe_checkpoint(tmp_path_factory.mktemp("moe"))
 
 
-def run(model: onnx.ModelProto) -> np.ndarray:
+def run_seeded(model: onnx.ModelProto) -> np.ndarray:
     """The first output for seeded inputs."""
     session: Any = ort.InferenceSession(model.SerializeToString())
     sizes = {"batch_size": 2, "sequence_length": 5, "past_sequence_length": 0, "total_sequence_length": 5}
@@ -87,24 +87,24 @@ def run(model: onnx.ModelProto) -> np.ndarray:
     return result
 
 
-def loops(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+def loop_bodies(model: onnx.ModelProto) -> list[onnx.GraphProto]:
     """The bodies of a graph's loops."""
     return [node.attribute[0].g for node in model.graph.node if node.op_type == "Loop"]
 
 
-def with_restored_weights(plain: onnx.ModelProto, quantized: onnx.ModelProto, packing: Any) -> onnx.ModelProto:
-    """The float graph, each weight that is quantized in the other one replaced by what its integers stand for."""
+def dequantize_weights(plain: onnx.ModelProto, quantized: onnx.ModelProto, packing: Any) -> onnx.ModelProto:
+    """Replace each weight of the float graph that is quantized in the other by its dequantized values."""
     names = {t.name.removesuffix(".quantized") for t in quantized.graph.initializer if t.name.endswith(".quantized")}
     assert names
     columns = {node.input[1] for node in plain.graph.node if node.op_type == "MatMul"}
-    columns |= {node.input[0] for loop in loops(plain) for node in loop.node if node.op_type == "Gather"}
+    columns |= {node.input[0] for body in loop_bodies(plain) for node in body.node if node.op_type == "Gather"}
     for tensor in plain.graph.initializer:
         if tensor.name in names:
             values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
             rows = values.mT if tensor.name in columns else values
-            restored = packing.pack(rows.flatten(0, -2))[1].reshape(rows.shape)
-            turned = restored.mT if tensor.name in columns else restored
-            tensor.CopyFrom(numpy_helper.from_array(turned.contiguous().numpy(), tensor.name))
+            dequantized = packing.pack(rows.flatten(0, -2))[1].reshape(rows.shape)
+            stored = dequantized.mT if tensor.name in columns else dequantized
+            tensor.CopyFrom(numpy_helper.from_array(stored.contiguous().numpy(), tensor.name))
             names.remove(tensor.name)
     assert not names
     return plain
@@ -114,56 +114,61 @@ def with_restored_weights(plain: onnx.ModelProto, quantized: onnx.ModelProto, pa
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
 @pytest.mark.parametrize("method", ["int8", "int4"])
 def test_a_graph_computes_what_its_integers_stand_for(graph: str, symmetric: bool, method: str, tmp_path: Path) -> None:
-    quantized = built(tmp_path, graph, method=method, symmetric=symmetric, algorithm="search", accuracy_level=1)
-    plain = built(tmp_path, graph)
-    before = run(plain)
+    quantized = build_graph(tmp_path, graph, method=method, symmetric=symmetric, algorithm="search", accuracy_level=1)
+    plain = build_graph(tmp_path, graph)
+    unquantized = run_seeded(plain)
     packing = Blockwise(int(method[3]), 32, symmetric, True, ir.DataType.FLOAT)
-    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
-    assert np.abs(found - before).max() > 1e-3, "nothing was quantized"
+    expected, computed = run_seeded(dequantize_weights(plain, quantized, packing)), run_seeded(quantized)
+    np.testing.assert_allclose(computed, expected, rtol=0, atol=2e-4)
+    assert np.abs(computed - unquantized).max() > 1e-3, "nothing was quantized"
 
 
 @pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
 @pytest.mark.parametrize("method", ["int8", "int4"])
 def test_the_portable_graph_computes_the_same(graph: str, method: str, tmp_path: Path) -> None:
-    ours, portable = (built(tmp_path, graph, target, method=method, accuracy_level=1) for target in ("ort", "portable"))
-    assert {opset.domain for opset in portable.opset_import} == {""}
-    np.testing.assert_allclose(run(portable), run(ours), rtol=0, atol=2e-4)
+    ort_graph, portable_graph = (
+        build_graph(tmp_path, graph, target, method=method, accuracy_level=1) for target in ("ort", "portable")
+    )
+    assert {opset.domain for opset in portable_graph.opset_import} == {""}
+    np.testing.assert_allclose(run_seeded(portable_graph), run_seeded(ort_graph), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
 @pytest.mark.parametrize("method", ["int8", "int4", "int8_dynamic"])
 def test_other_weights_may_be_stored_as_the_checkpoint_has_them(method: str, target: str, tmp_path: Path) -> None:
-    """The checkpoint is bfloat16: storing its numbers so changes none, and scales are not its numbers."""
-    whole, short = (
-        built(tmp_path, "decoder_model_merged", target, method=method, stored=stored)
+    """The checkpoint is bfloat16: storing its numbers in it changes none; scales are not its numbers."""
+    float32, bfloat16 = (
+        build_graph(tmp_path, "decoder_model_merged", target, method=method, stored=stored)
         for stored in (ir.DataType.FLOAT, ir.DataType.BFLOAT16)
     )
-    assert any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in short.graph.initializer)
-    np.testing.assert_array_equal(run(short), run(whole))
+    assert any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in bfloat16.graph.initializer)
+    np.testing.assert_array_equal(run_seeded(bfloat16), run_seeded(float32))
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
 @pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
 def test_dynamic_products_are_close(graph: str, target: str, tmp_path: Path) -> None:
-    """Activations are rounded as well, so that a weight's restored values do not give the result; they come near it."""
-    quantized = built(tmp_path, graph, target, method="int8_dynamic")
-    plain = built(tmp_path, graph)
-    wanted, found = run(with_restored_weights(plain, quantized, PerColumn(ir.DataType.FLOAT))), run(quantized)
-    assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
+    """Activations are rounded as well, so dequantized weights give only approximately the same result."""
+    quantized = build_graph(tmp_path, graph, target, method="int8_dynamic")
+    plain = build_graph(tmp_path, graph)
+    expected, computed = (
+        run_seeded(dequantize_weights(plain, quantized, PerColumn(ir.DataType.FLOAT))),
+        run_seeded(quantized),
+    )
+    assert np.linalg.norm(computed - expected) < 0.1 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
 def test_experts_compute_what_their_integers_stand_for(symmetric: bool, tmp_path: Path, moe: Path) -> None:
-    how = {"method": "int4", "symmetric": symmetric, "accuracy_level": 1}
-    quantized = built(tmp_path, "decoder_model_merged", checkpoint=moe, **how)
-    plain = built(tmp_path, "decoder_model_merged", checkpoint=moe)
+    settings = {"method": "int4", "symmetric": symmetric, "accuracy_level": 1}
+    quantized = build_graph(tmp_path, "decoder_model_merged", checkpoint=moe, **settings)
+    plain = build_graph(tmp_path, "decoder_model_merged", checkpoint=moe)
     kinds = [node.op_type for node in quantized.graph.node]
     assert kinds.count("QMoE") == 3 and "MoE" not in kinds
     assert any(tensor.name.endswith("mlp.gate.weight") for tensor in quantized.graph.initializer), "router is kept"
     packing = Blockwise(4, 32, symmetric, False, ir.DataType.FLOAT)
-    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+    expected, computed = run_seeded(dequantize_weights(plain, quantized, packing)), run_seeded(quantized)
+    np.testing.assert_allclose(computed, expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
@@ -171,42 +176,44 @@ def test_experts_compute_what_their_integers_stand_for(symmetric: bool, tmp_path
 def test_experts_in_standard_operators_compute_what_their_integers_stand_for(
     method: str, block_size: int, symmetric: bool, tmp_path: Path, moe: Path
 ) -> None:
-    """Blocks of 128 make an odd number of zero points in a row; dense products are kept, which want none here."""
+    """Blocks of 128 make an odd number of zero points in a row; dense products, which would have none, are kept."""
     keep = ("lm_head.weight", "*.self_attn.*", "*.mlp.*_proj.weight")
-    how = {"method": method, "symmetric": symmetric, "block_size": block_size, "keep": keep}
-    quantized = built(tmp_path, "decoder_model_merged", "portable", moe, **how)
-    plain = built(tmp_path, "decoder_model_merged", "portable", moe)
-    assert {opset.domain for opset in quantized.opset_import} == {""} and len(loops(quantized)) == 3
+    settings = {"method": method, "symmetric": symmetric, "block_size": block_size, "keep": keep}
+    quantized = build_graph(tmp_path, "decoder_model_merged", "portable", moe, **settings)
+    plain = build_graph(tmp_path, "decoder_model_merged", "portable", moe)
+    assert {opset.domain for opset in quantized.opset_import} == {""} and len(loop_bodies(quantized)) == 3
     names = [tensor.name for tensor in quantized.graph.initializer if ".experts." in tensor.name]
     assert len(names) == 6 * (2 if symmetric else 3)
-    before = run(plain)
+    unquantized = run_seeded(plain)
     packing = Blockwise(int(method[3]), block_size, symmetric, False, ir.DataType.FLOAT)
-    wanted, found = run(with_restored_weights(plain, quantized, packing)), run(quantized)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
-    assert np.abs(found - before).max() > 1e-3, "nothing was quantized"
+    expected, computed = run_seeded(dequantize_weights(plain, quantized, packing)), run_seeded(quantized)
+    np.testing.assert_allclose(computed, expected, rtol=0, atol=2e-4)
+    assert np.abs(computed - unquantized).max() > 1e-3, "nothing was quantized"
 
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_experts_that_no_operator_takes_quantized_are_named(target: str, tmp_path: Path, moe: Path) -> None:
     with pytest.raises(BuildError, match=r"layers\.\d\.mlp\.experts\..*: experts are quantized by int8 and int4 only"):
-        built(tmp_path, "decoder_model_merged", target, moe, "int8_dynamic")
+        build_graph(tmp_path, "decoder_model_merged", target, moe, "int8_dynamic")
 
 
 def test_experts_whose_rows_are_no_whole_blocks_are_named() -> None:
     shapes = {"x": (4, 48), "router": (4, 2), "gate_up": (2, 64, 48), "down": (2, 48, 32)}
-    of = ir.TensorType(ir.DataType.FLOAT)
-    values = {name: ir.Value(name=f"weights/{name}", shape=ir.Shape(shape), type=of) for name, shape in shapes.items()}
+    float32 = ir.TensorType(ir.DataType.FLOAT)
+    values = {
+        name: ir.Value(name=f"weights/{name}", shape=ir.Shape(shape), type=float32) for name, shape in shapes.items()
+    }
     x, router, gate_up, down = values.values()
     node = ir.node("MoE", [x, router, gate_up, None, down], domain="com.microsoft")
     model = ir.Model(ir.Graph([*values.values()], node.outputs, nodes=[node], name="g"), ir_version=10)
     with pytest.raises(
         BuildError, match=r"gate_up: rows of 48 values are no multiple of block_size 32\. Choose a smaller"
     ):
-        one_operator(model, node, Int4(method="int4"))
+        build_qmoe(model, node, Int4(method="int4"))
 
 
 def test_kept_weights_stay_and_others_do_not(tmp_path: Path) -> None:
-    model = built(tmp_path, "decoder_model_merged", method="int4", keep=("lm_head.weight", "*.layers.0.*"))
+    model = build_graph(tmp_path, "decoder_model_merged", method="int4", keep=("lm_head.weight", "*.layers.0.*"))
     names = {tensor.name for tensor in model.graph.initializer}
     assert "lm_head.weight" in names and "language_model.layers.0.mlp.up_proj.weight" in names
     assert "language_model.layers.1.mlp.up_proj.weight.quantized" in names
@@ -215,15 +222,17 @@ def test_kept_weights_stay_and_others_do_not(tmp_path: Path) -> None:
 
 def test_a_pattern_that_keeps_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"decoder_model_merged: keep: lm_haed\.\* matches none of its weights"):
-        built(tmp_path, "decoder_model_merged", method="int4", keep=("lm_haed.*",))
+        build_graph(tmp_path, "decoder_model_merged", method="int4", keep=("lm_haed.*",))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_search_is_never_worse_and_mostly_better(bits: int) -> None:
     rows = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) ** 3
     for symmetric in (True, False):
-        plain, searched = (quantize_rows(rows, bits, 32, symmetric, search, torch.float32) for search in (False, True))
-        errors = [(found.restored - rows).reshape(64, 3, 32).square().sum(-1) for found in (plain, searched)]
+        plain, searched = (
+            quantize_nearest(rows, bits, 32, symmetric, search, torch.float32) for search in (False, True)
+        )
+        errors = [(packed.dequantized - rows).reshape(64, 3, 32).square().sum(-1) for packed in (plain, searched)]
         assert (errors[1] <= errors[0] + 1e-12).all()
         assert errors[1].sum() < errors[0].sum()
 
@@ -232,9 +241,9 @@ def test_blocks_of_zeros_and_values_that_integers_hold_are_exact() -> None:
     rows = torch.zeros(2, 64)
     rows[1, :16] = torch.arange(-8.0, 8.0)
     for symmetric in (True, False):
-        found = quantize_rows(rows, 4, 16, symmetric, False, torch.float32)
-        assert torch.equal(found.restored, rows)
+        packed = quantize_nearest(rows, 4, 16, symmetric, False, torch.float32)
+        assert torch.equal(packed.dequantized, rows)
 
 
 def test_halves_of_a_byte_are_packed_lower_first() -> None:
-    assert pack(torch.tensor([[1, 2, 15]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x0F]]
+    assert pack_integers(torch.tensor([[1, 2, 15]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x0F]]

@@ -1,4 +1,4 @@
-"""An interrupted build goes on where it stopped and ends with the same bytes; what cannot be trusted is made again."""
+"""A resumed build continues where it stopped and ends with the same bytes; what cannot be trusted is built again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.progress import SECONDS, Lines
 from qwen3vl_export.exporter.weights import journal as journals
 from qwen3vl_export.exporter.weights.journal import Journal
-from qwen3vl_export.exporter.weights.stream import Squares
+from qwen3vl_export.exporter.weights.stream import ErrorSums
 from qwen3vl_export.output import BUILDING, JOURNAL, resumable_directory, unfinished
 from qwen3vl_export.recipe import load_recipe
 
@@ -45,12 +45,12 @@ build(load_recipe("tiny"), out=Path(sys.argv[1]), log=lambda line: None)
 """
 
 
-def same(left: Path, right: Path) -> bool:
+def have_same_files(left: Path, right: Path) -> bool:
     """Whether two artifacts hold the same files with the same bytes, evidence of verification aside."""
     names = [*sorted(open_artifact(left).manifest.files), "manifest.json"]
-    found = sorted(path.relative_to(right).as_posix() for path in right.rglob("*") if path.is_file())
+    paths = sorted(path.relative_to(right).as_posix() for path in right.rglob("*") if path.is_file())
     matched, _, _ = filecmp.cmpfiles(left, right, names, shallow=False)
-    return sorted(matched) == sorted(names) == found
+    return sorted(matched) == sorted(names) == paths
 
 
 def test_a_killed_build_goes_on_to_the_same_bytes(
@@ -63,19 +63,19 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     with pytest.raises(BuildError, match=r"an interrupted build left .* Continue it with --resume, or begin anew"):
         build(load_recipe("tiny"), out=out, log=lambda line: None)
     streamed: list[str] = []
-    stream = weights.stream
+    stream_piece = weights.stream_piece
 
-    def counted(checkpoint: object, name: str, *rest: object) -> Squares:
+    def record_and_stream(checkpoint: object, name: str, *rest: object) -> ErrorSums:
         streamed.append(name)
-        return stream(checkpoint, name, *rest)  # type: ignore[arg-type]
+        return stream_piece(checkpoint, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(weights, "stream", counted)
+    monkeypatch.setattr(weights, "stream_piece", record_and_stream)
     lines: list[str] = []
     build(load_recipe("tiny"), out=out, resume=True, log=lines.append)
     assert any(line.startswith("continuing an interrupted build: 100 tensors, ") for line in lines)
     tensors = open_checkpoint(str(ROOT / "recipes" / "checkpoints" / "tiny")).tensors
-    assert len(streamed) == len(tensors) + 1 - 100  # the token table is also the output head, turned
-    assert same(tiny_artifact, out)
+    assert len(streamed) == len(tensors) + 1 - 100  # the token table is also the output head, transposed
+    assert have_same_files(tiny_artifact, out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -92,7 +92,7 @@ def tokens(tmp_path: Path) -> Path:
 
 
 def interrupt(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """A build that `error` stops once all weights are written."""
+    """Run a build that raises `error` once all weights are written."""
 
     def stop(*_: object) -> None:
         raise error
@@ -111,7 +111,7 @@ def test_an_interrupt_keeps_what_is_worth_it_and_says_where(
     assert [note.partition(" are kept in ")[2] for note in stopped.value.__notes__] == [
         f"{tmp_path}/.out.unfinished: continue with --resume"
     ]
-    monkeypatch.setattr(weights, "stream", lambda *_: pytest.fail("a complete tensor was written again"))
+    monkeypatch.setattr(weights, "stream_piece", lambda *_: pytest.fail("a complete tensor was written again"))
     build(load_recipe(tokens), out=out, resume=True, log=lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe"]
 
@@ -145,39 +145,39 @@ def test_another_recipe_begins_anew_and_says_why(tokens: Path, tmp_path: Path, m
     build(load_recipe(tokens), out=out, resume=True, log=lines.append)
     assert "an interrupted build cannot be continued (recipe changed): starting from the beginning" in lines
     fresh = build(load_recipe(tokens), out=tmp_path / "fresh", log=lambda line: None)
-    assert same(fresh, out)
+    assert have_same_files(fresh, out)
 
 
-def journal(folder: Path, lines: list[str] | None = None, **made_of: str) -> Journal:
-    tell = (lambda line: None) if lines is None else lines.append
-    return Journal.begin(folder / "journal", made_of, folder, tell)
+def open_journal(folder: Path, lines: list[str] | None = None, **dependencies: str) -> Journal:
+    log = (lambda line: None) if lines is None else lines.append
+    return Journal.open(folder / "journal", dependencies, folder, log)
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Path:
+def two_tensors(tmp_path: Path) -> Path:
     """A journal of two tensors in one file of ten bytes."""
     (tmp_path / "data").write_bytes(bytes(10))
-    written = journal(tmp_path, recipe="a")
-    written.add("first", [("data", 0, 4)], None, [])
-    written.add("second", [("data", 4, 2), ("data", 8, 2)], 0.25, [])
+    journal = open_journal(tmp_path, recipe="a")
+    journal.add("first", [("data", 0, 4)], None, [])
+    journal.add("second", [("data", 4, 2), ("data", 8, 2)], 0.25, [])
     return tmp_path
 
 
-def test_a_journal_reads_back(two: Path) -> None:
-    found = journal(two, recipe="a")
-    assert set(found.entries) == {"first", "second"} and found.entries["second"].error == 0.25
-    assert found.bytes == 8 and found.files == {"data"} and found.end("data") == 10 and found.end("other") == 0
+def test_a_journal_reads_back(two_tensors: Path) -> None:
+    journal = open_journal(two_tensors, recipe="a")
+    assert set(journal.entries) == {"first", "second"} and journal.entries["second"].error == 0.25
+    assert journal.bytes == 8 and journal.files == {"data"} and journal.end("data") == 10 and journal.end("other") == 0
 
 
 @pytest.mark.parametrize("lost", [1, 10, 60])
-def test_a_torn_tail_is_cut_back(two: Path, lost: int) -> None:
-    path = two / "journal"
+def test_a_torn_tail_is_cut_back(two_tensors: Path, lost: int) -> None:
+    path = two_tensors / "journal"
     text = path.read_bytes()
     os.truncate(path, len(text) - lost)
-    found = journal(two, recipe="a")
-    assert set(found.entries) == {"first"}
+    journal = open_journal(two_tensors, recipe="a")
+    assert set(journal.entries) == {"first"}
     assert text.startswith(path.read_bytes()) and path.read_bytes().endswith(b"\n")
-    found.add("second", [("data", 4, 2), ("data", 8, 2)], 0.25, [])
+    journal.add("second", [("data", 4, 2), ("data", 8, 2)], 0.25, [])
     assert path.read_bytes() == text
 
 
@@ -188,7 +188,7 @@ def change_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def restart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(journals, "boot", lambda: "another")
+    monkeypatch.setattr(journals, "boot_id", lambda: "another")
     return "boot"
 
 
@@ -209,20 +209,20 @@ def behead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("spoil", [change_recipe, restart, shorten, remove, behead])
 def test_what_does_not_match_is_not_believed(
-    two: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, pytest.MonkeyPatch], str]
+    two_tensors: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, pytest.MonkeyPatch], str]
 ) -> None:
-    changed = spoil(two, monkeypatch)
+    changed = spoil(two_tensors, monkeypatch)
     lines: list[str] = []
-    assert journal(two, lines, recipe="a").entries == {}
-    assert not (two / "journal").exists()
+    assert open_journal(two_tensors, lines, recipe="a").entries == {}
+    assert not (two_tensors / "journal").exists()
     assert lines == [f"an interrupted build cannot be continued ({changed} changed): starting from the beginning"]
 
 
-def test_a_system_without_a_boot_id_flushes_every_tensor(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "BOOT", two / "nothing")
+def test_a_system_without_a_boot_id_flushes_every_tensor(two_tensors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "BOOT_ID_FILE", two_tensors / "nothing")
     flushed: list[int] = []
     monkeypatch.setattr(journals.os, "fsync", flushed.append)
-    journal(two, recipe="a").add("third", [("data", 0, 1)], None, [7])
+    open_journal(two_tensors, recipe="a").add("third", [("data", 0, 1)], None, [7])
     assert flushed == [7]
 
 

@@ -1,4 +1,4 @@
-"""Rewrites of the decoder: the same numbers from fewer nodes, and graphs they must leave alone."""
+"""Rewrites of the decoder: the same numbers from fewer nodes, and graphs they must not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx import parser
 
 from qwen3vl_export.exporter.rewrites.layout import drop_identity_reshapes, rotate_in_place
 from qwen3vl_export.exporter.rewrites.norms import fuse_skip_norms
-from qwen3vl_export.exporter.rewrites.rows import read_rows
+from qwen3vl_export.exporter.rewrites.rows import use_gemm
 from qwen3vl_export.exporter.weights.inputs import WEIGHTS, source_of, weight_inputs
 
 RNG = np.random.default_rng(47)
@@ -72,7 +72,7 @@ PRODUCTS = """g (float[b, s, 8] x, float[s, 8] y, float[5, 8] v, float[8, 8] w, 
 }"""
 
 
-def feeds(model: ir.Model) -> dict[str, Any]:
+def make_feeds(model: ir.Model) -> dict[str, Any]:
     sizes = {"b": 2, "s": 5}
     values = {}
     for value in model.graph.inputs:
@@ -84,27 +84,27 @@ def feeds(model: ir.Model) -> dict[str, Any]:
     return values
 
 
-def run(model: ir.Model, given: dict[str, Any]) -> Any:
-    """The outputs, end to end."""
-    found = ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, given)
-    return np.concatenate([array.reshape(-1) for array in found])
+def run(model: ir.Model, feeds: dict[str, Any]) -> Any:
+    """All outputs, flattened and concatenated."""
+    outputs = ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feeds)
+    return np.concatenate([array.reshape(-1) for array in outputs])
 
 
-def rewritten(text: str, rewrite: Callable[[ir.Model], ir.Model]) -> tuple[Counter[str], Counter[str]]:
-    """Operators before and after; the numbers are compared, and the result is valid ONNX."""
+def compare_rewrite(text: str, rewrite: Callable[[ir.Model], ir.Model]) -> tuple[Counter[str], Counter[str]]:
+    """Check that a rewrite keeps the outputs and gives valid ONNX; returns the operators that it removed and added."""
     model = ir.from_proto(parser.parse_model(HEADER + text))
-    before, given = Counter(node.op_type for node in model.graph), feeds(model)
-    wanted = run(model, given)
-    found = rewrite(model)
-    np.testing.assert_allclose(run(found, given), wanted, atol=1e-5)
-    onnx.checker.check_model(ir.to_proto(found), full_check=True)
-    after = Counter(node.op_type for node in found.graph)
+    before, feeds = Counter(node.op_type for node in model.graph), make_feeds(model)
+    expected = run(model, feeds)
+    rewritten = rewrite(model)
+    np.testing.assert_allclose(run(rewritten, feeds), expected, atol=1e-5)
+    onnx.checker.check_model(ir.to_proto(rewritten), full_check=True)
+    after = Counter(node.op_type for node in rewritten.graph)
     return before - after, after - before
 
 
 def test_sums_and_norms_become_one_operator() -> None:
-    gone, new = rewritten(NORMS, fuse_skip_norms)
-    assert gone == {"Add": 2, "RMSNormalization": 2} and new == {"SkipSimplifiedLayerNormalization": 2}
+    removed, added = compare_rewrite(NORMS, fuse_skip_norms)
+    assert removed == {"Add": 2, "RMSNormalization": 2} and added == {"SkipSimplifiedLayerNormalization": 2}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_sums_and_norms_become_one_operator() -> None:
         ("float[b, s, 8] y", "float[1, s, 8] y"),
         ("sum, w)", "x, w)"),  # no sum
         ("1e-6> (sum", "1e-6, axis: int = 2> (sum"),  # the last axis by another name
-        ("float[b, s, 8] x,", "float[?, s, 8] x,"),  # nobody knows
+        ("float[b, s, 8] x,", "float[?, s, 8] x,"),  # an unknown dim
     ],
 )
 def test_other_norms_stay(old: str, new: str) -> None:
@@ -126,13 +126,13 @@ def test_other_norms_stay(old: str, new: str) -> None:
 def test_a_sum_that_is_an_output_stays() -> None:
     text = NORMS.replace("=> (float[b, s, 8] out)", "=> (float[b, s, 8] out, float[b, s, 8] again)")
     text = text.replace(", float[b, s, 8] again,", ",")
-    _, new = rewritten(text, fuse_skip_norms)
-    assert new == {"SkipSimplifiedLayerNormalization": 1}
+    _, added = compare_rewrite(text, fuse_skip_norms)
+    assert added == {"SkipSimplifiedLayerNormalization": 1}
 
 
-def test_queries_are_rotated_where_they_lie() -> None:
-    gone, new = rewritten(ROTARY, rotate_in_place)
-    assert gone == {"Transpose": 2} and not new
+def test_queries_are_rotated_without_transposing_them() -> None:
+    removed, added = compare_rewrite(ROTARY, rotate_in_place)
+    assert removed == {"Transpose": 2} and not added
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_other_rotations_stay(old: str, new: str) -> None:
 
 
 def test_reshapes_that_change_nothing_go() -> None:
-    gone, new = rewritten(RESHAPES, drop_identity_reshapes)
-    assert gone == {"Reshape": 1} and not new  # the other one's result is an output
+    removed, added = compare_rewrite(RESHAPES, drop_identity_reshapes)
+    assert removed == {"Reshape": 1} and not added  # the other one's result is an output
 
 
 @pytest.mark.parametrize("known", ["float[s, b, 8] same", "float[b, ?, 8] same"])
@@ -171,16 +171,18 @@ def test_guards_stay() -> None:
 
 def test_products_read_rows() -> None:
     model = ir.from_proto(parser.parse_model(HEADER + PRODUCTS))
-    given = feeds(model)
-    wanted = run(model, given)
+    feeds = make_feeds(model)
+    expected = run(model, feeds)
     for value in model.graph.inputs[2:]:
         value.name = f"{WEIGHTS}{value.name}"
-    found = read_rows(model)
-    assert [source_of(weight).layout for weight in weight_inputs(found)] == [()] * 3
-    given = {name: given[name.removeprefix(WEIGHTS)] for value in found.graph.inputs if (name := value.name)}
-    np.testing.assert_allclose(run(found, given), wanted, atol=1e-5)
-    onnx.checker.check_model(ir.to_proto(found), full_check=True)
-    ops = Counter(node.op_type for node in found.graph)
-    assert ops["Gemm"] == 5 and ops["MatMul"] == 1 and not ops["Transpose"]  # z is as MatMul wants it
+    rewritten = use_gemm(model)
+    assert [source_of(weight).transform for weight in weight_inputs(rewritten)] == [()] * 3
+    feeds = {name: feeds[name.removeprefix(WEIGHTS)] for value in rewritten.graph.inputs if (name := value.name)}
+    np.testing.assert_allclose(run(rewritten, feeds), expected, atol=1e-5)
+    onnx.checker.check_model(ir.to_proto(rewritten), full_check=True)
+    ops = Counter(node.op_type for node in rewritten.graph)
+    assert ops["Gemm"] == 5 and ops["MatMul"] == 1 and not ops["Transpose"]  # z is stored as MatMul reads it
     assert ops["Reshape"] == 4 + 5  # x's products share its matrix
-    assert ops["Shape"] == 3  # of x, of y, and of their sum, which may be larger; what came of x alone has its dims
+    assert (
+        ops["Shape"] == 3
+    )  # of x, of y, and of their sum, which may be larger; values computed from x alone have its dims

@@ -1,4 +1,4 @@
-"""Where weights lie: files below a limit, and a tied table stored once where every runtime finds it."""
+"""Where weights are stored: files below a limit, and a tied table once, where every runtime finds it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.plan import plan_build, planned_files
 from qwen3vl_export.exporter.quantize import quantize, store_as
-from qwen3vl_export.exporter.rewrites.rows import read_rows
+from qwen3vl_export.exporter.rewrites.rows import use_gemm
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.skeletons import Skeleton
 from qwen3vl_export.exporter.stages import Stages
 from qwen3vl_export.exporter.submodules import build_submodule
 from qwen3vl_export.exporter.trace import trace
-from qwen3vl_export.exporter.weights import Key, Layout, WeightFile, attach
+from qwen3vl_export.exporter.weights import ArrayKey, FilePlacement, WeightFile, attach
 from qwen3vl_export.exporter.weights.inputs import Source
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage
 from qwen3vl_export.packaging.names import second_names
@@ -41,26 +41,39 @@ from ...fixtures.paths import TINY
 from ...fixtures.tiny_builds import SPLIT_LIMIT
 
 
-def key(name: str) -> Key:
+def make_key(name: str) -> ArrayKey:
     return name, Source(name), ir.DataType.FLOAT
 
 
 def test_an_array_starts_a_new_file_where_it_would_pass_the_limit() -> None:
-    layout = Layout("g", limit=10_000)
-    assert layout.add({key("a"): 4000, key("b"): 5904}) == [key("a"), key("b")]
-    assert layout.files == {"g.onnx_data": 10_000}
-    layout.add({key("b"): 5904, key("c"): 1, key("big"): 20_000, key("d"): 7})
-    assert layout.files == {"g.onnx_data": 10_000, "g.onnx_data_1": 1, "g.onnx_data_2": 20_000, "g.onnx_data_3": 7}
-    assert layout.find(key("b")) == ("g.onnx_data", 4096, 5904) and layout.find(key("d")) == ("g.onnx_data_3", 0, 7)
+    placement = FilePlacement("g", limit=10_000)
+    assert placement.add({make_key("a"): 4000, make_key("b"): 5904}) == [make_key("a"), make_key("b")]
+    assert placement.file_sizes == {"g.onnx_data": 10_000}
+    placement.add({make_key("b"): 5904, make_key("c"): 1, make_key("big"): 20_000, make_key("d"): 7})
+    assert placement.file_sizes == {
+        "g.onnx_data": 10_000,
+        "g.onnx_data_1": 1,
+        "g.onnx_data_2": 20_000,
+        "g.onnx_data_3": 7,
+    }
+    assert placement.find(make_key("b")) == ("g.onnx_data", 4096, 5904) and placement.find(make_key("d")) == (
+        "g.onnx_data_3",
+        0,
+        7,
+    )
 
 
 def test_what_the_lender_has_is_not_stored_again() -> None:
-    table = Layout("table")
-    head = Layout("head", lender=table)
-    table.add({key("t"): 100})
-    assert head.add({key("w"): 5, key("t"): 100}) == [key("w")]
-    assert head.files == {"head.onnx_data": 5} and head.names == ["head.onnx_data", "table.onnx_data"]
-    assert head.find(key("t")) == ("table.onnx_data", 0, 100) and head.find(key("w")) == ("head.onnx_data", 0, 5)
+    table = FilePlacement("table")
+    head = FilePlacement("head", lender=table)
+    table.add({make_key("t"): 100})
+    assert head.add({make_key("w"): 5, make_key("t"): 100}) == [make_key("w")]
+    assert head.file_sizes == {"head.onnx_data": 5} and head.file_names == ["head.onnx_data", "table.onnx_data"]
+    assert head.find(make_key("t")) == ("table.onnx_data", 0, 100) and head.find(make_key("w")) == (
+        "head.onnx_data",
+        0,
+        5,
+    )
 
 
 def test_every_runtime_says_how_it_wants_its_weights() -> None:
@@ -73,56 +86,59 @@ def split(tiny_split_artifact: Path) -> Artifact:
     return open_artifact(tiny_split_artifact)
 
 
-def data_of(artifact: Artifact, graph: str) -> list[Path]:
+def data_files(artifact: Artifact, graph: str) -> list[Path]:
     return [artifact.root / name for name in artifact.manifest.graphs[graph]["data"]]
 
 
 def test_no_file_passes_the_limit(split: Artifact) -> None:
     for graph in ("vision_encoder", "decoder_model_merged"):
-        sizes = [path.stat().st_size for path in data_of(split, graph)]
+        sizes = [path.stat().st_size for path in data_files(split, graph)]
         assert len(sizes) >= 3 and max(sizes) <= SPLIT_LIMIT
     chunks = split.json_file("config.json")["transformers.js_config"]["use_external_data_format"]
     assert chunks == {
-        f"{name}.onnx": len(data_of(split, name)) for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
+        f"{name}.onnx": len(data_files(split, name))
+        for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
     }
 
 
 def test_split_files_hold_the_same_weights(split: Artifact, tiny_artifact: Path) -> None:
     for graph in split.manifest.graphs:
-        ours, whole = (onnx.load(root / "onnx" / f"{graph}.onnx") for root in (split.root, tiny_artifact))
-        expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
-        assert expected and {tensor.name for tensor in ours.graph.initializer} == set(expected)
-        for tensor in ours.graph.initializer:
+        split_model, whole_model = (onnx.load(root / "onnx" / f"{graph}.onnx") for root in (split.root, tiny_artifact))
+        expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole_model.graph.initializer}
+        assert expected and {tensor.name for tensor in split_model.graph.initializer} == set(expected)
+        for tensor in split_model.graph.initializer:
             assert np.array_equal(numpy_helper.to_array(tensor), expected[tensor.name]), tensor.name
         ort.InferenceSession(str(split.root / "onnx" / f"{graph}.onnx"))
 
 
 @cache
-def skeleton(graph: str) -> tuple[Graph, ir.Model]:
+def trace_skeleton(graph: str) -> tuple[Graph, ir.Model]:
     """A graph up to where precisions part, traced once for all tests."""
     submodule = build_submodule(open_checkpoint(str(TINY)), graph, "ort", torch.float32)
     return submodule.graph, optimize(simplify(trace(submodule, torch.float32)), "ort")
 
 
-def write(folder: Path, precision: str, **settings: Any) -> tuple[Layout, Layout]:
-    """embed_tokens and the decoder of one precision, the decoder reading the table where it lies; as planned."""
+def write(folder: Path, precision: str, **settings: Any) -> tuple[FilePlacement, FilePlacement]:
+    """Write embed_tokens and a decoder that reads its table, in one precision; checks the planned files of both."""
     checkpoint = open_checkpoint(str(TINY))
-    planned: list[Skeleton] = []
-    plan = TypeAdapter(Quantize).validate_python({"method": precision, **settings} if settings else {"method": "none"})
-    table = Layout(EMBED_TOKENS)
-    layouts = {EMBED_TOKENS: table, DECODER: Layout(DECODER, lender=table)}
-    for name, layout in layouts.items():
-        graph, model = skeleton(name)
-        model = read_rows(quantize(model.clone(), plan, "ort"))
+    skeletons: list[Skeleton] = []
+    quantization = TypeAdapter(Quantize).validate_python(
+        {"method": precision, **settings} if settings else {"method": "none"}
+    )
+    table = FilePlacement(EMBED_TOKENS)
+    placements = {EMBED_TOKENS: table, DECODER: FilePlacement(DECODER, lender=table)}
+    for name, placement in placements.items():
+        graph, model = trace_skeleton(name)
+        model = use_gemm(quantize(model.clone(), quantization, "ort"))
         model = store_as(model, ir.DataType.BFLOAT16) if precision == "bfloat16" else model
         lender = EMBED_TOKENS if name == DECODER else None
-        planned.append(Skeleton(graph, model.clone(), Stages(name), lender=lender))
-        with WeightFile(folder, layout) as data:
+        skeletons.append(Skeleton(graph, model.clone(), Stages(name), lender=lender))
+        with WeightFile(folder, placement) as data:
             ir.save(attach(model, graph, checkpoint, data), folder / f"{name}.onnx")
-    for file in planned_files(planned, checkpoint, Storage()):
+    for file in planned_files(skeletons, checkpoint, Storage()):
         size = (folder / Path(file.name).name).stat().st_size if file.name.startswith("onnx/") else file.bytes
         assert file.bytes == size if file.name.endswith("_data") else abs(file.bytes - size) < 64_000, file
-    return layouts[EMBED_TOKENS], layouts[DECODER]
+    return placements[EMBED_TOKENS], placements[DECODER]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +155,8 @@ def test_look_up_and_output_head_read_the_same_bytes(
     precision: str, settings: dict[str, Any], shared: int, tmp_path: Path
 ) -> None:
     table, decoder = write(tmp_path, precision, **settings)
-    assert decoder.borrowed == ["embed_tokens.onnx_data"] and len(table.placed) == shared
-    assert not any(key[0].endswith("embed_tokens.weight") for key in decoder.placed)
+    assert decoder.borrowed_files == ["embed_tokens.onnx_data"] and len(table.ranges) == shared
+    assert not any(key[0].endswith("embed_tokens.weight") for key in decoder.ranges)
     session = ort.InferenceSession(str(tmp_path / "embed_tokens.onnx"))
     facts = open_checkpoint(str(TINY)).facts
     rows = session.run(None, {"input_ids": np.arange(facts.vocab_size)[None]})[0][0, :, : facts.hidden_size]
@@ -174,15 +190,15 @@ def test_a_linked_table_has_a_second_name_for_a_runtime_that_goes_by_names(tmp_p
     assert artifact.manifest.graphs[DECODER]["data"] == ["onnx/decoder_model_merged.onnx_data", first]
     chunks = artifact.json_file("config.json")["transformers.js_config"]["use_external_data_format"]
     assert chunks == {"vision_encoder.onnx": 1, "embed_tokens.onnx": 1, "decoder_model_merged.onnx": 2}
-    head, table = (places(artifact.graph_path(graph)) for graph in (DECODER, EMBED_TOKENS))
+    head, table = (external_data(artifact.graph_path(graph)) for graph in (DECODER, EMBED_TOKENS))
     (looked_up,) = table.values()
     assert looked_up["location"] == Path(first).name
     assert head["lm_head.weight"] == {**looked_up, "location": Path(second).name}
     assert Qwen3VL.load(artifact.root).generate("What is 2 plus 2?") == "4"
 
 
-def places(graph: Path) -> dict[str, dict[str, str]]:
-    """For each weight of a graph file, length and offset, where it lies."""
+def external_data(graph: Path) -> dict[str, dict[str, str]]:
+    """For each weight of a graph file, its external data: location, offset and length."""
     tensors = onnx.load(graph, load_external_data=False).graph.initializer
     return {
         tensor.name: {entry.key: entry.value for entry in tensor.external_data}
@@ -212,9 +228,9 @@ def test_a_graph_of_two_precisions_and_a_table_of_two_graphs(tmp_path: Path) -> 
         f"onnx/{DECODER}_q4.onnx_data_1": data[1],
     }
     for stem in (DECODER, f"{DECODER}_q4"):
-        found = [place["location"] for place in places(tmp_path / "onnx" / f"{stem}.onnx").values()]
-        assert found == [f"{stem}.onnx_data", f"{stem}.onnx_data_1"]
-        assert [(tmp_path / "onnx" / name).read_bytes().decode() for name in found] == data
+        locations = [place["location"] for place in external_data(tmp_path / "onnx" / f"{stem}.onnx").values()]
+        assert locations == [f"{stem}.onnx_data", f"{stem}.onnx_data_1"]
+        assert [(tmp_path / "onnx" / name).read_bytes().decode() for name in locations] == data
 
 
 def test_a_build_for_runtimes_that_find_it_stores_the_table_once(tmp_path: Path) -> None:

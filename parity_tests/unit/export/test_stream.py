@@ -1,8 +1,7 @@
-"""However a tensor is cut into pieces and strips, the same bytes are written."""
+"""The same bytes are written however a tensor is split into pieces and strips."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +12,15 @@ from safetensors.torch import save_file
 
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import SINGLE, Checkpoint
-from qwen3vl_export.exporter.weights import in_columns
-from qwen3vl_export.exporter.weights.inputs import Layout, Source
-from qwen3vl_export.exporter.weights.packing import TORCH, Blockwise, Packing, PerColumn
-from qwen3vl_export.exporter.weights.stream import Region, Squares, pieces, stream
+from qwen3vl_export.exporter.weights import is_transposed, stream
+from qwen3vl_export.exporter.weights.inputs import TRANSPOSE_MATRIX, Source, WeightTransform
+from qwen3vl_export.exporter.weights.packing import TORCH_DTYPES, Blockwise, Packing, PerColumn
+from qwen3vl_export.exporter.weights.stream import Destination, ErrorSums, split_pieces, stream_piece
 
 from ...fixtures.official import config
 
 FLOAT, HALF, BFLOAT = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-STREAMING = importlib.import_module(stream.__module__)  # the package has a function of that name
-TURNED: Layout = (("Transpose", (1, 0)),)
+TRANSPOSED: WeightTransform = (TRANSPOSE_MATRIX,)
 
 
 @pytest.fixture(scope="module")
@@ -31,35 +29,35 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     generator = torch.Generator().manual_seed(0)
     tensors = {"matrix": (50, 24), "stack": (3, 10, 32), "swapped": (3, 10, 32), "row": (400,)}
     save_file({n: torch.randn(s, generator=generator).bfloat16() for n, s in tensors.items()}, folder / SINGLE)
-    found = Checkpoint(folder, "random", "local", config("2b"))
-    found.tensors["swapped"] = replace(found.tensors["swapped"], shape=(3, 32, 10), swapped=True)
-    return found
+    checkpoint = Checkpoint(folder, "random", "local", config("2b"))
+    checkpoint.tensors["swapped"] = replace(checkpoint.tensors["swapped"], shape=(3, 32, 10), swapped=True)
+    return checkpoint
 
 
-def written(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype: ir.DataType) -> tuple[bytes, float]:
-    """The bytes `stream` writes for all parts, each behind the one before, and the error it tells."""
+def write(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype: ir.DataType) -> tuple[bytes, float]:
+    """Stream a tensor, its parts one behind the other; returns the bytes of the file and the relative error."""
     shape = checkpoint.tensors[name].shape
     rows, width = int(torch.Size(shape[:-1]).numel()), shape[-1]
-    turned = (*shape[::-1],) if source.layout else shape
-    parts = {"": (turned, dtype)}
+    stored_shape = (*shape[::-1],) if source.transform else shape
+    parts = {"": (stored_shape, dtype)}
     if source.packing is not None:
-        parts = {part: (of.shape, of.dtype) for part, of in source.packing.parts(rows, width).items()}
-    told, end = [], 0
+        parts = {name: (part.shape, part.dtype) for name, part in source.packing.parts(rows, width).items()}
+    progress, end = [], 0
     with path.open("wb") as file:
-        regions = {}
-        for part, (of, kind) in parts.items():
-            own = Source(name, source.layout, source.packing, part)
-            regions[part] = Region(file.fileno(), end, of, kind, in_columns(own))
-            end += regions[part].length
-        squares = Squares()
-        for piece in pieces(shape, source.layout):
-            squares.add(stream(checkpoint, name, source, regions, piece, told.append))
-    assert sum(told) == end == path.stat().st_size
-    return path.read_bytes(), squares.error
+        destinations = {}
+        for part, (part_shape, part_dtype) in parts.items():
+            transposed = is_transposed(replace(source, part=part))
+            destinations[part] = Destination(file.fileno(), end, part_shape, part_dtype, transposed)
+            end += destinations[part].length
+        sums = ErrorSums()
+        for piece in split_pieces(shape, source.transform):
+            sums.add(stream_piece(checkpoint, name, source, destinations, piece, progress.append))
+    assert sum(progress) == end == path.stat().st_size
+    return path.read_bytes(), sums.relative
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "packing", "dtype"),
+    ("name", "transform", "packing", "dtype"),
     [
         ("matrix", (), None, FLOAT),
         ("stack", (), None, HALF),
@@ -67,8 +65,8 @@ def written(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype
         ("swapped", (), None, BFLOAT),
         ("row", (), None, HALF),
         ("row", (), None, BFLOAT),
-        ("matrix", TURNED, None, HALF),
-        ("matrix", TURNED, None, BFLOAT),
+        ("matrix", TRANSPOSED, None, HALF),
+        ("matrix", TRANSPOSED, None, BFLOAT),
         ("matrix", (), Blockwise(4, 16, False, False, FLOAT), FLOAT),
         ("stack", (), Blockwise(4, 32, True, False, HALF), FLOAT),
         ("swapped", (), Blockwise(4, 16, True, False, HALF), FLOAT),
@@ -81,26 +79,27 @@ def test_cuts_make_no_difference(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
-    layout: Layout,
+    transform: WeightTransform,
     packing: Packing | None,
     dtype: ir.DataType,
 ) -> None:
-    source = Source(name, layout, packing)
-    whole, error = written(checkpoint, tmp_path / "whole", name, source, dtype)
+    source = Source(name, transform, packing)
+    whole, error = write(checkpoint, tmp_path / "whole", name, source, dtype)
     if packing is None:
-        wanted = checkpoint.read(name).to(TORCH[dtype])
-        assert whole == (wanted.t() if layout else wanted).contiguous().view(torch.uint8).numpy().tobytes()
+        tensor = checkpoint.read(name).to(TORCH_DTYPES[dtype])
+        assert whole == (tensor.t() if transform else tensor).contiguous().view(torch.uint8).numpy().tobytes()
     for setting in ("PIECE_VALUES", "STRIP_VALUES"):
-        monkeypatch.setattr(STREAMING, setting, 170)
-    cut, same = written(checkpoint, tmp_path / "cut", name, source, dtype)
-    assert cut == whole and same == pytest.approx(error, rel=1e-5)
+        monkeypatch.setattr(stream, setting, 170)
+    split, split_error = write(checkpoint, tmp_path / "cut", name, source, dtype)
+    assert split == whole and split_error == pytest.approx(error, rel=1e-5)
 
 
 def test_scales_of_another_dtype_than_they_are_stored_in_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     packing = Blockwise(8, 16, True, False, FLOAT)
-    of = {part: (found.shape, found.dtype) for part, found in packing.parts(50, 24).items()}
+    parts = packing.parts(50, 24)
     with (tmp_path / "out").open("wb") as file, pytest.raises(BuildError, match=r"scales are packed as torch\.float32"):
-        regions = {
-            part: Region(file.fileno(), 0, shape, BFLOAT if part == "scales" else d) for part, (shape, d) in of.items()
+        destinations = {
+            name: Destination(file.fileno(), 0, part.shape, BFLOAT if name == "scales" else part.dtype)
+            for name, part in parts.items()
         }
-        stream(checkpoint, "matrix", Source("matrix", (), packing), regions, slice(0, 50), lambda _: None)
+        stream_piece(checkpoint, "matrix", Source("matrix", (), packing), destinations, slice(0, 50), lambda _: None)

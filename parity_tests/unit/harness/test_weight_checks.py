@@ -16,14 +16,14 @@ from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.promise import WEIGHTS
 
 from ...fixtures.paths import TINY
-from ..export.test_quantize import built
+from ..export.test_quantize import build_graph
 
 GRAPH = "decoder_model_merged"
 PROFILES = {"int8": "int8", "int4": "int4", "int8_dynamic": "int8"}
 
 
 def written(work: Path, target: str, method: str) -> Path:
-    built(work, GRAPH, target, method=method)
+    build_graph(work, GRAPH, target, method=method)
     return work / f"{GRAPH}-{target}-{method}" / "model.onnx"
 
 

@@ -1,12 +1,12 @@
-"""transformers' modules with the weights of one layer in memory: modules on the meta device, filled when they run.
+"""transformers' modules with the weights of one layer in memory: modules on the meta device, loaded when they run.
 
-Knows how a checkpoint's tensors get into modules and out again; nothing about quantization.
+Knows how a checkpoint's tensors are loaded into modules and unloaded; nothing about quantization.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,90 +17,95 @@ from ...runtime.positions import visual_tokens
 from ...runtime.prepare import Prepared
 from ..checkpoint import Checkpoint
 from ..submodules import MODELS
-from .experts import WATCHED
+from .experts import IMPLEMENTATION
 
-VISION, TEXT = "model.visual.", "model.language_model."
-PATCHES = 8192  # of the pictures that go through the tower together: bounds the memory of its activations
+VISION_PREFIX, TEXT_PREFIX = "model.visual.", "model.language_model."
+MAX_PATCHES = 8192  # of the pictures that the tower encodes together: bounds the memory of its activations
 
 
-def fill(
-    module: nn.Module, checkpoint: Checkpoint, prefix: str, recurse: bool = True, but: Collection[str] = ()
+def load_weights(
+    module: nn.Module, checkpoint: Checkpoint, prefix: str, recurse: bool = True, excluded: Collection[str] = ()
 ) -> None:
-    """Give a module on the meta device the checkpoint's values, in float32; but no stacks of experts (`experts.py`).
+    """Load the checkpoint's values in float32 into a module on the meta device, except stacks of experts
+    (`calibration/experts.py`).
 
     Args:
-        but: the checkpoint's names of tensors that are left out too.
+        prefix: what the checkpoint's names have before the module's.
+        recurse: also load its submodules.
+        excluded: the checkpoint's names of tensors that are not loaded either.
     """
     for name, _ in list(module.named_parameters(recurse=recurse)):
-        if ".experts." in name or prefix + name in but:
+        if ".experts." in name or prefix + name in excluded:
             continue
-        owner, _, own = name.rpartition(".")
+        owner, _, attribute = name.rpartition(".")
         value = checkpoint.read(prefix + name).to(torch.float32).contiguous()
-        setattr(module.get_submodule(owner), own, nn.Parameter(value, requires_grad=False))
+        setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
-def forget(module: nn.Module, recurse: bool = True) -> None:
-    """Take the values out again."""
+def unload_weights(module: nn.Module, recurse: bool = True) -> None:
+    """Move a module back to the meta device."""
     for name, parameter in list(module.named_parameters(recurse=recurse)):
-        owner, _, own = name.rpartition(".")
-        setattr(module.get_submodule(owner), own, nn.Parameter(parameter.to("meta"), requires_grad=False))
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 @contextmanager
-def filled(module: nn.Module, checkpoint: Checkpoint, prefix: str, but: Collection[str] = ()) -> Iterator[None]:
-    """Inside, the module has its weights; the arguments are those of `fill`."""
-    fill(module, checkpoint, prefix, but=but)
+def loaded_weights(
+    module: nn.Module, checkpoint: Checkpoint, prefix: str, excluded: Collection[str] = ()
+) -> Iterator[None]:
+    """Keep a module's weights loaded inside the context; the arguments are those of `load_weights`."""
+    load_weights(module, checkpoint, prefix, excluded=excluded)
     try:
         yield
     finally:
-        forget(module)
+        unload_weights(module)
 
 
-def text_model(checkpoint: Checkpoint) -> Any:
+def build_text_model(checkpoint: Checkpoint) -> Any:
     """transformers' language model without weights."""
     config = copy.deepcopy(checkpoint.config.text_config)
     config._attn_implementation = "sdpa"
-    config._experts_implementation = WATCHED
+    config._experts_implementation = IMPLEMENTATION
     with torch.device("meta"):
         model = MODELS[checkpoint.facts.model_type][1](config).eval()
-    model.rotary_emb = type(model.rotary_emb)(config)  # its frequencies are computed and not read
+    model.rotary_emb = type(model.rotary_emb)(config)  # its frequencies are computed, not loaded
     return model
 
 
-def vision_features(checkpoint: Checkpoint, prompts: list[Prepared]) -> list[Tensor]:
-    """Wide features [N, (1 + D) * H] of each prompt's pictures; one module's weights at a time."""
+def encode_pictures(checkpoint: Checkpoint, prompts: list[Prepared]) -> list[Tensor]:
+    """Wide features, float32 [N, (1 + D) * H], of each prompt's pictures; one module's weights in memory at a time."""
     config = copy.deepcopy(checkpoint.config.vision_config)
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
         tower = MODELS[checkpoint.facts.model_type][0](config).eval()
     tower.rotary_pos_emb = type(tower.rotary_pos_emb)(config)
-    found: list[Tensor] = []
+    features: list[Tensor] = []
     with ExitStack() as stack:
         for name, module in tower.named_modules():
             if list(module.parameters(recurse=False)):
-                stack.callback(_filling(module, checkpoint, f"{VISION}{name}."))
-        for batch in _batches(prompts):
-            found += _encode(tower, batch)
-    return found
+                stack.callback(_load_on_call(module, checkpoint, f"{VISION_PREFIX}{name}."))
+        for batch in _split_batches(prompts):
+            features += _encode_batch(tower, batch)
+    return features
 
 
-def _filling(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> Any:
-    """Fill a module whenever it is called; returns what ends that."""
-    before = module.register_forward_pre_hook(lambda *_: fill(module, checkpoint, prefix, recurse=False))
-    after = module.register_forward_hook(lambda *_: forget(module, recurse=False))
+def _load_on_call(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> Callable[[], None]:
+    """Load a module's weights whenever it is called and unload them afterwards; returns what removes these hooks."""
+    before = module.register_forward_pre_hook(lambda *_: load_weights(module, checkpoint, prefix, recurse=False))
+    after = module.register_forward_hook(lambda *_: unload_weights(module, recurse=False))
 
-    def end() -> None:
+    def remove_hooks() -> None:
         before.remove()
         after.remove()
 
-    return end
+    return remove_hooks
 
 
-def _batches(prompts: list[Prepared]) -> Iterator[list[Prepared]]:
-    """Prompts in order, as many together as `PATCHES` allows, one at least."""
+def _split_batches(prompts: list[Prepared]) -> Iterator[list[Prepared]]:
+    """Prompts in order, as many together as `MAX_PATCHES` allows, but at least one."""
     batch: list[Prepared] = []
     for prompt in prompts:
-        if batch and sum(len(one.pixel_values) for one in [*batch, prompt]) > PATCHES:
+        if batch and sum(len(p.pixel_values) for p in [*batch, prompt]) > MAX_PATCHES:
             yield batch
             batch = []
         batch.append(prompt)
@@ -108,27 +113,28 @@ def _batches(prompts: list[Prepared]) -> Iterator[list[Prepared]]:
         yield batch
 
 
-def _encode(tower: Any, prompts: list[Prepared]) -> list[Tensor]:
-    sizes = [int(one.image_grid_thw.prod(1).sum()) // tower.spatial_merge_unit for one in prompts]
+def _encode_batch(tower: Any, prompts: list[Prepared]) -> list[Tensor]:
+    sizes = [int(prompt.image_grid_thw.prod(1).sum()) // tower.spatial_merge_unit for prompt in prompts]
     if not sum(sizes):
         width = (1 + len(tower.deepstack_visual_indexes)) * tower.config.out_hidden_size
         return [torch.empty(0, width) for _ in prompts]
-    pixels = torch.cat([torch.from_numpy(one.pixel_values) for one in prompts])
-    grid = torch.cat([torch.from_numpy(one.image_grid_thw) for one in prompts])
+    pixels = torch.cat([torch.from_numpy(prompt.pixel_values) for prompt in prompts])
+    grid = torch.cat([torch.from_numpy(prompt.image_grid_thw) for prompt in prompts])
     output = tower(pixels, grid_thw=grid)
     return list(torch.split(torch.cat([output.pooler_output, *output.deepstack_features], dim=-1), sizes))
 
 
-def wide_rows(checkpoint: Checkpoint, prompts: list[Prepared]) -> list[Tensor]:
-    """What the decoder gets for each prompt: [S, (1 + D) * H]."""
+def embed_prompts(checkpoint: Checkpoint, prompts: list[Prepared]) -> list[Tensor]:
+    """The decoder's input for each prompt, float32 [S, (1 + D) * H]: embeddings, and the D maps of DeepStack."""
     facts = checkpoint.facts
-    used = sorted({token for prompt in prompts for token in prompt.input_ids[0].tolist()})
-    table = {token: checkpoint.read(f"{TEXT}embed_tokens.weight", slice(token, token + 1))[0] for token in used}
-    found = []
-    for prompt, features in zip(prompts, vision_features(checkpoint, prompts), strict=True):
+    tokens = sorted({token for prompt in prompts for token in prompt.input_ids[0].tolist()})
+    weight = f"{TEXT_PREFIX}embed_tokens.weight"
+    table = {token: checkpoint.read(weight, slice(token, token + 1))[0] for token in tokens}
+    embedded = []
+    for prompt, features in zip(prompts, encode_pictures(checkpoint, prompts), strict=True):
         ids = prompt.input_ids[0].tolist()
         rows = torch.zeros(len(ids), facts.wide_size)
         rows[:, : facts.hidden_size] = torch.stack([table[token] for token in ids]).to(torch.float32)
         rows[torch.from_numpy(visual_tokens(prompt.input_ids, facts))[0]] = features
-        found.append(rows)
-    return found
+        embedded.append(rows)
+    return embedded

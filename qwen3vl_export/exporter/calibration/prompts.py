@@ -1,10 +1,10 @@
-"""The prompts a model is calibrated with: a folder of pictures and a file that says what is asked about them.
+"""The prompts a model is calibrated with: a folder of pictures and a file of questions about them.
 
     FOLDER/prompts.jsonl    a line each: {"images": ["cat.jpg"], "ask": "What is this?", "answer": "a cat"}
     FOLDER/cat.jpg          pictures, named by the lines
 
-`images` and `answer` may be left out; an answer is read as the model's own turn, so that calibration sees what
-decoding sees. Prepared by the shipped runtime's own code, as any question is. Knows nothing about weights.
+`images` and `answer` may be left out; an answer is read as the model's own turn, so that calibration covers decoding.
+Prompts are prepared by the shipped runtime's own code, like any question. Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ...runtime.images import Image
 from ...runtime.prepare import Prepared, Preparer
 from ..checkpoint import Checkpoint
 
-PROMPTS = "prompts.jsonl"
+PROMPTS_FILE = "prompts.jsonl"
 
 
-class Line(Strict):
+class PromptLine(Strict):
     """One line of the file."""
 
     ask: str
@@ -40,7 +40,8 @@ class Line(Strict):
 class Prompts:
     """Prepared prompts, each a batch of one.
 
-    `sha256` is over the lines and the pictures they name, so that a manifest can say what was calibrated with.
+    Attributes:
+        sha256: over the lines and the pictures they name, for the manifest.
     """
 
     prepared: tuple[Prepared, ...]
@@ -48,59 +49,64 @@ class Prompts:
 
     @property
     def tokens(self) -> int:
-        return sum(one.input_ids.size for one in self.prepared)
+        """Tokens of all prompts."""
+        return sum(prompt.input_ids.size for prompt in self.prepared)
 
 
 def read_prompts(folder: Path, checkpoint: Checkpoint) -> Prompts:
     """Read and prepare a folder of prompts.
 
     Raises:
-        BuildError: no folder, no prompts in it, a line that is none, or a picture that cannot be used.
+        BuildError: no such folder, no prompts in it, an invalid line, or a picture that is missing or cannot be read.
     """
-    file = folder / PROMPTS
+    file = folder / PROMPTS_FILE
     if not file.is_file():
-        raise BuildError(f"{folder}: no {PROMPTS} here", "calibration.source names a folder with prompts and pictures")
+        raise BuildError(
+            f"{folder}: no {PROMPTS_FILE} here", "Set calibration.source to a folder with prompts and pictures"
+        )
     digest = hashlib.sha256(file.read_bytes())
-    preparer = Preparer(_settings_of(checkpoint))
+    prepare = Preparer(_as_artifact(checkpoint))
     prepared = []
     for number, text in enumerate(file.read_text("utf-8").splitlines(), start=1):
         if not text.strip():
             continue
-        where = f"{file}:{number}"
-        line = _parsed(text, where)
+        location = f"{file}:{number}"
+        line = _parse_line(text, location)
         pictures = [folder / name for name in line.images]
         for picture in pictures:
             if not picture.is_file():
-                raise BuildError(f"{where}: no such picture: {picture.name}", "It must lie beside the file")
+                raise BuildError(
+                    f"{location}: no such picture: {picture.name}", f"Put it into the folder of {PROMPTS_FILE}"
+                )
             digest.update(sha256_file(picture).encode())
         try:
-            prepared.append(preparer([_conversation(line, pictures)], add_generation_prompt=not line.answer))
+            prepared.append(prepare([_build_conversation(line, pictures)], add_generation_prompt=not line.answer))
         except InputError as error:
-            raise BuildError(f"{where}: {error.what}", error.next) from error
+            raise BuildError(f"{location}: {error.what}", error.next) from error
     if not prepared:
         raise BuildError(f"{file}: holds no prompt", 'Write lines such as {"ask": "What is this?"}')
     return Prompts(tuple(prepared), digest.hexdigest())
 
 
-def _parsed(text: str, where: str) -> Line:
+def _parse_line(text: str, location: str) -> PromptLine:
     try:
-        return Line.model_validate_json(text)
+        return PromptLine.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(key) for key in first["loc"])
         raise BuildError(
-            f"{where}: {path + ': ' if path else ''}{first['msg'].lower()}",
+            f"{location}: {path + ': ' if path else ''}{first['msg'].lower()}",
             'A line is {"ask": "What is this?", "images": ["cat.jpg"], "answer": "a cat"}',
         ) from None
 
 
-def _conversation(line: Line, pictures: list[Path]) -> list[dict[str, Any]]:
-    asked: list[Any] = [Image(picture) for picture in pictures]
-    turns = [{"role": "user", "content": [*asked, line.ask]}]
+def _build_conversation(line: PromptLine, pictures: list[Path]) -> list[dict[str, Any]]:
+    content: list[Any] = [*(Image(picture) for picture in pictures), line.ask]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
     return [*turns, {"role": "assistant", "content": line.answer}] if line.answer else turns
 
 
-def _settings_of(checkpoint: Checkpoint) -> Artifact:
+def _as_artifact(checkpoint: Checkpoint) -> Artifact:
     """What the runtime's preparation reads of an artifact: the checkpoint's own files and facts."""
     manifest = Manifest(
         name=checkpoint.source,

@@ -1,7 +1,7 @@
-"""What calibration found, on disk between the two: quantized weights, written layer by layer, read back by `weights/`.
+"""The results of calibration on disk: quantized weights, written layer by layer and read by `weights/`.
 
 One file for each array of each weight, in a directory of the build's own. Knows arrays and files; nothing about how
-they were found.
+the integers were computed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from ..weights.blockwise import Blocks, from_stored
-from ..weights.inputs import SOURCE, Layout, source_of, weight_inputs
-from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, Part
+from ..weights.blockwise import PackedRows, unpack_rows
+from ..weights.inputs import SOURCE, WeightTransform, source_of, weight_inputs
+from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, PackedPart
 
-NUMPY = {ir.DataType.UINT8: np.uint8, ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+NUMPY_DTYPES = {ir.DataType.UINT8: np.uint8, ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
 @dataclass(frozen=True)
-class Results:
+class CalibrationResults:
     """Quantized weights by parameter, in `directory`."""
 
     directory: Path
@@ -34,71 +34,79 @@ class Results:
         return self.directory / f"{parameter}.{part}.npy"
 
     def create(self, parameter: str, rows: int, width: int, packing: Blockwise) -> None:
-        """Room for a weight [rows, width]."""
+        """Allocate the files of a weight [rows, width]."""
         for name, part in replace(packing, signed=False).parts(rows, width).items():
-            open_memmap(self.path(parameter, name), "w+", NUMPY[part.dtype], part.shape).flush()
+            open_memmap(self.path(parameter, name), "w+", NUMPY_DTYPES[part.dtype], part.shape).flush()
 
-    def write(self, parameter: str, first: int, blocks: Blocks) -> None:
-        """The rows of a weight that begin with row `first`."""
-        arrays = {DATA: blocks.data, SCALES: blocks.scales, ZERO_POINTS: blocks.zero_points}
+    def write(self, parameter: str, first: int, packed: PackedRows) -> None:
+        """Store rows of a weight, from row `first` on."""
+        arrays = {DATA: packed.data, SCALES: packed.scales, ZERO_POINTS: packed.zero_points}
         for name, values in arrays.items():
             if values is not None:
                 stored: Any = np.load(self.path(parameter, name), mmap_mode="r+")
                 stored[first : first + len(values)] = values.numpy()
                 stored.flush()
 
-    def read(self, parameter: str, first: int, count: int, bits: int, width: int) -> Blocks:
-        """`count` rows [count, width] of a weight from row `first` on."""
+    def read(self, parameter: str, first: int, count: int, bits: int, width: int) -> PackedRows:
+        """`count` rows of a weight [N, width], from row `first` on."""
 
-        def part(name: str) -> Tensor:
-            stored = np.load(self.path(parameter, name), mmap_mode="r")
+        def load(part: str) -> Tensor:
+            stored = np.load(self.path(parameter, part), mmap_mode="r")
             return torch.from_numpy(np.array(stored[first : first + count]))
 
-        own = self.path(parameter, ZERO_POINTS).is_file()
-        return from_stored(part(DATA), part(SCALES), part(ZERO_POINTS) if own else None, bits, width)
+        zero_points = load(ZERO_POINTS) if self.path(parameter, ZERO_POINTS).is_file() else None
+        return unpack_rows(load(DATA), load(SCALES), zero_points, bits, width)
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """The packing of a weight that calibration has quantized: `blocks` says how, `results` hold the integers."""
+class CalibratedPacking:
+    """The packing of a weight that calibration has quantized.
 
-    columns: ClassVar[tuple[str, ...]] = ()
+    Attributes:
+        blockwise: how it is quantized.
+        results: hold its integers.
+        row_order: for a stack, which of the checkpoint's rows each row of a matrix is; empty if they keep their order.
+    """
 
-    blocks: Blockwise
-    results: Results
+    transposed_parts: ClassVar[tuple[str, ...]] = ()
+
+    blockwise: Blockwise
+    results: CalibrationResults
     parameter: str
-    order: tuple[int, ...] = ()  # of each matrix of a stack: which row of the checkpoint's comes first, second, …
+    row_order: tuple[int, ...] = ()
 
-    def parts(self, rows: int, width: int) -> Mapping[str, Part]:
-        return self.blocks.parts(rows, width)
+    def parts(self, rows: int, width: int) -> Mapping[str, PackedPart]:
+        return self.blockwise.parts(rows, width)
 
     def pack(self, rows: Tensor, first: int = 0) -> tuple[Mapping[str, Tensor], Tensor]:
         count, width = rows.shape
-        wanted = torch.arange(first, first + count)
-        if self.order:
-            each = len(self.order)
-            wanted = wanted - wanted % each + torch.tensor(self.order)[wanted % each]
-        start, end = int(wanted.min()), int(wanted.max()) + 1
-        found = self.results.read(self.parameter, start, end - start, self.blocks.bits, width)
-        return self.blocks.arrays(found.rows(wanted - start) if self.order else found, width)
+        index = torch.arange(first, first + count)
+        if self.row_order:
+            period = len(self.row_order)
+            index = index - index % period + torch.tensor(self.row_order)[index % period]
+        start, end = int(index.min()), int(index.max()) + 1
+        packed = self.results.read(self.parameter, start, end - start, self.blockwise.bits, width)
+        return self.blockwise.arrays(packed.select(index - start) if self.row_order else packed, width)
 
 
-def read_back(model: ir.Model, results: Results) -> ir.Model:
-    """Every weight of a skeleton that is packed in blocks: its integers are those that calibration found."""
+def use_results(model: ir.Model, results: CalibrationResults) -> ir.Model:
+    """Replace every blockwise packing of a skeleton by one that reads the integers from `results`."""
     for value in weight_inputs(model):
         source = source_of(value)
         if isinstance(source.packing, Blockwise):
-            packing = Calibrated(source.packing, results, source.parameter, order_of(source.layout))
+            row_order = find_row_order(source.transform)
+            packing = CalibratedPacking(source.packing, results, source.parameter, row_order)
             value.meta[SOURCE] = replace(source, packing=packing)
     return model
 
 
-def order_of(layout: Layout) -> tuple[int, ...]:
-    """How a layout turns the rows of each matrix of a stack [E, N, K]; empty if it leaves them or there is no stack."""
-    if not layout or len(layout[-1][1]) != 3:
+def find_row_order(transform: WeightTransform) -> tuple[int, ...]:
+    """How a transform reorders the rows of each matrix of a stack [E, N, K]; empty if it does not, or without a
+    stack."""
+    if not transform or len(transform[-1][1]) != 3:
         return ()
-    _, count, width = layout[-1][1]
+    _, count, width = transform[-1][1]
     rows = torch.arange(count)[None, :, None].expand(1, count, width)
-    for op, argument in layout:
+    for op, argument in transform:
         rows = rows.permute(argument) if op == "Transpose" else rows.reshape(1, *argument[1:])
     return tuple(rows[0, :, 0].tolist())

@@ -1,11 +1,11 @@
-"""Lowering: placeholder ops to real ones, per target. `ir.Model -> ir.Model`.
+"""Lowering: placeholder operators to real ones, for each target. `ir.Model -> ir.Model`.
 
-`Guard` becomes a Reshape whose node name is the error message, `Experts` what `lowering/experts.py` says.
-`GridAttention` becomes a Loop over the segments that `submodules/geometry.py` computed:
+`Guard` becomes a Reshape whose node name is the error message, `Experts` is lowered by `lowering/experts.py`.
+`GridAttention` becomes a Loop over the segments that `submodules/geometry.py` computes:
 
     ort       one iteration per image, its frames as a batch, `com.microsoft.MultiHeadAttention` without a mask
-              (onnxruntime's flash path on CPU: no score matrix is ever held)
-    portable  one iteration per frame and chunk of queries, MatMul and Softmax in standard ops (memory linear in
+              (onnxruntime's flash attention on CPU, which never stores the score matrix)
+    portable  one iteration per frame and chunk of queries, MatMul and Softmax in standard operators (memory linear in
               patches)
 
 Knows nothing about weights.
@@ -23,13 +23,13 @@ from ..submodules.attention import GRID_ATTENTION
 from ..submodules.experts import EXPERTS
 from ..submodules.geometry import GUARD, PLACEHOLDER_DOMAIN
 from ..trace import OPSET
-from .experts import experts_function
+from .experts import build_experts_function
 
 _HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "com.microsoft" : 1]>
 {GRID_ATTENTION} <num_heads, head_size, scale> (q, k, v, segments) => (out)"""
 
-# A Loop over the rows of `segments` [M, n]; {columns} names the row's values, {body} makes `joined` [rows, D] of them,
-# {step} hands that over, {end} makes `out` of all.
+# A Loop over the rows of `segments` [M, n]; {columns} names the row's values, {body} computes `joined` [rows, D] from
+# them, {step} passes that on, {end} joins all of them to `out`.
 _LOOP = """{{
     count_1 = Shape <start: int = 0, end: int = 1> (segments)
     count = Squeeze (count_1)
@@ -48,9 +48,9 @@ _LOOP = """{{
     {end}
 }}"""
 
-# How the results of the iterations are joined, each patch copied a fixed number of times however many there are. A
-# sequence holds parts of any length; OpenVINO computes garbage on one, so the portable Loop stacks its parts, padded
-# to the longest, and drops the padding afterwards.
+# How the results of the iterations are joined, with a fixed number of copies per patch whatever their number. A
+# sequence holds parts of any length, but OpenVINO computes wrong values with sequences, so the portable Loop stacks
+# its parts, padded to the longest, and removes the padding afterwards.
 _JOINS = {
     "ort": {
         "start": "none = SequenceEmpty <dtype: int = 1> ()",
@@ -115,7 +115,7 @@ _CHUNKS_OF_QUERIES = """q_rows = Slice (q, first_query, end_query, axis)
         o_3d = Transpose <perm: ints = [1, 0, 2]> (o_heads)
         joined = Reshape (o_3d, rest)"""
 
-# A bound encoder holds one image of one frame: no loop.
+# An encoder of fixed size takes one image of one frame: no loop.
 _ONE_FRAME = """{{
     frame = Constant <value_ints: ints = [1, -1, {width}]> ()
     rows = Constant <value_ints: ints = [-1, {width}]> ()
@@ -133,9 +133,9 @@ _BODIES = {
 
 
 def lower(target: str) -> Callable[[ir.Model], ir.Model]:
-    """The pass that replaces every placeholder of a skeleton for `target`."""
+    """The pass that replaces every placeholder of a skeleton for `target` (`ort` or `portable`)."""
 
-    def run(model: ir.Model) -> ir.Model:
+    def replace_placeholders(model: ir.Model) -> ir.Model:
         for node in model.graph:
             if node.domain != PLACEHOLDER_DOMAIN:
                 continue
@@ -150,18 +150,18 @@ def lower(target: str) -> Callable[[ir.Model], ir.Model]:
             model.graph.opset_imports["com.microsoft"] = 1
         return model
 
-    return run
+    return replace_placeholders
 
 
 def _lower_guard(node: ir.Node) -> None:
-    """`Guard(x, shape)` -> `Reshape(x, shape)`, which onnxruntime fails by node name when the row counts differ."""
+    """`Guard(x, shape)` to `Reshape(x, shape)`, whose error for differing row counts has the node's name."""
     node.name = f"guard: {node.attributes['message'].as_string()}"
     node.domain, node.op_type, node.version = "", "Reshape", None
     node.attributes.clear()
     node.attributes["allowzero"] = ir.AttrInt64("allowzero", 1)
 
 
-def _attention_function(node: ir.Node, target: str) -> ir.Function:
+def _build_attention_function(node: ir.Node, target: str) -> ir.Function:
     """The body of `GridAttention` for the heads, width and scale of `node`; all layers of a tower share them."""
     heads, size = node.attributes["num_heads"].as_int(), node.attributes["head_size"].as_int()
     columns, body = _BODIES[target]
@@ -170,10 +170,10 @@ def _attention_function(node: ir.Node, target: str) -> ir.Function:
     if bound and target == "ort":
         text = _ONE_FRAME.format(**values)
     else:
-        join = {part: piece.format(**values) for part, piece in _JOINS[target].items()}
-        filled = {"columns": columns, "num_columns": columns.count(",") + 1, "body": body.format(**values)}
-        text = _LOOP.format(**filled, **join)
+        join = {field: template.format(**values) for field, template in _JOINS[target].items()}
+        iteration = {"columns": columns, "num_columns": columns.count(",") + 1, "body": body.format(**values)}
+        text = _LOOP.format(**iteration, **join)
     return ir.serde.deserialize_function(parser.parse_function(f"{_HEADER} {text}"))
 
 
-_FUNCTIONS = {GRID_ATTENTION: _attention_function, EXPERTS: experts_function}
+_FUNCTIONS = {GRID_ATTENTION: _build_attention_function, EXPERTS: build_experts_function}

@@ -1,14 +1,16 @@
-"""The `Experts` placeholder in real ops, per target; only the weights of chosen experts are touched when it runs.
+"""The `Experts` placeholder in real operators, per target; only the weights of chosen experts are read when it runs.
 
-    ort       `com.microsoft.MoE`, which goes over the chosen experts by itself
-    portable  a Loop over the experts that were chosen at all: their tokens gathered, two MatMul, added back (ScatterND)
+    ort       `com.microsoft.MoE`, which iterates over the chosen experts itself
+    portable  a Loop over the experts that any token chose: gather their tokens, two MatMul, add back (ScatterND)
 
-In float16 both are the Loop: onnxruntime's CPU MoE is a float32 kernel, for which it would keep a float32 copy of every
-expert, while the Loop converts the chosen ones as it goes.
+In float16 both targets have the Loop: onnxruntime's CPU MoE is a float32 kernel, for which it would keep a float32 copy
+of every expert, while the Loop converts only the chosen ones.
 
-The weights enter as transformers holds them, [E, 2 * I, H] and [E, H, I]. What the ops want instead is said by
-Transpose and Reshape nodes here, none of which moves the first axis: `weights/layouts.py` folds them into the bytes,
-and they are streamed expert by expert.
+The weights enter as transformers stores them, [E, 2 * I, H] and [E, H, I]. Transpose and Reshape nodes arrange them as
+the operators need them, and none moves the first axis: `weights/inputs.py` folds them into the stored bytes, which are
+streamed expert by expert.
+
+Legend: E experts, H hidden size, I inner size of an expert.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ OLDEST_WITH_ACCURACY_LEVEL = "1.31.0"  # the first whose QMoE, its quantized sib
 _HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "com.microsoft" : 1]>
 {EXPERTS} (x, chosen, shares, gate_up, down) => (out)"""
 
-# MoE does its own softmax and top k. A softmax over the logarithms of shares that sum to 1 gives the shares back, and
-# every other expert is too unlikely to be chosen. onnxruntime's CPU kernel wants gate and up rows interleaved.
+# MoE has a softmax and top k of its own. A softmax over the logarithms of shares that sum to 1 returns the shares, and
+# every other expert is too unlikely to be chosen. onnxruntime's CPU kernel requires gate and up rows interleaved.
 _MOE = """{{
     by_kind = Constant <value_ints: ints = [{experts}, 2, {inner}, {hidden}]> ()
     stacked = Constant <value_ints: ints = [{experts}, {both}, {hidden}]> ()
@@ -45,7 +47,7 @@ _MOE = """{{
         (x, router, interleaved, , down)
 }}"""
 
-# Sums in float32 whatever the dtype. {widen} is a Cast to float32, or Identity where there is nothing to cast.
+# Sums in float32 for every dtype. {widen} is a Cast to float32, or Identity where there is nothing to cast.
 _LOOP = """{{
     gate_up_t = Transpose <perm: ints = [0, 2, 1]> (gate_up)
     down_t = Transpose <perm: ints = [0, 2, 1]> (down)
@@ -90,20 +92,20 @@ _LOOP = """{{
 }}"""
 
 
-def experts_function(node: ir.Node, target: str) -> ir.Function:
+def build_experts_function(node: ir.Node, target: str) -> ir.Function:
     """The body of `Experts` for the sizes of `node`; all layers of a decoder share them."""
     _, chosen, _, gate_up, down = node.inputs
     assert chosen is not None and gate_up is not None and gate_up.dtype is not None and down is not None
     assert chosen.shape is not None and gate_up.shape is not None and down.shape is not None
     experts, hidden, inner = down.shape
-    single = gate_up.dtype == ir.DataType.FLOAT
-    body = (_MOE if single and target == "ort" else _LOOP).format(
+    is_float32 = gate_up.dtype == ir.DataType.FLOAT
+    body = (_MOE if is_float32 and target == "ort" else _LOOP).format(
         experts=experts,
         hidden=hidden,
         inner=inner,
         both=gate_up.shape[1],
         top_k=chosen.shape[1],
-        widen="Identity" if single else f"Cast <to: int = {ir.DataType.FLOAT.value}>",
-        narrow="Identity" if single else f"Cast <to: int = {gate_up.dtype.value}>",
+        widen="Identity" if is_float32 else f"Cast <to: int = {ir.DataType.FLOAT.value}>",
+        narrow="Identity" if is_float32 else f"Cast <to: int = {gate_up.dtype.value}>",
     )
     return ir.serde.deserialize_function(parser.parse_function(f"{_HEADER} {body}"))

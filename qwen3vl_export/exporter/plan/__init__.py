@@ -31,10 +31,10 @@ from ...recipe.model import Recipe
 from ...replaceable import check_output
 from ..checkpoint import SINGLE, Checkpoint
 from ..skeletons import Log, Skeleton, inputs_of, lenders_first, open_for, skeletons
-from ..weights import WORKERS, Key, Layout, in_columns, key_of
-from ..weights.inputs import Source, fold_layouts, shape_of, source_of, weight_inputs
+from ..weights import WORKERS, ArrayKey, FilePlacement, is_transposed, key_of
+from ..weights.inputs import Source, fold_transforms, shape_of, source_of, weight_inputs
 from ..weights.packing import Packing
-from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Region, pieces, rows_at_once, stream
+from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Destination, rows_per_read, split_pieces, stream_piece
 
 SAMPLE_WIDTH = 2048  # values of a row in the timed piece
 HASHED = 32 << 20  # bytes whose checksum is timed
@@ -122,24 +122,24 @@ def planned_files(found: Sequence[Skeleton], checkpoint: Checkpoint, storage: St
     return files
 
 
-def layouts_of(found: Sequence[Skeleton], storage: Storage) -> dict[str, Layout]:
+def layouts_of(found: Sequence[Skeleton], storage: Storage) -> dict[str, FilePlacement]:
     """Where the weights of these graphs will lie, by stem and still without any. The decoder reads from the token
     table's files what lies there, a tied output head stored in the same way, unless a runtime would not find it."""
-    layouts = {one.data_stem: Layout(one.data_stem, storage.largest_file) for one in found}
+    layouts = {one.data_stem: FilePlacement(one.data_stem, storage.largest_file) for one in found}
     for one in found:
         if one.lender is not None:
             layouts[one.data_stem].lender = layouts[one.lender]
     return layouts
 
 
-def weight_files(layout: Layout) -> list[PlannedFile]:
+def weight_files(layout: FilePlacement) -> list[PlannedFile]:
     """The data files of one stem; a tensor that several graphs read lies there once."""
-    dtypes: dict[str, Counter[str]] = {name: Counter() for name in layout.files}
-    for key, (name, _, length) in layout.placed.items():
+    dtypes: dict[str, Counter[str]] = {name: Counter() for name in layout.file_sizes}
+    for key, (name, _, length) in layout.ranges.items():
         dtypes[name][key[2].name.lower()] += length
     return [
         PlannedFile(f"{GRAPH_DIR}/{name}", length, dict(sorted(dtypes[name].items())))
-        for name, length in layout.files.items()
+        for name, length in layout.file_sizes.items()
     ]
 
 
@@ -165,8 +165,8 @@ def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
     largest = 0
     for (tensor, source, _), region in _regions(models, tied).items():
         shape = checkpoint.tensors[tensor].shape
-        read = 4 * rows_at_once(shape, source.layout) * prod(shape[1:])
-        columns = max(cut.stop - cut.start for cut in pieces(shape, source.layout)) if region.columns else 0
+        read = 4 * rows_per_read(shape, source.transform) * prod(shape[1:])
+        columns = max(cut.stop - cut.start for cut in split_pieces(shape, source.transform)) if region.transposed else 0
         largest = max(largest, read + columns * region.shape[0] * region.dtype.bitwidth // 8)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     return usage + WORKERS * (largest + 4 * STRIP_COPIES * STRIP_VALUES)
@@ -203,13 +203,13 @@ def estimate_hashing(count: int) -> float:
     return count / HASHED * (time.perf_counter() - start)
 
 
-def _regions(models: Sequence[ir.Model], tied: bool) -> dict[Key, Region]:
+def _regions(models: Sequence[ir.Model], tied: bool) -> dict[ArrayKey, Destination]:
     """Each weight once, with the room it takes."""
-    found: dict[Key, Region] = {}
+    found: dict[ArrayKey, Destination] = {}
     for model in models:
-        for value in weight_inputs(fold_layouts(model)):
+        for value in weight_inputs(fold_transforms(model)):
             assert value.dtype is not None
-            region = Region(-1, 0, shape_of(value), value.dtype, in_columns(source_of(value)))
+            region = Destination(-1, 0, shape_of(value), value.dtype, is_transposed(source_of(value)))
             found.setdefault(key_of(value, tied), region)
     return found
 
@@ -226,9 +226,9 @@ def _time_piece(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType)
     with (sample.root / "out").open("wb") as file:
         for offset in (0, 4 * PIECE_VALUES):  # the first finds its buffers, which a build does once
             regions = {
-                name: Region(file.fileno(), offset, wanted, of, in_columns(replace(source, part=name)))
+                name: Destination(file.fileno(), offset, wanted, of, is_transposed(replace(source, part=name)))
                 for name, (wanted, of) in parts.items()
             }
             start = time.perf_counter()
-            stream(sample, "sample", source, regions, slice(0, shape[0]), lambda _: None)
+            stream_piece(sample, "sample", source, regions, slice(0, shape[0]), lambda _: None)
         return time.perf_counter() - start

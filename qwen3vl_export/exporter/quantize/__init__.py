@@ -1,14 +1,14 @@
 """Quantization: matrix products and look-ups of a skeleton to their quantized operators. `ir.Model -> ir.Model`.
 
-Only the graph changes here: a weight input becomes one input for each part of its packing, and `weights/` makes their
-bytes as it streams. Positions, norms and biases stay as they are, and so does every weight that a `keep` pattern names.
+Only the graph changes here: a weight input becomes one input for each part of its packing, whose bytes `weights/`
+computes as it streams. Positions, norms and biases are not quantized, nor is any weight that a `keep` pattern matches.
 
     method         ort                                portable (standard operators)
     int8, int4     MatMulNBits, GatherBlockQuantized, DequantizeLinear of blocks, then the product;
-                   QMoE                               an expert's numbers restored one by one, as in float16 on both
+                   QMoE                               experts dequantized one at a time, as in float16 on both targets
     int8_dynamic   DynamicQuantizeMatMul              DynamicQuantizeLinear, MatMulInteger
 
-Adding a method is a model in `recipe/quantize.py` and a line in `METHODS`.
+A new method takes a model in `recipe/quantize.py` and a line in `METHODS`.
 """
 
 from __future__ import annotations
@@ -23,67 +23,72 @@ from ...errors import BuildError
 from ...recipe.quantize import Quantize
 from ..simplify import clean
 from ..weights.inputs import (
-    TURNED,
+    TRANSPOSE_MATRIX,
     Source,
     drop_unused,
-    fold_layouts,
+    fold_transforms,
     remove,
     shape_of,
     source_of,
     weight_input,
     weight_inputs,
 )
-from .experts import is_in_loop, one_operator, restored, widened
+from .experts import build_qmoe, dequantize_expert, selects_expert, widening_cast
 from .ops import (
     MICROSOFT,
-    Rewrite,
-    Weighted,
-    dequantized_product,
-    dynamic_matmul,
-    gather,
-    integer_matmul,
-    matmul_nbits,
+    NodeBuilder,
+    WeightReader,
+    build_dequantized_matmul,
+    build_dynamic_matmul,
+    build_gather,
+    build_integer_matmul,
+    build_matmul_nbits,
 )
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+ROUTER = "*.mlp.gate.weight"  # never quantized: it is small, and rounding it routes tokens to other experts
 
 
-ROUTER = "*.mlp.gate.weight"  # never quantized: it is small, and rounding it sends tokens to other experts
+def quantize(model: ir.Model, settings: Quantize, target: str) -> ir.Model:
+    """Quantize one graph.
 
-
-def quantize(model: ir.Model, plan: Quantize, target: str) -> ir.Model:
-    """Rewrite one graph as its plan says.
+    Args:
+        settings: the recipe's, for this graph.
+        target: `ort` or `portable`.
 
     Raises:
-        BuildError: a `keep` pattern matches no weight of the graph, or no operator takes its experts quantized.
+        BuildError: a `keep` pattern matches no weight of the graph, the method has no operator for its experts, or the
+            rows of an expert are no whole number of blocks.
     """
-    if plan.method == "none":
+    if settings.method == "none":
         return model
-    model = fold_layouts(model)
+    model = fold_transforms(model)
     weights = weight_inputs(model)
-    kept = _kept(model, weights, plan.keep)
-    quantized = {w for w in weights if (name := source_of(w).parameter) not in kept and not fnmatchcase(name, ROUTER)}
-    table = model.graph.name in (EMBED_TOKENS, EMBEDDINGS)
-    find: Callable[[ir.Node, set[ir.Value]], Weighted | None] = _look_up if table else _product
-    write: Rewrite = gather if table else METHODS[plan.method, target]
+    excluded = _match_parameters(model, weights, settings.keep)
+    quantized = {
+        w for w in weights if (name := source_of(w).parameter) not in excluded and not fnmatchcase(name, ROUTER)
+    }
+    is_table = model.graph.name in (EMBED_TOKENS, EMBEDDINGS)
+    match: Callable[[ir.Node, set[ir.Value]], WeightReader | None] = _match_look_up if is_table else _match_product
+    build: NodeBuilder = build_gather if is_table else METHODS[settings.method, target]
     for node in list(model.graph.all_nodes()):
-        found = find(node, quantized)
-        if found is not None:
-            _replace(node, write(model, found, plan))
-        elif plan.method == "int8_dynamic":
+        reader = match(node, quantized)
+        if reader is not None:
+            _replace(node, build(model, reader, settings))
+        elif settings.method == "int8_dynamic":
             continue
         elif node.op_type == "MoE" and {node.inputs[2], node.inputs[4]} <= quantized:
-            _replace(node, one_operator(model, node, plan))
-        elif is_in_loop(node, quantized):
-            last = widened(node)
-            _replace(last, restored(model, node, plan))
+            _replace(node, build_qmoe(model, node, settings))
+        elif selects_expert(node, quantized):
+            last = widening_cast(node) or node
+            _replace(last, dequantize_expert(model, node, settings))
             if last is not node:
                 remove(node)
-    left = next((weight for weight in quantized if len(shape_of(weight)) == 3 and weight.uses()), None)
-    if left is not None:
+    unsupported = next((weight for weight in quantized if len(shape_of(weight)) == 3 and weight.uses()), None)
+    if unsupported is not None:
         raise BuildError(
-            f"{model.graph.name}: {source_of(left).parameter}: experts are quantized by int8 and int4 only",
-            'Change one of them, or keep: ["*.experts.*"]',
+            f"{model.graph.name}: {source_of(unsupported).parameter}: experts are quantized by int8 and int4 only",
+            'Choose one of these methods, or keep: ["*.experts.*"]',
         )
     if any(node.domain == MICROSOFT for node in model.graph.all_nodes()):
         model.graph.opset_imports[MICROSOFT] = 1
@@ -91,9 +96,9 @@ def quantize(model: ir.Model, plan: Quantize, target: str) -> ir.Model:
 
 
 def store_as(model: ir.Model, dtype: ir.DataType) -> ir.Model:
-    """Store floating weights in a shorter dtype and cast them back where they are used; computing stays as it was.
-    Scales of quantized ones are not the checkpoint's numbers, and stay."""
-    model = fold_layouts(model)
+    """Store floating-point weights in a smaller dtype and cast them back where they are read; computation keeps its
+    dtype. Scales of quantized weights are not the checkpoint's numbers and keep theirs."""
+    model = fold_transforms(model)
     for weight in weight_inputs(model):
         if weight.dtype not in FLOATS or source_of(weight).packing is not None:
             continue
@@ -105,23 +110,27 @@ def store_as(model: ir.Model, dtype: ir.DataType) -> ir.Model:
     return model
 
 
-def _kept(model: ir.Model, weights: Sequence[ir.Value], patterns: Sequence[str]) -> set[str]:
-    """Parameters that a pattern names."""
+def _match_parameters(model: ir.Model, weights: Sequence[ir.Value], patterns: Sequence[str]) -> set[str]:
+    """The parameters that any of the patterns matches.
+
+    Raises:
+        BuildError: a pattern that matches none.
+    """
     parameters = sorted({source_of(weight).parameter for weight in weights})
-    kept: set[str] = set()
+    matches: set[str] = set()
     for pattern in patterns:
         matched = {name for name in parameters if fnmatchcase(name, pattern)}
         if not matched:
             raise BuildError(
                 f"{model.graph.name}: keep: {pattern} matches none of its weights",
-                f"They are named like {parameters[0]}; * stands for anything",
+                f"They have names like {parameters[0]}; * matches any text",
             )
-        kept |= matched
-    return kept
+        matches |= matched
+    return matches
 
 
-def _product(node: ir.Node, weights: set[ir.Value]) -> Weighted | None:
-    """A MatMul or Gemm with a matrix of weights."""
+def _match_product(node: ir.Node, weights: set[ir.Value]) -> WeightReader | None:
+    """A MatMul or Gemm with one of these weights, whose rows are the outputs."""
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
         return None
     x, weight = node.inputs[0], node.inputs[1]
@@ -130,24 +139,24 @@ def _product(node: ir.Node, weights: set[ir.Value]) -> Weighted | None:
     source, shape = source_of(weight), shape_of(weight)
     if node.op_type == "Gemm" and node.attributes["transB"].as_int():
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return Weighted(node, x, source, (shape[0], shape[1]), weight.dtype, bias)
-    if source.layout[-1:] == (TURNED,):
-        rows = Source(source.parameter, source.layout[:-1])
-        return Weighted(node, x, rows, (shape[1], shape[0]), weight.dtype)
+        return WeightReader(node, x, source, (shape[0], shape[1]), weight.dtype, bias)
+    if source.transform[-1:] == (TRANSPOSE_MATRIX,):
+        rows = Source(source.parameter, source.transform[:-1])
+        return WeightReader(node, x, rows, (shape[1], shape[0]), weight.dtype)
     return None
 
 
-def _look_up(node: ir.Node, weights: set[ir.Value]) -> Weighted | None:
+def _match_look_up(node: ir.Node, weights: set[ir.Value]) -> WeightReader | None:
     """A Gather of a table's rows."""
     table, indices = (node.inputs[0], node.inputs[1]) if node.op_type == "Gather" else (None, None)
     if table is None or indices is None or table not in weights or table.dtype is None:
         return None
     rows, width = shape_of(table)
-    return Weighted(node, indices, source_of(table), (rows, width), table.dtype)
+    return WeightReader(node, indices, source_of(table), (rows, width), table.dtype)
 
 
 def _replace(node: ir.Node, new: list[ir.Node]) -> None:
-    """Put nodes in the place of one; the last one's output stands for its output."""
+    """Replace a node by others; the output of the last one takes the place of its output."""
     assert node.graph is not None
     node.graph.insert_before(node, new)
     node.outputs[0].replace_all_uses_with(new[-1].outputs[0], replace_graph_outputs=True)
@@ -156,11 +165,11 @@ def _replace(node: ir.Node, new: list[ir.Node]) -> None:
     remove(node)
 
 
-METHODS: dict[tuple[str, str], Rewrite] = {
-    ("int8", "ort"): matmul_nbits,
-    ("int4", "ort"): matmul_nbits,
-    ("int8_dynamic", "ort"): dynamic_matmul,
-    ("int8", "portable"): dequantized_product,
-    ("int4", "portable"): dequantized_product,
-    ("int8_dynamic", "portable"): integer_matmul,
+METHODS: dict[tuple[str, str], NodeBuilder] = {  # by method and target
+    ("int8", "ort"): build_matmul_nbits,
+    ("int4", "ort"): build_matmul_nbits,
+    ("int8_dynamic", "ort"): build_dynamic_matmul,
+    ("int8", "portable"): build_dequantized_matmul,
+    ("int4", "portable"): build_dequantized_matmul,
+    ("int8_dynamic", "portable"): build_integer_matmul,
 }

@@ -1,9 +1,11 @@
-"""The quantized operators: the nodes that stand for a product or a look-up with packed weights; experts have a module
-of their own.
+"""The quantized operators: nodes that compute a product or a look-up with packed weights; `quantize/experts.py` has
+those of routed experts.
 
-Each writer takes what a node reads and a plan of `recipe/quantize.py`, adds the weight inputs of the packing's parts to
-the model and returns the nodes; the last one's output takes the old one's place. Knows nothing about which nodes are
-rewritten.
+Each builder takes what a node reads and a method's settings (`recipe/quantize.py`), adds the weight inputs of the
+packing's parts to the model and returns the nodes; the output of the last one replaces that of the original node. Knows
+nothing about which nodes are rewritten.
+
+Legend: N outputs or rows of a table, K inputs or values of a row.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...recipe.quantize import Blocks, Int8Dynamic
+from ...recipe.quantize import BlockSettings, Int8Dynamic
 from ..weights.inputs import Source, weight_input
 from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, Packing, PerColumn
 
@@ -22,8 +24,14 @@ MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """A node that reads a weight [N, K]: `x` [..., K] times its rows plus a bias [N], or a look-up of rows `x`."""
+class WeightReader:
+    """A node that reads a weight [N, K]: `x` [..., K] times its rows plus a bias [N], or a look-up of rows `x`.
+
+    Attributes:
+        rows: the weight as the checkpoint stores it, row by row.
+        shape: (N, K).
+        dtype: of the weight and the result.
+    """
 
     node: ir.Node
     x: ir.Value
@@ -33,31 +41,33 @@ class Weighted:
     bias: ir.Value | None = None
 
 
-Rewrite = Callable[[ir.Model, Weighted, Any], list[ir.Node]]  # the plan is the method's own model
+NodeBuilder = Callable[[ir.Model, WeightReader, Any], list[ir.Node]]  # takes the settings of its own method
 
 
-def _parts(model: ir.Model, weighted: Weighted, packing: Packing, **shapes: tuple[int, ...]) -> dict[str, ir.Value]:
+def _part_inputs(
+    model: ir.Model, reader: WeightReader, packing: Packing, **shapes: tuple[int, ...]
+) -> dict[str, ir.Value]:
     """The weight inputs of a packing's parts; `shapes` gives a part another shape of the same bytes."""
     return {
         name: weight_input(
             model,
-            Source(weighted.rows.parameter, weighted.rows.layout, packing, name),
+            Source(reader.rows.parameter, reader.rows.transform, packing, name),
             part.dtype,
             shapes.get(name, part.shape),
         )
-        for name, part in packing.parts(*weighted.shape).items()
+        for name, part in packing.parts(*reader.shape).items()
     }
 
 
-def matmul_nbits(model: ir.Model, product: Weighted, plan: Blocks) -> list[ir.Node]:
+def build_matmul_nbits(model: ir.Model, product: WeightReader, settings: BlockSettings) -> list[ir.Node]:
     """`com.microsoft.MatMulNBits`."""
-    parts = _parts(model, product, blockwise(plan, product.dtype))
+    parts = _part_inputs(model, product, blockwise_packing(settings, product.dtype))
     attributes = {
         "N": product.shape[0],
         "K": product.shape[1],
-        "bits": plan.bits,
-        "block_size": plan.block_size,
-        "accuracy_level": plan.accuracy_level,
+        "bits": settings.bits,
+        "block_size": settings.block_size,
+        "accuracy_level": settings.accuracy_level,
     }
     inputs = [product.x, parts[DATA], parts[SCALES], parts.get(ZERO_POINTS), None, product.bias]
     while inputs[-1] is None:
@@ -65,50 +75,52 @@ def matmul_nbits(model: ir.Model, product: Weighted, plan: Blocks) -> list[ir.No
     return [ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)]
 
 
-def gather(model: ir.Model, look_up: Weighted, plan: Blocks) -> list[ir.Node]:
-    """`com.microsoft.GatherBlockQuantized`; the bytes are those a `MatMulNBits` with this table would read."""
-    packing = blockwise(plan, look_up.dtype)
+def build_gather(model: ir.Model, look_up: WeightReader, settings: BlockSettings) -> list[ir.Node]:
+    """`com.microsoft.GatherBlockQuantized`, which reads the same bytes as a `MatMulNBits` with this table."""
+    packing = blockwise_packing(settings, look_up.dtype)
     rows, blocks, size = packing.parts(*look_up.shape)[DATA].shape
-    parts = _parts(model, look_up, packing, **{DATA: (rows, blocks * size)})
-    attributes = {"bits": plan.bits, "block_size": plan.block_size, "gather_axis": 0, "quantize_axis": 1}
+    parts = _part_inputs(model, look_up, packing, **{DATA: (rows, blocks * size)})
+    attributes = {"bits": settings.bits, "block_size": settings.block_size, "gather_axis": 0, "quantize_axis": 1}
     inputs = [parts[DATA], look_up.x, parts[SCALES]]
     if ZERO_POINTS in parts:
         inputs.append(parts[ZERO_POINTS])
     return [ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)]
 
 
-def dequantized_product(model: ir.Model, product: Weighted, plan: Blocks) -> list[ir.Node]:
-    """`DequantizeLinear` of blocks along the rows, and the product as before."""
-    parts = _parts(model, product, blockwise(plan, product.dtype, signed=True))
-    attributes = {"axis": 1, "block_size": plan.block_size}
-    restored = ir.node("DequantizeLinear", [parts[DATA], parts[SCALES]], attributes)
+def build_dequantized_matmul(model: ir.Model, product: WeightReader, settings: BlockSettings) -> list[ir.Node]:
+    """`DequantizeLinear` of blocks along the rows, then the original product."""
+    parts = _part_inputs(model, product, blockwise_packing(settings, product.dtype, signed=True))
+    attributes = {"axis": 1, "block_size": settings.block_size}
+    dequantized = ir.node("DequantizeLinear", [parts[DATA], parts[SCALES]], attributes)
     if product.node.op_type == "Gemm":
-        inputs = [product.x, restored.outputs[0], *([product.bias] if product.bias is not None else [])]
-        return [restored, ir.node("Gemm", inputs, {"transB": 1})]
-    turned = ir.node("Transpose", restored.outputs, {"perm": [1, 0]})
-    return [restored, turned, ir.node("MatMul", [product.x, turned.outputs[0]])]
+        inputs = [product.x, dequantized.outputs[0], *([product.bias] if product.bias is not None else [])]
+        return [dequantized, ir.node("Gemm", inputs, {"transB": 1})]
+    transposed = ir.node("Transpose", dequantized.outputs, {"perm": [1, 0]})
+    return [dequantized, transposed, ir.node("MatMul", [product.x, transposed.outputs[0]])]
 
 
-def dynamic_matmul(model: ir.Model, product: Weighted, plan: Int8Dynamic) -> list[ir.Node]:
+def build_dynamic_matmul(model: ir.Model, product: WeightReader, settings: Int8Dynamic) -> list[ir.Node]:
     """`com.microsoft.DynamicQuantizeMatMul`."""
-    parts = _parts(model, product, PerColumn(product.dtype))
+    parts = _part_inputs(model, product, PerColumn(product.dtype))
     inputs = [product.x, parts[DATA], parts[SCALES], None, product.bias]
     return [ir.node("DynamicQuantizeMatMul", inputs[: 5 if product.bias is not None else 3], domain=MICROSOFT)]
 
 
-def integer_matmul(model: ir.Model, product: Weighted, plan: Int8Dynamic) -> list[ir.Node]:
-    """`DynamicQuantizeLinear`, `MatMulInteger` and the scales put back in; standard operators."""
-    parts = _parts(model, product, PerColumn(product.dtype))
+def build_integer_matmul(model: ir.Model, product: WeightReader, settings: Int8Dynamic) -> list[ir.Node]:
+    """`DynamicQuantizeLinear`, `MatMulInteger` and a product with both scales; standard operators."""
+    parts = _part_inputs(model, product, PerColumn(product.dtype))
     quantized = ir.node("DynamicQuantizeLinear", [product.x], num_outputs=3)
     x, scale, zero_point = quantized.outputs
     sums = ir.node("MatMulInteger", [x, parts[DATA], zero_point])
     floats = ir.node("Cast", sums.outputs, {"to": int(product.dtype)})
     scales = ir.node("Mul", [scale, parts[SCALES]])
-    result = [quantized, sums, floats, scales, ir.node("Mul", [floats.outputs[0], scales.outputs[0]])]
+    nodes = [quantized, sums, floats, scales, ir.node("Mul", [floats.outputs[0], scales.outputs[0]])]
     if product.bias is not None:
-        result.append(ir.node("Add", [result[-1].outputs[0], product.bias]))
-    return result
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], product.bias]))
+    return nodes
 
 
-def blockwise(plan: Blocks, dtype: ir.DataType, signed: bool = False) -> Blockwise:
-    return Blockwise(plan.bits, plan.block_size, plan.symmetric, plan.algorithm != "rtn", dtype, signed)
+def blockwise_packing(settings: BlockSettings, scale_dtype: ir.DataType, signed: bool = False) -> Blockwise:
+    """The packing of a method's settings; for gptq, `use_results` replaces it (`calibration/results.py`)."""
+    search = settings.algorithm != "rtn"
+    return Blockwise(settings.bits, settings.block_size, settings.symmetric, search, scale_dtype, signed)

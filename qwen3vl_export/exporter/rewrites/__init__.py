@@ -1,1 +1,1 @@
-"""Rewrites of the decoder, one idea a module; `optimize.py` lists them."""
+"""Rewrites of the decoder, one idea per module; `optimize.py` lists them."""

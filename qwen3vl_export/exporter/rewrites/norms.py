@@ -1,6 +1,6 @@
 """Residual sum and RMS norm in one operator. `ir.Model -> ir.Model`.
 
-    Add(x, residual) ▸ RMSNormalization   becomes   SkipSimplifiedLayerNormalization, which also gives out the sum
+    Add(x, residual) ▸ RMSNormalization   becomes   SkipSimplifiedLayerNormalization, which also outputs the sum
 
 One pass over the rows instead of two, for onnxruntime only (`com.microsoft`, CPU kernels in float32 and float16). Knows
 shapes as the tracer left them; nothing about weights.
@@ -14,7 +14,7 @@ DOMAIN = "com.microsoft"
 
 
 def fuse_skip_norms(model: ir.Model) -> ir.Model:
-    """Fuse every sum of two equal shapes that a norm over the last axis reads."""
+    """Fuse every sum of two values of the same shape with the norm over the last axis that reads it."""
     for norm in list(model.graph):
         if norm.op_type != "RMSNormalization" or norm.domain or norm.attributes.get_int("axis", -1) != -1:
             continue
@@ -23,7 +23,7 @@ def fuse_skip_norms(model: ir.Model) -> ir.Model:
         if total is None or add is None or add.op_type != "Add" or total.is_graph_output():
             continue
         left, right = add.inputs
-        if left is None or right is None or not same_shape(left, right):
+        if left is None or right is None or not have_same_shape(left, right):
             continue
         fused = ir.node(
             "SkipSimplifiedLayerNormalization",
@@ -43,8 +43,8 @@ def fuse_skip_norms(model: ir.Model) -> ir.Model:
     return model
 
 
-def same_shape(left: ir.Value, right: ir.Value) -> bool:
-    """Whether two values surely have one shape: every dim is known, by number or by name."""
+def have_same_shape(left: ir.Value, right: ir.Value) -> bool:
+    """Whether two values provably have the same shape: every dim is known, by number or by name."""
     if left.shape is None or right.shape is None or left.shape != right.shape:
         return False
     return all(isinstance(dim, int) or dim.value is not None for dim in left.shape)

@@ -1,10 +1,10 @@
 """Products that read a weight as the checkpoint stores it. `ir.Model -> ir.Model`.
 
-    MatMul(x, turned weight)   becomes   Reshape ▸ Gemm<transB>(x, weight) ▸ Reshape
+    MatMul(x, transposed weight)   becomes   Reshape ▸ Gemm<transB>(x, weight) ▸ Reshape
 
-`MatMul` wants the rows of a weight as columns; `Gemm` reads them as they lie. So a weight is written without turning
-it, and an output head that is tied to the token table reads the very rows that a look-up reads. onnxruntime packs
-either for its processor when it loads them, so neither is faster. Gemm is a standard operator.
+`MatMul` needs the rows of a weight as columns; `Gemm` reads them as they are stored. So a weight is written without
+transposing it, and an output head that is tied to the token table reads the same bytes as a look-up. onnxruntime packs
+the weights of either when it loads them, so neither is faster. Gemm is a standard operator.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from ..simplify import clean
 from ..weights.inputs import (
-    TURNED,
+    TRANSPOSE_MATRIX,
     Source,
     drop_unused,
-    fold_layouts,
+    fold_transforms,
     remove,
     shape_of,
     source_of,
@@ -24,7 +24,7 @@ from ..weights.inputs import (
     weight_inputs,
 )
 
-LIKE_FIRST_INPUT = {  # operator -> its outputs that have the dims of its first input, the last one aside
+LIKE_FIRST_INPUT = {  # operator -> its outputs that have the leading dims (all but the last) of its first input
     "Cast": (0,),
     "GroupQueryAttention": (0,),
     "MatMulNBits": (0,),
@@ -32,39 +32,40 @@ LIKE_FIRST_INPUT = {  # operator -> its outputs that have the dims of its first 
     "Sigmoid": (0,),
     "SkipSimplifiedLayerNormalization": (0, 3),
 }
-LIKE_ALL_INPUTS = ("Add", "Mul")  # their output has the dims that all inputs have
+LIKE_ALL_INPUTS = ("Add", "Mul")  # their output has the leading dims that all inputs share
 
 
-def read_rows(model: ir.Model) -> ir.Model:
-    """Let every product with a weight that is not quantized read it row by row."""
-    model = fold_layouts(model)
+def use_gemm(model: ir.Model) -> ir.Model:
+    """Let every product with a weight that is not quantized read its rows as they are stored."""
+    model = fold_transforms(model)
     weights = set(weight_inputs(model))
-    like: dict[ir.Value, ir.Value] = {}  # value -> another that surely has its dims, the last one aside
+    like: dict[ir.Value, ir.Value] = {}  # value -> another that provably has the same leading dims
     for node in list(model.graph):
         inputs = [like.get(value, value) for value in node.inputs if value is not None]
         weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight in weights and source_of(weight).layout[-1:] == (TURNED,):
-            like[_read_rows(model, node, weight, inputs[0])] = inputs[0]
+        if weight in weights and source_of(weight).transform[-1:] == (TRANSPOSE_MATRIX,):
+            like[_replace_by_gemm(model, node, weight, inputs[0])] = inputs[0]
         elif node.op_type in LIKE_FIRST_INPUT:
             like |= {node.outputs[index]: inputs[0] for index in LIKE_FIRST_INPUT[node.op_type]}
         elif node.op_type in LIKE_ALL_INPUTS and len({*inputs}) == 1:
             like[node.outputs[0]] = inputs[0]
-    return clean(drop_unused(model))  # products of one input share what stands around them
+    return clean(drop_unused(model))  # products of one input share the nodes that compute their shapes
 
 
-def _read_rows(model: ir.Model, node: ir.Node, turned: ir.Value, like: ir.Value) -> ir.Value:
-    """`MatMul` of [..., width] by `Gemm` with the rows of its weight, [rows, width]; Gemm takes matrices only.
+def _replace_by_gemm(model: ir.Model, node: ir.Node, transposed: ir.Value, like: ir.Value) -> ir.Value:
+    """Replace a `MatMul` of [..., width] by a `Gemm` with the weight [rows, width]; Gemm takes matrices only.
 
     Args:
-        like: a value with the dims of the MatMul's input, the last one aside.
+        transposed: the weight that the MatMul reads, [width, rows].
+        like: a value with the leading dims of the MatMul's input.
 
     Returns:
-        What stands for the MatMul's output.
+        The value that replaces the MatMul's output.
     """
-    x, old, source = node.inputs[0], node.outputs[0], source_of(turned)
-    assert x is not None and turned.dtype is not None and node.graph is not None
-    width, rows = shape_of(turned)
-    weight = weight_input(model, Source(source.parameter, source.layout[:-1]), turned.dtype, (rows, width))
+    x, old, source = node.inputs[0], node.outputs[0], source_of(transposed)
+    assert x is not None and transposed.dtype is not None and node.graph is not None
+    width, rows = shape_of(transposed)
+    weight = weight_input(model, Source(source.parameter, source.transform[:-1]), transposed.dtype, (rows, width))
     flat = ir.node("Reshape", [x, _constant(model, -1, width)])
     product = ir.node("Gemm", [flat.outputs[0], weight], {"transB": 1}, name=node.name)
     outer = ir.node("Shape", [like], {"start": 0, "end": -1})

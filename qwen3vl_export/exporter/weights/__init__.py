@@ -2,8 +2,8 @@
 
 Every tensor's place in the files is fixed before the first byte is written (`weights/file.py`), so that two workers can
 fill them side by side and equal inputs give equal bytes. Graphs that share data files share their bytes: the second
-user of a tensor points at the first one's. What a journal knows to be written is not written again. Knows nothing about
-architectures.
+user of a tensor points at the first one's. Tensors that the journal records as complete are not written again. Knows
+nothing about architectures.
 """
 
 from __future__ import annotations
@@ -21,51 +21,64 @@ from onnx_ir.passes import common as passes
 
 from ...contract import Graph
 from ..checkpoint import Checkpoint
-from .file import Key, Layout, Place, WeightFile, bytes_of, in_columns, key_of
-from .inputs import Source, fold_layouts, source_of, weight_inputs
-from .journal import Journal, hash_of
-from .stream import Region, Squares, pieces, stream
+from .file import ArrayKey, FilePlacement, WeightFile, is_transposed, key_of, size_of
+from .inputs import Source, fold_transforms, source_of, weight_inputs
+from .journal import FileRange, Journal, hash_of
+from .stream import Destination, ErrorSums, split_pieces, stream_piece
 
-__all__ = ["WORKERS", "Key", "Layout", "Progress", "WeightFile", "attach", "bytes_of", "in_columns", "key_of"]
+__all__ = [
+    "WORKERS",
+    "ArrayKey",
+    "FilePlacement",
+    "Progress",
+    "WeightFile",
+    "attach",
+    "is_transposed",
+    "key_of",
+    "size_of",
+]
 
 WORKERS = 2
 
 Progress = Callable[[int], None]
-Job = tuple[str, Source]  # a tensor of the checkpoint and what becomes of it, all parts together
-Regions = Mapping[str, Region]  # by part
+TensorSource = tuple[str, Source]  # a tensor of the checkpoint and how it is stored, all parts together
+Destinations = Mapping[str, Destination]  # by part
 
 
 def attach(
     model: ir.Model, graph: Graph, checkpoint: Checkpoint, file: WeightFile, progress: Progress = lambda _: None
 ) -> ir.Model:
-    """Turn every weight input into an initializer whose bytes lie in `file`; the model is changed in place.
+    """Write the bytes of every weight input to `file` and make it an initializer; the model is changed in place.
 
     Args:
         graph: the contract; its optional inputs get their defaults here, where no pass can fold them any more.
         progress: called with the bytes of each slice once it is written.
+
+    Raises:
+        BuildError: a packed array does not have the dtype that it is stored in.
     """
-    model = fold_layouts(model)
+    model = fold_transforms(model)
     tied = bool(checkpoint.config.tie_word_embeddings)
-    jobs: dict[Job, dict[str, Region]] = defaultdict(dict)
+    sources: dict[TensorSource, dict[str, Destination]] = defaultdict(dict)
     arrays = {value: key_of(value, tied) for value in weight_inputs(model)}
-    new = set(file.layout.add({key: bytes_of(value) for value, key in arrays.items()}))
+    new = set(file.placement.add({key: size_of(value) for value, key in arrays.items()}))
     for value, key in arrays.items():
-        place, source = file.layout.find(key), source_of(value)
+        file_range, source = file.placement.find(key), source_of(value)
         if key in new:
             new.remove(key)
-            jobs[key[0], replace(source, part="")][source.part] = file.region(value, place)
-        _point(model, value, file, place)
-    file.errors |= _run(checkpoint, jobs, file.journal, progress)
-    for tensor_, value in zip(graph.inputs, model.graph.inputs, strict=True):
-        if tensor_.default is not None:
-            value.const_value = ir.tensor(np.array(tensor_.default, tensor_.dtype), name=tensor_.name)
+            sources[key[0], replace(source, part="")][source.part] = file.destination(value, file_range)
+        _make_initializer(model, value, file, file_range)
+    file.errors |= _write_all(checkpoint, sources, file.journal, progress)
+    for tensor, value in zip(graph.inputs, model.graph.inputs, strict=True):
+        if tensor.default is not None:
+            value.const_value = ir.tensor(np.array(tensor.default, tensor.dtype), name=tensor.name)
             model.graph.register_initializer(value)
     return passes.RemoveUnusedNodesPass()(model).model  # shapes of the folded Reshape nodes
 
 
-def _point(model: ir.Model, value: ir.Value, file: WeightFile, place: Place) -> None:
-    """Make a weight input an initializer that lies at `place`."""
-    name, offset, length = place
+def _make_initializer(model: ir.Model, value: ir.Value, file: WeightFile, file_range: FileRange) -> None:
+    """Make a weight input an initializer with external data."""
+    name, offset, length = file_range
     assert value.dtype is not None and value.shape is not None
     model.graph.inputs.remove(value)
     value.name = source_of(value).name
@@ -75,29 +88,31 @@ def _point(model: ir.Model, value: ir.Value, file: WeightFile, place: Place) -> 
     model.graph.register_initializer(value)
 
 
-def _run(
-    checkpoint: Checkpoint, jobs: Mapping[Job, Regions], journal: Journal | None, progress: Progress
+def _write_all(
+    checkpoint: Checkpoint, sources: Mapping[TensorSource, Destinations], journal: Journal | None, progress: Progress
 ) -> dict[str, float]:
-    """Stream the pieces of every job, `WORKERS` at a time; returns the relative error of each quantized parameter."""
+    """Stream every tensor, `WORKERS` pieces at a time; returns the relative error of each quantized parameter."""
     errors: dict[str, float | None] = {}
-    with ThreadPoolExecutor(WORKERS) as pool, _one_thread_each():
-        running: list[tuple[_Record, Source, list[Future[Squares]]]] = []
-        for (tensor, source), regions in jobs.items():
-            record = _Record.of(tensor, source, regions)
-            if journal is not None and (entry := journal.entries.get(record.made_of)) is not None:
+    with ThreadPoolExecutor(WORKERS) as pool, _single_torch_thread():
+        running: list[tuple[_Record, Source, list[Future[ErrorSums]]]] = []
+        for (tensor, source), destinations in sources.items():
+            record = _Record.of(tensor, source, destinations)
+            if journal is not None and (entry := journal.entries.get(record.digest)) is not None:
                 errors[source.parameter] = entry.error
                 continue
-            cuts = pieces(checkpoint.tensors[tensor].shape, source.layout)
-            work = [pool.submit(stream, checkpoint, tensor, source, regions, cut, progress) for cut in cuts]
-            running.append((record, source, work))
+            pieces = split_pieces(checkpoint.tensors[tensor].shape, source.transform)
+            futures = [
+                pool.submit(stream_piece, checkpoint, tensor, source, destinations, piece, progress) for piece in pieces
+            ]
+            running.append((record, source, futures))
         try:
-            for record, source, work in running:
-                squares = Squares()
-                for piece in work:
-                    squares.add(piece.result())
-                errors[source.parameter] = squares.error if source.packing is not None else None
+            for record, source, futures in running:
+                sums = ErrorSums()
+                for future in futures:
+                    sums.add(future.result())
+                errors[source.parameter] = sums.relative if source.packing is not None else None
                 if journal is not None:
-                    journal.add(record.made_of, record.places, errors[source.parameter], record.descriptors)
+                    journal.add(record.digest, record.ranges, errors[source.parameter], record.descriptors)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -106,26 +121,32 @@ def _run(
 
 @dataclass(frozen=True)
 class _Record:
-    """What the journal says of one job."""
+    """What the journal records of one tensor."""
 
-    made_of: str
-    places: list[Place]
+    digest: str
+    ranges: list[FileRange]
     descriptors: list[int]
 
     @classmethod
-    def of(cls, tensor: str, source: Source, regions: Regions) -> _Record:
-        places = {part: (region.file, region.offset, region.length) for part, region in regions.items()}
-        kinds = {part: (region.shape, region.dtype.name, region.columns) for part, region in regions.items()}
-        made_of = hash_of((tensor, source, places, kinds))
-        return cls(made_of, [*places.values()], [region.descriptor for region in regions.values()])
+    def of(cls, tensor: str, source: Source, destinations: Destinations) -> _Record:
+        ranges = {
+            part: (destination.file, destination.offset, destination.length)
+            for part, destination in destinations.items()
+        }
+        kinds = {
+            part: (destination.shape, destination.dtype.name, destination.transposed)
+            for part, destination in destinations.items()
+        }
+        digest = hash_of((tensor, source, ranges, kinds))
+        return cls(digest, [*ranges.values()], [destination.descriptor for destination in destinations.values()])
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def _single_torch_thread() -> Iterator[None]:
     """torch on one thread: the workers are the parallelism."""
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
-"""Buffers: memory that a thread keeps and works in again and again.
+"""Buffers: scratch memory that a thread allocates once and reuses.
 
-New memory for every strip of every weight would cost more time than what is done in it. Knows shapes and dtypes;
+Allocating memory for every strip of every weight would take longer than the work done in it. Knows shapes and dtypes;
 nothing about weights.
 """
 
@@ -14,17 +14,17 @@ from torch import Tensor
 
 
 class Buffers(threading.local):
-    """One buffer of each name in each thread; it is gone with the thread."""
+    """Named buffers of the current thread, freed when the thread ends."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of unknown values, good until the thread asks for this name again."""
+        """An uninitialized contiguous tensor, valid until the thread asks for this name again."""
         size = prod(shape) * dtype.itemsize
-        if name not in self._kept or len(self._kept[name]) < size:
-            self._kept[name] = torch.empty(size, dtype=torch.uint8)
-        return self._kept[name][:size].view(dtype).view(shape)
+        if name not in self._buffers or len(self._buffers[name]) < size:
+            self._buffers[name] = torch.empty(size, dtype=torch.uint8)
+        return self._buffers[name][:size].view(dtype).view(shape)
 
 
 BUFFERS = Buffers()

@@ -1,7 +1,7 @@
-"""What quantization did to the weights: measured while they were written, told to the user, kept in the manifest.
+"""Quantization errors of weights: measured while the weights are written, logged, and recorded in the manifest.
 
-An error is relative: the L2 norm of what changed over the norm of the weight. What a network makes of it is `verify`'s
-to measure.
+An error is relative: the L2 norm of the change over the L2 norm of the weight. `verify` measures what it does to the
+model's outputs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from typing import Any
 from ...contract import VISION_ENCODER
 
 
-def weight_errors(errors: Mapping[str, float]) -> dict[str, Any]:
-    """Number of tensors, mean and worst of their errors, the worst tensor's name, each by name; there must be one."""
+def summarize_errors(errors: Mapping[str, float]) -> dict[str, Any]:
+    """The manifest's record of the errors of one graph's weights.
+
+    Args:
+        errors: parameter -> relative L2 error; not empty.
+    """
     worst = max(errors, key=lambda parameter: errors[parameter])
     return {
         "tensors": len(errors),
@@ -24,19 +28,19 @@ def weight_errors(errors: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def tell_errors(graph: str, method: str, errors: Mapping[str, float], log: Callable[[str], None]) -> None:
-    """Print what quantization cost each tensor and the graph, and a warning where it is known to cost too much."""
+def report_errors(graph: str, method: str, errors: Mapping[str, float], log: Callable[[str], None]) -> None:
+    """Log the error of each tensor and of the graph, and a warning where it is known to be too large."""
     if method == "none" or not errors:
         return
-    found = weight_errors(errors)
+    summary = summarize_errors(errors)
     for parameter, error in errors.items():
-        log(f"{error:8.2%} off: {parameter}")
+        log(f"{error:8.2%} relative error: {parameter}")
     log(
-        f"{graph:24} {found['tensors']} weights in {method}: relative error {found['mean']:.3g} in the mean, "
-        f"{found['worst']:.3g} at most ({found['worst_tensor']})"
+        f"{graph:24} {summary['tensors']} weights in {method}: relative error {summary['mean']:.3g} on average, "
+        f"{summary['worst']:.3g} at most ({summary['worst_tensor']})"
     )
     if method == "int4" and graph.startswith(VISION_ENCODER):
         log(
-            f"warning: {graph}: 4-bit weights are off by {found['mean']:.1%} and a tower adds that up over its layers; "
-            "see what becomes of the features: verify"
+            f"warning: {graph}: 4-bit weights have a relative error of {summary['mean']:.1%}, which accumulates over "
+            "the layers of the vision tower; run verify to measure the effect on its features"
         )

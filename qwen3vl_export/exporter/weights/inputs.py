@@ -1,7 +1,8 @@
-"""Layouts: where the bytes of each weight of a skeleton come from, and how they are turned on their way to disk.
+"""Weight inputs: where the bytes of each weight of a skeleton come from, and how they are transformed on their way to
+disk.
 
-A weight input carries its `Source`. `fold_layouts` moves the Transpose and Reshape nodes that stand on weights into it,
-so that the graph never moves a weight at run time; `quantize/` adds a packing. Knows nothing about files.
+A weight input carries its `Source`. `fold_transforms` moves the Transpose and Reshape nodes that read weights into it,
+so that the graph rearranges no weight at run time; `quantize/` adds a packing. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import onnx_ir as ir
 
 from .packing import Packing
 
-Step = tuple[str, tuple[int, ...]]
-Layout = tuple[Step, ...]  # e.g. (("Reshape", (96, 1536)), ("Transpose", (1, 0)))
-TURNED: Step = ("Transpose", (1, 0))  # rows to columns, as MatMul wants a linear layer's weight
+TransformStep = tuple[str, tuple[int, ...]]  # an operator, and its permutation or shape
+WeightTransform = tuple[TransformStep, ...]  # e.g. (("Reshape", (96, 1536)), ("Transpose", (1, 0)))
+TRANSPOSE_MATRIX: TransformStep = ("Transpose", (1, 0))  # of a linear layer's weight [N, K] for MatMul
+TRANSPOSE_STACK: TransformStep = ("Transpose", (0, 2, 1))  # of each matrix of a stack [E, N, K]
 SOURCE = "source"
 WEIGHTS = "weights/"  # a skeleton's weights are inputs of this name and their parameter's
 
@@ -26,19 +28,19 @@ class Source:
 
     Attributes:
         parameter: the submodule's parameter, e.g. `visual.pos_embed.weight`.
-        layout: what is done to it, in order.
+        transform: the steps applied to it, in order.
         packing: how its values are quantized (`weights/packing.py`), or None if they are only cast.
-        part: which of the packing's arrays this weight is; "" without one.
+        part: which array of the packing this weight is; "" without one.
     """
 
     parameter: str
-    layout: Layout = ()
+    transform: WeightTransform = ()
     packing: Packing | None = None
     part: str = ""
 
     @property
     def name(self) -> str:
-        """The initializer's name: the parameter's, and the part of it that this is."""
+        """The initializer's name: the parameter's, and the part's if there is one."""
         return f"{self.parameter}.{self.part}" if self.part else self.parameter
 
 
@@ -48,19 +50,19 @@ def weight_inputs(model: ir.Model) -> list[ir.Value]:
 
 
 def source_of(weight: ir.Value) -> Source:
-    """The source of a weight input; before any step it is the parameter itself."""
+    """The source of a weight input; the parameter itself until another is set."""
     assert weight.name is not None
-    found: Source = weight.meta.get(SOURCE) or Source(weight.name.removeprefix(WEIGHTS))
-    return found
+    source: Source = weight.meta.get(SOURCE) or Source(weight.name.removeprefix(WEIGHTS))
+    return source
 
 
 def weight_input(model: ir.Model, source: Source, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
-    """The weight input of that source, added to the model unless it has it."""
+    """The model's weight input with that source and dtype, added if there is none."""
     for value in weight_inputs(model):
         if source_of(value) == source and value.dtype == dtype:
             return value
-    turns = "".join(f".{op.lower()}_{'x'.join(map(str, argument))}" for op, argument in source.layout)
-    value = ir.Value(name=f"{WEIGHTS}{source.name}{turns}", shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    steps = "".join(f".{op.lower()}_{'x'.join(map(str, argument))}" for op, argument in source.transform)
+    value = ir.Value(name=f"{WEIGHTS}{source.name}{steps}", shape=ir.Shape(shape), type=ir.TensorType(dtype))
     value.meta[SOURCE] = source
     model.graph.inputs.append(value)
     return value
@@ -72,20 +74,20 @@ def shape_of(weight: ir.Value) -> tuple[int, ...]:
     return tuple(int(dim) for dim in weight.shape)  # type: ignore[arg-type]
 
 
-def fold_layouts(model: ir.Model) -> ir.Model:
-    """Replace Transpose and Reshape nodes on weights by weight inputs of the new layout."""
+def fold_transforms(model: ir.Model) -> ir.Model:
+    """Replace Transpose and Reshape nodes on weights by weight inputs with that transform."""
     pending = weight_inputs(model)
     while pending:
         weight = pending.pop()
         assert weight.dtype is not None
         for node in {user for user, index in weight.uses() if index == 0}:
-            step = _layout_step(node)
+            step = _transform_step(node)
             if step is None:
                 continue
             source = source_of(weight)
-            turned = Source(source.parameter, (*source.layout, step))
+            transformed = Source(source.parameter, (*source.transform, step))
             shape = step[1] if step[0] == "Reshape" else tuple(shape_of(weight)[axis] for axis in step[1])
-            new = weight_input(model, turned, weight.dtype, shape)
+            new = weight_input(model, transformed, weight.dtype, shape)
             pending.append(new)
             node.outputs[0].replace_all_uses_with(new)
             remove(node)
@@ -93,7 +95,7 @@ def fold_layouts(model: ir.Model) -> ir.Model:
 
 
 def remove(node: ir.Node) -> None:
-    """Take a node that nothing reads out of its graph."""
+    """Remove a node whose outputs nothing reads."""
     assert node.graph is not None
     node.graph.remove(node, safe=True)
 
@@ -106,15 +108,15 @@ def drop_unused(model: ir.Model) -> ir.Model:
     return model
 
 
-def _layout_step(node: ir.Node) -> Step | None:
-    """The layout change a node makes, or None if it is another kind of node."""
+def _transform_step(node: ir.Node) -> TransformStep | None:
+    """The step that a Transpose or a Reshape to a constant shape makes; None for any other node."""
     if node.op_type == "Transpose":
         return "Transpose", tuple(node.attributes["perm"].as_ints())
     if node.op_type == "Reshape":
         shape = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-        source = node.inputs[0]
-        if shape is not None and source is not None:
-            rows = tuple(int(n) for n in shape.numpy())
-            total = int(np.prod(shape_of(source)))
-            return "Reshape", tuple(np.empty(total, np.bool_).reshape(rows).shape)  # resolves -1
+        weight = node.inputs[0]
+        if shape is not None and weight is not None:
+            dims = tuple(int(n) for n in shape.numpy())
+            size = int(np.prod(shape_of(weight)))
+            return "Reshape", tuple(np.empty(size, np.bool_).reshape(dims).shape)  # resolves -1
     return None

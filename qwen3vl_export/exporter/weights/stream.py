@@ -1,9 +1,9 @@
-"""Streaming: a piece of a checkpoint's tensor to its places in a file, a strip of rows at a time.
+"""Streaming: a piece of a checkpoint's tensor to its place in a file, one strip of rows at a time.
 
-The strips of a piece are read from the checkpoint, laid out, cast or packed, and written. Rows that become columns are
-gathered first, so that each column of the piece is one write. What strips pass through are buffers that each worker
-keeps: they stay in its processor's cache, and the system need not find new memory for every one. Knows offsets and
-layouts; nothing about graphs.
+The strips of a piece are read from the checkpoint, transformed, cast or packed, and written. Rows that become columns
+are gathered first, so that each column of the piece is one write. Strips pass through buffers that each worker keeps:
+they stay in its processor's cache, and no memory is allocated for every strip. Knows offsets and transforms; nothing
+about graphs.
 """
 
 from __future__ import annotations
@@ -22,22 +22,27 @@ from torch import Tensor
 from ...errors import BuildError
 from ..checkpoint import Checkpoint
 from .buffers import BUFFERS
-from .inputs import Layout, Source
-from .packing import TORCH
+from .inputs import Source, WeightTransform
+from .packing import TORCH_DTYPES
 
-PIECE_VALUES = 12 << 20  # one worker's turn, gathered at once if turned: 2B's weights are one piece
+PIECE_VALUES = 12 << 20  # of a worker's turn, all gathered if they are transposed: 2B's weights are one piece each
 STRIP_VALUES = 1 << 19  # read, cast or packed at once: 2 MiB of float32
 
 
 @dataclass(frozen=True)
-class Region:
-    """Where one array goes: a file (open, and its name), an offset, and the array's shape and dtype."""
+class Destination:
+    """Where one array is written: an open file, an offset, and the array's shape and dtype.
+
+    Attributes:
+        transposed: the checkpoint's rows are columns of the array.
+        file: the file's name.
+    """
 
     descriptor: int
     offset: int
     shape: tuple[int, ...]
     dtype: ir.DataType
-    columns: bool = False
+    transposed: bool = False
     file: str = ""
 
     @property
@@ -47,152 +52,159 @@ class Region:
 
 
 @dataclass
-class Squares:
-    """Sums over a weight's values, from which its relative error follows."""
+class ErrorSums:
+    """Sums of squares over a weight's values, which its relative error follows from."""
 
-    changed: float = 0.0
-    whole: float = 0.0
+    error: float = 0.0
+    weight: float = 0.0
 
-    def add(self, other: Squares) -> None:
-        self.changed += other.changed
-        self.whole += other.whole
+    def add(self, sums: ErrorSums) -> None:
+        self.error += sums.error
+        self.weight += sums.weight
 
     @property
-    def error(self) -> float:
+    def relative(self) -> float:
         """Relative L2 error."""
-        return float((self.changed / max(self.whole, 1e-30)) ** 0.5)
+        return float((self.error / max(self.weight, 1e-30)) ** 0.5)
 
 
-def pieces(shape: tuple[int, ...], layout: Layout) -> list[slice]:
-    """The rows of each piece of a tensor; one piece if a layout mixes rows."""
-    if not _rows_apart(shape, layout):
+def split_pieces(shape: tuple[int, ...], transform: WeightTransform) -> list[slice]:
+    """The rows of each piece of a tensor; one piece if the transform mixes rows."""
+    if not _keeps_rows(shape, transform):
         return [slice(0, shape[0])]
     count = max(1, PIECE_VALUES // max(1, prod(shape[1:])))
     return [slice(first, min(first + count, shape[0])) for first in range(0, shape[0], count)]
 
 
-def rows_at_once(shape: tuple[int, ...], layout: Layout) -> int:
-    """How many rows of a tensor are read at once: a strip, or one row that is larger; all if a layout mixes rows."""
-    return max(1, STRIP_VALUES // max(1, prod(shape[1:]))) if _rows_apart(shape, layout) else shape[0]
+def rows_per_read(shape: tuple[int, ...], transform: WeightTransform) -> int:
+    """Rows of a tensor that are read at once: a strip, or one row that is larger; all if the transform mixes rows."""
+    return max(1, STRIP_VALUES // max(1, prod(shape[1:]))) if _keeps_rows(shape, transform) else shape[0]
 
 
-def stream(
+def stream_piece(
     checkpoint: Checkpoint,
     name: str,
     source: Source,
-    regions: Mapping[str, Region],
+    destinations: Mapping[str, Destination],
     piece: slice,
     progress: Callable[[int], None],
-) -> Squares:
-    """Write one piece of a tensor as `source` says.
+) -> ErrorSums:
+    """Write one piece of a tensor, transformed and packed as `source` describes.
 
     Args:
         name: the checkpoint's tensor.
-        regions: for each part of the source's packing its place; the only key is "" without a packing.
-        piece: one of the tensor's `pieces`.
+        destinations: by part of the source's packing; the only key is "" without a packing.
+        piece: one of the tensor's `split_pieces`.
         progress: called with the bytes of each write.
 
     Returns:
-        What quantizing changed; zeros if the values are only cast.
+        The error of quantization; zeros if the values are only cast.
+
+    Raises:
+        BuildError: a packed array does not have the dtype that it is stored in.
     """
-    squares = Squares()
+    sums = ErrorSums()
     gathered: dict[str, Tensor] = {}
-    for first, rows in _strips(checkpoint, name, source.layout, piece):
-        arrays = _arrays(rows, first, source, regions, squares)
-        for part, region in regions.items():
-            if not region.columns:
-                progress(_write(region, first, arrays[part]))
+    for first, rows in _read_strips(checkpoint, name, source.transform, piece):
+        arrays = _convert(rows, first, source, destinations, sums)
+        for part, destination in destinations.items():
+            if not destination.transposed:
+                progress(_write_rows(destination, first, arrays[part]))
                 continue
             if part not in gathered:
-                width = min(piece.stop - piece.start, region.shape[1])
-                gathered[part] = BUFFERS.get(f"gathered {part}", (region.shape[0], width), arrays[part].dtype)
-            _turn(arrays[part], gathered[part][:, first - piece.start :][:, : len(rows)])
+                width = min(piece.stop - piece.start, destination.shape[1])
+                gathered[part] = BUFFERS.get(f"gathered {part}", (destination.shape[0], width), arrays[part].dtype)
+            _transpose_into(gathered[part][:, first - piece.start :][:, : len(rows)], arrays[part])
     for part, columns in gathered.items():
-        progress(_write_columns(regions[part], piece.start, columns))
-    return squares
+        progress(_write_columns(destinations[part], piece.start, columns))
+    return sums
 
 
-def _rows_apart(shape: tuple[int, ...], layout: Layout) -> bool:
-    """Whether a layout leaves every row of the tensor in its place."""
-    return all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in layout)
+def _keeps_rows(shape: tuple[int, ...], transform: WeightTransform) -> bool:
+    """Whether a transform leaves every row of the tensor in its place."""
+    return all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in transform)
 
 
-def _strips(checkpoint: Checkpoint, name: str, layout: Layout, piece: slice) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, rows [n, width]) of a piece, laid out."""
+def _read_strips(
+    checkpoint: Checkpoint, name: str, transform: WeightTransform, piece: slice
+) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, rows [n, width]) of a piece, transformed."""
     shape = checkpoint.tensors[name].shape
-    apart, count = _rows_apart(shape, layout), rows_at_once(shape, layout)
+    keeps_rows, count = _keeps_rows(shape, transform), rows_per_read(shape, transform)
     for start in range(piece.start, piece.stop, count):
         tensor = checkpoint.read(name, slice(start, min(start + count, piece.stop)), partial(BUFFERS.get, "read"))
-        for op, argument in layout:
+        for op, argument in transform:
             if op == "Transpose":
                 tensor = tensor.permute(argument)
             else:
-                tensor = tensor.reshape((len(tensor), *argument[1:]) if apart else argument)
+                tensor = tensor.reshape((len(tensor), *argument[1:]) if keeps_rows else argument)
         if tensor.ndim == 1:
             tensor = tensor[:, None]
         first = start * prod(tensor.shape[1:-1])
         if tensor.is_contiguous():
-            tensor = tensor.flatten(0, -2)  # a stack of matrices is one row after another
+            tensor = tensor.flatten(0, -2)  # the rows of a stack of matrices follow one another
         for rows in tensor.reshape(-1, *tensor.shape[-2:]):
             for strip in rows.split(max(1, STRIP_VALUES // rows.shape[1])):
                 yield first, strip
                 first += len(strip)
 
 
-def _arrays(
-    rows: Tensor, first: int, source: Source, regions: Mapping[str, Region], squares: Squares
+def _convert(
+    rows: Tensor, first: int, source: Source, destinations: Mapping[str, Destination], sums: ErrorSums
 ) -> Mapping[str, Tensor]:
-    """What is stored of a strip, by part; good until the next strip. Adds to `squares` what quantizing changed.
+    """The stored arrays of a strip, by part, valid until the next strip. Adds the error of quantization to `sums`.
 
     Raises:
-        BuildError: an array is not of the dtype that it is stored in.
+        BuildError: an array does not have the dtype that it is stored in.
     """
-    if not rows.is_contiguous():
-        rows = BUFFERS.get("straight", tuple(rows.shape), rows.dtype).copy_(rows)  # turned and cast in one is slow
+    if not rows.is_contiguous():  # transposing and casting in one step is slow
+        rows = BUFFERS.get("contiguous", tuple(rows.shape), rows.dtype).copy_(rows)
     if source.packing is None:
-        dtype = TORCH.get(regions[""].dtype, rows.dtype)
+        dtype = TORCH_DTYPES.get(destinations[""].dtype, rows.dtype)
         if dtype == torch.float16 != rows.dtype:
-            rows = _cast(rows, torch.float32)  # from bfloat16, torch does both steps faster than the one
+            rows = _cast(rows, torch.float32)  # from bfloat16, torch casts faster in two steps than in one
         return {"": _cast(rows, dtype)}
     wide = _cast(rows, torch.float32)
-    arrays, restored = source.packing.pack(wide, first)
-    for part, region in regions.items():
-        if TORCH.get(region.dtype, arrays[part].dtype) != arrays[part].dtype:
-            what = f"{source.parameter}: {part} are packed as {arrays[part].dtype} and stored as {region.dtype}"
-            raise BuildError(what, "This is a bug; please report it")
-    squares.add(Squares(float((restored - wide).square().sum()), float(wide.square().sum())))
+    arrays, dequantized = source.packing.pack(wide, first)
+    for part, destination in destinations.items():
+        if TORCH_DTYPES.get(destination.dtype, arrays[part].dtype) != arrays[part].dtype:
+            mismatch = f"{part} are packed as {arrays[part].dtype} and stored as {destination.dtype}"
+            raise BuildError(f"{source.parameter}: {mismatch}", "This is a bug; please report it")
+    sums.add(ErrorSums(float((dequantized - wide).square().sum()), float(wide.square().sum())))
     return arrays
 
 
 def _cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows themselves, or a buffer's copy in that dtype."""
+    """The rows themselves if they have that dtype, or a copy in a buffer."""
     return rows if rows.dtype == dtype else BUFFERS.get(f"cast {dtype}", tuple(rows.shape), dtype).copy_(rows)
 
 
-def _turn(rows: Tensor, columns: Tensor) -> None:
-    """Rows [n, K] into columns [K, n] of a larger matrix, by way of a whole one: torch turns into those much faster."""
-    columns.copy_(BUFFERS.get("turned", tuple(columns.shape), rows.dtype).copy_(rows.t()))
+def _transpose_into(columns: Tensor, rows: Tensor) -> None:
+    """Copy rows [n, K] into columns [K, n] of a larger matrix, through a contiguous one: torch transposes into that
+    much faster."""
+    columns.copy_(BUFFERS.get("transposed", tuple(columns.shape), rows.dtype).copy_(rows.t()))
 
 
-def _write(region: Region, first: int, rows: Tensor) -> int:
+def _write_rows(destination: Destination, first: int, rows: Tensor) -> int:
     """Write rows that start at index `first`; returns their bytes."""
-    data = _bytes(rows)
-    _write_at(region.descriptor, data, region.offset + first * (len(data) // len(rows)))
+    data = _as_bytes(rows)
+    _write_at(destination.descriptor, data, destination.offset + first * (len(data) // len(rows)))
     return len(data)
 
 
-def _write_columns(region: Region, first: int, columns: Tensor) -> int:
+def _write_columns(destination: Destination, first: int, columns: Tensor) -> int:
     """Write columns of a matrix that start at index `first`; returns their bytes."""
-    data, size = _bytes(columns), columns.element_size()
-    width, stride = columns.shape[1] * size, region.shape[1] * size
-    runs = 1 if width == stride else region.shape[0]  # all columns of it are one run
+    data, size = _as_bytes(columns), columns.element_size()
+    width, stride = columns.shape[1] * size, destination.shape[1] * size
+    runs = 1 if width == stride else destination.shape[0]  # all columns of a matrix are one run of bytes
     length = len(data) // runs
     for index in range(runs):
-        _write_at(region.descriptor, data[index * length :][:length], region.offset + index * stride + first * size)
+        offset = destination.offset + index * stride + first * size
+        _write_at(destination.descriptor, data[index * length :][:length], offset)
     return len(data)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _as_bytes(tensor: Tensor) -> memoryview:
     flat = tensor.contiguous().reshape(-1)  # a last axis of one value may have any stride
     array: np.ndarray = flat.view(torch.uint8).numpy()
     return array.data.cast("B")
