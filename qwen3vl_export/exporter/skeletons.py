@@ -25,7 +25,7 @@ from ..packaging import storage
 from ..promise import promised_graphs
 from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, Quantize
-from .calibration import Calibration
+from .calibration import DecoderCalibration
 from .calibration.results import use_results
 from .checkpoint import Checkpoint, open_checkpoint
 from .lowering import lower
@@ -83,7 +83,7 @@ def skeletons(
     checkpoint: Checkpoint,
     log: Log,
     keep_in: Path | None = None,
-    calibrations: Mapping[str, Calibration] = MappingProxyType({}),
+    calibrations: Mapping[str, DecoderCalibration] = MappingProxyType({}),
 ) -> list[Skeleton]:
     """Every graph of a recipe in every precision, from the checkpoint's headers alone; equal ones once.
 
@@ -149,7 +149,7 @@ def packed(
     target: str,
     plan: Quantize,
     stored: ir.DataType | None,
-    calibration: Calibration | None = None,
+    calibration: DecoderCalibration | None = None,
 ) -> Skeleton:
     """The second half: how the weights are stored. The model is changed in place.
 

@@ -67,7 +67,7 @@ class PromptState:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class DecoderCalibration:
     """The calibration that a recipe asks for, run when its results are first needed.
 
     Attributes:
@@ -93,7 +93,9 @@ class Calibration:
         return {"prompts": len(self.prompts.prepared), "tokens": self.prompts.tokens, "sha256": self.prompts.sha256}
 
 
-def plan_calibrations(recipe: Recipe, checkpoint: Checkpoint, directory: Path, log: Log) -> dict[str, Calibration]:
+def plan_calibrations(
+    recipe: Recipe, checkpoint: Checkpoint, directory: Path, log: Log
+) -> dict[str, DecoderCalibration]:
     """The calibrations of a recipe's decoder, by precision, for those that ask for one and do not share a decoder.
 
     Raises:
@@ -104,7 +106,7 @@ def plan_calibrations(recipe: Recipe, checkpoint: Checkpoint, directory: Path, l
     return {name: calibration for name, calibration in planned.items() if calibration is not None}
 
 
-def plan_calibration(recipe: Recipe, checkpoint: Checkpoint, directory: Path, log: Log) -> Calibration | None:
+def plan_calibration(recipe: Recipe, checkpoint: Checkpoint, directory: Path, log: Log) -> DecoderCalibration | None:
     """The calibration of a recipe's decoder; None if it asks for none.
 
     Raises:
@@ -116,7 +118,7 @@ def plan_calibration(recipe: Recipe, checkpoint: Checkpoint, directory: Path, lo
     assert recipe.calibration_dir is not None  # checked with the recipe
     scale_dtype = ir.DataType.FLOAT16 if recipe.compute_dtype == "float16" else ir.DataType.FLOAT
     prompts = read_prompts(recipe.calibration_dir, checkpoint)
-    return Calibration(checkpoint, settings, scale_dtype, prompts, directory, log)
+    return DecoderCalibration(checkpoint, settings, scale_dtype, prompts, directory, log)
 
 
 def calibrate(

@@ -19,13 +19,14 @@ import onnx_ir as ir
 from onnx import parser
 from onnx_ir.passes import common as passes
 
+from ..opsets import MICROSOFT, declare_microsoft
 from ..submodules.attention import GRID_ATTENTION
 from ..submodules.experts import EXPERTS
 from ..submodules.geometry import GUARD, PLACEHOLDER_DOMAIN
 from ..trace import OPSET
 from .experts import build_experts_function
 
-_HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "com.microsoft" : 1]>
+_HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "{MICROSOFT}" : 1]>
 {GRID_ATTENTION} <num_heads, head_size, scale> (q, k, v, segments) => (out)"""
 
 # A Loop over the rows of `segments` [M, n]; {columns} names the row's values, {body} computes `joined` [rows, D] from
@@ -146,8 +147,7 @@ def lower(target: str) -> Callable[[ir.Model], ir.Model]:
         if model.functions:
             model = passes.InlinePass()(model).model
             model = passes.IdentityEliminationPass()(model).model
-        if any(node.domain == "com.microsoft" for node in model.graph.all_nodes()):
-            model.graph.opset_imports["com.microsoft"] = 1
+        declare_microsoft(model)
         return model
 
     return replace_placeholders

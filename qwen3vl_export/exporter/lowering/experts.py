@@ -18,6 +18,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx import parser
 
+from ..opsets import MICROSOFT
 from ..submodules.experts import EXPERTS
 from ..submodules.geometry import PLACEHOLDER_DOMAIN
 from ..trace import OPSET
@@ -25,7 +26,7 @@ from ..trace import OPSET
 OLDEST_ONNXRUNTIME = "1.23.2"  # the first whose CPU provider has a float32 MoE
 OLDEST_WITH_ACCURACY_LEVEL = "1.31.0"  # the first whose QMoE, its quantized sibling, takes one
 
-_HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "com.microsoft" : 1]>
+_HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "{MICROSOFT}" : 1]>
 {EXPERTS} (x, chosen, shares, gate_up, down) => (out)"""
 
 # MoE has a softmax and top k of its own. A softmax over the logarithms of shares that sum to 1 returns the shares, and

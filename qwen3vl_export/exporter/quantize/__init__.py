@@ -21,6 +21,7 @@ import onnx_ir as ir
 from ...contract import EMBED_TOKENS, EMBEDDINGS
 from ...errors import BuildError
 from ...recipe.quantize import Quantize
+from ..opsets import declare_microsoft
 from ..simplify import clean
 from ..weights.inputs import (
     TRANSPOSE_MATRIX,
@@ -35,7 +36,6 @@ from ..weights.inputs import (
 )
 from .experts import build_qmoe, dequantize_expert, selects_expert, widening_cast
 from .ops import (
-    MICROSOFT,
     NodeBuilder,
     WeightReader,
     build_dequantized_matmul,
@@ -90,8 +90,7 @@ def quantize(model: ir.Model, settings: Quantize, target: str) -> ir.Model:
             f"{model.graph.name}: {source_of(unsupported).parameter}: experts are quantized by int8 and int4 only",
             'Choose one of these methods, or keep: ["*.experts.*"]',
         )
-    if any(node.domain == MICROSOFT for node in model.graph.all_nodes()):
-        model.graph.opset_imports[MICROSOFT] = 1
+    declare_microsoft(model)
     return clean(drop_unused(model))
 
 

@@ -17,9 +17,10 @@ import onnx_ir as ir
 
 from ...errors import BuildError
 from ...recipe.quantize import BlockSettings
+from ..opsets import MICROSOFT
 from ..weights.inputs import TRANSPOSE_STACK, Source, shape_of, source_of, weight_input
 from ..weights.packing import DATA, SCALES, ZERO_POINTS
-from .ops import MICROSOFT, blockwise_packing
+from .ops import blockwise_packing
 
 
 def build_qmoe(model: ir.Model, node: ir.Node, settings: BlockSettings) -> list[ir.Node]:

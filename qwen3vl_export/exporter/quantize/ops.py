@@ -17,10 +17,9 @@ from typing import Any
 import onnx_ir as ir
 
 from ...recipe.quantize import BlockSettings, Int8Dynamic
+from ..opsets import MICROSOFT
 from ..weights.inputs import Source, weight_input
 from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, Packing, PerColumn
-
-MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-DOMAIN = "com.microsoft"
+from ..opsets import MICROSOFT, declare_microsoft
 
 
 def fuse_skip_norms(model: ir.Model) -> ir.Model:
@@ -29,7 +29,7 @@ def fuse_skip_norms(model: ir.Model) -> ir.Model:
             "SkipSimplifiedLayerNormalization",
             [left, right, norm.inputs[1]],
             attributes={"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
-            domain=DOMAIN,
+            domain=MICROSOFT,
             num_outputs=4,
         )
         for unused in fused.outputs[1:3]:
@@ -39,7 +39,7 @@ def fuse_skip_norms(model: ir.Model) -> ir.Model:
             old.replace_all_uses_with(new)
         model.graph.insert_before(add, fused)
         model.graph.remove([norm, add], safe=True)
-        model.graph.opset_imports[DOMAIN] = 1
+    declare_microsoft(model)
     return model
 
 
