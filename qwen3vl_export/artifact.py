@@ -95,7 +95,7 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """What the files take, those of two names counted once."""
+        """Bytes of all files; a file with two names counts once."""
         return sum(record.bytes for name, record in self.files.items() if name not in self.second_names)
 
     def to_json(self) -> str:
@@ -131,7 +131,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact directory that was opened, in one of its precisions; `open_artifact` is the way to get one."""
+    """An opened artifact directory, in one of its precisions; `open_artifact` makes one."""
 
     root: Path
     manifest: Manifest
@@ -206,7 +206,7 @@ def open_artifact(root: Path, check: bool = True, precision: str = "") -> Artifa
     """Read the manifest and, unless `check` is False, verify size and sha256 of every file it lists.
 
     Args:
-        precision: one of those the artifact has; the default one unless said.
+        precision: one of those the artifact has; "" is the default one.
 
     Raises:
         ArtifactError: no such directory, no manifest, one that does not list what its recipe promises, no such
@@ -222,13 +222,13 @@ def open_artifact(root: Path, check: bool = True, precision: str = "") -> Artifa
 
 
 def lies_inside(directory: Path, name: str, root: Path) -> bool:
-    """Whether a file that an artifact names is its own, wherever symbolic links lead.
+    """Whether a file that an artifact names belongs to it, wherever symbolic links lead.
 
     A snapshot in huggingface_hub's cache (`models--ORG--NAME/snapshots/COMMIT`) consists of links to the files of the
-    same repository (`models--ORG--NAME/blobs`); those are its own too.
+    same repository (`models--ORG--NAME/blobs`); those belong to it too.
 
     Args:
-        directory: in which the file must lie, the root or below it.
+        directory: must contain the file; the root or below it.
         name: relative to the directory.
         root: of the artifact.
     """

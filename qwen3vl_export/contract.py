@@ -1,6 +1,6 @@
 """The graph contract: names, dtypes and shapes of every graph's inputs and outputs, declared once as data.
 
-Trace, manifest, runtime, packaging and tests read this declaration; nobody else spells a tensor name.
+Trace, manifest, runtime, packaging and tests read this declaration; no other module spells a tensor name.
 A shape is a tuple of ints (fixed) and strings (named symbolic dims). `W = (1 + D) * H` is the width of wide features:
 columns `[0, H)` hold the embedding, columns `[k*H, (k+1)*H)` the k-th of D DeepStack maps (zero on text rows).
 
@@ -15,9 +15,9 @@ from typing import Any
 
 Shape = tuple[int | str, ...]
 
-TIERS = ("quick", "standard", "full")  # of the matrix a verification runs; each holds the cases of those before it
+TIERS = ("quick", "standard", "full")  # of the verification matrix; each includes the cases of those before it
 
-# How a runtime picks the encoder for a picture; the manifest names one, `runtime/encoders.py` explains and obeys it.
+# How a runtime chooses the encoder for a picture. The manifest names one rule; `runtime/encoders.py` implements them.
 ANY_GRID = "any-grid"
 ONLY_GRID = "only-grid"
 BUCKET_RULE = "closest-aspect-then-smallest-sufficient"
@@ -77,6 +77,7 @@ class Facts:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Facts:
+        """From the manifest's `facts`."""
         return cls(**values)
 
 
@@ -84,7 +85,7 @@ class Facts:
 class Tensor:
     """One graph input or output: `dtype` is a numpy name, or `"float"` for the graph's floating dtype.
 
-    An input with a `default` is optional: the graph carries that value as its initializer.
+    An input with a `default` is optional: the graph has that value as its initializer.
     """
 
     name: str
@@ -103,10 +104,12 @@ class Graph:
 
 
 def past_name(layer: int, part: str) -> str:
+    """A layer's past `part`, "key" or "value"."""
     return f"past_key_values.{layer}.{part}"
 
 
 def present_name(layer: int, part: str) -> str:
+    """A layer's present `part`, "key" or "value"."""
     return f"present.{layer}.{part}"
 
 

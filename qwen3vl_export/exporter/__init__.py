@@ -1,1 +1,1 @@
-"""From a recipe and a checkpoint to an artifact: read pipeline.build first, then skeletons."""
+"""From a recipe and a checkpoint to an artifact: read `pipeline.build` first, then `skeletons`."""

@@ -1,8 +1,8 @@
 """A Qwen3-VL checkpoint on disk: its config, its facts and its tensors, read one at a time or in parts.
 
-Finds a local directory or a Hugging Face repository at a pinned revision. Weights are never loaded whole: the index is
-read from the safetensors headers and `read` fetches one tensor, or some rows of it. Whatever layout the files have,
-tensors are seen here as transformers' modules hold them. Knows nothing about graphs.
+Opens a local directory or a Hugging Face repository at a pinned revision. Weights are never loaded whole: the index is
+read from the safetensors headers, and `read` fetches one tensor or some rows of it. Whatever the files' layout, tensors
+appear as transformers' modules hold them. Knows nothing about graphs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..contract import Facts
 from ..errors import CheckpointError
 from ..hash_cache import sha256_file
 from ..hub import download
-from .safetensors_file import Stored, stored_tensors
+from .safetensors_file import StoredTensor, stored_tensors
 
 CONFIGS = {"qwen3_vl": Qwen3VLConfig, "qwen3_vl_moe": Qwen3VLMoeConfig}  # by model_type
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PREFIXES = {  # of a wrapper's parameters -> of the checkpoint's tensors
+PREFIXES = {  # of a submodule's parameters -> of the checkpoint's tensors
     "visual.": "model.visual.",
     "language_model.": "model.language_model.",
     "embed_tokens.": "model.language_model.embed_tokens.",
@@ -34,31 +34,31 @@ PREFIXES = {  # of a wrapper's parameters -> of the checkpoint's tensors
 }
 
 
-class Room(Protocol):
-    """Memory for a tensor that is read."""
+class Allocator(Protocol):
+    """Allocates memory to read a tensor into, like `torch.empty`."""
 
     def __call__(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor: where it is stored, and its shape as transformers' modules have it.
+    """One tensor: where it is stored, and its shape in transformers' modules.
 
-    `swapped`: in the file its last two axes stand in the other order.
+    `transposed`: the file stores its last two axes in the opposite order.
     """
 
-    stored: Stored
+    stored: StoredTensor
     shape: tuple[int, ...]
-    swapped: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; `open_checkpoint` is the way to get one.
+    """An opened checkpoint; `open_checkpoint` makes one.
 
     Attributes:
         root: directory of the files.
-        source: what the user named: a repository id, or the directory's name.
+        source: the repository id, or the directory's name.
         revision: commit of the repository, or "local".
         config: the parsed `config.json`.
     """
@@ -99,24 +99,25 @@ class Checkpoint:
         Raises:
             CheckpointError: a shard is missing or is not a safetensors file.
         """
-        found = {name: stored for file in self._shards() for name, stored in stored_tensors(file).items()}
-        return {name: self._entry(name, stored) for name, stored in found.items()}
+        return {
+            name: self._entry(name, stored) for file in self._shards() for name, stored in stored_tensors(file).items()
+        }
 
-    def _entry(self, name: str, stored: Stored) -> TensorEntry:
+    def _entry(self, name: str, stored: StoredTensor) -> TensorEntry:
         """A tensor as the architecture has it.
 
         The published files hold experts as [E, H, 2 * I] and [E, I, H]; transformers 5 holds and saves them as
-        `torch.nn.Linear` would, [E, 2 * I, H] and [E, H, I]. Both are read, told apart by shape and, where a shape fits
-        both, taken for the latter, all as transformers' `from_pretrained` does.
+        `torch.nn.Linear` would, [E, 2 * I, H] and [E, H, I]. Both are read. They are distinguished by shape; a shape
+        that fits both counts as the latter, all as in transformers' `from_pretrained`.
         Source: transformers `conversion_mapping`, "qwen3_vl_moe".
         """
         module, _, parameter = name.rpartition(".")
         if module.endswith(".mlp.experts") and isinstance(self.config, Qwen3VLMoeConfig):
             text = self.config.text_config
             hidden, inner = text.hidden_size, text.moe_intermediate_size
-            wanted = {"gate_up_proj": (2 * inner, hidden), "down_proj": (hidden, inner)}.get(parameter)
-            if wanted is not None and stored.shape[1:] == wanted[::-1] != wanted:
-                return TensorEntry(stored, (stored.shape[0], *wanted), swapped=True)
+            matrix = {"gate_up_proj": (2 * inner, hidden), "down_proj": (hidden, inner)}.get(parameter)
+            if matrix is not None and stored.shape[1:] == matrix[::-1] != matrix:
+                return TensorEntry(stored, (stored.shape[0], *matrix), transposed=True)
         return TensorEntry(stored, stored.shape)
 
     def _shards(self) -> list[Path]:
@@ -132,23 +133,23 @@ class Checkpoint:
                 raise CheckpointError(f"{self.root}: {name} is missing", "Download the checkpoint again")
         return [self.root / name for name in names]
 
-    def read(self, name: str, rows: slice | None = None, room: Room | None = None) -> torch.Tensor:
-        """One tensor in its stored dtype; need not be contiguous.
+    def read(self, name: str, rows: slice | None = None, allocate: Allocator | None = None) -> torch.Tensor:
+        """One tensor in its stored dtype; not necessarily contiguous.
 
         Args:
             rows: read only these of its first axis, e.g. the experts `slice(3, 4)`.
-            room: gives the memory to read into, for a shape and a dtype; memory of the tensor's own unless given.
+            allocate: returns the memory to read into; default `torch.empty`.
 
         Raises:
             CheckpointError: the file has become shorter.
         """
         entry = self.tensors[name]
-        whole = entry.stored.shape
-        start, stop, _ = (rows or slice(None)).indices(whole[0]) if whole else (0, 0, 1)
-        shape = (stop - start, *whole[1:]) if whole else whole
-        into = (room or torch.empty)(shape, dtype=entry.stored.dtype)
-        tensor = entry.stored.read(slice(start, stop), into)
-        return tensor.transpose(-1, -2) if entry.swapped else tensor
+        full_shape = entry.stored.shape
+        start, stop, _ = (rows or slice(None)).indices(full_shape[0]) if full_shape else (0, 0, 1)
+        shape = (stop - start, *full_shape[1:]) if full_shape else full_shape
+        memory = (allocate or torch.empty)(shape, dtype=entry.stored.dtype)
+        tensor = entry.stored.read(slice(start, stop), memory)
+        return tensor.transpose(-1, -2) if entry.transposed else tensor
 
     def provenance(self) -> dict[str, Any]:
         """Source, revision and sha256 of every file that a build reads."""
@@ -161,8 +162,17 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """Every file that a build reads: settings, then weights."""
-        settings = [self.root / name for name in CHECKPOINT_FILES if (self.root / name).is_file()]
-        return settings + self._shards()
+        return self.settings + self._shards()
+
+    @property
+    def settings(self) -> list[Path]:
+        """Its config, tokenizer, template and processor files, those that exist."""
+        return [self.root / name for name in CHECKPOINT_FILES if (self.root / name).is_file()]
+
+    @property
+    def licences(self) -> list[Path]:
+        """Its licence files."""
+        return sorted(self.root.glob("LICENSE*"))
 
 
 def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Checkpoint:
@@ -171,10 +181,10 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
     Args:
         source: path of a directory, or `org/name`.
         revision: branch, tag or commit; ignored for a directory.
-        name: what the manifest calls a directory; its last name unless given, so that no machine's paths are recorded.
+        name: what the manifest calls a directory; default its last name, so that no machine's paths are recorded.
 
     Raises:
-        CheckpointError: nothing there, no network, another architecture, or a config that leaves rotary settings out.
+        CheckpointError: not found, no network, another architecture, or a config without rotary settings.
     """
     local = Path(source).expanduser()
     if local.is_dir():
@@ -193,13 +203,14 @@ def _read_config(root: Path) -> Qwen3VLConfig | Qwen3VLMoeConfig:
         raw = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})", "Download the checkpoint again") from error
-    found = raw.get("model_type")
-    if found not in CONFIGS:
+    model_type = raw.get("model_type")
+    if model_type not in CONFIGS:
         raise CheckpointError(
-            f"{path}: model_type is {found!r}, this tool exports {' and '.join(CONFIGS)}", "Use a Qwen3-VL checkpoint"
+            f"{path}: model_type is {model_type!r}, this tool exports {' and '.join(CONFIGS)}",
+            "Use a Qwen3-VL checkpoint",
         )
     text = raw.get("text_config", {})
-    if found == "qwen3_vl_moe" and text.get("hidden_act") != "silu":
+    if model_type == "qwen3_vl_moe" and text.get("hidden_act") != "silu":
         raise CheckpointError(
             f"{path}: text_config.hidden_act is {text.get('hidden_act')!r}, experts are exported with 'silu' only",
             "Use a Qwen3-VL checkpoint",
@@ -211,17 +222,17 @@ def _read_config(root: Path) -> Qwen3VLConfig | Qwen3VLMoeConfig:
             f"{path}: text_config says no rope_theta or mrope_section; a default would be silently wrong",
             "Take config.json from the published checkpoint",
         )
-    config = CONFIGS[found].from_dict(raw)
+    config = CONFIGS[model_type].from_dict(raw)
     if config.text_config.rope_parameters.get("rope_theta") != theta:
         raise CheckpointError(f"{path}: rope_theta {theta} was not understood", "Check text_config.rope_parameters")
     return config
 
 
 def checkpoint_name(parameter: str, tied: bool) -> str:
-    """The checkpoint's name of a wrapper's parameter: `visual.pos_embed.weight` -> `model.visual.pos_embed.weight`."""
+    """The checkpoint's name of a parameter: `visual.pos_embed.weight` -> `model.visual.pos_embed.weight`."""
     if tied and parameter == "lm_head.weight":
         return "model.language_model.embed_tokens.weight"
-    for ours, theirs in PREFIXES.items():
-        if parameter.startswith(ours):
-            return theirs + parameter[len(ours) :]
-    raise AssertionError(f"{parameter} has no home in a checkpoint")
+    for prefix, checkpoint_prefix in PREFIXES.items():
+        if parameter.startswith(prefix):
+            return checkpoint_prefix + parameter.removeprefix(prefix)
+    raise AssertionError(f"{parameter}: no tensor of a checkpoint has this parameter")

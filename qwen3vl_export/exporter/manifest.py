@@ -1,4 +1,4 @@
-"""What a build says of itself: the manifest, with an entry for each graph and the sha256 of every file.
+"""The manifest of a build: an entry for each graph and the sha256 of every file.
 
 Knows recipes, skeletons and finished files; nothing about how they were made.
 """
@@ -21,30 +21,36 @@ from .stages import tool_versions
 from .weights import WORKERS, FilePlacement, WeightFile
 from .weights.errors import summarize_errors
 
-Entries = dict[str, dict[str, Any]]  # precision -> graph -> what the manifest says of it
+Entries = dict[str, dict[str, Any]]  # precision -> graph -> its manifest entry
 GRID_RULES = {"dynamic": contract.ANY_GRID, "fixed": contract.ONLY_GRID, "buckets": contract.BUCKET_RULE}
 
 
-def graph_entry(one: Skeleton, model: ir.Model, data: WeightFile, dtype: str) -> dict[str, Any]:
-    """What the manifest says of one graph."""
-    graph = one.graph
+def graph_entry(skeleton: Skeleton, model: ir.Model, file: WeightFile, dtype: str) -> dict[str, Any]:
+    """The manifest's entry of one graph.
+
+    Args:
+        model: the graph as it was written.
+        dtype: what "float" means in its contract.
+    """
+    graph = skeleton.graph
     tensors = {
         kind: {t.name: {"dtype": dtype if t.dtype == "float" else t.dtype, "shape": list(t.shape)} for t in declared}
         for kind, declared in (("inputs", graph.inputs), ("outputs", graph.outputs))
     }
     return {
-        "file": f"{GRAPH_DIR}/{one.name}.onnx",
-        "data": [f"{GRAPH_DIR}/{name}" for name in data.placement.file_names],
-        **({"shared": shared(model, data.placement)} if data.placement.borrowed_files else {}),
+        "file": f"{GRAPH_DIR}/{skeleton.name}.onnx",
+        "data": [f"{GRAPH_DIR}/{name}" for name in file.placement.file_names],
+        **({"shared": borrowed_tensors(model, file.placement)} if file.placement.borrowed_files else {}),
         "opset": dict(sorted(model.graph.opset_imports.items())),
-        "stages": one.stages.records,
-        **({"weight_errors": summarize_errors(data.errors)} if data.errors else {}),
+        "stages": skeleton.stages.records,
+        **({"weight_errors": summarize_errors(file.errors)} if file.errors else {}),
+        **({"calibration": skeleton.calibration.record} if skeleton.calibration is not None else {}),
         **tensors,
     }
 
 
-def shared(model: ir.Model, placement: FilePlacement) -> list[dict[str, Any]]:
-    """For each file of another graph that this one reads: its name and the tensors."""
+def borrowed_tensors(model: ir.Model, placement: FilePlacement) -> list[dict[str, Any]]:
+    """For each file of another graph that this one reads: its name and the tensors read."""
     return [
         {
             "file": f"{GRAPH_DIR}/{name}",

@@ -19,7 +19,7 @@ Rewrite = Callable[[ir.Model], ir.Model]
 
 
 def forget_tracing(model: ir.Model) -> ir.Model:
-    """Drop the tracer's notes and the shapes it guessed inside the graph; inputs and outputs keep theirs."""
+    """Drop the tracer's metadata and the shapes it inferred inside the graph; inputs and outputs keep theirs."""
     model = passes.ClearMetadataAndDocStringPass()(model).model
     outputs = set(model.graph.outputs)
     for node in model.graph:
@@ -34,21 +34,21 @@ def forget_tracing(model: ir.Model) -> ir.Model:
 
 
 PASSES: dict[str, tuple[Rewrite, ...]] = {
-    # The rewrites go by the tracer's shapes, so they come before these are forgotten.
+    # The rewrites rely on the tracer's shapes, so they run before these are dropped.
     "ort": (lower("ort"), rotate_in_place, drop_identity_reshapes, fuse_skip_norms, clean, forget_tracing),
     "portable": (lower("portable"), drop_identity_reshapes, clean, forget_tracing),
 }
 
 
 def optimize(
-    model: ir.Model, target: str, step: Callable[[str, ir.Model], None] = lambda name, model: None
+    model: ir.Model, target: str, keep_step: Callable[[str, ir.Model], None] = lambda name, model: None
 ) -> ir.Model:
     """Apply the target's rewrites in order.
 
     Args:
-        step: called after each with its number and name (`4-fuse_skip_norms`) and what it made.
+        keep_step: called after each rewrite with its number and name (`4-fuse_skip_norms`) and its result.
     """
     for number, rewrite in enumerate(PASSES[target], start=1):
         model = rewrite(model)
-        step(f"{number}-{rewrite.__qualname__.partition('.')[0]}", model)
+        keep_step(f"{number}-{rewrite.__qualname__.partition('.')[0]}", model)
     return model

@@ -1,18 +1,20 @@
-"""The pipeline: a recipe and a checkpoint to an artifact directory. `build` and `export_graph` tell the whole story.
+"""The pipeline: a recipe and a checkpoint to an artifact directory, in three acts. Read `build` first.
 
-recipe -> checkpoint -> trace -> simplify -> optimize -> quantize (-> calibrate) -> weights -> artifact
+    prepare   recipe -> checkpoint -> trace -> simplify -> optimize -> quantize (-> calibrate)
+    write     weights
+    finish    checks -> settings -> packaging -> manifest: the artifact
 
-Every graph is a finished skeleton before the first weight is read: what the artifact takes on disk is known by then.
+Every graph is a finished skeleton before the first weight is written: the size of the artifact is known by then.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +22,38 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from .. import contract
-from ..artifact import CHECKPOINT_FILES, GRAPH_DIR, NEEDED_FILES
-from ..errors import BuildError, CheckpointError
+from ..artifact import GRAPH_DIR
+from ..errors import BuildError
 from ..output import resumable_directory
-from ..packaging import package, storage
+from ..packaging import storage_rules, write_packaging
 from ..recipe.model import Recipe
 from ..recipe.quantize import Quantize
 from .calibration import plan_calibrations
 from .checkpoint import Checkpoint
 from .manifest import Entries, graph_entry, write_manifest
-from .plan import check_space, layouts_of, planned_files
-from .progress import writing
+from .plan import PlannedFile, check_space, file_placements, planned_files
+from .progress import show_progress
 from .resume import open_journal
-from .skeletons import KEEP, Log, Skeleton, inputs_of, lenders_first, open_for, shared_graphs, skeleton, skeletons
+from .settings import copy_settings
+from .skeletons import (
+    UNQUANTIZED,
+    Log,
+    Skeleton,
+    build_skeleton,
+    build_skeletons,
+    inputs_of,
+    open_recipe_checkpoint,
+    shared_graphs,
+    sort_for_writing,
+)
 from .stages import Stages
 from .submodules import Submodule
 from .weights import Progress, WeightFile, attach
 from .weights.errors import report_errors
+from .weights.journal import Journal
 
 STAGES_DIR = "stages"
-CALIBRATED_DIR = "calibrated"  # gone before the build ends
-PREPROCESSOR = "preprocessor_config.json"
+CALIBRATED_DIR = "calibrated"  # removed before the build ends
 
 
 def build(
@@ -58,10 +70,10 @@ def build(
 
     Args:
         checkpoint: directory or repository to use instead of the recipe's.
-        out: directory to write; `artifacts/<name>` unless given.
+        out: directory to write; default `artifacts/<name>`.
         keep_stages: also keep every stage of every graph, runnable, under `stages/`.
-        force: replace the artifact at `out`, and what an interrupted build of it left.
-        resume: continue an interrupted build of it, if there is one and it wrote what this one would.
+        force: replace the artifact at `out`, and anything an interrupted build of it left.
+        resume: continue an interrupted build, if there is one and it was writing the same artifact.
         log: takes one line of progress.
 
     Returns:
@@ -72,40 +84,89 @@ def build(
     """
     out = out if out is not None else Path("artifacts") / recipe.name
     with resumable_directory(out, force, resume, inputs_of(recipe, checkpoint)) as directory:
-        opened = open_for(recipe, checkpoint)
-        log(f"checkpoint {opened.source} ({opened.revision}), {len(opened.tensors)} tensors")
-        calibrations = plan_calibrations(recipe, opened, directory / CALIBRATED_DIR, log)
-        prompts = {precision: one.prompts.sha256 for precision, one in calibrations.items()}
-        journal = open_journal(directory, recipe, opened, prompts, log)
-        provenance = in_background(opened.provenance)  # hashes gigabytes while this thread traces
-        keep_in = directory / STAGES_DIR if keep_stages else None
-        found = skeletons(recipe, opened, log, keep_in, calibrations)
-        planned = planned_files(found, opened, storage(recipe.packaging.runtimes))
-        check_space(out, sum(file.bytes for file in planned) - journal.bytes)
-        graphs = directory / GRAPH_DIR
-        graphs.mkdir(exist_ok=True)
-        entries: Entries = {name: {} for name in recipe.every_precision}
-        layouts = layouts_of(found, storage(recipe.packaging.runtimes))
-        with ExitStack() as files:
-            data = {stem: files.enter_context(WeightFile(graphs, one, journal)) for stem, one in layouts.items()}
-            progress = files.enter_context(writing(sum(one.weights for one in planned), journal.bytes, log))
-            for one in lenders_first(found):
-                graph, file, own = one.graph.name, data[one.data_stem], recipe.at(one.precision)
-                model = write_graph(one, opened, file, progress)
-                entries[one.precision][graph] = graph_entry(one, model, file, own.compute_dtype)
-                if graph == contract.DECODER and one.precision in calibrations:
-                    entries[one.precision][graph]["calibration"] = calibrations[one.precision].record
-                report_errors(one.name, own.quantize(graph).method, file.errors, log)
-        shutil.rmtree(directory / CALIBRATED_DIR, ignore_errors=True)
-        for one in found:
-            check_graph(graphs / f"{one.name}.onnx")
-        for precision, graph in shared_graphs(recipe, opened.facts):
-            entries[precision][graph] = entries[recipe.written_for(precision, graph)][graph]
-        copy_settings(opened, recipe, directory)
-        names = package(directory, recipe.packaging.runtimes, opened.facts, entries)
-        write_manifest(directory, recipe, opened, entries, provenance.result(), names)
-    log(f"{out}: {len(found)} graphs, every one passes onnx.checker and strict shape inference")
+        prepared = prepare_build(recipe, open_recipe_checkpoint(recipe, checkpoint), directory, keep_stages, log)
+        check_space(out, prepared.bytes_to_write)
+        entries = write_graphs(prepared, log)
+        finish_artifact(prepared, entries)
+    log(f"{out}: {len(prepared.skeletons)} graphs, every one passes onnx.checker and strict shape inference")
     return out
+
+
+@dataclass(frozen=True)
+class PreparedBuild:
+    """A build before its first weight is written.
+
+    Attributes:
+        directory: where the artifact is put together.
+        journal: the weights that an interrupted build already wrote.
+        skeletons: every graph, finished but for its weights.
+        files: the files to be written.
+        provenance: what the manifest says about the checkpoint, which is hashed in the background.
+    """
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    directory: Path
+    journal: Journal
+    skeletons: Sequence[Skeleton]
+    files: Sequence[PlannedFile]
+    provenance: Future[dict[str, Any]]
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of the artifact that are not on the disk yet."""
+        return sum(file.bytes for file in self.files) - self.journal.bytes
+
+
+def prepare_build(
+    recipe: Recipe, checkpoint: Checkpoint, directory: Path, keep_stages: bool, log: Log
+) -> PreparedBuild:
+    """The first act: trace, simplify, optimize and quantize every graph, on the headers of the checkpoint."""
+    log(f"checkpoint {checkpoint.source} ({checkpoint.revision}), {len(checkpoint.tensors)} tensors")
+    calibrations = plan_calibrations(recipe, checkpoint, directory / CALIBRATED_DIR, log)
+    prompts = {precision: calibration.prompts.sha256 for precision, calibration in calibrations.items()}
+    journal = open_journal(directory, recipe, checkpoint, prompts, log)
+    provenance = run_in_background(checkpoint.provenance)  # hashes gigabytes while this thread traces
+    stages_dir = directory / STAGES_DIR if keep_stages else None
+    skeletons = build_skeletons(recipe, checkpoint, log, stages_dir, calibrations)
+    files = planned_files(skeletons, checkpoint, storage_rules(recipe.packaging.runtimes))
+    return PreparedBuild(recipe, checkpoint, directory, journal, skeletons, files, provenance)
+
+
+def write_graphs(prepared: PreparedBuild, log: Log) -> Entries:
+    """The second act: stream the weights and write every graph beside them; returns their manifest entries."""
+    recipe, journal = prepared.recipe, prepared.journal
+    directory = prepared.directory / GRAPH_DIR
+    directory.mkdir(exist_ok=True)
+    entries: Entries = {precision: {} for precision in recipe.every_precision}
+    placements = file_placements(prepared.skeletons, storage_rules(recipe.packaging.runtimes))
+    with ExitStack() as stack:
+        files = {
+            stem: stack.enter_context(WeightFile(directory, placement, journal))
+            for stem, placement in placements.items()
+        }
+        weight_bytes = sum(file.weights for file in prepared.files)
+        progress = stack.enter_context(show_progress(weight_bytes, journal.bytes, log))
+        for skeleton in sort_for_writing(prepared.skeletons):
+            variant, file = recipe.at(skeleton.precision), files[skeleton.data_stem]
+            model = write_graph(skeleton, prepared.checkpoint, file, progress)
+            entry = graph_entry(skeleton, model, file, variant.compute_dtype)
+            entries[skeleton.precision][skeleton.graph.name] = entry
+            report_errors(skeleton.name, variant.quantization_of(skeleton.graph.name).method, file.errors, log)
+    return entries
+
+
+def finish_artifact(prepared: PreparedBuild, entries: Entries) -> None:
+    """The third act: check every graph, add settings and what the runtimes need, and write the manifest last."""
+    recipe, checkpoint, directory = prepared.recipe, prepared.checkpoint, prepared.directory
+    shutil.rmtree(directory / CALIBRATED_DIR, ignore_errors=True)
+    for skeleton in prepared.skeletons:
+        check_graph(directory / GRAPH_DIR / f"{skeleton.name}.onnx")
+    for precision, graph in shared_graphs(recipe, checkpoint.facts):
+        entries[precision][graph] = entries[recipe.file_precision(precision, graph)][graph]
+    copy_settings(checkpoint, recipe, directory)
+    second_names = write_packaging(directory, recipe.packaging.runtimes, checkpoint.facts, entries)
+    write_manifest(directory, recipe, checkpoint, entries, prepared.provenance.result(), second_names)
 
 
 def export_graph(
@@ -113,26 +174,26 @@ def export_graph(
     checkpoint: Checkpoint,
     target: str,
     dtype: torch.dtype,
-    data: WeightFile,
+    file: WeightFile,
     stages: Stages,
-    plan: Quantize = KEEP,
-    stored: ir.DataType | None = None,
+    quantization: Quantize = UNQUANTIZED,
+    storage_dtype: ir.DataType | None = None,
 ) -> ir.Model:
-    """One graph from its submodule to its `.onnx` file beside `data`; the arguments are those of `skeleton`."""
-    return write_graph(skeleton(submodule, target, dtype, stages, plan, stored), checkpoint, data)
+    """One graph from its submodule to its `.onnx` file beside `file`; the arguments are those of `build_skeleton`."""
+    return write_graph(build_skeleton(submodule, target, dtype, stages, quantization, storage_dtype), checkpoint, file)
 
 
 def write_graph(
-    one: Skeleton, checkpoint: Checkpoint, data: WeightFile, progress: Progress = lambda _: None
+    skeleton: Skeleton, checkpoint: Checkpoint, file: WeightFile, progress: Progress = lambda _: None
 ) -> ir.Model:
-    """A skeleton's weights into `data`, and the graph to its `.onnx` file beside it."""
-    model = one.stages.done("written", attach(one.model, one.graph, checkpoint, data, progress))
-    ir.save(model, data.directory / f"{one.name}.onnx")
+    """Write a skeleton's weights into `file`, and the graph to its `.onnx` file beside it."""
+    model = skeleton.stages.record("written", attach(skeleton.model, skeleton.graph, checkpoint, file, progress))
+    ir.save(model, file.directory / f"{skeleton.name}.onnx")
     return model
 
 
 def check_graph(path: Path) -> None:
-    """onnx.checker with strict shape inference, over the file as it lies on disk.
+    """Run onnx.checker with strict shape inference over a file on disk.
 
     Raises:
         BuildError: the graph is not valid ONNX.
@@ -143,29 +204,8 @@ def check_graph(path: Path) -> None:
         raise BuildError(f"{path.name}: fails onnx.checker ({error})", "This is a bug; please report it") from error
 
 
-def copy_settings(checkpoint: Checkpoint, recipe: Recipe, directory: Path) -> None:
-    """Copy the checkpoint's tokenizer, template, processor settings and licence; a fixed encoder's size goes into the
-    processor settings, so that any processor resizes to that many pixels.
-
-    Raises:
-        CheckpointError: a file that a runtime needs is missing.
-    """
-    for name in NEEDED_FILES:
-        if not (checkpoint.root / name).is_file():
-            raise CheckpointError(f"{checkpoint.root}: {name} is missing", "Download the checkpoint again")
-    present = [checkpoint.root / name for name in CHECKPOINT_FILES if (checkpoint.root / name).is_file()]
-    for file in [*present, *sorted(checkpoint.root.glob("LICENSE*"))]:
-        shutil.copyfile(file, directory / file.name)
-    if recipe.vision.grid == "fixed":
-        height, width = recipe.vision.sizes[0]
-        path = directory / PREPROCESSOR
-        settings = json.loads(path.read_text("utf-8"))
-        settings["size"] = {"shortest_edge": height * width, "longest_edge": height * width}
-        path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-
-
-def in_background(call: Callable[[], Any]) -> Future[Any]:
-    """What `call` returns or raises, sooner or later. It is not waited for when something else stops the build."""
+def run_in_background(call: Callable[[], Any]) -> Future[Any]:
+    """The future result of `call`. Nobody waits for it if something else stops the build."""
     result: Future[Any] = Future()
 
     def run() -> None:

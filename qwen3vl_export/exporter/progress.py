@@ -1,4 +1,4 @@
-"""How far the writing of weights is: bytes, rate and time left.
+"""Progress of writing weights: bytes, rate and time left.
 
 A bar on a terminal, a line now and then elsewhere. Knows nothing about what is written.
 """
@@ -20,17 +20,17 @@ SECONDS = 15.0  # between two lines where there is no bar
 
 
 @contextmanager
-def writing(total: int, done: int, log: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+def show_progress(total: int, done: int, log: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
     """Yield a function that takes the bytes of each write, from any thread.
 
     Args:
-        total: bytes that will be there in the end.
-        done: bytes of these that are there already.
-        log: takes a line where standard error is no terminal.
+        total: bytes to be on the disk in the end.
+        done: bytes of these that are already there.
+        log: takes a line where standard error is not a terminal.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(total, done, log).advance
+        yield ProgressLines(total, done, log).advance
         return
     columns = (
         TextColumn("weights"),
@@ -39,13 +39,13 @@ def writing(total: int, done: int, log: Callable[[str], None]) -> Iterator[Calla
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    # Lines printed meanwhile go above the bar, unless they go somewhere else altogether.
+    # Lines printed meanwhile appear above the bar, unless standard output goes elsewhere.
     with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda count: bar.advance(task, count)
 
 
-class Lines:
+class ProgressLines:
     """One line of progress every `SECONDS`.
 
     Args:
@@ -56,18 +56,19 @@ class Lines:
         self, total: int, done: int, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.total, self.done, self.log, self.clock = total, done, log, clock
-        self.began = self.told = clock()
-        self.before = done
+        self.started_at = self.reported_at = clock()
+        self.done_at_start = done
         self._lock = threading.Lock()
 
     def advance(self, count: int) -> None:
+        """Count bytes as written, and log a line if it is time for one."""
         with self._lock:
             self.done += count
             now = self.clock()
-            if now - self.told < SECONDS:
+            if now - self.reported_at < SECONDS:
                 return
-            self.told = now
-            rate = max(1.0, (self.done - self.before) / (now - self.began))
+            self.reported_at = now
+            rate = max(1.0, (self.done - self.done_at_start) / (now - self.started_at))
             left = format_duration((self.total - self.done) / rate)
             self.log(
                 f"weights: {format_size(self.done)} of {format_size(self.total)} "

@@ -1,8 +1,8 @@
-"""What an interrupted build must share with the next one, so that the next may go on where it stopped.
+"""What an interrupted build must have in common with the next one for the next to continue it.
 
-Tracing is done again: it takes a minute and says where every byte belongs. Weights are not, if all that decides their
-bytes is the same: recipe, prompts of calibration, files of the checkpoint, versions of the tools, and this package's
-own source.
+Graphs are traced again: it takes a minute and says where every byte belongs. Weights are not written again if
+everything that determines their bytes is the same: recipe, calibration prompts, checkpoint files, tool versions, and
+the source of this package.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .weights.journal import Journal, hash_of
 
 
 def open_journal(directory: Path, recipe: Recipe, checkpoint: Checkpoint, prompts: dict[str, str], log: Log) -> Journal:
-    """The journal of a build in `directory`, which then holds the weight files it speaks of and nothing else.
+    """Open the journal of a build in `directory`, and remove everything there but the weight files it lists.
 
     Args:
-        prompts: sha256 of what the decoder is calibrated with, by precision.
+        prompts: sha256 of the prompts the decoder is calibrated with, by precision.
     """
     files = [(path.name, identity(path)) for path in checkpoint.files]
     made_of = {

@@ -1,7 +1,7 @@
-"""Tensors in safetensors files: where each one lies, and some rows of it read into memory.
+"""Tensors in safetensors files: where each one is stored, and some rows of it read into memory.
 
-Files are read, not mapped: a mapping costs a fault for every few pages, and what it has touched counts as the process's
-memory. Source of the format: huggingface/safetensors, `README.md`, "Format". Knows nothing about checkpoints.
+Files are read, not mapped: a mapping costs a page fault every few pages, and the pages it has touched count as the
+process's memory. Source of the format: huggingface/safetensors, `README.md`, "Format". Knows nothing about checkpoints.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-AGAIN = "Download it again"
+DOWNLOAD_AGAIN = "Download it again"
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor in a file: its shape and dtype there, and the offset of its first byte."""
 
     file: Path
@@ -32,39 +32,39 @@ class Stored:
     dtype: torch.dtype
 
     def read(self, rows: slice, into: Tensor) -> Tensor:
-        """Rows of the first axis, into the contiguous tensor of that shape and dtype; returns it.
+        """Read rows of the first axis into a contiguous tensor of their shape and dtype; returns it.
 
         Raises:
-            CheckpointError: the file ends before the last of them.
+            CheckpointError: the file ends before the last row.
         """
-        place = self.offset + rows.start * prod(self.shape[1:]) * self.dtype.itemsize
-        room = into.reshape(-1).view(torch.uint8).numpy().data
+        offset = self.offset + rows.start * prod(self.shape[1:]) * self.dtype.itemsize
+        buffer = into.reshape(-1).view(torch.uint8).numpy().data
         descriptor = os.open(self.file, os.O_RDONLY)
         try:
-            while room:
-                got = os.preadv(descriptor, [room], place)
-                if not got:
-                    raise CheckpointError(f"{self.file}: shorter than when it was opened", AGAIN)
-                room, place = room[got:], place + got
+            while buffer:
+                count = os.preadv(descriptor, [buffer], offset)
+                if not count:
+                    raise CheckpointError(f"{self.file}: shorter than when it was opened", DOWNLOAD_AGAIN)
+                buffer, offset = buffer[count:], offset + count
         finally:
             os.close(descriptor)
         return into
 
 
-def stored_tensors(file: Path) -> dict[str, Stored]:
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file, from its header.
 
     Raises:
-        CheckpointError: not a whole safetensors file, or it holds a dtype that weights do not have.
+        CheckpointError: not a complete safetensors file, or a tensor has a dtype that weights never have.
     """
     try:
         with safe_open(file, framework="pt"):
             pass  # checks the header against itself and against the file's length
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file ({error})", AGAIN) from error
-    with file.open("rb") as shard:
-        length = int.from_bytes(shard.read(8), "little")
-        header = json.loads(shard.read(length))
+        raise CheckpointError(f"{file}: not a readable safetensors file ({error})", DOWNLOAD_AGAIN) from error
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
@@ -73,6 +73,6 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
                 "Use an unmodified Qwen3-VL checkpoint",
             )
     return {
-        name: Stored(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
+        name: StoredTensor(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
         for name, entry in header.items()
     }

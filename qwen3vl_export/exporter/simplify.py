@@ -1,6 +1,6 @@
 """Simplification: a traced skeleton to the same graph with fewer nodes. `ir.Model -> ir.Model`.
 
-Constant folding by onnxscript, cleanup by onnx_ir, then onnxsim. Weights are graph inputs here, so that nothing can
+Constant folding by onnxscript, cleanup by onnx_ir, then onnxsim. Weights are graph inputs at this stage, so nothing can
 evaluate or copy one. Placeholder ops pass through untouched. Knows nothing about targets.
 """
 
@@ -15,8 +15,8 @@ from onnxscript import optimizer
 
 from ..errors import BuildError
 
-# onnxscript folds without its rewrite rules: one of those searches the whole graph again for every node, which takes
-# minutes at 48 layers and leaves one node fewer in 342 once onnxsim has run.
+# onnxscript folds without its rewrite rules: one of them searches the whole graph again for every node, which takes
+# minutes at 48 layers and saves one node in 342 once onnxsim has run.
 AFTER_FOLDING = (
     passes.RemoveUnusedNodesPass(),
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -42,23 +42,23 @@ def simplify(model: ir.Model) -> ir.Model:
     before = _signature(model)
     model = passes.InlinePass()(model).model
     optimizer.fold_constants(model, onnx_shape_inference=True)
-    model = run(AFTER_FOLDING, model)
+    model = run_passes(AFTER_FOLDING, model)
     proto, _ = onnxsim.simplify(ir.to_proto(model))
-    simple = clean(ir.from_proto(proto))
-    if _signature(simple) != before:
+    simplified = clean(ir.from_proto(proto))
+    if _signature(simplified) != before:
         raise BuildError(f"{model.graph.name}: onnxsim changed the inputs or outputs", "Check the onnxsim version")
-    return simple
+    return simplified
 
 
 def clean(model: ir.Model) -> ir.Model:
     """Run `CLEANUP` once."""
-    return run(CLEANUP, model)
+    return run_passes(CLEANUP, model)
 
 
-def run(steps: Sequence[ir.passes.PassBase], model: ir.Model) -> ir.Model:
+def run_passes(sequence: Sequence[ir.passes.PassBase], model: ir.Model) -> ir.Model:
     """Apply passes in order."""
-    for step in steps:
-        model = step(model).model
+    for graph_pass in sequence:
+        model = graph_pass(model).model
     return model
 
 

@@ -1,9 +1,9 @@
-"""Skeletons: every graph of a recipe finished but for its bytes, from the headers of a checkpoint.
+"""Skeletons: every graph of a recipe, finished but for its weights, from the headers of a checkpoint.
 
 recipe, checkpoint -> trace -> simplify -> optimize -> quantize
 
-A skeleton's weights are inputs that say where their bytes will come from (`weights/inputs.py`), so that what a build
-writes is known before it reads a weight. Knows nothing about files, except to keep stages for who asks.
+A skeleton's weights are inputs that say where their values will come from (`weights/inputs.py`), so that everything a
+build writes is known before it reads a weight. Knows nothing about files, except to keep stages on request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .. import contract
 from ..artifact import suffixed
 from ..contract import Facts, Graph
 from ..errors import RecipeError
-from ..packaging import storage
+from ..packaging import storage_rules
 from ..promise import promised_graphs
 from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, Quantize
@@ -40,11 +40,11 @@ from .trace import trace
 from .weights import WeightFile, attach
 
 Log = Callable[[str], None]
-KEEP = KeepPrecision()
+UNQUANTIZED = KeepPrecision()
 
 
-def open_for(recipe: Recipe, checkpoint: str | None) -> Checkpoint:
-    """The checkpoint the user named, else the recipe's."""
+def open_recipe_checkpoint(recipe: Recipe, checkpoint: str | None) -> Checkpoint:
+    """Open the checkpoint the user named, else the recipe's."""
     if checkpoint is not None:
         return open_checkpoint(checkpoint)
     if recipe.checkpoint_dir is not None:
@@ -59,13 +59,21 @@ def inputs_of(recipe: Recipe, checkpoint: str | None) -> tuple[Path, ...]:
 
 @dataclass
 class Skeleton:
-    """One graph without its bytes: its contract, the model, and the stages it went through."""
+    """One graph without its weights.
+
+    Attributes:
+        graph: its contract.
+        stages: the build stages it went through.
+        lender: stem of the token table's files, if its output head may read them.
+        calibration: how its integers were found, if not by the packing itself.
+    """
 
     graph: Graph
     model: ir.Model
     stages: Stages
     precision: str = DEFAULT
-    lender: str | None = None  # stem of the token table's files, if its output head may read them
+    lender: str | None = None
+    calibration: DecoderCalibration | None = None
 
     @property
     def name(self) -> str:
@@ -78,108 +86,111 @@ class Skeleton:
         return suffixed(data_stem(self.graph.name), self.precision)
 
 
-def skeletons(
+def build_skeletons(
     recipe: Recipe,
     checkpoint: Checkpoint,
     log: Log,
-    keep_in: Path | None = None,
+    stages_dir: Path | None = None,
     calibrations: Mapping[str, DecoderCalibration] = MappingProxyType({}),
 ) -> list[Skeleton]:
-    """Every graph of a recipe in every precision, from the checkpoint's headers alone; equal ones once.
+    """Every graph of a recipe in every precision, equal ones once, from the checkpoint's headers alone.
 
     Args:
-        keep_in: where every stage of every graph is kept, runnable; None keeps none.
-        calibrations: of the decoder, by precision; carried out once its graph is quantized.
+        stages_dir: where to keep every stage of every graph, runnable; None keeps none.
+        calibrations: of the decoder, by precision; each runs when its graph is quantized.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
     """
-    found = []
-    drawn: dict[tuple[str, torch.dtype], Skeleton] = {}  # up to quantization, where precisions of one dtype part
+    skeletons = []
+    optimized: dict[tuple[str, torch.dtype], Skeleton] = {}  # precisions of one dtype differ from quantization on
     for precision in recipe.every_precision:
-        own = recipe.at(precision)
-        dtype: torch.dtype = getattr(torch, own.compute_dtype)
-        stored = ir.DataType.BFLOAT16 if own.dtype == "bfloat16" else None
-        check_onnxruntime(own, checkpoint.facts)
+        variant = recipe.at(precision)
+        dtype: torch.dtype = getattr(torch, variant.compute_dtype)
+        storage_dtype = ir.DataType.BFLOAT16 if variant.dtype == "bfloat16" else None
+        check_onnxruntime(variant, checkpoint.facts)
         check_tensors(checkpoint, dtype)
-        for graph, grid in graphs_of(own, checkpoint.facts):
-            if recipe.written_for(precision, graph) != precision:
+        for graph, grid in graphs_of(variant, checkpoint.facts):
+            if recipe.file_precision(precision, graph) != precision:
                 continue
-            submodule = build_submodule(checkpoint, graph, own.target, dtype, grid)
+            submodule = build_submodule(checkpoint, graph, variant.target, dtype, grid)
             name = suffixed(graph, precision)
-            keep = keep_under(keep_in, name, submodule.graph, checkpoint, own) if keep_in is not None else None
-            if (graph, dtype) not in drawn:
-                drawn[graph, dtype] = draw(submodule, own.target, dtype, Stages(name, log, keep))
-            one = drawn[graph, dtype]
-            stages = Stages(name, log, keep, list(one.stages.records))
-            found_by = calibrations.get(precision) if graph == contract.DECODER else None
-            lender = table_stem(recipe, precision, checkpoint) if graph == contract.DECODER else None
-            one = Skeleton(one.graph, one.model.clone(), stages, precision, lender)
-            found.append(packed(one, own.target, own.quantize(graph), stored, found_by))
-    return found
+            keep = None
+            if stages_dir is not None:
+                keep = stage_keeper(stages_dir, name, submodule.graph, checkpoint, variant)
+            if (graph, dtype) not in optimized:
+                stages = Stages(name, log, keep)
+                optimized[graph, dtype] = trace_and_optimize(submodule, variant.target, dtype, stages)
+            skeleton = optimized[graph, dtype]
+            skeleton = replace(
+                skeleton,
+                model=skeleton.model.clone(),
+                stages=Stages(name, log, keep, list(skeleton.stages.records)),
+                precision=precision,
+            )
+            if graph == contract.DECODER:
+                skeleton.lender = table_stem(recipe, precision, checkpoint)
+                skeleton.calibration = calibrations.get(precision)
+            quantization = variant.quantization_of(graph)
+            skeletons.append(quantize_and_store(skeleton, variant.target, quantization, storage_dtype))
+    return skeletons
 
 
-def skeleton(
+def build_skeleton(
     submodule: Submodule,
     target: str,
     dtype: torch.dtype,
     stages: Stages,
-    plan: Quantize = KEEP,
-    stored: ir.DataType | None = None,
+    quantization: Quantize = UNQUANTIZED,
+    storage_dtype: ir.DataType | None = None,
 ) -> Skeleton:
     """One graph from its submodule to its finished skeleton.
 
     Args:
-        plan: how its products or its table are quantized.
-        stored: dtype in which weights lie on disk, if not the one that is computed with.
+        quantization: how its products or its table are quantized.
+        storage_dtype: dtype of weights on disk, if not the one that is computed with.
     """
-    return packed(draw(submodule, target, dtype, stages), target, plan, stored)
+    return quantize_and_store(trace_and_optimize(submodule, target, dtype, stages), target, quantization, storage_dtype)
 
 
-def draw(submodule: Submodule, target: str, dtype: torch.dtype, stages: Stages) -> Skeleton:
+def trace_and_optimize(submodule: Submodule, target: str, dtype: torch.dtype, stages: Stages) -> Skeleton:
     """The first half of a skeleton: the graph, computing in `dtype`, however its weights will be stored."""
-    model = stages.done("traced", trace(submodule, dtype))
-    model = stages.done("simplified", simplify(model))
-    model = stages.done("optimized", optimize(model, target, partial(stages.step, "optimized")))
+    model = stages.record("traced", trace(submodule, dtype))
+    model = stages.record("simplified", simplify(model))
+    model = stages.record("optimized", optimize(model, target, partial(stages.keep_step, "optimized")))
     return Skeleton(submodule.graph, model, stages)
 
 
-def packed(
-    one: Skeleton,
-    target: str,
-    plan: Quantize,
-    stored: ir.DataType | None,
-    calibration: DecoderCalibration | None = None,
+def quantize_and_store(
+    skeleton: Skeleton, target: str, quantization: Quantize, storage_dtype: ir.DataType | None
 ) -> Skeleton:
-    """The second half: how the weights are stored. The model is changed in place.
-
-    Args:
-        calibration: what finds the integers, if not the packing itself.
-    """
-    model, stages = one.model, one.stages
-    if plan.method != "none":
-        model = quantize(model, plan, target)
-        model = stages.done("quantized", model if calibration is None else use_results(model, calibration.results))
+    """The second half: how the weights are stored. The model is changed in place."""
+    model, stages = skeleton.model, skeleton.stages
+    if quantization.method != "none":
+        model = quantize(model, quantization, target)
+        if skeleton.calibration is not None:
+            model = use_results(model, skeleton.calibration.results)
+        model = stages.record("quantized", model)
     model = use_gemm(model)
-    if stored is not None:
-        model = store_as(model, stored)
-    return replace(one, model=stages.done("stored", model))
+    if storage_dtype is not None:
+        model = store_as(model, storage_dtype)
+    return replace(skeleton, model=stages.record("stored", model))
 
 
 def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
-    """Hold what the recipe promises against what its graphs will need.
+    """Compare the onnxruntime a recipe promises to run on with the one its graphs need.
 
     Raises:
         RecipeError: `min_onnxruntime` names a version that cannot compute experts.
     """
     if facts.model_type != "qwen3_vl_moe" or recipe.target != "ort":
         return
-    chosen = getattr(recipe.quantize(contract.DECODER), "accuracy_level", 0)
-    needed = OLDEST_WITH_ACCURACY_LEVEL if chosen else OLDEST_ONNXRUNTIME
+    accuracy_level = getattr(recipe.quantization_of(contract.DECODER), "accuracy_level", 0)
+    needed = OLDEST_WITH_ACCURACY_LEVEL if accuracy_level else OLDEST_ONNXRUNTIME
     if tuple(map(int, recipe.min_onnxruntime.split("."))) < tuple(map(int, needed.split("."))):
         raise RecipeError(
             f"{recipe.name}: min_onnxruntime is {recipe.min_onnxruntime}, a mixture of experts on the ort target needs "
-            f"onnxruntime {needed}{' with this accuracy_level' if chosen else ''}",
+            f"onnxruntime {needed}{' with this accuracy_level' if accuracy_level else ''}",
             f'Write min_onnxruntime: "{needed}"',
         )
 
@@ -193,38 +204,39 @@ def shared_graphs(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
     """The graphs that are another precision's file: precision and name."""
     for precision in recipe.every_precision:
         for graph, _ in graphs_of(recipe, facts):
-            if recipe.written_for(precision, graph) != precision:
+            if recipe.file_precision(precision, graph) != precision:
                 yield precision, graph
 
 
 def data_stem(graph: str) -> str:
-    """Which weight file a graph reads: all encoders share one, so do both embedding heads."""
+    """Which weight file a graph reads: all encoders share one, and so do both embedding heads."""
     if graph.startswith(contract.VISION_ENCODER):
         return contract.VISION_ENCODER
     return contract.EMBED_TOKENS if graph == contract.EMBEDDINGS else graph
 
 
-def lends_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
-    """Whether the decoder's output head is the token table of a graph beside it, whose files it may read. A runtime
-    that looks for data under the graph's own name finds them there by a link, if the recipe wants one."""
-    table = contract.EMBED_TOKENS in recipe.graphs or contract.EMBEDDINGS in recipe.graphs
-    found = recipe.packaging.tied_head == "link" or not storage(recipe.packaging.runtimes).own_data
-    return table and bool(checkpoint.config.tie_word_embeddings) and found
+def shares_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
+    """Whether the decoder's output head is the token table of another graph, whose files it may read. A runtime that
+    looks for data under the graph's own name finds them by a link, if the recipe allows one."""
+    has_table = contract.EMBED_TOKENS in recipe.graphs or contract.EMBEDDINGS in recipe.graphs
+    rules = storage_rules(recipe.packaging.runtimes)
+    is_readable = recipe.packaging.tied_head == "link" or not rules.named_by_graph
+    return has_table and bool(checkpoint.config.tie_word_embeddings) and is_readable
 
 
 def table_stem(recipe: Recipe, precision: str, checkpoint: Checkpoint) -> str | None:
     """The stem of the files that hold the token table of a precision, where its output head may read them."""
-    if not lends_table(recipe, checkpoint):
+    if not shares_table(recipe, checkpoint):
         return None
-    return suffixed(contract.EMBED_TOKENS, recipe.written_for(precision, contract.EMBED_TOKENS))
+    return suffixed(contract.EMBED_TOKENS, recipe.file_precision(precision, contract.EMBED_TOKENS))
 
 
-def lenders_first(found: Sequence[Skeleton]) -> list[Skeleton]:
+def sort_for_writing(skeletons: Sequence[Skeleton]) -> list[Skeleton]:
     """Skeletons in the order in which their weights are placed: the token table before the head that may read it."""
-    return sorted(found, key=lambda one: data_stem(one.graph.name) != contract.EMBED_TOKENS)
+    return sorted(skeletons, key=lambda skeleton: data_stem(skeleton.graph.name) != contract.EMBED_TOKENS)
 
 
-def keep_under(
+def stage_keeper(
     directory: Path, name: str, graph: Graph, checkpoint: Checkpoint, recipe: Recipe
 ) -> Callable[[str, ir.Model], None]:
     """A function that stores a copy of a stage's skeleton, made runnable, as `<directory>/<stage>/<name>.onnx`."""
@@ -232,8 +244,8 @@ def keep_under(
     def keep(stage: str, model: ir.Model) -> None:
         folder = directory / stage
         folder.mkdir(parents=True, exist_ok=True)
-        with WeightFile.create(folder, name) as data:
+        with WeightFile.create(folder, name) as file:
             runnable = lower(recipe.target)(model.clone())
-            ir.save(attach(runnable, graph, checkpoint, data), folder / f"{name}.onnx")
+            ir.save(attach(runnable, graph, checkpoint, file), folder / f"{name}.onnx")
 
     return keep

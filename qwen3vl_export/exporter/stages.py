@@ -1,6 +1,6 @@
-"""What each build stage did to a graph: nodes, ops and bytes, printed as they come and kept for the manifest.
+"""What each build stage did to a graph: nodes, ops and bytes, logged at once and kept for the manifest.
 
-Knows nothing about what a stage does. No durations here: the manifest of equal inputs must be equal.
+Knows nothing about what a stage does. No durations: the manifests of equal inputs must be equal.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Stages:
 
     Attributes:
         name: the graph's name.
-        log: takes one line; silent unless given.
-        keep: called with the name of a stage (or `stage/step`) and its model, to store a copy; or None.
+        log: takes one line; silent by default.
+        keep: stores a copy of a model under the name of its stage (or `stage/step`); None keeps none.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Stages:
     keep: Callable[[str, ir.Model], None] | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
 
-    def step(self, stage: str, name: str, model: ir.Model) -> None:
-        """Keep `model` as one step inside `stage` left it, if stages are kept."""
+    def keep_step(self, stage: str, name: str, model: ir.Model) -> None:
+        """Keep `model` as it was after one step of `stage`, if stages are kept."""
         if self.keep is not None:
             self.keep(f"{stage}/{name}", model)
 
-    def done(self, stage: str, model: ir.Model) -> ir.Model:
-        """Record and print `model` as the result of `stage`; returns it."""
+    def record(self, stage: str, model: ir.Model) -> ir.Model:
+        """Record and log `model` as the result of `stage`; returns it."""
         ops = Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph.all_nodes())
         size = len(ir.to_proto(model).SerializeToString())
         weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
@@ -60,5 +60,5 @@ class Stages:
 
 def tool_versions() -> dict[str, str]:
     """Versions of everything that shapes the bytes of an artifact."""
-    found = {name: version(name) for name in TOOLS}
-    return {"qwen3vl-export": __version__, "python": platform.python_version(), **found}
+    versions = {name: version(name) for name in TOOLS}
+    return {"qwen3vl-export": __version__, "python": platform.python_version(), **versions}

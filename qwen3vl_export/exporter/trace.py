@@ -1,10 +1,10 @@
 """Tracing: one submodule on fake weights to one ONNX skeleton whose weights are graph inputs.
 
-A skeleton is an `ir.Model` of a few hundred kilobytes. Its weights stand among the inputs under `weights/<parameter>`,
-so that no pass can read, fold or copy one; `weights/` turns them into initializers at the end. Its inputs and outputs
-carry the names of the contract, and a dim the tracer fixed by itself is an error here.
+A skeleton is an `ir.Model` of a few hundred kilobytes. Its weights are inputs named `weights/<parameter>`, so that no
+pass can read, fold or copy one; `weights/` makes them initializers at the end. Its inputs and outputs have the names of
+the contract, and a dynamic dim that the tracer specialised is an error.
 
-Knows nothing about files. Constants that geometry needs (rotary frequencies) stay real initializers.
+Knows nothing about files. Constants of the geometry (rotary frequencies) stay real initializers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .submodules import Submodule
 from .unroll import unroll
 from .weights.inputs import WEIGHTS
 
-OPSET = 23  # RMSNormalization and RotaryEmbedding are standard ops from here on
+OPSET = 23  # the first with the standard ops RMSNormalization and RotaryEmbedding
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
-# Sizes the example inputs have. Distinct, none of them 0 or 1, so that the tracer can confuse no two dims.
+# Sizes of the example inputs: distinct, and none is 0 or 1, so that the tracer cannot mistake one dim for another.
 EXAMPLE_DIMS = {
     "num_patches": 768,  # a multiple of every merge unit
     "num_images": 3,
@@ -48,14 +48,14 @@ def trace(submodule: Submodule, dtype: torch.dtype) -> ir.Model:
     Raises:
         BuildError: an input or output does not have the contract's shape, or a dynamic dim was specialised.
     """
-    graph = submodule.traced or submodule.graph
+    graph = submodule.traced_graph or submodule.graph
     with submodule.fake_mode:
-        values = [_example(tensor, dtype) for tensor in graph.inputs]
+        values = [_example_input(tensor, dtype) for tensor in graph.inputs]
     dynamic = [
         {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         for tensor in graph.inputs
     ]
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _silence_exporter():
         program = torch.onnx.export(
             submodule.module,
             submodule.arrange(values),
@@ -75,18 +75,18 @@ def trace(submodule: Submodule, dtype: torch.dtype) -> ir.Model:
         model = unroll(model, submodule.stack)
         _check_names(model, submodule.graph)
     for node in model.graph.all_nodes():
-        node.metadata_props.pop(STACK_TRACE, None)  # names this machine's directories
+        node.metadata_props.pop(STACK_TRACE, None)  # names directories of this machine
     return model
 
 
-def _example(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _example_input(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
     sizes = [EXAMPLE_DIMS[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
     return torch.zeros(sizes, dtype=dtype if tensor.dtype == "float" else getattr(torch, tensor.dtype))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's notes about its own inside; errors still come through."""
+def _silence_exporter() -> Iterator[None]:
+    """Silence the exporter's notes about its internals; errors are still raised."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -98,7 +98,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_tensors(model: ir.Model, graph: Graph) -> None:
-    """Give inputs and outputs the contract's names and dims; every dim must be what the contract says it is."""
+    """Give inputs and outputs the contract's names and dims, after checking every dim against the contract."""
     for kind, values, tensors in (
         ("input", model.graph.inputs, graph.inputs),
         ("output", model.graph.outputs, graph.outputs),
@@ -108,8 +108,8 @@ def _name_tensors(model: ir.Model, graph: Graph) -> None:
         for value, tensor in zip(values, tensors, strict=True):
             traced = tuple(value.shape) if value.shape is not None else ()
             if len(traced) != len(tensor.shape) or any(
-                isinstance(have, int) != isinstance(want, int) or (isinstance(want, int) and have != want)
-                for have, want in zip(traced, tensor.shape, strict=True)
+                isinstance(dim, int) != isinstance(declared, int) or (isinstance(declared, int) and dim != declared)
+                for dim, declared in zip(traced, tensor.shape, strict=True)
             ):
                 raise BuildError(
                     f"{graph.name}: {kind} {tensor.name} was traced as {traced}, the contract says {tensor.shape}"
@@ -119,10 +119,10 @@ def _name_tensors(model: ir.Model, graph: Graph) -> None:
 
 
 def _check_names(model: ir.Model, graph: Graph) -> None:
-    """An unrolled skeleton must have the contract's inputs and outputs, in its order."""
-    found = [value.name for value in (*model.graph.inputs[: len(graph.inputs)], *model.graph.outputs)]
-    if found != [tensor.name for tensor in (*graph.inputs, *graph.outputs)]:
-        raise BuildError(f"{graph.name}: unrolled to {found}", "This is a bug; report it")
+    """Check that an unrolled skeleton has the contract's inputs and outputs, in order."""
+    names = [value.name for value in (*model.graph.inputs[: len(graph.inputs)], *model.graph.outputs)]
+    if names != [tensor.name for tensor in (*graph.inputs, *graph.outputs)]:
+        raise BuildError(f"{graph.name}: unrolled to {names}", "This is a bug; report it")
 
 
 def _lift_weights(model: ir.Model) -> None:

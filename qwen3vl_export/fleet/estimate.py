@@ -70,11 +70,11 @@ def estimate(recipe: Recipe, directory: Path) -> Estimate:
         Qwen3VLExportError: as `build`.
     """
     from ..exporter.plan import plan_build
-    from ..exporter.skeletons import open_for
+    from ..exporter.skeletons import open_recipe_checkpoint
 
     forget_peak()
     planned = plan_build(recipe, out=directory / recipe.name, log=lambda line: None)
-    parameters = sum(prod(entry.shape) for entry in open_for(recipe, None).tensors.values())
+    parameters = sum(prod(entry.shape) for entry in open_recipe_checkpoint(recipe, None).tensors.values())
     products, copies = speed_of_products(), speed_of_copies()
     seconds = PASSES * PROMPT * 2 * parameters / products + ANSWERS * ANSWER * 4 * parameters / copies
     return Estimate(

@@ -1,8 +1,9 @@
-"""Packaging: what each released runtime needs beside the graphs, as one table, and the function that writes it.
+"""Packaging: what each released runtime needs besides the graphs, as one table, and the function that writes it.
 
-A runtime's entry names the graphs it loads, the files that are made or completed for it, and its limits. No weight byte
-is copied: every runtime reads the same `onnx/` directory. What is in a file, its own module says (`packaging/genai.py`,
-`packaging/transformers_js.py`). Knows nothing about weights and runs nothing; `parity_tests/downstream` does.
+A runtime's entry names the graphs it loads, the files written or completed for it, and its limits. No weight is copied:
+every runtime reads the same `onnx/` directory. The content of a runtime's files is defined by its module
+(`packaging/genai.py`, `packaging/transformers_js.py`). Knows nothing about weights and runs nothing;
+`parity_tests/downstream` does.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 from .. import contract
 from ..contract import Facts
 from . import genai, transformers_js
-from .names import second_names
-from .package import Package, Storage
+from .names import add_second_names
+from .package import Package, StorageRules
 
 ONNXRUNTIME = "onnxruntime"
 GENAI = "onnxruntime-genai"
@@ -31,19 +32,19 @@ class Runtime:
     """What one released runtime needs.
 
     Attributes:
-        releases: the releases an artifact was run with.
-        graphs: the graphs it loads, each for pictures of any size; empty if it takes what the artifact has.
-        files: the files made for it, or completed: name -> function of the package so far.
-        largest_file: bytes that no weight file should exceed; None if it takes any.
-        own_data: it looks for a graph's weights only in files named after that graph.
-        limits: what it cannot do or does differently, each with what happens then.
+        releases: the releases that artifacts were run with.
+        graphs: the graphs it loads, each for pictures of any size; empty if it loads any.
+        files: the files written or completed for it: name -> function of the package so far.
+        largest_file: bytes that no weight file should exceed; None if it has no limit.
+        named_by_graph: it looks for a graph's weights only in files named after that graph.
+        limits: what it cannot do or does differently, each with its consequence.
     """
 
     releases: str
     graphs: tuple[str, ...] = ()
     files: Mapping[str, Callable[[Package], Json]] = field(default_factory=dict)
     largest_file: int | None = None
-    own_data: bool = False
+    named_by_graph: bool = False
     limits: tuple[str, ...] = ()
 
 
@@ -67,42 +68,45 @@ RUNTIMES: dict[str, Runtime] = {
             "tokenizer_config.json": transformers_js.tokenizer,
         },
         largest_file=transformers_js.LARGEST_FILE,
-        own_data=True,
+        named_by_graph=True,
         limits=transformers_js.LIMITS,
     ),
 }
 
 
-def loadable_by(graphs: Sequence[str], grid: str) -> tuple[str, ...]:
-    """Which runtimes can load such an artifact: all but plain onnxruntime want one encoder for any grid."""
-    dynamic = grid == "dynamic"
-    return tuple(name for name, one in RUNTIMES.items() if not one.graphs or (dynamic and set(one.graphs) <= {*graphs}))
+def loadable_runtimes(graphs: Sequence[str], grid: str) -> tuple[str, ...]:
+    """Which runtimes can load such an artifact: all but plain onnxruntime need one encoder for any grid."""
+    return tuple(
+        name
+        for name, runtime in RUNTIMES.items()
+        if not runtime.graphs or (grid == "dynamic" and set(runtime.graphs) <= set(graphs))
+    )
 
 
-def storage(runtimes: Sequence[str]) -> Storage:
-    """How weights must lie so that each of these runtimes, names from `RUNTIMES`, finds them."""
-    chosen = [RUNTIMES[name] for name in runtimes]
-    limits = [one.largest_file for one in chosen if one.largest_file is not None]
-    return Storage(min(limits, default=None), any(one.own_data for one in chosen))
+def storage_rules(runtimes: Sequence[str]) -> StorageRules:
+    """How weights must be stored so that each of these runtimes, names from `RUNTIMES`, finds them."""
+    entries = [RUNTIMES[name] for name in runtimes]
+    limits = [runtime.largest_file for runtime in entries if runtime.largest_file is not None]
+    return StorageRules(min(limits, default=None), any(runtime.named_by_graph for runtime in entries))
 
 
-def package(
+def write_packaging(
     directory: Path, runtimes: Sequence[str], facts: Facts, graphs: Mapping[str, Mapping[str, Json]]
 ) -> dict[str, str]:
-    """Write what the runtimes need into an artifact directory that holds graphs and the checkpoint's settings.
+    """Write what the runtimes need into an artifact directory that has graphs and the checkpoint's settings.
 
     Args:
         runtimes: names from `RUNTIMES`.
         graphs: the manifest's entry of each graph, by precision.
 
     Returns:
-        Weight files that now have a second name, by that name.
+        Second names of weight files -> their first names.
     """
-    wanted = RUNTIMES[TRANSFORMERS_JS].graphs if TRANSFORMERS_JS in runtimes else ()
-    named, names = second_names(directory, graphs, wanted)
-    found = Package(directory, facts, named)
+    graphs_to_name = RUNTIMES[TRANSFORMERS_JS].graphs if TRANSFORMERS_JS in runtimes else ()
+    named_graphs, second_names = add_second_names(directory, graphs, graphs_to_name)
+    package = Package(directory, facts, named_graphs)
     for runtime in runtimes:
-        for name, made in RUNTIMES[runtime].files.items():
-            text = json.dumps(made(found), indent=2, ensure_ascii=False)
+        for name, content in RUNTIMES[runtime].files.items():
+            text = json.dumps(content(package), indent=2, ensure_ascii=False)
             (directory / name).write_text(text + "\n", "utf-8")
-    return names
+    return second_names

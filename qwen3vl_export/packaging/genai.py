@@ -1,8 +1,8 @@
 """What onnxruntime-genai reads: `genai_config.json` and the settings of its image processor.
 
-Any key it does not know makes it refuse the directory, so nothing of ours may be added. It knows nothing of DeepStack:
-its `hidden_size` is the width of our wide rows, which it carries from the vision encoder through the embeddings to the
-decoder unread. Keys: https://onnxruntime.ai/docs/genai/reference/config.html
+It refuses a directory with any key it does not know, so none may be added. It knows nothing about DeepStack: its
+`hidden_size` is the width of the wide rows, which it passes unread from the vision encoder through the embeddings to
+the decoder. Keys: https://onnxruntime.ai/docs/genai/reference/config.html
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..artifact import GRAPH_DIR
 from .package import PREPROCESSOR, Package
 
 CONFIG = "genai_config.json"
-PROCESSOR = "genai_processor.json"  # processor_config.json is a name of transformers
+PROCESSOR = "genai_processor.json"  # processor_config.json is transformers' name
 
 LIMITS = (
     "Releases before 0.18 mix up the patches of pictures of different sizes in one prompt, and answer wrongly without "
@@ -50,7 +50,7 @@ def config(package: Package) -> dict[str, Any]:
                 for name in ("bos_token_id", "eos_token_id", "pad_token_id")
                 if name in generation
             },
-            # Leaving one of these three out gives wrong positions without an error.
+            # Without any one of these three, positions are wrong without an error.
             "image_token_id": facts.image_token_id,
             "video_token_id": facts.video_token_id,
             "vision_start_token_id": facts.vision_start_token_id,
@@ -59,13 +59,13 @@ def config(package: Package) -> dict[str, Any]:
                 "config_filename": PROCESSOR,
                 "spatial_merge_size": facts.spatial_merge_size,
                 "patch_size": facts.patch_size,
-                "inputs": _same(contract.PIXEL_VALUES, contract.IMAGE_GRID_THW),
-                "outputs": _same(contract.IMAGE_FEATURES),
+                "inputs": _same_names(contract.PIXEL_VALUES, contract.IMAGE_GRID_THW),
+                "outputs": _same_names(contract.IMAGE_FEATURES),
             },
             "embedding": {
                 "filename": _file(contract.EMBEDDINGS),
-                "inputs": _same(contract.INPUT_IDS, contract.IMAGE_FEATURES),
-                "outputs": _same(contract.INPUTS_EMBEDS),
+                "inputs": _same_names(contract.INPUT_IDS, contract.IMAGE_FEATURES),
+                "outputs": _same_names(contract.INPUTS_EMBEDS),
             },
             "decoder": {
                 "filename": _file(contract.DECODER),
@@ -76,12 +76,12 @@ def config(package: Package) -> dict[str, Any]:
                 "num_hidden_layers": facts.num_hidden_layers,
                 "session_options": {"provider_options": []},
                 "inputs": {
-                    **_same(contract.INPUTS_EMBEDS, contract.ATTENTION_MASK, contract.POSITION_IDS),
+                    **_same_names(contract.INPUTS_EMBEDS, contract.ATTENTION_MASK, contract.POSITION_IDS),
                     "past_key_names": _every_layer(contract.past_name(0, "key")),
                     "past_value_names": _every_layer(contract.past_name(0, "value")),
                 },
                 "outputs": {
-                    **_same(contract.LOGITS),
+                    **_same_names(contract.LOGITS),
                     "present_key_names": _every_layer(contract.present_name(0, "key")),
                     "present_value_names": _every_layer(contract.present_name(0, "value")),
                 },
@@ -90,24 +90,24 @@ def config(package: Package) -> dict[str, Any]:
         "search": {
             **{name: generation[name] for name in SEARCH if name in generation},
             "max_length": facts.max_position_embeddings,
-            "past_present_share_buffer": False,  # the decoder returns a cache longer than the one it got
+            "past_present_share_buffer": False,  # the decoder returns a longer cache than it takes
         },
     }
 
 
 def processor(package: Package) -> dict[str, Any]:
-    """The image processor: decode, resize as `smart_resize` of transformers, normalize, cut into patches."""
+    """The image processor: decode, resize like `smart_resize` of transformers, normalize, split into patches."""
     facts = package.facts
     pixels = package.settings(PREPROCESSOR)
     patches = {"patch_size": facts.patch_size, "merge_size": facts.spatial_merge_size}
     limits = {"min_pixels": pixels["size"]["shortest_edge"], "max_pixels": pixels["size"]["longest_edge"]}
-    normal = {"mean": pixels["image_mean"], "std": pixels["image_std"]}
+    statistics = {"mean": pixels["image_mean"], "std": pixels["image_std"]}
     steps: list[tuple[str, str, dict[str, Any]]] = [
         ("decode_image", "DecodeImage", {"color_space": "RGB"}),
         ("convert_to_rgb", "ConvertRGB", {}),
         ("resize", "Resize", {"smart_resize": 1, **limits, **patches}),
         ("rescale", "Rescale", {}),
-        ("normalize", "Normalize", {**normal, "qwen3_vl": 1}),
+        ("normalize", "Normalize", {**statistics, "qwen3_vl": 1}),
         ("patch_image", "PatchImage", {**patches, "temporal_patch_size": facts.temporal_patch_size}),
     ]
     operations = [{"name": name, "type": kind, **({"attrs": attrs} if attrs else {})} for name, kind, attrs in steps]
@@ -123,8 +123,8 @@ def _file(graph: str) -> str:
     return f"{GRAPH_DIR}/{graph}.onnx"
 
 
-def _same(*names: str) -> dict[str, str]:
-    """Its names for tensors, mapped to the contract's: they are the same."""
+def _same_names(*names: str) -> dict[str, str]:
+    """Its names of tensors -> the contract's; they are the same."""
     return {name: name for name in names}
 
 

@@ -1,11 +1,11 @@
-"""Second names: weights that several graphs share, under the names that a runtime looks for them by.
+"""Second names: weights that several graphs share, under the names by which a runtime looks for them.
 
-transformers.js puts `vision_encoder_q4.onnx` together from graph and precision, and its weights' names from that. A
-graph that is stored alike in two precisions has one weight file, and so have a token table and the output head that is
-the same matrix. Here such a file gets a second name as a hard link, so that no byte lies on the disk twice, and the
+transformers.js derives `vision_encoder_q4.onnx` from graph and precision, and the names of its weight files from that.
+A graph that is stored in the same way in two precisions has one weight file, and so have a token table and the output
+head that is the same matrix. Such a file gets a second name as a hard link, so that nothing is stored twice, and the
 `.onnx` file, which names its weight files, is written again with that name.
 
-Knows ONNX files; nothing about runtimes. Needs onnx, which is imported when a second name is made.
+Knows ONNX files; nothing about runtimes. Imports onnx only when there is a second name to add.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any
 from ..artifact import GRAPH_DIR, data_name, suffixed
 from ..output import link
 
-Graphs = Mapping[str, Mapping[str, Any]]  # graph -> the manifest's entry of it
+Graphs = Mapping[str, Mapping[str, Any]]  # graph -> its manifest entry
 
 
-def second_names(
-    directory: Path, graphs: Mapping[str, Graphs], wanted: Sequence[str]
+def add_second_names(
+    directory: Path, graphs: Mapping[str, Graphs], graphs_to_name: Sequence[str]
 ) -> tuple[dict[str, Graphs], dict[str, str]]:
     """Give every graph in every precision a file of its own name, and weight files named after that.
 
     Args:
         graphs: by precision.
-        wanted: the graphs that need one.
+        graphs_to_name: the graphs that need them.
 
     Returns:
-        The entries with those names, and the weight files that have a second name: it -> the first one.
+        The entries with those names, and second names of weight files -> their first names.
     """
-    named: dict[str, Graphs] = {}
-    names: dict[str, str] = {}
-    again: list[tuple[str, str, dict[str, str]]] = []
+    named_graphs: dict[str, Graphs] = {}
+    second_names: dict[str, str] = {}
+    copies: list[tuple[str, str, dict[str, str]]] = []  # source, target, first name -> second name
     for precision, entries in graphs.items():
-        own = dict(entries)
-        for graph in wanted:
+        named_entries = dict(entries)
+        for graph in graphs_to_name:
             entry, stem = entries[graph], suffixed(graph, precision)
             name = f"{GRAPH_DIR}/{stem}.onnx"
             data = [f"{GRAPH_DIR}/{data_name(stem, index)}" for index in range(len(entry["data"]))]
@@ -46,17 +46,17 @@ def second_names(
                 continue
             for first, second in renamed.items():
                 link(directory / first, directory / second)
-                names[second] = first
-            again.append((entry["file"], name, renamed))
-            own[graph] = {**entry, "file": name, "data": data}
-        named[precision] = own
-    for source, target, renamed in sorted(again, key=lambda job: job[0] == job[1]):  # in place when all others are made
-        write_again(directory / source, directory / target, renamed)
-    return named, names
+                second_names[second] = first
+            copies.append((entry["file"], name, renamed))
+            named_entries[graph] = {**entry, "file": name, "data": data}
+        named_graphs[precision] = named_entries
+    for source, target, renamed in sorted(copies, key=lambda copy: copy[0] == copy[1]):  # those in place come last
+        write_renamed(directory / source, directory / target, renamed)
+    return named_graphs, second_names
 
 
-def write_again(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
-    """The same graph in another file, its weight files called otherwise."""
+def write_renamed(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
+    """Write a graph to another file, with other names for its weight files."""
     import onnx
 
     names = {Path(first).name: Path(second).name for first, second in renamed.items()}

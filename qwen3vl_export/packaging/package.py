@@ -1,4 +1,4 @@
-"""What a packaging file is made from: the directory so far, the model's facts and where each graph lies."""
+"""What packaging files are made from: the directory so far, the model's facts and the files of each graph."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
-class Storage:
-    """How weight files must be laid out for the runtimes that read them.
+class StorageRules:
+    """How weight files must be stored for the runtimes that read them.
 
     Attributes:
-        largest_file: bytes that none should exceed, or None.
-        own_data: every graph's weights lie in files named after it.
+        largest_file: bytes that no file should exceed; None for no limit.
+        named_by_graph: the weights of every graph are in files named after it.
     """
 
     largest_file: int | None = None
-    own_data: bool = False
+    named_by_graph: bool = False
 
 
 @dataclass(frozen=True)
 class Package:
-    """An artifact directory while it is packaged.
+    """An artifact directory being packaged.
 
     Attributes:
-        directory: holds the graphs and the checkpoint's settings.
-        graphs: precision -> graph -> the manifest's entry of it.
+        directory: has the graphs and the checkpoint's settings.
+        graphs: precision -> graph -> its manifest entry.
     """
 
     directory: Path
@@ -50,5 +50,5 @@ class Package:
         path = self.directory / CHAT_TEMPLATE
         if path.is_file():
             return path.read_text("utf-8")
-        found: str | None = self.settings("tokenizer_config.json").get("chat_template")
-        return found
+        template: str | None = self.settings("tokenizer_config.json").get("chat_template")
+        return template

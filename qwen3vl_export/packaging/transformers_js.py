@@ -1,7 +1,7 @@
-"""What transformers.js reads: three of the checkpoint's own files, completed where it has no default of its own.
+"""What transformers.js reads: three files of the checkpoint, completed where it has no default.
 
-transformers (Python) reads the same files; every key added here is one it ignores or already assumes. Read from its
-sources: `models/session.js` (`transformers.js_config`), `utils/dtypes.js` (suffixes), `image_processors_utils.js`.
+transformers (Python) reads the same files; it ignores or already assumes every key added to them. Source: its
+`models/session.js` (`transformers.js_config`), `utils/dtypes.js` (suffixes) and `image_processors_utils.js`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .package import PREPROCESSOR, Package
 
 GRAPHS = (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER)
 LARGEST_FILE = 2_000_000_000  # browsers hold a file in one buffer, of less than 2^31 bytes in some
-DTYPE = "fp32"  # names the suffix '' and nothing else: it loads `<graph>.onnx`, whatever dtype that is
+DTYPE = "fp32"  # selects nothing but the suffix '': it loads `<graph>.onnx`, whatever dtype that has
 
 LIMITS = (
     "One picture in a prompt: its processor fails on several (`Cannot read properties of undefined`, or `offset is out "
@@ -33,35 +33,35 @@ LIMITS = (
 
 
 def config(package: Package) -> dict[str, Any]:
-    """`config.json` with which data files to fetch for each graph.
+    """`config.json` with the number of data files of each graph.
 
     Raises:
-        BuildError: weights lie in a file of another name than the one it looks for.
+        BuildError: weights are in a file of another name than the one it looks for.
     """
     chunks: dict[str, int] = {}
     for precision, graphs in package.graphs.items():
         for graph in GRAPHS:
             name = suffixed(graph, precision)
-            found = [Path(file).name for file in graphs[graph]["data"]]
-            wanted = [data_name(name, index) for index in range(len(found))]
-            if found != wanted:
+            files = [Path(file).name for file in graphs[graph]["data"]]
+            expected = [data_name(name, index) for index in range(len(files))]
+            if files != expected:
                 raise BuildError(
-                    f"{name}.onnx: its weights lie in {', '.join(found)}, transformers.js looks for "
-                    f"{', '.join(wanted)}",
+                    f"{name}.onnx: its weights are in {', '.join(files)}, transformers.js looks for "
+                    f"{', '.join(expected)}",
                     "Leave transformers.js out of packaging.runtimes",
                 )
-            chunks[f"{name}.onnx"] = len(found)
+            chunks[f"{name}.onnx"] = len(files)
     settings = package.settings("config.json")
     return {**settings, "transformers.js_config": {"dtype": DTYPE, "use_external_data_format": chunks}}
 
 
 def preprocessor(package: Package) -> dict[str, Any]:
-    """`preprocessor_config.json`: it normalizes only if told so, and resizes bilinearly unless told otherwise."""
+    """`preprocessor_config.json`: it does not normalize by default, and resizes bilinearly."""
     return {"do_normalize": True, "resample": 3, **package.settings(PREPROCESSOR)}  # 3 is bicubic
 
 
 def tokenizer(package: Package) -> dict[str, Any]:
-    """`tokenizer_config.json` with the chat template, which its processor of this model reads from nowhere else."""
+    """`tokenizer_config.json` with the chat template, the only place where its processor of this model reads it."""
     settings = package.settings("tokenizer_config.json")
     template = package.chat_template()
     return settings if template is None else {**settings, "chat_template": template}

@@ -1,7 +1,7 @@
-"""Loads recipes: a YAML file or the name of one becomes a checked `Recipe`, or one line saying what to correct.
+"""Loads recipes: a YAML file or its name becomes a valid `Recipe`, or one line that says what to correct.
 
-`recipe/yaml.py` reads files, `recipe/model.py` says what may be in them; this module joins the two and words the
-mistakes. Knows nothing about building.
+`recipe/yaml.py` reads files, `recipe/model.py` defines their keys; this module combines the two and words the error
+messages. Knows nothing about building.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError
-from ..packaging import loadable_by
+from ..packaging import loadable_runtimes
 from .model import GRAPH_NAMES as GRAPH_NAMES
 from .model import SIZE_STEP, PrecisionName
 from .model import Recipe as Recipe
 from .quantize import METHODS, profile_of
-from .strict import Impossible
-from .yaml import EXTENDS, Layers, read_layers
+from .strict import FieldConflict
+from .yaml import EXTENDS, MergedRecipe, read_merged
 
 SUFFIXES = (".yaml", ".yml")
 _EXPECTED = {
@@ -37,21 +37,21 @@ _LOOKS_LIKE = {"name": "lower-case letters, digits, dots and dashes", "min_onnxr
 
 
 def recipe_dirs() -> list[Path]:
-    """Where recipes are looked up by name: ./recipes, then those shipped beside the package or installed with it."""
-    shipped = Path(__file__).resolve().parents[2] / "recipes"
-    here = Path("recipes")
-    dirs = [here] if here.resolve() == shipped else [here, shipped]
-    return [path for path in (*dirs, Path(sys.prefix) / "share" / "qwen3vl-export" / "recipes") if path.is_dir()]
+    """Where recipes are looked up by name: ./recipes, then those in the source tree or installed with the package."""
+    local, source_tree = Path("recipes"), Path(__file__).resolve().parents[2] / "recipes"
+    installed = Path(sys.prefix) / "share" / "qwen3vl-export" / "recipes"
+    candidates = [local, installed] if local.resolve() == source_tree else [local, source_tree, installed]
+    return [path for path in candidates if path.is_dir()]
 
 
 def list_recipes() -> dict[str, Path]:
-    """Every recipe that can be named, by name; the first directory wins."""
-    found: dict[str, Path] = {}
+    """Every recipe that can be loaded by name, by name; the first directory wins."""
+    recipes: dict[str, Path] = {}
     for directory in recipe_dirs():
         for file in sorted(directory.iterdir()):
             if file.suffix in SUFFIXES and file.is_file():
-                found.setdefault(file.stem, file)
-    return found
+                recipes.setdefault(file.stem, file)
+    return recipes
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
@@ -70,7 +70,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
         raise RecipeError(f"{path}: no recipe of that name", _did_you_mean(path.name, known) or "See: recipes list")
     if path.is_dir():
         raise RecipeError(f"{path}: is a directory", "Name a recipe file, or see: recipes list")
-    siblings = {str(path.parent / one.name) for one in path.parent.glob("*.y*ml")}
+    siblings = {str(path.parent / file.name) for file in path.parent.glob("*.y*ml")}
     raise RecipeError(f"{path}: no such recipe", _did_you_mean(str(path), siblings) or "See: recipes list")
 
 
@@ -78,22 +78,22 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
     """Load and check a recipe: `tiny`, or `recipes/tiny.yaml`.
 
     Raises:
-        RecipeError: it cannot be found or read, or says something unknown, ill-typed or impossible.
+        RecipeError: it cannot be found or read, or has an unknown key, a value of the wrong type, or a conflict.
     """
-    layers = read_layers(find_recipe(path_or_name))
-    _fill_in(layers)
+    merged = read_merged(find_recipe(path_or_name))
+    _fill_in_defaults(merged)
     try:
-        recipe = Recipe.model_validate_json(json.dumps(layers.data))
+        recipe = Recipe.model_validate_json(json.dumps(merged.data))
     except ValidationError as error:
-        raise _first_mistake(layers, error) from None
+        raise _first_mistake(merged, error) from None
     except (TypeError, ValueError, RecursionError):
-        raise RecipeError(f"{layers.file}: holds a value that is not plain text, number or list") from None
-    recipe._directory, recipe._files = layers.file.parent, layers.files
+        raise RecipeError(f"{merged.file}: holds a value that is not plain text, number or list") from None
+    recipe._directory, recipe._files = merged.file.parent, merged.files
     source = recipe.checkpoint.source
-    if not recipe.checkpoint.is_local and (layers.file.parent / source).is_dir():
+    if not recipe.checkpoint.is_local and (merged.file.parent / source).is_dir():
         raise RecipeError(
-            f"{layers.origin(('checkpoint', 'source'))}: checkpoint.source: {source} names a Hub repository, and a "
-            "directory of that name lies beside the recipe",
+            f"{merged.origin(('checkpoint', 'source'))}: checkpoint.source: {source} names a Hub repository, but "
+            "there is a directory of that name beside the recipe",
             f"Write ./{source} for the directory",
         )
     return recipe
@@ -112,46 +112,48 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _fill_in(layers: Layers) -> None:
-    """Defaults that depend on the file or on another key."""
-    layers.data.setdefault("name", layers.file.stem)
-    parity = layers.data.setdefault("parity", {})
+def _fill_in_defaults(merged: MergedRecipe) -> None:
+    """Fill in defaults that depend on the file or on another key."""
+    merged.data.setdefault("name", merged.file.stem)
+    parity = merged.data.setdefault("parity", {})
     if isinstance(parity, dict):
-        layers.data["parity"] = {"tolerances": profile_of(layers.data), **parity}
-    precisions = layers.data.get("precisions")
+        merged.data["parity"] = {"tolerances": profile_of(merged.data), **parity}
+    precisions = merged.data.get("precisions")
     if isinstance(precisions, dict):
-        for name, one in precisions.items():
-            precisions[name] = {"tolerances": profile_of(one), **one} if isinstance(one, dict) else one
-    packaging = layers.data.setdefault("packaging", {})
-    vision, graphs = layers.data.get("vision", {}), layers.data.get("graphs", list(GRAPH_NAMES))
+        for name, block in precisions.items():
+            if isinstance(block, dict):
+                precisions[name] = {"tolerances": profile_of(block), **block}
+    packaging = merged.data.setdefault("packaging", {})
+    vision, graphs = merged.data.get("vision", {}), merged.data.get("graphs", list(GRAPH_NAMES))
     if isinstance(packaging, dict) and isinstance(vision, dict) and isinstance(graphs, list):
-        runtimes = loadable_by([str(graph) for graph in graphs], str(vision.get("grid", "dynamic")))
-        layers.data["packaging"] = {"runtimes": list(runtimes), **packaging}
+        runtimes = loadable_runtimes([str(graph) for graph in graphs], str(vision.get("grid", "dynamic")))
+        merged.data["packaging"] = {"runtimes": list(runtimes), **packaging}
 
 
-def _first_mistake(layers: Layers, error: ValidationError) -> RecipeError:
+def _first_mistake(merged: MergedRecipe, error: ValidationError) -> RecipeError:
     """One line for the first mistake, misspelt keys before the missing ones they explain, and a count of the rest."""
     mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
     first = mistakes[0]
-    path, what, next = _describe(first["type"], tuple(first["loc"]), first["input"], first.get("ctx", {}), first["msg"])
+    context = first.get("ctx", {})
+    path, problem, advice = _describe(first["type"], tuple(first["loc"]), first["input"], context, first["msg"])
     if len(mistakes) > 1:
-        next = f"{next} ({len(mistakes) - 1} more mistake{'s' if len(mistakes) > 2 else ''})".lstrip()
-    combined = isinstance(first.get("ctx", {}).get("error"), Impossible)  # the file read brought them together
+        advice = f"{advice} ({len(mistakes) - 1} more mistake{'s' if len(mistakes) > 2 else ''})".lstrip()
+    is_conflict = isinstance(context.get("error"), FieldConflict)  # its fields may come from several files
     path = _without_method(path)
-    file = layers.file if combined else layers.origin(tuple(str(key) for key in path))
-    return RecipeError(f"{file}: {_dotted(path)}: {what}", next)
+    file = merged.file if is_conflict else merged.origin(tuple(str(key) for key in path))
+    return RecipeError(f"{file}: {_dotted(path)}: {problem}", advice)
 
 
 def _describe(
     kind: str, path: tuple[int | str, ...], value: Any, context: Mapping[str, Any], message: str
 ) -> tuple[tuple[int | str, ...], str, str]:
-    """Key path, what is wrong and what to do, for one of pydantic's error records."""
+    """Key path, problem and advice for one of pydantic's error records."""
     cause = context.get("error")
-    if isinstance(cause, Impossible):
-        return (*path, *cause.key.split(".")), cause.what, cause.next
+    if isinstance(cause, FieldConflict):
+        return (*path, *cause.key.split(".")), cause.problem, cause.advice
     if kind == "extra_forbidden":
         known = _keys_at(path[:-1])
-        return path, "unknown key", _did_you_mean(str(path[-1]), known) or f"Known here: {', '.join(known)}"
+        return path, "unknown key", _did_you_mean(str(path[-1]), known) or f"Known keys: {', '.join(known)}"
     if kind == "missing" and isinstance(path[-1], str):
         return path, "is missing", "Add it, or inherit it with extends:"
     if kind in ("missing", "too_long") and "sizes" in path:
@@ -160,45 +162,49 @@ def _describe(
         known = sorted({name for model in METHODS.values() for name in model.model_fields})
         for key in value if isinstance(value, dict) else ():
             if key not in known:
-                return (*path, key), "unknown key", _did_you_mean(key, known) or f"Known here: {', '.join(known)}"
+                return (*path, key), "unknown key", _did_you_mean(key, known) or f"Known keys: {', '.join(known)}"
         return (*path, "method"), "is missing", f"One of {', '.join(METHODS)}"
     if kind == "union_tag_invalid":
         tag = str(context["tag"])
-        return (*path, "method"), f"{_shown(tag)} is not one of {', '.join(METHODS)}", _did_you_mean(tag, METHODS)
+        return (*path, "method"), f"{_quote(tag)} is not one of {', '.join(METHODS)}", _did_you_mean(tag, METHODS)
     if path[-1:] == ("[key]",):  # pydantic's way of saying that the key itself is wrong
         names = get_args(PrecisionName)
-        return path[:-1], "unknown precision", _did_you_mean(str(value), names) or f"Known here: {', '.join(names)}"
+        return (
+            path[:-1],
+            "unknown precision",
+            _did_you_mean(str(value), names) or f"Known precisions: {', '.join(names)}",
+        )
     if kind == "literal_error":
         choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        return path, f"{_shown(value)} is not one of {', '.join(choices)}", _did_you_mean(str(value), choices)
+        return path, f"{_quote(value)} is not one of {', '.join(choices)}", _did_you_mean(str(value), choices)
     if kind == "multiple_of":
         lower = int(value) // SIZE_STEP * SIZE_STEP
         near = [str(size) for size in (lower, lower + SIZE_STEP) if size > 0]
         return path, f"{value} is not a multiple of {SIZE_STEP}", f"Use {' or '.join(near)}"
     if kind == "string_pattern_mismatch":
-        return path, f"found {_shown(value)}", f"It must be {_LOOKS_LIKE[str(path[-1])]}"
+        return path, f"found {_quote(value)}", f"It must be {_LOOKS_LIKE[str(path[-1])]}"
     if kind in _EXPECTED:
-        return path, f"found {_shown(value)}", f"It must be {_EXPECTED[kind]}"
-    return path, f"found {_shown(value)}", message.replace("Input", "It").replace("String", "It").replace("Tuple", "It")
+        return path, f"found {_quote(value)}", f"It must be {_EXPECTED[kind]}"
+    return path, f"found {_quote(value)}", message.replace("Input", "It").replace("String", "It").replace("Tuple", "It")
 
 
 def _keys_at(path: Iterable[int | str]) -> list[str]:
     """The keys a recipe knows at a key path."""
     model: type[BaseModel] = Recipe
     for key in path:
-        if model is not Recipe and key in METHODS:  # pydantic names the method it read the block as
+        if model is not Recipe and key in METHODS:  # pydantic inserts the method of the block
             model = METHODS[str(key)]
             continue
-        if str(key) not in model.model_fields:  # a name in a mapping, not a key
+        if str(key) not in model.model_fields:  # a name in a mapping
             continue
         annotation = model.model_fields[str(key)].annotation
         options = (annotation, *get_args(annotation))
-        model = next(one for one in options if isinstance(one, type) and issubclass(one, BaseModel))
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
     return [EXTENDS, *model.model_fields] if model is Recipe else list(model.model_fields)
 
 
 def _without_method(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A key path as it is written: without the method that pydantic names after a graph of `quantization`."""
+    """A key path as written in the file: without the method that pydantic inserts after a graph of `quantization`."""
     if "quantization" not in path:
         return path
     method = path.index("quantization") + 2
@@ -213,7 +219,7 @@ def _dotted(path: Iterable[int | str]) -> str:
     return text
 
 
-def _shown(value: Any) -> str:
+def _quote(value: Any) -> str:
     if value is None:
         return "nothing"
     text = json.dumps(value, ensure_ascii=False)

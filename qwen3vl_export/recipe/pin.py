@@ -1,6 +1,6 @@
-"""Writes the commit of a Hub checkpoint into the recipe that names it, leaving every other byte of the file alone.
+"""Writes the commit of a Hub checkpoint into the recipe that names it; every other byte of the file stays.
 
-Knows nothing about downloading: only the name of the commit is asked for.
+Knows nothing about downloading: it only asks the Hub for the commit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from . import find_recipe, load_recipe
 
 
 def pin(path_or_name: str | Path) -> tuple[Path, str, bool]:
-    """Pin a recipe to the commit its revision points at: the file, the commit, and whether the file changed.
+    """Pin a recipe to the commit its revision points to.
+
+    Returns:
+        The file, the commit, and whether the file changed.
 
     Raises:
-        RecipeError: the recipe is wrong, or its checkpoint is a directory.
+        RecipeError: the recipe is invalid, or its checkpoint is a directory.
         CheckpointError: the commit cannot be resolved.
     """
     file = find_recipe(path_or_name)
@@ -42,7 +45,7 @@ def pin(path_or_name: str | Path) -> tuple[Path, str, bool]:
 
 
 def with_revision(text: str, commit: str) -> str:
-    """The recipe's text with `checkpoint.revision` set, comments and layout kept."""
+    """The recipe's text with `checkpoint.revision` set; comments and layout are preserved."""
     value = f'"{commit}"' if commit.isdigit() else commit  # forty digits would read as a number
     document = yaml.compose(text, yaml.SafeLoader)
     checkpoint = _child(document, "checkpoint")

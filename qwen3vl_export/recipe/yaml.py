@@ -1,8 +1,8 @@
 """Reads recipe files: YAML with duplicate keys refused, `extends:` followed and merged.
 
-The result is plain data plus the file each key came from, so that a mistake is reported where it was written. Knows
-nothing about which keys a recipe may have, except those that are not inherited (`name`, `description`), those that
-name directories, and that a checkpoint's revision belongs to its source.
+The result is plain data and the file each key came from, so that a mistake is reported where it was written. Knows
+nothing about the keys of a recipe, except which are not inherited (`name`, `description`), which name directories, and
+that a checkpoint's revision belongs to its source.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import yaml
 from ..errors import RecipeError, first_line
 
 EXTENDS = "extends"
-OWN_KEYS = ("name", "description")  # say what this very file is, so a child never inherits them
-SOURCES = ("checkpoint", "calibration")  # blocks whose `source` may be a directory, relative to the file
-METHOD = "method"  # a block that names one starts afresh: the settings of another method mean nothing to it
+NOT_INHERITED = ("name", "description")  # identify one file
+DIRECTORY_BLOCKS = ("checkpoint", "calibration")  # whose `source` may be a directory, relative to the file
+METHOD = "method"  # a block that names one inherits nothing: the settings of another method mean nothing to it
 KeyPath = tuple[str, ...]
 
 
 @dataclass
-class Layers:
-    """A recipe's merged data.
+class MergedRecipe:
+    """A recipe's data, merged with those it extends.
 
     Attributes:
         files: the recipe and those it extends, base first.
@@ -39,14 +39,14 @@ class Layers:
     origins: dict[KeyPath, Path] = field(default_factory=dict)
 
     def origin(self, path: KeyPath) -> Path:
-        """The file that wrote the key, or its closest parent."""
+        """The file that set the key, or its closest parent that is set."""
         while path and path not in self.origins:
             path = path[:-1]
         return self.origins.get(path, self.file)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and leaves dates as text."""
+    """SafeLoader that refuses duplicate keys and keeps dates as text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - SafeLoader declares it so
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -66,45 +66,48 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_layers(file: Path, children: tuple[Path, ...] = ()) -> Layers:
-    """Read a recipe and the chain it extends, base first.
+def read_merged(file: Path, children: tuple[Path, ...] = ()) -> MergedRecipe:
+    """Read a recipe and the chain of recipes it extends, base first.
+
+    Args:
+        children: the files that extend this one.
 
     Raises:
-        RecipeError: a file that is missing or no YAML mapping, or files that extend each other in a circle.
+        RecipeError: a file that is missing or not a YAML mapping, or files that extend each other in a circle.
     """
     data = read_mapping(file)
     chain = (*children, file)
     base = data.pop(EXTENDS, None)
     if base is None:
-        layers = Layers(file, {})
+        merged = MergedRecipe(file, {})
     else:
         if not isinstance(base, str):
             raise RecipeError(f"{file}: {EXTENDS}: must be a file name", "Write extends: tiny.yaml")
         parent = Path(os.path.normpath(file.parent / base))
-        if any(parent.resolve() == one.resolve() for one in chain):
-            circle = " extends ".join(one.name for one in (*chain, parent))
-            raise RecipeError(f"{file}: {EXTENDS}: goes in a circle: {circle}", "Let one of them extend nothing")
+        if any(parent.resolve() == path.resolve() for path in chain):
+            circle = " extends ".join(path.name for path in (*chain, parent))
+            raise RecipeError(f"{file}: {EXTENDS}: goes in a circle: {circle}", "Remove extends: from one of them")
         if not parent.is_file():
             raise RecipeError(f"{file}: {EXTENDS}: no such file: {parent}", "The path is relative to this recipe")
-        layers = read_layers(parent, chain)
-        layers.file = file
-        for key in OWN_KEYS:
-            layers.data.pop(key, None)
-        _move_source(layers.data, parent.parent, file.parent)
-    layers.files += (file,)
+        merged = read_merged(parent, chain)
+        merged.file = file
+        for key in NOT_INHERITED:
+            merged.data.pop(key, None)
+        _rebase_sources(merged.data, parent.parent, file.parent)
+    merged.files += (file,)
     checkpoint = data.get("checkpoint")
     if isinstance(checkpoint, dict) and "source" in checkpoint:
-        layers.data.pop("checkpoint", None)
-    layers.data = _merge(layers.data, data)
-    layers.origins.update(dict.fromkeys(_paths(data), file))
-    return layers
+        merged.data.pop("checkpoint", None)
+    merged.data = _merge(merged.data, data)
+    merged.origins.update(dict.fromkeys(_paths(data), file))
+    return merged
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
     """One file's YAML mapping.
 
     Raises:
-        RecipeError: not readable, not UTF-8, a syntax error (with its line), a duplicate key, not a mapping.
+        RecipeError: unreadable, not UTF-8, a syntax error (with its line), a duplicate key, or not a mapping.
     """
     try:
         data = yaml.load(file.read_text("utf-8"), _Loader)
@@ -128,23 +131,23 @@ def read_mapping(file: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key, unless the upper one names a method; anything else, lists included, is replaced."""
-    merged = {} if METHOD in over else dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
+def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Merge mappings key by key, unless `override` names a method; replace anything else, lists included."""
+    result = {} if METHOD in override else dict(base)
+    for key, value in override.items():
+        inherited = result.get(key)
+        result[key] = _merge(inherited, value) if isinstance(inherited, dict) and isinstance(value, dict) else value
+    return result
 
 
-def _move_source(data: dict[str, Any], written_in: Path, read_from: Path) -> None:
-    """Keep relative directories pointing at the same place when a recipe elsewhere inherits them."""
-    for key in SOURCES:
+def _rebase_sources(data: dict[str, Any], old: Path, new: Path) -> None:
+    """Keep relative directories pointing at the same place when a recipe in another directory inherits them."""
+    for key in DIRECTORY_BLOCKS:
         block = data.get(key)
         source = block.get("source") if isinstance(block, dict) else None
         if isinstance(block, dict) and isinstance(source, str) and source.startswith("."):
-            moved = Path(os.path.relpath(written_in / source, read_from)).as_posix()
-            data[key] = {**block, "source": moved if moved.startswith(".") else f"./{moved}"}
+            relative = Path(os.path.relpath(old / source, new)).as_posix()
+            data[key] = {**block, "source": relative if relative.startswith(".") else f"./{relative}"}
 
 
 def _paths(data: dict[str, Any], parent: KeyPath = ()) -> Iterator[KeyPath]:

@@ -114,7 +114,7 @@ MISTAKES = {
         TINY + "quantization: {decoder_model_merged: {metod: none}}\n",
         "quantization.decoder_model_merged.metod: unknown key. Did you mean method?",
     ),
-    "unknown key unlike any": (TINY + "vision: {zzz: 1}\n", "vision.zzz: unknown key. Known here: grid, sizes"),
+    "unknown key unlike any": (TINY + "vision: {zzz: 1}\n", "vision.zzz: unknown key. Known keys: grid, sizes"),
     "method that does not exist": (
         TINY + "quantization: {embeddings: {method: int3}}\n",
         'quantization.embeddings.method: "int3" is not one of none, int8_dynamic, int8, int4. Did you mean int8?',

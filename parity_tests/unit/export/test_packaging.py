@@ -17,7 +17,7 @@ from parity_tests.fixtures.paths import DOCS, TINY
 from qwen3vl_export import contract
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS, loadable_by, transformers_js
+from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS, loadable_runtimes, transformers_js
 from qwen3vl_export.packaging.package import Package
 from qwen3vl_export.recipe.model import GRAPH_NAMES, RuntimeName
 
@@ -43,7 +43,7 @@ def test_recipes_can_name_every_runtime_of_the_table() -> None:
     ],
 )
 def test_which_runtimes_can_load_what(graphs: tuple[str, ...], grid: str, expected: tuple[str, ...]) -> None:
-    assert loadable_by(graphs, grid) == expected
+    assert loadable_runtimes(graphs, grid) == expected
 
 
 def test_the_manifest_lists_every_file_and_no_weight_twice(tiny_artifact: Path) -> None:
@@ -103,7 +103,7 @@ def test_weights_where_transformers_js_does_not_look_are_refused(tiny_artifact: 
     assert chunks() == whole
     split = chunks(vision_encoder=["onnx/vision_encoder.onnx_data", "onnx/vision_encoder.onnx_data_1"])
     assert split == {**whole, "vision_encoder.onnx": 2}
-    with pytest.raises(BuildError, match=r"embed_tokens\.onnx: its weights lie in shared\.onnx_data"):
+    with pytest.raises(BuildError, match=r"embed_tokens\.onnx: its weights are in shared\.onnx_data"):
         chunks(embed_tokens=["onnx/shared.onnx_data"])
 
 

@@ -43,15 +43,15 @@ def recipe() -> Recipe:
 def test_a_precision_says_everything_itself(recipe: Recipe) -> None:
     assert recipe.every_precision == ("", *NAMES)
     assert recipe.at("q4").dtype == "float32" and recipe.at("q4f16").dtype == "float16"
-    assert recipe.at("q4").quantize(VISION_ENCODER).method == "none"
+    assert recipe.at("q4").quantization_of(VISION_ENCODER).method == "none"
     profiles = {name: recipe.at(name).parity.tolerances for name in recipe.every_precision}
     assert profiles == {"": "float32", "fp16": "float16", "int8": "int8", "q4": "int4", "q4f16": "int4"}
 
 
 def test_a_graph_is_written_for_the_first_that_stores_it_so(recipe: Recipe) -> None:
-    assert recipe.written_for("q4", VISION_ENCODER) == "" and recipe.written_for("q4", DECODER) == "q4"
-    assert recipe.written_for("q4f16", EMBED_TOKENS) == "fp16"
-    assert recipe.written_for("int8", VISION_ENCODER) == "int8"
+    assert recipe.file_precision("q4", VISION_ENCODER) == "" and recipe.file_precision("q4", DECODER) == "q4"
+    assert recipe.file_precision("q4f16", EMBED_TOKENS) == "fp16"
+    assert recipe.file_precision("int8", VISION_ENCODER) == "int8"
 
 
 def test_equal_weights_are_stored_once_and_the_manifest_says_so(artifact: Path) -> None:

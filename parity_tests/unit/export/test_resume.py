@@ -19,7 +19,7 @@ from qwen3vl_export.errors import BuildError, CheckpointError
 from qwen3vl_export.exporter import weights
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.pipeline import build
-from qwen3vl_export.exporter.progress import SECONDS, Lines
+from qwen3vl_export.exporter.progress import SECONDS, ProgressLines
 from qwen3vl_export.exporter.weights import journal as journals
 from qwen3vl_export.exporter.weights.journal import Journal
 from qwen3vl_export.exporter.weights.stream import ErrorSums
@@ -325,7 +325,7 @@ def test_a_build_replaces_an_artifact_but_nothing_added_to_it(tokens: Path, tmp_
 
 def test_progress_is_a_line_now_and_then() -> None:
     now, lines = [0.0], []
-    progress = Lines(total=4 << 30, done=1 << 30, log=lines.append, clock=lambda: now[0])
+    progress = ProgressLines(total=4 << 30, done=1 << 30, log=lines.append, clock=lambda: now[0])
     for _ in range(3):
         now[0] += SECONDS * 0.6
         progress.advance(1 << 28)

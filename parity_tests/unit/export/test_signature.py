@@ -85,7 +85,7 @@ def test_the_graphs_of_a_published_size(name: str) -> None:
     facts = Checkpoint(Path("nowhere"), "random", "local", config(size, layers=2, depth=4)).facts
     for graph, (stem, grid) in zip(graphs(recipe, facts), graphs_of(recipe, facts), strict=True):
         model = skeleton(size, recipe.target, getattr(torch, recipe.compute_dtype), stem, grid).clone()
-        model = quantize(model, recipe.quantize(stem), recipe.target)
+        model = quantize(model, recipe.quantization_of(stem), recipe.target)
         if recipe.dtype == "bfloat16":
             model = store_as(model, ir.DataType.BFLOAT16)
         inputs = [value for value in model.graph.inputs if value not in weight_inputs(model)]

@@ -30,9 +30,9 @@ from qwen3vl_export.exporter.submodules import build_submodule
 from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import ArrayKey, FilePlacement, WeightFile, attach
 from qwen3vl_export.exporter.weights.inputs import Source
-from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage
+from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage_rules
 from qwen3vl_export.packaging.names import second_names
-from qwen3vl_export.packaging.package import Storage
+from qwen3vl_export.packaging.package import StorageRules
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Quantize
 from qwen3vl_export.runtime import Qwen3VL
@@ -77,8 +77,8 @@ def test_what_the_lender_has_is_not_stored_again() -> None:
 
 
 def test_every_runtime_says_how_it_wants_its_weights() -> None:
-    assert storage([ONNXRUNTIME, GENAI]) == Storage(None, own_data=False)
-    assert storage([ONNXRUNTIME, TRANSFORMERS_JS]) == Storage(2_000_000_000, own_data=True)
+    assert storage_rules([ONNXRUNTIME, GENAI]) == StorageRules(None, named_by_graph=False)
+    assert storage_rules([ONNXRUNTIME, TRANSFORMERS_JS]) == StorageRules(2_000_000_000, named_by_graph=True)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def write(folder: Path, precision: str, **settings: Any) -> tuple[FilePlacement,
         skeletons.append(Skeleton(graph, model.clone(), Stages(name), lender=lender))
         with WeightFile(folder, placement) as data:
             ir.save(attach(model, graph, checkpoint, data), folder / f"{name}.onnx")
-    for file in planned_files(skeletons, checkpoint, Storage()):
+    for file in planned_files(skeletons, checkpoint, StorageRules()):
         size = (folder / Path(file.name).name).stat().st_size if file.name.startswith("onnx/") else file.bytes
         assert file.bytes == size if file.name.endswith("_data") else abs(file.bytes - size) < 64_000, file
     return placements[EMBED_TOKENS], placements[DECODER]

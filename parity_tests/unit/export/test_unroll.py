@@ -63,9 +63,9 @@ ROUTED = sized("30b-a3b", 7, 9, [2, 4, 7])
 )
 def test_unrolling_is_tracing_everything(graph: str, of: Config, target: str) -> None:
     checkpoint = Checkpoint(Path(), "random", "local", of)
-    short, whole = (build_submodule(checkpoint, graph, target, torch.float32, whole=whole) for whole in (False, True))
-    assert short.stack is not None and short.stack.traced == 6 and whole.stack is None
-    unrolled, traced = (trace(submodule, torch.float32) for submodule in (short, whole))
+    short, full = (build_submodule(checkpoint, graph, target, torch.float32, all_layers=all_) for all_ in (False, True))
+    assert short.stack is not None and short.stack.traced == 6 and full.stack is None
+    unrolled, traced = (trace(submodule, torch.float32) for submodule in (short, full))
     assert meaning(unrolled) == meaning(traced)
     for left, right in ((unrolled.graph.inputs, traced.graph.inputs), (unrolled.graph.outputs, traced.graph.outputs)):
         assert {(value.name, value.dtype, str(value.shape)) for value in left} == {

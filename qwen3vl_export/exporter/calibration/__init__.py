@@ -101,7 +101,7 @@ def plan_calibrations(
     Raises:
         BuildError: prompts that cannot be used.
     """
-    written = [name for name in recipe.every_precision if recipe.written_for(name, DECODER) == name]
+    written = [name for name in recipe.every_precision if recipe.file_precision(name, DECODER) == name]
     planned = {name: plan_calibration(recipe.at(name), checkpoint, directory / f"of_{name}", log) for name in written}
     return {name: calibration for name, calibration in planned.items() if calibration is not None}
 
@@ -112,7 +112,7 @@ def plan_calibration(recipe: Recipe, checkpoint: Checkpoint, directory: Path, lo
     Raises:
         BuildError: prompts that cannot be used.
     """
-    settings = recipe.quantize(DECODER)
+    settings = recipe.quantization_of(DECODER)
     if DECODER not in recipe.graphs or not isinstance(settings, BlockSettings) or settings.algorithm != "gptq":
         return None
     assert recipe.calibration_dir is not None  # checked with the recipe

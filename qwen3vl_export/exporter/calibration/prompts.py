@@ -20,7 +20,7 @@ from ...artifact import Artifact, Encoder, Manifest
 from ...contract import VISION_ENCODER
 from ...errors import BuildError, InputError
 from ...hash_cache import sha256_file
-from ...recipe.strict import Strict
+from ...recipe.strict import StrictModel
 from ...runtime.images import Image
 from ...runtime.prepare import Prepared, Preparer
 from ..checkpoint import Checkpoint
@@ -28,7 +28,7 @@ from ..checkpoint import Checkpoint
 PROMPTS_FILE = "prompts.jsonl"
 
 
-class PromptLine(Strict):
+class PromptLine(StrictModel):
     """One line of the file."""
 
     ask: str

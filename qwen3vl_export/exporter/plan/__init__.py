@@ -1,9 +1,9 @@
-"""The plan of a build: which files it writes, how many bytes, how much memory and time, before a weight is read.
+"""The plan of a build: its files, their bytes, its memory and its time, before a weight is read.
 
-Weights are counted to the byte, on the finished skeletons, as `weights/` will place them; the graphs beside them gain
-a few kilobytes when they learn where their weights lie. Time and memory are estimates: one slice of random numbers per
-kind of weight goes through the real writer, on the disk that will be written to, and is scaled up. Tracing was just
-done and is measured.
+Weights are counted to the byte, on the finished skeletons, as `weights/` will place them; the graphs grow by a few
+kilobytes when the locations of their weights are added. Time and memory are estimates: one slice of random numbers per
+kind of weight goes through the real writer, on the disk that will be written to, and is scaled up. Tracing is done for
+the plan anyway, and measured.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
 
-from ...artifact import CHECKPOINT_FILES, GRAPH_DIR
+from ...artifact import GRAPH_DIR
 from ...errors import SpaceError
-from ...packaging import storage
-from ...packaging.package import Storage
+from ...packaging import storage_rules
+from ...packaging.package import StorageRules
 from ...recipe.model import Recipe
 from ...replaceable import check_output
 from ..checkpoint import SINGLE, Checkpoint
-from ..skeletons import Log, Skeleton, inputs_of, lenders_first, open_for, skeletons
+from ..skeletons import Log, Skeleton, build_skeletons, inputs_of, open_recipe_checkpoint, sort_for_writing
 from ..weights import WORKERS, ArrayKey, FilePlacement, is_transposed, key_of
 from ..weights.inputs import Source, fold_transforms, shape_of, source_of, weight_inputs
 from ..weights.packing import Packing
 from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Destination, rows_per_read, split_pieces, stream_piece
 
-SAMPLE_WIDTH = 2048  # values of a row in the timed piece
-HASHED = 32 << 20  # bytes whose checksum is timed
-STRIP_COPIES = 10  # float32 copies of a strip that exist at once while it is quantized
+SAMPLE_WIDTH = 2048  # values in a row of the timed piece
+HASHED_BYTES = 32 << 20  # whose checksum is timed
+STRIP_COPIES = 10  # float32 copies of a strip in memory while it is quantized
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file to be written, and its bytes by dtype; bytes of no dtype are graph, settings or alignment."""
+    """One file to be written, and its bytes by dtype; the rest of its bytes are graph, settings or alignment."""
 
     name: str
     bytes: int
@@ -57,12 +57,12 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build will do.
+    """What a build will write, and the resources it will take.
 
     Attributes:
-        files: everything but the manifest and the settings of packaged runtimes, some kilobytes.
-        free: bytes free where they go.
-        memory: estimated peak of resident memory, bytes.
+        files: every file but the manifest and the settings of packaged runtimes, some kilobytes.
+        free: bytes free on the disk they go to.
+        memory: estimated peak of resident memory in bytes.
         seconds: estimated duration of each part of the build.
     """
 
@@ -73,117 +73,122 @@ class BuildPlan:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all files."""
         return sum(file.bytes for file in self.files)
 
 
 def plan_build(
     recipe: Recipe, *, checkpoint: str | None = None, out: Path | None = None, log: Log = print
 ) -> BuildPlan:
-    """What `build` would do with the same arguments; writes nothing that stays and reads no weight.
+    """Plan what `build` would do with the same arguments; leaves no file behind and reads no weight.
 
     Raises:
-        Qwen3VLExportError: as `build`, except that neither a disk with too little room nor an artifact at `out` is an
-            error here.
+        Qwen3VLExportError: as `build`, except that neither a disk with too little space nor an artifact at `out` is an
+            error.
     """
     out = out or Path("artifacts") / recipe.name
     check_output(out, force=True, inputs=inputs_of(recipe, checkpoint))
     start = time.perf_counter()
-    opened = open_for(recipe, checkpoint)
-    found = skeletons(recipe, opened, log)
-    drawn = time.perf_counter()
-    files = planned_files(found, opened, storage(recipe.packaging.runtimes))
-    models = [skeleton.model for skeleton in found]
-    place = next(path for path in out.absolute().parents if path.is_dir())
-    hashed = sum(file.bytes for file in files) + sum(path.stat().st_size for path in opened.files)
+    opened = open_recipe_checkpoint(recipe, checkpoint)
+    skeletons = build_skeletons(recipe, opened, log)
+    traced = time.perf_counter()
+    files = planned_files(skeletons, opened, storage_rules(recipe.packaging.runtimes))
+    models = [skeleton.model for skeleton in skeletons]
+    directory = next(path for path in out.absolute().parents if path.is_dir())
+    hashed_bytes = sum(file.bytes for file in files) + sum(path.stat().st_size for path in opened.files)
     return BuildPlan(
         files=tuple(files),
-        free=check_space(place, 0),
+        free=check_space(directory, 0),
         memory=estimate_memory(models, opened),
         seconds={
-            "tracing": drawn - start,
-            "weights": estimate_writing(models, opened, place),
-            "checksums": estimate_hashing(hashed),
+            "tracing": traced - start,
+            "weights": estimate_writing(models, opened, directory),
+            "checksums": estimate_hashing(hashed_bytes),
         },
     )
 
 
-def planned_files(found: Sequence[Skeleton], checkpoint: Checkpoint, storage: Storage) -> list[PlannedFile]:
+def planned_files(skeletons: Sequence[Skeleton], checkpoint: Checkpoint, rules: StorageRules) -> list[PlannedFile]:
     """Every file that skeletons become, and the checkpoint's settings."""
     tied = bool(checkpoint.config.tie_word_embeddings)
-    layouts = layouts_of(found, storage)
+    placements = file_placements(skeletons, rules)
     files = []
-    for one in lenders_first(found):
-        layouts[one.data_stem].add({key: of.length for key, of in _regions([one.model], tied).items()})
-        size = len(ir.to_proto(one.model).SerializeToString())
-        files.append(PlannedFile(f"{GRAPH_DIR}/{one.name}.onnx", size, {}))
-    files += [file for layout in layouts.values() for file in weight_files(layout)]
-    settings = [checkpoint.root / name for name in CHECKPOINT_FILES] + sorted(checkpoint.root.glob("LICENSE*"))
-    files += [PlannedFile(path.name, path.stat().st_size, {}) for path in settings if path.is_file()]
-    return files
+    for skeleton in sort_for_writing(skeletons):
+        lengths = {key: region.length for key, region in _weight_regions([skeleton.model], tied).items()}
+        placements[skeleton.data_stem].add(lengths)
+        size = len(ir.to_proto(skeleton.model).SerializeToString())
+        files.append(PlannedFile(f"{GRAPH_DIR}/{skeleton.name}.onnx", size, {}))
+    files += [file for placement in placements.values() for file in planned_weight_files(placement)]
+    settings = [*checkpoint.settings, *checkpoint.licences]
+    return files + [PlannedFile(path.name, path.stat().st_size, {}) for path in settings]
 
 
-def layouts_of(found: Sequence[Skeleton], storage: Storage) -> dict[str, FilePlacement]:
-    """Where the weights of these graphs will lie, by stem and still without any. The decoder reads from the token
-    table's files what lies there, a tied output head stored in the same way, unless a runtime would not find it."""
-    layouts = {one.data_stem: FilePlacement(one.data_stem, storage.largest_file) for one in found}
-    for one in found:
-        if one.lender is not None:
-            layouts[one.data_stem].lender = layouts[one.lender]
-    return layouts
+def file_placements(skeletons: Sequence[Skeleton], rules: StorageRules) -> dict[str, FilePlacement]:
+    """Where the weights of graphs will be stored, by stem, before any is placed.
+
+    The decoder reads a tied output head from the token table's files if it is stored in the same way there, unless a
+    runtime would not find it.
+    """
+    stems = [skeleton.data_stem for skeleton in skeletons]
+    placements = {stem: FilePlacement(stem, rules.largest_file) for stem in stems}
+    for skeleton in skeletons:
+        if skeleton.lender is not None:
+            placements[skeleton.data_stem].lender = placements[skeleton.lender]
+    return placements
 
 
-def weight_files(layout: FilePlacement) -> list[PlannedFile]:
-    """The data files of one stem; a tensor that several graphs read lies there once."""
-    dtypes: dict[str, Counter[str]] = {name: Counter() for name in layout.file_sizes}
-    for key, (name, _, length) in layout.ranges.items():
+def planned_weight_files(placement: FilePlacement) -> list[PlannedFile]:
+    """The data files of one stem; a tensor that several graphs read is stored once."""
+    dtypes: dict[str, Counter[str]] = {name: Counter() for name in placement.file_sizes}
+    for key, (name, _, length) in placement.ranges.items():
         dtypes[name][key[2].name.lower()] += length
     return [
         PlannedFile(f"{GRAPH_DIR}/{name}", length, dict(sorted(dtypes[name].items())))
-        for name, length in layout.file_sizes.items()
+        for name, length in placement.file_sizes.items()
     ]
 
 
 def check_space(directory: Path, needed: int) -> int:
-    """The bytes free at `directory`, which need not exist yet.
+    """Bytes free on the disk of `directory`, which need not exist yet.
 
     Raises:
         SpaceError: fewer than `needed`.
     """
-    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise SpaceError(
-            f"{place}: the artifact takes {needed:,} bytes, {free:,} are free",
+            f"{existing}: the artifact takes {needed:,} bytes, {free:,} are free",
             "Free some space, or choose another --out",
         )
     return free
 
 
 def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
-    """Peak resident bytes: what tracing took, or what is left of it beside the strips and columns in flight."""
+    """Peak resident memory in bytes: what tracing took so far, and the strips and columns in flight."""
     tied = bool(checkpoint.config.tie_word_embeddings)
     largest = 0
-    for (tensor, source, _), region in _regions(models, tied).items():
+    for (tensor, source, _), region in _weight_regions(models, tied).items():
         shape = checkpoint.tensors[tensor].shape
-        read = 4 * rows_per_read(shape, source.transform) * prod(shape[1:])
+        rows = 4 * rows_per_read(shape, source.transform) * prod(shape[1:])
         columns = max(cut.stop - cut.start for cut in split_pieces(shape, source.transform)) if region.transposed else 0
-        largest = max(largest, read + columns * region.shape[0] * region.dtype.bitwidth // 8)
+        largest = max(largest, rows + columns * region.shape[0] * region.dtype.bitwidth // 8)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     return usage + WORKERS * (largest + 4 * STRIP_COPIES * STRIP_VALUES)
 
 
 def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directory: Path) -> float:
-    """Seconds to read, lay out, cast or quantize and write every weight, with `WORKERS` at it.
+    """Seconds for `WORKERS` to read, transpose, cast or quantize and write every weight.
 
     Args:
-        directory: on the disk that the artifact goes to.
+        directory: on the disk the artifact goes to.
     """
     values: Counter[tuple[Packing | None, ir.DataType]] = Counter()
-    seen = set()
-    for tensor, source, dtype in _regions(models, bool(checkpoint.config.tie_word_embeddings)):
-        whole = (tensor, replace(source, part=""))
-        if whole not in seen:
-            seen.add(whole)
+    counted = set()
+    for tensor, source, dtype in _weight_regions(models, bool(checkpoint.config.tie_word_embeddings)):
+        weight = (tensor, replace(source, part=""))
+        if weight not in counted:
+            counted.add(weight)
             values[source.packing, ir.DataType.FLOAT if source.packing else dtype] += prod(
                 checkpoint.tensors[tensor].shape
             )
@@ -197,21 +202,21 @@ def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directo
 
 
 def estimate_hashing(count: int) -> float:
-    """Seconds to take the sha256 of that many bytes."""
+    """Seconds to compute the sha256 of that many bytes."""
     start = time.perf_counter()
-    hashlib.sha256(bytes(HASHED))
-    return count / HASHED * (time.perf_counter() - start)
+    hashlib.sha256(bytes(HASHED_BYTES))
+    return count / HASHED_BYTES * (time.perf_counter() - start)
 
 
-def _regions(models: Sequence[ir.Model], tied: bool) -> dict[ArrayKey, Destination]:
-    """Each weight once, with the room it takes."""
-    found: dict[ArrayKey, Destination] = {}
+def _weight_regions(models: Sequence[ir.Model], tied: bool) -> dict[ArrayKey, Destination]:
+    """Each weight once, with the region of a file it will fill; no file is open yet."""
+    regions: dict[ArrayKey, Destination] = {}
     for model in models:
         for value in weight_inputs(fold_transforms(model)):
             assert value.dtype is not None
             region = Destination(-1, 0, shape_of(value), value.dtype, is_transposed(source_of(value)))
-            found.setdefault(key_of(value, tied), region)
-    return found
+            regions.setdefault(key_of(value, tied), region)
+    return regions
 
 
 def _time_piece(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType) -> float:
@@ -224,10 +229,12 @@ def _time_piece(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType)
     )
     source = Source("sample", (), packing)
     with (sample.root / "out").open("wb") as file:
-        for offset in (0, 4 * PIECE_VALUES):  # the first finds its buffers, which a build does once
+        for offset in (0, 4 * PIECE_VALUES):  # the first pass allocates buffers, which a build does once
             regions = {
-                name: Destination(file.fileno(), offset, wanted, of, is_transposed(replace(source, part=name)))
-                for name, (wanted, of) in parts.items()
+                name: Destination(
+                    file.fileno(), offset, part_shape, part_dtype, is_transposed(replace(source, part=name))
+                )
+                for name, (part_shape, part_dtype) in parts.items()
             }
             start = time.perf_counter()
             stream_piece(sample, "sample", source, regions, slice(0, shape[0]), lambda _: None)

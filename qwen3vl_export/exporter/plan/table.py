@@ -1,4 +1,4 @@
-"""A build's plan on the terminal. Knows how it looks; nothing about how it was found."""
+"""A build's plan on the terminal. Knows how it looks; nothing about how it was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from . import BuildPlan
 
 
 def show(plan: BuildPlan) -> None:
-    """Print every file with its bytes by dtype, then room, memory and time."""
+    """Print every file with its bytes by dtype, then disk space, memory and time."""
     rows = [
         (
             file.name,
@@ -18,9 +18,9 @@ def show(plan: BuildPlan) -> None:
     ]
     rows.append(("all files", f"{plan.bytes:,}", format_size(plan.bytes)))
     console().print(table("", ("file", "bytes", "weights"), rows, right=("bytes",), wrap="weights"))
-    room = "enough" if plan.free >= plan.bytes else "NOT ENOUGH"
+    verdict = "enough" if plan.free >= plan.bytes else "NOT ENOUGH"
     parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in plan.seconds.items())
-    say(f"disk: {format_size(plan.free)} free, {room}")
+    say(f"disk: {format_size(plan.free)} free, {verdict}")
     say(f"peak memory: about {format_size(plan.memory)}: this process so far, and the slices in flight")
     say(
         f"time: about {format_duration(sum(plan.seconds.values()))} ({parts}), "

@@ -1,7 +1,7 @@
 """Thin nn.Module wrappers over the transformers modules, one per graph of the contract, with fake weights.
 
-`submodules(checkpoint, target, dtype)` yields what `trace.py` needs to export each graph. Weights are FakeTensors: a
-235B decoder costs no memory here. Every parameter's name maps to a checkpoint tensor by `PREFIXES` alone.
+`build_submodule` returns what `trace.py` needs to export one graph. Weights are FakeTensors: a 235B decoder costs no
+memory. A parameter's name maps to that of its checkpoint tensor by `checkpoint.PREFIXES` alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .embedding import Embeddings, EmbedTokens
 from .layers import decoder_stack, tower_stack
 from .vision import VisionEncoder
 
-MODELS = {  # by model_type: the tower and the language model
+MODELS = {  # by model_type: vision tower and language model
     "qwen3_vl": (Qwen3VLVisionModel, Qwen3VLTextModel),
     "qwen3_vl_moe": (Qwen3VLMoeVisionModel, Qwen3VLMoeTextModel),
 }
@@ -38,10 +38,15 @@ MODELS = {  # by model_type: the tower and the language model
 
 @dataclass(frozen=True)
 class Submodule:
-    """One graph to be: its contract, the module to trace and the fake mode its weights live in.
+    """What is traced as one graph.
 
-    `arrange` turns one value per contract input into the module's positional arguments. If `stack` is given, the module
-    has only as many layers as it says are traced, and `traced` is the contract of that.
+    Attributes:
+        graph: its contract.
+        module: has fake weights, and only `stack.traced` layers if there is a stack.
+        fake_mode: of its weights.
+        arrange: one value per contract input -> the positional arguments of the module.
+        stack: its layers, if not all of them are traced.
+        traced_graph: the contract of the module as it is, where that is not `graph`.
     """
 
     graph: Graph
@@ -49,17 +54,18 @@ class Submodule:
     fake_mode: FakeTensorMode
     arrange: Callable[[Sequence[Any]], tuple[Any, ...]] = tuple
     stack: Stack | None = None
-    traced: Graph | None = None
+    traced_graph: Graph | None = None
 
 
 def _arrange_decoder(values: Sequence[Any]) -> tuple[Any, ...]:
-    """inputs_embeds, attention_mask, position_ids, [(key, value) per layer], num_logits_to_keep."""
+    """Arguments of `Decoder`: inputs_embeds, attention_mask, position_ids, [(key, value), …], num_logits_to_keep."""
     past = values[3:-1]
     return (*values[:3], list(zip(past[::2], past[1::2], strict=True)), values[-1])
 
 
 @contextmanager
-def _fake(mode: FakeTensorMode, dtype: torch.dtype) -> Iterator[None]:
+def _fake_weights(mode: FakeTensorMode, dtype: torch.dtype) -> Iterator[None]:
+    """Modules made inside have fake parameters of `dtype`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -75,7 +81,7 @@ def build_submodule(
     target: str,
     dtype: torch.dtype,
     grid: tuple[int, int] | None = None,
-    whole: bool = False,
+    all_layers: bool = False,
 ) -> Submodule:
     """The module behind the graph called `name`, on fake weights of `dtype`.
 
@@ -83,7 +89,7 @@ def build_submodule(
         name: a graph name of `contract.py`, or a bucket's.
         target: "ort" or "portable".
         grid: for a fixed encoder, its (h, w) in patches.
-        whole: have all layers, also those that need not be traced.
+        all_layers: trace every layer, also those that `unroll.py` could copy.
     """
     config, facts = copy.deepcopy(checkpoint.config), checkpoint.facts
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
@@ -91,25 +97,25 @@ def build_submodule(
     vision_model, text_model = MODELS[facts.model_type]
     module: nn.Module
     if name.startswith(contract.VISION_ENCODER):
-        with _fake(mode, dtype):
+        with _fake_weights(mode, dtype):
             visual = vision_model(config.vision_config)
-        stack = None if whole else tower_stack(visual)
+        stack = None if all_layers else tower_stack(visual)
         module = VisionEncoder(visual, target, grid)
         graph = contract.vision_encoder(facts, name, grid)
         return Submodule(graph, module.eval(), mode, stack=stack)
     elif name == contract.DECODER:
-        text._attn_implementation = attention.TEXT[target]
-        text._experts_implementation = experts.ROUTED
-        with _fake(mode, dtype):
+        text._attn_implementation = attention.TEXT_ATTENTION[target]
+        text._experts_implementation = experts.EXPERTS_IMPLEMENTATION
+        with _fake_weights(mode, dtype):
             language_model = text_model(text)
             lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         del language_model.embed_tokens
-        stack = None if whole else decoder_stack(language_model, facts.num_deepstack)
-        traced = replace(facts, num_hidden_layers=len(language_model.layers))
+        stack = None if all_layers else decoder_stack(language_model, facts.num_deepstack)
+        traced_facts = replace(facts, num_hidden_layers=len(language_model.layers))
         module = Decoder(language_model, lm_head).eval()
-        return Submodule(contract.decoder(facts), module, mode, _arrange_decoder, stack, contract.decoder(traced))
+        return Submodule(contract.decoder(facts), module, mode, _arrange_decoder, stack, contract.decoder(traced_facts))
     else:
-        with _fake(mode, dtype):
+        with _fake_weights(mode, dtype):
             table = nn.Embedding(text.vocab_size, text.hidden_size)
         if name == contract.EMBED_TOKENS:
             module, graph = EmbedTokens(table, facts.num_deepstack), contract.embed_tokens(facts)
@@ -128,17 +134,19 @@ def check_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     tied = bool(checkpoint.config.tie_word_embeddings)
     expected: dict[str, tuple[int, ...]] = {}
     for graph in (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER):
-        module = build_submodule(checkpoint, graph, "ort", dtype, whole=True).module
+        module = build_submodule(checkpoint, graph, "ort", dtype, all_layers=True).module
         expected |= {checkpoint_name(name, tied): tuple(p.shape) for name, p in module.named_parameters()}
-    found = checkpoint.tensors
-    hint = "Download the checkpoint again, or check that it is an unmodified Qwen3-VL"
+    tensors = checkpoint.tensors
+    advice = "Download the checkpoint again, or check that it is an unmodified Qwen3-VL"
     for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{checkpoint.root}: tensor {name} {list(shape)} is missing", hint)
-        if found[name].shape != shape:
-            file, has = found[name].stored.file, list(found[name].shape)
-            raise CheckpointError(f"{file}: tensor {name} is {has}, config.json asks for {list(shape)}", hint)
-    extra = sorted(set(found) - set(expected) - ({"lm_head.weight"} if tied else set()))
+        if name not in tensors:
+            raise CheckpointError(f"{checkpoint.root}: tensor {name} {list(shape)} is missing", advice)
+        entry = tensors[name]
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{entry.stored.file}: tensor {name} is {list(entry.shape)}, config.json asks for {list(shape)}", advice
+            )
+    extra = sorted(set(tensors) - set(expected) - ({"lm_head.weight"} if tied else set()))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise CheckpointError(f"{found[extra[0]].stored.file}: unexpected tensor {extra[0]}{more}", hint)
+        raise CheckpointError(f"{tensors[extra[0]].stored.file}: unexpected tensor {extra[0]}{more}", advice)

@@ -1,7 +1,7 @@
 """Attention for tracing: the ops that attention puts into the graph, per target.
 
-Vision attention is one placeholder op, `GridAttention`, that `lowering/` replaces later. Text attention enters by
-`AttentionInterface.register`, transformers' own extension point: the HF layers stay as they are and call it. It becomes
+Vision attention is one placeholder op, `GridAttention`, that `lowering/` replaces later. Text attention is registered
+with `AttentionInterface`, the extension point of transformers, whose layers call it unchanged. It becomes
 `GroupQueryAttention` (ort) or MatMul and Softmax (portable).
 
 Legend: B batch, N query heads, K key/value heads, S new tokens, T all tokens, E head size, P patches, D vision width.
@@ -19,13 +19,13 @@ from .geometry import PLACEHOLDER_DOMAIN
 
 GRID_ATTENTION = "GridAttention"
 
-TEXT = {"ort": "onnx_group_query", "portable": "onnx_eager"}
+TEXT_ATTENTION = {"ort": "onnx_group_query", "portable": "onnx_eager"}
 
 
 class LayerCache:
-    """The cache one traced forward sees: past keys and values in, present keys and values out.
+    """The cache of one traced forward pass: past keys and values in, present keys and values out.
 
-    The HF layers get no cache of their own and hand this one through as a keyword; the attention functions join past
+    The HF layers get no cache of their own and pass this one on as a keyword; the attention functions concatenate past
     and new.
     """
 
@@ -35,7 +35,7 @@ class LayerCache:
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:
-    """Half-split rotation of every head, in float32, as the standard op `RotaryEmbedding` (opset 23).
+    """Rotate every head (half-split layout) in float32, as the standard op `RotaryEmbedding` (opset 23).
 
     Source: transformers `apply_rotary_pos_emb_vision`.
 
@@ -48,18 +48,18 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:
     """
     cos, sin = rotary
     rows = x.to(torch.float32)[None]
-    turned = torch.onnx.ops.rotary_embedding(rows, cos[None], sin[None], num_heads=heads)
-    return turned[0]
+    rotated = torch.onnx.ops.rotary_embedding(rows, cos[None], sin[None], num_heads=heads)
+    return rotated[0]
 
 
 def grid_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, heads: int, scale: float) -> Tensor:
     """Block attention of the vision tower: every frame of every image attends to itself only.
 
-    float32 whatever the model's dtype: onnxruntime's CPU MultiHeadAttention has no other, and scores want the range.
+    float32 whatever the model's dtype: onnxruntime's MultiHeadAttention has no other on CPU, and scores need the range.
 
     Args:
         query, key, value: [P, heads * E].
-        segments: of `geometry.py`, int64 [M, 3] or [M, 4]; one constant row if the encoder is bound to one image.
+        segments: of `geometry.py`, int64 [M, 3] or [M, 4]; one constant row if the encoder takes one grid only.
 
     Returns:
         [P, heads * E] in the dtype of `value`.
@@ -79,9 +79,9 @@ def grid_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, 
 def group_query_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """`com.microsoft::GroupQueryAttention` over past and new keys; causal by itself.
+    """`com.microsoft::GroupQueryAttention` over past and new keys; the op is causal by definition.
 
-    A row's keys are the first `seqlens_k + 1` of its cache: tokens lie at the start of their row, no mask is added.
+    A row's keys are the first `seqlens_k + 1` of its cache: tokens are at the start of their row, no mask is added.
 
     Args:
         query, key, value: [B, N, S, E], [B, K, S, E], [B, K, S, E], rotated.
@@ -122,7 +122,10 @@ def group_query_attention(
 def eager_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The same attention in standard ops; see `group_query_attention`. `attention_mask` is causal here.
+    """The same attention in standard ops; see `group_query_attention`.
+
+    Args:
+        attention_mask: float [B, 1, S, T], causal, added to the scores.
 
     Source: transformers `modeling_qwen3_vl.eager_attention_forward`.
     """
@@ -139,5 +142,5 @@ def eager_attention(
     return out.transpose(1, 2), None
 
 
-AttentionInterface.register(TEXT["ort"], group_query_attention)
-AttentionInterface.register(TEXT["portable"], eager_attention)
+AttentionInterface.register(TEXT_ATTENTION["ort"], group_query_attention)
+AttentionInterface.register(TEXT_ATTENTION["portable"], eager_attention)

@@ -1,12 +1,13 @@
-"""The text decoder to trace: HF layers over wide rows, in-graph M-RoPE, and a cache that goes in and comes out.
+"""The text decoder to trace: HF layers over wide rows, M-RoPE in the graph, and the cache as inputs and outputs.
 
 Source: transformers `Qwen3VLTextModel.forward`, `Qwen3VLTextRotaryEmbedding`. Differences, each exact: DeepStack maps
 arrive on the feature axis and are added to every row (zero on text rows), and each rotary frequency reads its own
-position axis instead of three full tables being interleaved.
+position axis instead of interleaving three full tables.
 
-Padding. `GroupQueryAttention` reads each row's own number of tokens and so wants them at the row's start. The ort graph
-moves a left-padded prompt there before the first layer and its result back after the last (`Packing`): the cache then
-holds no padding, and no mask is added to any score. The portable graph adds a bias and keeps padding where it came.
+Padding. `GroupQueryAttention` reads each row's number of tokens from the start of the row. The ort graph moves the
+tokens of a left-padded prompt there before the first layer, and its result back after the last (`RightPadding`): the
+cache then holds no padding, and no mask is added to any score. The portable graph adds a bias and leaves padding where
+it is.
 
 Legend: B batch, S new tokens, T all tokens, H hidden size, E head size.
 """
@@ -18,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import TEXT, LayerCache
+from .attention import TEXT_ATTENTION, LayerCache
 
 
 def mrope_axes(sections: list[int]) -> list[int]:
-    """Which of the (t, h, w) axes turns each of the E / 2 frequencies: T H W T H W … while sections last, then T.
+    """Which of the (t, h, w) axes rotates each of the E / 2 frequencies: T H W T H W … while sections last, then T.
 
     Args:
         sections: frequencies per axis, e.g. [24, 20, 20]; sums to E / 2.
@@ -50,42 +51,42 @@ class MultimodalRotary(nn.Module):
         self.dtype = dtype
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        own = position_ids.index_select(0, self.axes)  # [E / 2, B, S]
-        angles = own.permute(1, 2, 0).to(torch.float32) * self.inv_freq
+        positions = position_ids.index_select(0, self.axes)  # [E / 2, B, S]
+        angles = positions.permute(1, 2, 0).to(torch.float32) * self.inv_freq
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
 
-class Packing:
-    """Moves the new tokens of left-padded rows to the start of their row, and results back. Exact: rows are only moved.
+class RightPadding:
+    """Rotates left-padded rows so that their padding is on the right, and results back. Exact: tokens are only moved.
 
     Args:
-        attention_mask: int64 [B, T]; its last S columns say where each row's new tokens begin.
+        attention_mask: int64 [B, T]; the first 1 of its last S columns is each row's first new token.
         rows: S.
     """
 
     def __init__(self, attention_mask: Tensor, rows: int) -> None:
         first = attention_mask[:, attention_mask.shape[1] - rows :].argmax(dim=1, keepdim=True)  # [B, 1]
         base = torch.arange(attention_mask.shape[0])[:, None] * rows
-        there, back = torch.arange(rows)[None] + first, torch.arange(rows)[None] - first
-        self.there = torch.where(there >= rows, there - rows, there) + base  # [B, S], indices into B * S rows
+        forward, back = torch.arange(rows)[None] + first, torch.arange(rows)[None] - first
+        self.forward = torch.where(forward >= rows, forward - rows, forward) + base  # [B, S], indices into B * S rows
         self.back = torch.where(back < 0, back + rows, back) + base
 
-    def pack(self, x: Tensor, axis: int) -> Tensor:
-        """`axis` of size B * S: each sequence rotated so that its first token comes first."""
-        return x.index_select(axis, self.there.reshape(-1))
+    def apply(self, x: Tensor, axis: int) -> Tensor:
+        """Rotate each sequence so that its first token comes first; `axis` has size B * S."""
+        return x.index_select(axis, self.forward.reshape(-1))
 
-    def unpack_last(self, x: Tensor, count: Tensor) -> Tensor:
-        """[B, S, H] packed -> the `count` last rows as they came, [B, n, H]; 0 is all.
+    def undo_last(self, x: Tensor, count: Tensor) -> Tensor:
+        """Right-padded [B, S, H] -> its `count` last rows in the original order, [B, n, H]; 0 is all.
 
         Args:
             count: int64 scalar.
         """
-        return torch.nn.functional.embedding(last(self.back, count), x.reshape(-1, x.shape[-1]))
+        return torch.nn.functional.embedding(last_rows(self.back, count), x.reshape(-1, x.shape[-1]))
 
 
-def last(x: Tensor, count: Tensor) -> Tensor:
-    """[B, S, …] -> its `count` last rows of axis 1; -0 is the first row, so 0 keeps them all.
+def last_rows(x: Tensor, count: Tensor) -> Tensor:
+    """[B, S, …] -> its `count` last rows of axis 1; 0 keeps all of them, since a slice from -0 starts at the first.
 
     Args:
         count: int64 scalar.
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
     `num_logits_to_keep` int64 scalar: logits of that many last rows, 0 for all.
 
     Args:
-        language_model: `Qwen3VLTextModel`, its weights fake, its attention one of `attention.TEXT`.
+        language_model: `Qwen3VLTextModel`, its weights fake, its attention one of `attention.TEXT_ATTENTION`.
         lm_head: the output projection.
     """
 
@@ -113,10 +114,10 @@ class Decoder(nn.Module):
         self.lm_head = lm_head
         self.hidden_size = language_model.config.hidden_size
         self.rotary = MultimodalRotary(language_model.config, lm_head.weight.dtype)
-        self.causal = language_model.config._attn_implementation == TEXT["portable"]
+        self.causal = language_model.config._attn_implementation == TEXT_ATTENTION["portable"]
 
     def _bias(self, attention_mask: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-        """float [B, 1, S, T] added to scores: half the lowest number at padding and the future."""
+        """float [B, 1, S, T], added to scores: half the lowest number at padding and at future tokens, else 0."""
         keys = torch.arange(attention_mask.shape[1])
         queries = torch.arange(rows) + (attention_mask.shape[1] - rows)
         hidden = (attention_mask == 0)[:, None, None, :] | (keys[None, :] > queries[:, None])
@@ -132,13 +133,13 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         model = self.language_model
         batch, rows, wide = inputs_embeds.shape
-        packing, bias = None, None
+        padding, bias = None, None
         if self.causal:
             bias = self._bias(attention_mask, rows, inputs_embeds.dtype)
         else:
-            packing = Packing(attention_mask, rows)
-            inputs_embeds = packing.pack(inputs_embeds.reshape(batch * rows, wide), 0).reshape(batch, rows, wide)
-            position_ids = packing.pack(position_ids.reshape(3, batch * rows), 1).reshape(3, batch, rows)
+            padding = RightPadding(attention_mask, rows)
+            inputs_embeds = padding.apply(inputs_embeds.reshape(batch * rows, wide), 0).reshape(batch, rows, wide)
+            position_ids = padding.apply(position_ids.reshape(3, batch * rows), 1).reshape(3, batch, rows)
         hidden, *deepstack = torch.split(inputs_embeds, self.hidden_size, dim=-1)
         cache = LayerCache(past_key_values)
         rotary = self.rotary(position_ids)
@@ -155,5 +156,8 @@ class Decoder(nn.Module):
             )
             if index < len(deepstack):
                 hidden = hidden + deepstack[index]
-        kept = last(hidden, num_logits_to_keep) if packing is None else packing.unpack_last(hidden, num_logits_to_keep)
-        return self.lm_head(model.norm(kept)), cache.present
+        if padding is None:
+            hidden = last_rows(hidden, num_logits_to_keep)
+        else:
+            hidden = padding.undo_last(hidden, num_logits_to_keep)
+        return self.lm_head(model.norm(hidden)), cache.present

@@ -1,4 +1,4 @@
-"""The two embedding heads to trace; both read the one table of token embeddings.
+"""The two embedding heads to trace; both read the same token table.
 
 A wide row is `[embedding, 0, …, 0]` for a text token and the image feature (merged embedding, then the DeepStack maps)
 for a visual one. Source: transformers `Qwen3VLModel.forward` (`masked_scatter` of image and video features).
@@ -26,10 +26,10 @@ class EmbedTokens(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """input_ids int64 [B, S], image_features [V, W] -> inputs_embeds [B, S, W], the k-th pad token getting row k.
+    """input_ids int64 [B, S], image_features [V, W] -> inputs_embeds [B, S, W]; the k-th pad token gets row k.
 
-    Pad tokens of images and of videos count together, over the flattened batch. Their number must be V: the graph
-    fails otherwise.
+    Pad tokens of images and videos are counted together over the flattened batch. Their number must be V, or the graph
+    fails.
     """
 
     def __init__(self, table: nn.Embedding, num_deepstack: int, image_token_id: int, video_token_id: int) -> None:

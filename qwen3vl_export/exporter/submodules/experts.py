@@ -1,8 +1,8 @@
 """Routed experts for tracing: one placeholder op, `Experts`, that `lowering/` replaces per target later.
 
-It enters by `ExpertsInterface`, transformers' own extension point, so that its blocks stay as they are: the router
-(float32 softmax, top k, normalised) is traced from `Qwen3VLMoeTextTopKRouter` itself, and which layers have experts at
-all (`mlp_only_layers`, `decoder_sparse_step`) is decided by `Qwen3VLMoeTextDecoderLayer`.
+It is registered with `ExpertsInterface`, the extension point of transformers, whose blocks stay unchanged: the router
+(float32 softmax, top k, normalised) is traced from `Qwen3VLMoeTextTopKRouter` itself, and
+`Qwen3VLMoeTextDecoderLayer` decides which layers have experts (`mlp_only_layers`, `decoder_sparse_step`).
 
 Legend: N tokens of all rows of the batch, H hidden size, E experts, K of them chosen per token, I their inner size.
 """
@@ -18,10 +18,10 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from .geometry import PLACEHOLDER_DOMAIN
 
 EXPERTS = "Experts"
-ROUTED = "onnx_experts"
+EXPERTS_IMPLEMENTATION = "onnx_experts"
 
 
-def routed_experts(module: Any, hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+def experts_placeholder(module: Any, hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
     """Each token's K experts, `down @ (silu(gate @ x) * (up @ x))`, summed by their shares.
 
     Source: transformers `Qwen3VLMoeTextExperts.forward`.
@@ -30,7 +30,7 @@ def routed_experts(module: Any, hidden: Tensor, chosen: Tensor, shares: Tensor) 
         module: the experts, with `gate_up_proj` [E, 2 * I, H], gate rows first, and `down_proj` [E, H, I].
         hidden: [N, H].
         chosen: int64 [N, K], the experts of each token.
-        shares: [N, K], how much each counts; a token's shares sum to 1.
+        shares: [N, K], the weight of each in the sum; a token's shares sum to 1.
 
     Returns:
         [N, H].
@@ -45,4 +45,4 @@ def routed_experts(module: Any, hidden: Tensor, chosen: Tensor, shares: Tensor) 
     )
 
 
-ALL_EXPERTS_FUNCTIONS.register(ROUTED, routed_experts)
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, experts_placeholder)

@@ -1,7 +1,7 @@
 """Where each patch sits: rows, columns, interpolation taps, rotary angles and attention segments from `image_grid_thw`.
 
-Vectorised over all patches of all images, so that a traced graph holds no loop and no baked size. Everything here is
-int64 or float32 whatever the model's dtype: a source coordinate rounded to half precision alone costs 2 % of a feature.
+Vectorised over all patches of all images, so that a traced graph has no loop and no constant size. Everything is int64
+or float32 whatever the model's dtype: rounding the source coordinate to half precision alone changes a feature by 2 %.
 
 Legend: P patches, I images (a video is one row of the grid), M attention segments. Knows nothing about weights.
 Source: transformers `vision_utils.get_vision_position_ids`, `get_vision_interpolation_indices_and_weights`,
@@ -17,7 +17,7 @@ from torch import Tensor
 
 PLACEHOLDER_DOMAIN = "qwen3vl"
 GUARD = "Guard"
-_IMPOSSIBLE = 1 << 40  # added to a row count that must not match
+_IMPOSSIBLE = 1 << 40  # added to a row count to make it mismatch
 
 QUERY_CHUNK = 512  # queries per attention segment of the portable target: bounds its memory to 512 x h*w scores
 
@@ -32,10 +32,10 @@ class Patches(NamedTuple):
 
 
 def guard_rows(x: Tensor, rows: Tensor, message: str) -> Tensor:
-    """`x` unchanged, or a failure inside the graph, named `message`, if it has not exactly `rows` rows.
+    """`x` unchanged, or a failure inside the graph, named `message`, if it does not have exactly `rows` rows.
 
-    Traced as one placeholder op, so that no simplifier sees a reshape to the shape it already has; `lowering/`
-    makes it that reshape.
+    Traced as one placeholder op, so that no simplifier sees a reshape to the shape `x` already has; `lowering/` makes
+    it that reshape.
 
     Args:
         x: [R, C].
@@ -65,14 +65,14 @@ def guard_patches(
         bad = bad | (t != 1) | (h != bound[0]) | (w != bound[1])
         message = f"this encoder takes one image of {bound[0]}x{bound[1]} patches, image_grid_thw says otherwise"
     images = image_grid_thw.shape[0]
-    none = (torch.ones(1, dtype=torch.int64) * images < 1).to(torch.int64)
-    image_grid_thw = guard_rows(image_grid_thw, (bad.sum() + none) * _IMPOSSIBLE + images, message)
+    no_images = (torch.ones(1, dtype=torch.int64) * images < 1).to(torch.int64)
+    image_grid_thw = guard_rows(image_grid_thw, (bad.sum() + no_images) * _IMPOSSIBLE + images, message)
     total = image_grid_thw.prod(1).sum()
     return guard_rows(pixel_values, total, "image_grid_thw does not add up to the rows of pixel_values"), image_grid_thw
 
 
 def locate_patches(image_grid_thw: Tensor, num_patches: int, merge: int) -> Patches:
-    """Row and column of every patch; patches arrive frame by frame in `merge` x `merge` blocks.
+    """Row and column of every patch; patches are ordered frame by frame in `merge` x `merge` blocks.
 
     Args:
         image_grid_thw: int64 [I, 3].
@@ -134,7 +134,7 @@ def image_segments(image_grid_thw: Tensor) -> Tensor:
 
 
 def chunk_segments(image_grid_thw: Tensor, chunk: int = QUERY_CHUNK) -> Tensor:
-    """int64 [M, 4] of (first query, end query, first key, end key): a frame's queries `chunk` at a time over its keys.
+    """int64 [M, 4] of (first query, end query, first key, end key): `chunk` queries of a frame over all its keys.
 
     M = sum of t * ceil(h*w / chunk) depends on the values of the grid.
     """

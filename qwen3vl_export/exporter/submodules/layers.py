@@ -1,8 +1,8 @@
-"""Which layers of a tower or decoder are traced: enough to show every kind; `unroll.py` repeats the rest.
+"""Which layers of a tower or decoder are traced: one of every kind; `unroll.py` copies the rest.
 
-All layers of Qwen3-VL are alike but for their weights and their cache; what tells them apart is around them. DeepStack
-maps are added after the first layers of the decoder and taken after some of the tower. A mixture of experts may keep
-some layers dense: then all are traced. Knows modules; nothing about graphs.
+All layers of Qwen3-VL are alike but for their weights and their cache; the differences are around them. DeepStack maps
+are added after the first layers of the decoder and taken after some blocks of the tower. A mixture of experts may have
+some dense layers: then all layers are traced. Knows modules; nothing about graphs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ...contract import past_name, present_name
 from ..unroll import Stack
 from ..weights.inputs import WEIGHTS
 
-LIKE, LAST = 2, 1  # layers traced beyond those with something around them: two to compare, and the last
+COMPARED, LAST = 2, 1  # layers traced besides those next to a DeepStack map: two to compare, and the last
 
 
-def decoder_stack(language_model: Any, first: int) -> Stack | None:
+def decoder_stack(language_model: Any, num_deepstack: int) -> Stack | None:
     """Cut a `Qwen3VLTextModel` down to the layers to trace; None if that is all of them.
 
     Args:
-        first: DeepStack maps are added after that many layers.
+        num_deepstack: maps are added after that many layers.
     """
     layers: nn.ModuleList = language_model.layers
-    traced = first + LIKE + LAST
-    if not _alike(layers, first, traced):
+    traced = num_deepstack + COMPARED + LAST
+    if not _are_alike(layers, num_deepstack, traced):
         return None
     language_model.layers = layers[:traced]
     prefixes = (
@@ -40,25 +40,26 @@ def decoder_stack(language_model: Any, first: int) -> Stack | None:
 def tower_stack(visual: Any) -> Stack | None:
     """Cut a `Qwen3VLVisionModel` down to the blocks to trace; None if that is all of them.
 
-    DeepStack maps are then taken after blocks 1, 2, … instead of those that the config names, its own copy of it.
+    DeepStack maps are then taken after blocks 1, 2, … instead of those named in its config, which is changed.
     """
     blocks: nn.ModuleList = visual.blocks
     taps = list(visual.config.deepstack_visual_indexes)
-    traced = 1 + len(taps) + LIKE
-    if not _alike(blocks, 0, traced) or taps != sorted(taps) or not taps or taps[0] < 1 or taps[-1] >= len(blocks) - 1:
+    traced = 1 + len(taps) + COMPARED
+    taps_fit = bool(taps) and taps == sorted(taps) and taps[0] >= 1 and taps[-1] < len(blocks) - 1
+    if not taps_fit or not _are_alike(blocks, 0, traced):
         return None
     visual.blocks = blocks[:traced]
     visual.config.deepstack_visual_indexes = list(range(1, 1 + len(taps)))
     return Stack((f"{WEIGHTS}visual.blocks.",), len(blocks), traced, dict(enumerate(taps, start=1)))
 
 
-def _alike(layers: nn.ModuleList, first: int, traced: int) -> bool:
+def _are_alike(layers: nn.ModuleList, first: int, traced: int) -> bool:
     """Whether there are more layers than are traced, and all from `first` on are of one kind."""
     return len(layers) > traced and all(_kind(layer) == _kind(layers[-1]) for layer in layers[first:])
 
 
 def _kind(layer: nn.Module) -> tuple[object, ...]:
-    """All that two layers of one kind have in common: classes, settings, shapes of parameters."""
+    """What layers of one kind have in common: classes, settings, and names, shapes and dtypes of parameters."""
     settings = [
         (
             name,

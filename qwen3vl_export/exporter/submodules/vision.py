@@ -1,8 +1,8 @@
-"""The vision encoder to trace: HF weights and norms, this project's geometry and attention, wide output.
+"""The vision encoder to trace: HF weights and norms, this package's geometry and attention, wide output.
 
 Source: transformers `Qwen3VLVisionModel.forward`, `Qwen3VLVisionAttention.forward`. Differences, each exact: the patch
 embedding Conv3d (kernel = stride) is one matrix product, geometry is vectorised, queries, keys and values stay
-[patches, width] from projection to attention, and merged features and DeepStack maps leave on one feature axis.
+[patches, width] from projection to attention, and merged features and DeepStack maps share one feature axis.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class VisionEncoder(nn.Module):
 
     @staticmethod
     def _attend(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], segments: Tensor) -> Tensor:
-        """[P, width] -> [P, width]: projections of the HF module around rotation and block attention."""
+        """[P, width] -> [P, width]: the HF module's projections around rotation and block attention."""
         query, key, value = torch.split(attention.qkv(hidden), attention.dim, dim=-1)
         heads = attention.num_heads
         query, key = rotate(query, rotary, heads), rotate(key, rotary, heads)
