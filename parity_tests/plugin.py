@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "precision": {"default": "", "help": "which precision of the artifact (default: its default one)"},
     "matrix": {"choices": TIERS, "help": "which tier of the parity matrix (default: the one its recipe names)"},
 }
+ATTRIBUTE = "parity_outcome"  # of a test report
 OUTCOME: pytest.StashKey[Outcome] = pytest.StashKey()  # of a test: what its check found
 OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()  # of a session
 STARTED = pytest.StashKey[float]()
@@ -98,11 +99,13 @@ def plans_of(config: pytest.Config) -> dict[str, Plan]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the outcome to the report, which travels from a worker to the process that writes the evidence."""
     report = yield
     if call.when == "call" and OUTCOME in item.stash:
-        report.parity_outcome = item.stash[OUTCOME].to_json()
+        setattr(report, ATTRIBUTE, item.stash[OUTCOME].to_json())
     return report
 
 
@@ -119,7 +122,7 @@ class Collector:
         self.outcomes = outcomes
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if (values := getattr(report, "parity_outcome", None)) is not None:
+        if (values := getattr(report, ATTRIBUTE, None)) is not None:
             from .harness.judging.outcome import Outcome
 
             self.outcomes.append(Outcome.from_json(values))

@@ -131,15 +131,20 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact directory, in one of its precisions; `open_artifact` makes one."""
+    """An artifact directory that was opened, in one of its precisions; `open_artifact` is the way to get one.
+
+    Args:
+        digest: the manifest's sha256 where it is not a file in `root`; "" hashes that file.
+    """
 
     root: Path
     manifest: Manifest
     precision: str = ""
+    digest: str = ""
 
     @cached_property
     def manifest_sha256(self) -> str:
-        return sha256_file(self.root / MANIFEST)
+        return self.digest or sha256_file(self.root / MANIFEST)
 
     @property
     def build_command(self) -> str:

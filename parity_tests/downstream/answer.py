@@ -8,20 +8,22 @@ runtime drives them; how the runtime prepares its inputs is judged apart. Stages
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from qwen3vl_export.recipe.model import SIZE_STEP
+from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from ..harness.cases.matrix import Case, Prompt
 from ..harness.diagnosis.diagnose import closest
 from ..harness.diagnosis.suspects import DECODER_SUSPECTS
 from ..harness.judging.measures import common_prefix, differences, explain_difference, logit_closeness
 from ..harness.judging.outcome import Finding, Outcome, judged
-from ..harness.sides.bench import Bench, Floats, Ints
+from ..harness.sides.bench import Bench
 from ..harness.sides.prompt_reference import PromptReference
 from ..harness.sides.reference import Inputs
 
@@ -131,7 +133,9 @@ def diagnosis(bench: Bench, answer: Answer) -> str | None:
     assert answer.prompt_logits is not None
     start = bench.reference.prefill(answer.inputs)
     mask = answer.inputs.attention_mask
-    suspects = {name: lambda s=one: s(bench.reference, start, mask) for name, one in DECODER_SUSPECTS.items()}
+    suspects: dict[str, Callable[[], Floats]] = {
+        name: partial(suspect, bench.reference, start, mask) for name, suspect in DECODER_SUSPECTS.items()
+    }
     return closest(answer.prompt_logits, start.logits, suspects, bench.profile.settings["explained_ratio"])
 
 

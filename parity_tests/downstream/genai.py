@@ -11,8 +11,8 @@ import onnxruntime_genai as og
 from PIL import Image
 
 from qwen3vl_export import contract
+from qwen3vl_export.runtime.arrays import Floats
 
-from ..harness.sides.bench import Floats
 from ..harness.sides.reference import Inputs
 from .answer import Answer
 from .pictures import png
@@ -45,7 +45,7 @@ class Genai:
         last = np.concatenate([step[0, -1:] for step in logits])
         return Answer(self.inputs(named), np.array(tokens), last, prompt_logits=logits[0])
 
-    def process(self, text: str, images: Sequence[Image.Image]) -> Any:
+    def process(self, text: str | list[str], images: Sequence[Image.Image]) -> Any:
         """Its processor's tensors, by name."""
         files = [png(image) for image in images]
         return self.processor(text, images=og.Images.open_bytes(*files) if files else None)

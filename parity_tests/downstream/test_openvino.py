@@ -10,13 +10,14 @@ import openvino
 import pytest
 
 from qwen3vl_export import contract
+from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from ..fixtures.tiny_builds import build_once
 from ..harness.cases.matrix import Case
 from ..harness.checks.stages import logits_finding, vision_finding
 from ..harness.judging.measures import differences, logit_closeness
 from ..harness.judging.outcome import Finding, judged
-from ..harness.sides.bench import Bench, Floats, Ints
+from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
 
 ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}  # its default may be bfloat16

@@ -36,11 +36,9 @@ def first_failure(fault: Fault, good: Path, scratch: Path, reference: Reference 
     """
     broken = fault.plant(good, scratch / fault.name)
     try:
-        bench = open_bench(broken, MATRIX)
+        bench = open_bench(broken, MATRIX, reference=reference)
     except ArtifactError as error:
         return Outcome("files", "manifest", 0.0, error=str(error))
-    if reference is not None:
-        vars(bench)["reference"] = reference
     with fault.during(bench):
         return next((outcome for outcome in outcomes(bench, fault) if not outcome.passed), None)
 

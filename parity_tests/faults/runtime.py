@@ -26,11 +26,12 @@ from qwen3vl_export.contract import (
     VISION_ENCODER,
     Facts,
 )
-from qwen3vl_export.runtime import generate, images, positions, preprocess, prompt
+from qwen3vl_export.runtime import decoder, generate, images, positions, preprocess, prompt
+from qwen3vl_export.runtime.arrays import Ints
 from qwen3vl_export.runtime.cache import Cache, SharedCache
 
 from ..harness.diagnosis.suspects import attribute, raster_order
-from ..harness.sides.bench import Bench, Ints
+from ..harness.sides.bench import Bench
 from ..harness.sides.hooks import Arrays, hooked
 
 Mistake = Callable[[Bench], AbstractContextManager[None]]
@@ -73,8 +74,8 @@ def pictures_counted_as_text(bench: Bench) -> AbstractContextManager[None]:
 
 def positions_from_token_count(bench: Bench) -> AbstractContextManager[None]:
     """Generated tokens continue at the number of tokens and not at the largest position."""
-    after = generate.next_positions
-    return attribute(generate, "next_positions", lambda deltas, lengths: after(deltas * 0, lengths))
+    next_positions = positions.next_positions
+    return attribute(generate, "next_positions", lambda deltas, lengths: next_positions(deltas * 0, lengths))
 
 
 # Between the runtime and a graph.
@@ -137,7 +138,7 @@ def video_not_scattered(bench: Bench) -> AbstractContextManager[None]:
 
 def cache_off_by_one(bench: Bench) -> AbstractContextManager[None]:
     """Every key and value one slot late."""
-    decode = generate.decode
+    decode = decoder.decode
 
     def late(sessions: Any, embeds: Any, mask: Any, position_ids: Any, cache: Cache, *rest: Any) -> Any:
         for array in cache.buffers if isinstance(cache, SharedCache) else cache.arrays:

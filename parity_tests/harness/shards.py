@@ -28,7 +28,8 @@ from .evidence.page import render
 from .evidence.report import hardware, versions
 from .judging.outcome import Outcome
 from .plan import EXAM_STAGES, Check, Subject, plan
-from .sides.bench import Bench, Clock
+from .sides.bench import Bench
+from .sides.counts import Clock
 from .verify import HTML, open_bench, profile_of, report_of, run
 
 FORMAT = 1

@@ -30,6 +30,7 @@ from .plan import Check, Plan, Subject, carry_out, plan
 from .progress import shown, terminal
 from .sides.bench import Bench
 from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
+from .sides.reference import Reference
 from .sides.reference_cache import Store, default_directory, scope_of
 
 HTML = "parity.html"
@@ -82,13 +83,15 @@ def open_bench(
     cache: Path | None = None,
     seed: int | None = None,
     precision: str = "",
+    reference: Reference | None = None,
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint, side by side; PyTorch loads when first asked.
 
     Args:
         artifact: directory that a build wrote, or the contract file of another exporter's package.
         check_files: refuse an artifact whose files are not those of its manifest.
-        precision: one of those the artifact has; the default one unless said.
+        precision: one of those the artifact has; "" is the default one.
+        reference: PyTorch with this checkpoint, if it is loaded already.
     """
     cases = load_matrix()
     cases = cases if seed is None else cases.model_copy(update={"seed": seed})
@@ -100,14 +103,14 @@ def open_bench(
         opened = open_artifact(artifact, check_files, precision)
         size = sum(record.bytes for record in opened.manifest.files.values())
         runtime, root = Qwen3VL(opened, threads=1 if size < SMALL else None), find_checkpoint(opened, checkpoint)
+    store = Store(cache or default_directory(), scope_of(opened.manifest.checkpoint["files"]))
     return Bench(
         artifact=opened,
         runtime=runtime,
-        checkpoint=root,
+        reference=reference or Reference(root, store),
         matrix=cases,
         profile=profile_of(opened),
         exam_per_size=cases.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
-        store=Store(cache or default_directory(), scope_of(opened.manifest.checkpoint["files"])),
     )
 
 
@@ -168,7 +171,7 @@ def run(
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = [carry_out(bench, check) for check in track(planned.checks)]
     total = time.perf_counter() - start
-    benches = [bench, bench.own] if bench.own is not None else [bench]
+    benches = [bench, bench.dequantized] if bench.dequantized is not None else [bench]
     references = [one.reference for one in benches]
     spent = sum(reference.seconds for reference in references)
     seconds = {"total": total, "pytorch": spent, "artifact": sum(one.candidate_seconds for one in benches)}

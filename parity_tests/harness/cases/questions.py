@@ -71,13 +71,15 @@ def ask_scene(rng: random.Random, picture: Picture, kind: str) -> Turn | None:
         return Turn(kind, f"How many {plural(shape)} are there?", NUMBERS[sum(t.shape == shape for t in things)])
     if kind == "color":
         single = [t for t in things if sum(t.shape == other.shape for other in things) == 1]
-        thing = rng.choice(single) if single else None
-        return Turn(kind, f"What color is the {thing.shape}?", thing.color) if thing else None
+        if not single:
+            return None
+        thing = rng.choice(single)
+        return Turn(kind, f"What color is the {thing.shape}?", thing.color)
     if kind == "shape":
         single = [t for t in things if sum(t.color == other.color for other in things) == 1]
-        thing = rng.choice(single) if single else None
-        word = rng.choice(("What", "Which"))
-        return Turn(kind, f"{word} shape is {thing.color}?", thing.shape) if thing else None
+        subject = rng.choice(single) if single else None
+        word = rng.choice(("What", "Which"))  # drawn in any case, so that the stream of random numbers is the same
+        return Turn(kind, f"{word} shape is {subject.color}?", subject.shape) if subject else None
     if kind == "exists":
         return ask_exists(rng, things)
     if kind == "describe":

@@ -53,21 +53,18 @@ def check(stage: str, case: Case) -> Callable[[Bench], Finding]:
 
 def beside_own_weights(bench: Bench) -> Bench:
     """The same artifact and runtime beside the second reference."""
-    if bench.own is None:
+    if bench.dequantized is None:
         artifact, first = bench.artifact, bench.reference
         exact = load_profile("float16" if artifact.manifest.recipe["dtype"] == "float16" else "float32")
-        view = replace(bench, profile=exact, candidate_seconds=0.0, kept={})
         graphs = {name: record.sha256 for name, record in artifact.manifest.files.items() if name.startswith("onnx/")}
-        store = bench.store
+        store = first.store
         if store is not None:
-            of = {**artifact.manifest.checkpoint["files"], **graphs, "precision": artifact.precision}
-            store = Store(store.root, scope_of(of), store.budget)
-        vars(view)["reference"] = Reference(
-            bench.checkpoint, store, partial(give_own_weights, artifact), others=[first]
-        )
-        first.others.append(view.reference)
-        bench.own = view
-    return bench.own
+            files = {**artifact.manifest.checkpoint["files"], **graphs, "precision": artifact.precision}
+            store = Store(store.root, scope_of(files), store.budget)
+        second = Reference(bench.checkpoint, store, partial(give_own_weights, artifact), others=[first])
+        first.others.append(second)
+        bench.dequantized = replace(bench, reference=second, profile=exact, candidate_seconds=0.0, remembered={})
+    return bench.dequantized
 
 
 def give_own_weights(artifact: Artifact, model: nn.Module) -> None:

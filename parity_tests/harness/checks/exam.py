@@ -6,26 +6,16 @@ Knows how to ask and how to count. The questions are `exam.py`'s, the picture si
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..cases.exam import EXAM_SIZES, Question, exam
 from ..cases.matrix import Prompt
 from ..judging.outcome import Finding
 from ..sides.bench import Bench, as_inputs
+from ..sides.counts import Score
 
 ANSWER_TOKENS = 48  # the longest answer of exam.py takes 28
 MANY, TEXT = "several-pictures", "no-picture"
 GROUPS = (*("{}x{}".format(*size) for size in EXAM_SIZES), MANY, TEXT)
-
-
-@dataclass(frozen=True)
-class Score:
-    """Of one group: questions asked, right answers of each side, and questions the sides answered differently."""
-
-    questions: int
-    right: int
-    reference_right: int
-    different: tuple[str, ...]
 
 
 def group_of(question: Question) -> str:

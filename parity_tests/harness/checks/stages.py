@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDINGS
+from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.positions import rope_index, visual_tokens
 
 from ..cases.matrix import Case
@@ -22,7 +23,7 @@ from ..judging import measures
 from ..judging.measures import closeness, differences, logit_closeness, max_abs
 from ..judging.outcome import Finding
 from ..sides import routing
-from ..sides.bench import Bench, Floats, Ints
+from ..sides.bench import Bench
 from ..sides.reference import Greedy, Inputs, Prefill
 from ..sides.routing import Call, Routed
 
@@ -271,7 +272,7 @@ def _teacher_forced(bench: Bench, case: Case, expected: Greedy) -> Floats:
             found.append(logits[:, -1:])
         return np.concatenate(found, axis=1)
 
-    return bench.once(f"teacher-forced {case.name}", compute)
+    return bench.remember(f"teacher-forced {case.name}", compute)
 
 
 def _routed(bench: Bench, expected: Prefill, rows: Floats, attention_mask: Ints) -> Routed:

@@ -24,10 +24,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from qwen3vl_export.contract import VISION_ENCODER
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.promise import CALIBRATED, WEIGHTS
+from qwen3vl_export.runtime.arrays import Floats
 
 from ..judging.measures import nmse
 from ..judging.outcome import Finding
-from ..sides.bench import Bench, Floats
+from ..sides.bench import Bench
 from ..sides.probe import FOLDER, module_of
 
 STAGES = (WEIGHTS, CALIBRATED)
@@ -84,7 +85,8 @@ def block_errors(restored: Floats, truth: Floats, block: int) -> Floats:
     difference, size = (
         np.abs(np.pad(array, pad)).reshape(count, -1, block).max(-1) for array in (restored - truth, truth)
     )
-    return np.divide(difference, size, out=np.where(difference > 0, np.inf, 0.0), where=size > 0)
+    errors: Floats = np.divide(difference, size, out=np.where(difference > 0, np.inf, 0.0), where=size > 0)
+    return errors
 
 
 def restored_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
@@ -120,7 +122,8 @@ def scales_after(product: NodeProto, model: ModelProto, stored: dict[str, Tensor
     readers = {name: node for node in model.graph.node for name in node.input}
     floats = readers[product.output[0]]
     factors = [name for name in readers[floats.output[0]].input if name != floats.output[0]]
-    return next(name for factor in factors for name in (factor, *makers[factor].input) if name in stored)
+    candidates: list[str] = [name for factor in factors for name in (factor, *makers[factor].input)]
+    return next(name for name in candidates if name in stored)
 
 
 def restored_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:

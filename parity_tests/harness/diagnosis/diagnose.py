@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from qwen3vl_export.promise import OWN_WEIGHTS
+from qwen3vl_export.runtime.arrays import Floats
 
 from ..cases.matrix import Case
 from ..checks.dequantized import beside_own_weights
 from ..judging.outcome import Outcome
-from ..sides.bench import Bench, Floats
+from ..sides.bench import Bench
 from .layer_trace import decoder_trail, place, vision_trail
-from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS
+from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS, DecoderSuspect
 
 DIAGNOSED = 4  # failures of one stage that are looked into: each costs a run of PyTorch for every suspect
 
@@ -63,17 +65,23 @@ def closest(
 def suspects_of(bench: Bench, stage: str, case: Case) -> tuple[Floats, Floats, dict[str, Callable[[], Floats]]]:
     """The artifact's result, the truth, and each suspect's result when called."""
     reference = bench.reference
+    results: dict[str, Callable[[], Floats]]
     if stage == "vision":
         pixels, grid = bench.vision_inputs(case)
-        found = {name: lambda s=suspect: s(reference, pixels, grid) for name, suspect in VISION_SUSPECTS.items()}
-        return bench.encode(pixels, grid), reference.vision(pixels, grid), found
+        results = {name: partial(suspect, reference, pixels, grid) for name, suspect in VISION_SUSPECTS.items()}
+        return bench.encode(pixels, grid), reference.vision(pixels, grid), results
     inputs = bench.inputs(case)
     start = reference.prefill(inputs)
     mask = inputs.attention_mask
     seen = mask.astype(bool)
     logits, _ = bench.decode(start.inputs_embeds, mask, start.position_ids)
-    later = {name: lambda s=suspect: s(reference, start, mask)[seen] for name, suspect in DECODER_SUSPECTS.items()}
-    return logits[seen], start.logits[seen], later
+
+    def compute(suspect: DecoderSuspect) -> Floats:
+        unpadded: Floats = suspect(reference, start, mask)[seen]
+        return unpadded
+
+    results = {name: partial(compute, suspect) for name, suspect in DECODER_SUSPECTS.items()}
+    return logits[seen], start.logits[seen], results
 
 
 def distance(a: Floats, b: Floats) -> float:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen3_vl import modeling_qwen3_vl as modeling
 
-from ..sides.bench import Floats, Ints
+from qwen3vl_export.runtime.arrays import Floats, Ints
+
 from ..sides.reference import Prefill, Reference
 
-Vision = Callable[[Reference, Floats, Ints], Floats]
-Decoder = Callable[[Reference, Prefill, Ints], Floats]
+VisionSuspect = Callable[[Reference, Floats, Ints], Floats]
+DecoderSuspect = Callable[[Reference, Prefill, Ints], Floats]
 
 
 @contextmanager
@@ -142,7 +143,7 @@ def blocked_sections(reference: Reference, start: Prefill, mask: Ints) -> Floats
     sections = rotary.mrope_section
 
     def blocked(frequencies: Tensor) -> Tensor:
-        blocks = frequencies.split(sections, dim=-1)
+        blocks = torch.split(frequencies, sections, dim=-1)
         half = torch.cat([block[axis] for axis, block in enumerate(blocks)], dim=-1)
         return torch.cat([half, half], dim=-1)
 
@@ -170,7 +171,7 @@ def no_qk_norm(reference: Reference, start: Prefill, mask: Ints) -> Floats:
         return reference.decoder(start.inputs_embeds, mask, start.position_ids)
 
 
-VISION_SUSPECTS: dict[str, Vision] = {
+VISION_SUSPECTS: dict[str, VisionSuspect] = {
     "position table interpolated with align_corners=False (vision encoder, position interpolation)": half_pixel_grid,
     "height and width of the grid swapped (vision encoder, geometry)": swapped_grid,
     "merge-block order of the patches ignored (vision encoder, geometry)": raster_patches,
@@ -185,7 +186,7 @@ VISION_SUSPECTS: dict[str, Vision] = {
     "attention across images (vision encoder, attention)": partial(joined_attention, True),
     "exact GELU in place of its tanh approximation (vision encoder, MLP)": exact_gelu,
 }
-DECODER_SUSPECTS: dict[str, Decoder] = {
+DECODER_SUSPECTS: dict[str, DecoderSuspect] = {
     "DeepStack maps dropped (decoder, DeepStack)": decoder_without_maps,
     "DeepStack maps added after the wrong layers (decoder, DeepStack)": maps_one_layer_late,
     "M-RoPE sections blocked instead of interleaved (decoder, M-RoPE)": blocked_sections,

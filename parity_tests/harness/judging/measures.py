@@ -101,7 +101,8 @@ def closeness(candidate: Array, reference: Array, prefix: str = "") -> dict[str,
 def log_softmax(logits: Array) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normalized
 
 
 def kl_divergence(candidate: Array, reference: Array) -> NDArray[np.float64]:
@@ -109,7 +110,8 @@ def kl_divergence(candidate: Array, reference: Array) -> NDArray[np.float64]:
     check_shapes(candidate, reference)
     truth = log_softmax(reference.reshape(-1, reference.shape[-1]))
     guess = log_softmax(candidate.reshape(-1, candidate.shape[-1]))
-    return (np.exp(truth) * (truth - guess)).sum(-1)
+    divergence: NDArray[np.float64] = (np.exp(truth) * (truth - guess)).sum(-1)
+    return divergence
 
 
 def jaccard(candidate: Array, reference: Array, k: int = 10) -> NDArray[np.float64]:
@@ -117,8 +119,8 @@ def jaccard(candidate: Array, reference: Array, k: int = 10) -> NDArray[np.float
     check_shapes(candidate, reference)
     k = min(k, candidate.shape[-1])
     best = [np.argpartition(-logits.reshape(-1, logits.shape[-1]), k - 1)[:, :k] for logits in (candidate, reference)]
-    same = (best[0][:, :, None] == best[1][:, None, :]).sum((1, 2))
-    return same / (2 * k - same)
+    shared: NDArray[np.int64] = (best[0][:, :, None] == best[1][:, None, :]).sum((1, 2))
+    return shared / (2 * k - shared)
 
 
 def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int | None]:

@@ -20,8 +20,8 @@ from qwen3vl_export.errors import ParityError
 from .measures import Measures
 
 TOLERANCES = Path(__file__).with_name("tolerances.yaml")
-SIGNS: dict[str, str] = {"max": "≤", "min": "≥", "equals": "="}
 Kind = Literal["max", "min", "equals"]
+SIGNS: dict[Kind, str] = {"max": "≤", "min": "≥", "equals": "="}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def parse_rule(where: str, measure: str, entry: Mapping[str, Any]) -> Rule:
             f"{where}.{measure}: needs one of max, min, equals, and a reason and a source; found {sorted(entry)}",
             "Every threshold says why it is what it is",
         )
-    kind: Kind = kinds[0]  # type: ignore[assignment]
+    (kind,) = kinds
     return Rule(measure, kind, float(entry[kind]), entry["reason"].strip(), entry["source"].strip())
 
 

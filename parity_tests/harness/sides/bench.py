@@ -9,60 +9,29 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import EMBED_TOKENS, INPUT_IDS, INPUTS_EMBEDS
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
+from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.generate import PREFILL_CHUNK, prefill
 
 from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
+from .counts import Clock, Score
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
 from .reference import KEPT, Greedy, Inputs, Reference
-from .reference_cache import Store
 
 FPS = 2.0  # frames per second of every clip in the matrix
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
 Past = Any  # the runtime's cache, opaque here
-
-
-@dataclass
-class Clock:
-    """How long the runtime's own generation took: reading prompts (up to the first token), and the tokens after."""
-
-    answers: int = 0
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    new_tokens: int = 0
-    new_seconds: float = 0.0
-
-    def add(self, prompt_tokens: int, prompt_seconds: float, new_tokens: int, new_seconds: float) -> None:
-        self.answers += 1
-        self.prompt_tokens += prompt_tokens
-        self.prompt_seconds += prompt_seconds
-        self.new_tokens += new_tokens
-        self.new_seconds += new_seconds
-
-    def since(self, earlier: Clock) -> Clock:
-        """What has been added after `earlier`, a copy of this clock."""
-        return Clock(**{name: value - getattr(earlier, name) for name, value in asdict(self).items()})
-
-    def to_json(self, threads: int | None) -> dict[str, Any] | None:
-        """For the evidence; None if nothing was generated."""
-        if not self.answers:
-            return None
-        seconds = {name: round(getattr(self, name), 3) for name in ("prompt_seconds", "new_seconds")}
-        return {"threads": threads, **asdict(self), **seconds}
 
 
 @dataclass
@@ -70,29 +39,27 @@ class Bench:
     """Everything a check needs.
 
     Args:
-        checkpoint: the directory PyTorch loads.
         profile: thresholds and settings of the artifact's precision.
-        store: PyTorch's results on disk; None computes them anew.
     """
 
     artifact: Artifact
     runtime: Qwen3VL
-    checkpoint: Path
+    reference: Reference
     matrix: Matrix
     profile: Profile
     exam_per_size: int
-    store: Store | None = None
     candidate_seconds: float = 0.0  # spent in the artifact's runtime
     clock: Clock = field(default_factory=Clock)
-    kept: dict[str, Any] = field(default_factory=dict)  # for checks that build on one another
-    scores: dict[str, Any] = field(default_factory=dict)  # of the exam, by group
+    remembered: dict[str, Floats] = field(default_factory=dict)  # results that several checks need
+    scores: dict[str, Score] = field(default_factory=dict)  # of the exam, by group
     diagnosed: Counter[str] = field(default_factory=Counter)  # failures that were looked into, by stage
-    own: Bench | None = None  # the same artifact beside PyTorch with the artifact's own weights (`dequantized.py`)
+    dequantized: Bench | None = None  # the same artifact beside PyTorch with the artifact's own weights
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
-    @cached_property
-    def reference(self) -> Reference:
-        return Reference(self.checkpoint, self.store)
+    @property
+    def checkpoint(self) -> Path:
+        """The directory PyTorch loads."""
+        return self.reference.checkpoint
 
     @cached_property
     def pixel_reference(self) -> PixelReference:
@@ -152,13 +119,13 @@ class Bench:
         finally:
             self.candidate_seconds += time.perf_counter() - start
 
-    def once(self, key: str, compute: Callable[[], Any]) -> Any:
+    def remember(self, key: str, compute: Callable[[], Floats]) -> Floats:
         """`compute()`, remembered for the checks of the same case."""
-        if key not in self.kept:
-            while len(self.kept) >= KEPT:
-                self.kept.pop(next(iter(self.kept)))
-            self.kept[key] = compute()
-        return self.kept[key]
+        if key not in self.remembered:
+            while len(self.remembered) >= KEPT:
+                self.remembered.pop(next(iter(self.remembered)))
+            self.remembered[key] = compute()
+        return self.remembered[key]
 
     # The runtime, asked one stage at a time.
 

@@ -29,7 +29,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qwen3vl_export.artifact import Artifact, Encoder, Manifest, sha256_file
+from qwen3vl_export.artifact import Artifact, Encoder, Manifest
 from qwen3vl_export.contract import (
     ANY_GRID,
     DECODER,
@@ -42,6 +42,7 @@ from qwen3vl_export.contract import (
 )
 from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.runtime.positions import visual_tokens
 from qwen3vl_export.runtime.session import Sessions
 
@@ -50,7 +51,7 @@ WIDE = (IMAGE_FEATURES, INPUTS_EMBEDS)
 SUFFIXES = (".yaml", ".yml")
 LAYERED = ("past_key_values", "present")
 
-Arrays = Mapping[str, NDArray[Any]]
+Feeds = Mapping[str, NDArray[Any]]
 
 
 class _Strict(BaseModel):
@@ -130,12 +131,10 @@ def open_foreign(path: Path, checkpoint: Path | None = None) -> tuple[Artifact, 
         tools={},
         min_onnxruntime="1.0",
     )
-    artifact = Artifact(path.parent, manifest)
     digest = hashlib.sha256(path.read_bytes())
     for graph in contract.graphs.values():
         digest.update(sha256_file(path.parent / graph.file).encode())
-    vars(artifact)["manifest_sha256"] = digest.hexdigest()  # there is no manifest: the contract and its graphs
-    return artifact, opened
+    return Artifact(path.parent, manifest, digest=digest.hexdigest()), opened
 
 
 class ForeignSessions(Sessions):
@@ -152,14 +151,14 @@ class ForeignSessions(Sessions):
         back = {self.own_name(graph, name): name for name in self._known(graph, own)}
         return {back.get(name, name): dtype for name, dtype in own.items()}
 
-    def run(self, graph: str, feeds: Arrays, outputs: Sequence[str]) -> list[Any]:
+    def run(self, graph: str, feeds: Feeds, outputs: Sequence[str]) -> list[Any]:
         if self._scatters(graph):
             return [self._scattered(feeds)]
         own = [self.own_name(graph, name, "outputs") for name in outputs]
         results = super().run(graph, self.to_graph(graph, feeds), own)
         return [self._widened(array) if name in WIDE else array for name, array in zip(outputs, results, strict=True)]
 
-    def to_graph(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
+    def to_graph(self, graph: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Feeds under the graph's own names, rows as wide as it takes them."""
         self.open(graph)
         shapes = {node.name: node.shape for node in self._opened[graph].get_inputs()}
@@ -199,8 +198,8 @@ class ForeignSessions(Sessions):
     def _scatters(self, graph: str) -> bool:
         return graph == EMBEDDINGS and EMBEDDINGS not in self.contract.graphs
 
-    def _scattered(self, feeds: Arrays) -> NDArray[Any]:
+    def _scattered(self, feeds: Feeds) -> NDArray[Any]:
         """Rows of the token table, features in the place of image and video tokens."""
-        rows = self.run(EMBED_TOKENS, {INPUT_IDS: feeds[INPUT_IDS]}, [INPUTS_EMBEDS])[0].copy()
+        rows: NDArray[Any] = self.run(EMBED_TOKENS, {INPUT_IDS: feeds[INPUT_IDS]}, [INPUTS_EMBEDS])[0].copy()
         rows[visual_tokens(feeds[INPUT_IDS], self.facts)] = feeds[IMAGE_FEATURES]
         return rows

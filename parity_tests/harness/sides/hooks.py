@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+from qwen3vl_export.runtime.session import Sessions
 
 from .bench import Bench
 
@@ -26,26 +29,36 @@ def as_found(feeds: Arrays, outputs: Arrays) -> Arrays:
     return outputs
 
 
-class HookedSessions:
+class HookedSessions(Sessions):
     """The sessions of a runtime with one graph watched; everything else passes through."""
 
-    def __init__(self, sessions: Any, graph: str, before: Before, after: After) -> None:
+    def __init__(self, sessions: Sessions, graph: str, before: Before, after: After) -> None:
+        super().__init__(sessions.artifact, sessions.threads)
         self._sessions = sessions
         self._graph = graph
         self._before = before
         self._after = after
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sessions, name)
+    @property
+    def shares_cache(self) -> bool:
+        return self._sessions.shares_cache
+
+    def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
+        return self._sessions.dtypes(graph)
+
+    def open(self, graph: str) -> Any:
+        return self._sessions.open(graph)
 
     def run(self, graph: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
         if graph != self._graph:
-            return list(self._sessions.run(graph, feeds, outputs))
+            return self._sessions.run(graph, feeds, outputs)
         given = self._before(dict(feeds))
-        found = self._after(given, dict(zip(outputs, self._sessions.run(graph, given, outputs), strict=True)))
-        return [found[name] for name in outputs]
+        results = self._after(given, dict(zip(outputs, self._sessions.run(graph, given, outputs), strict=True)))
+        return [results[name] for name in outputs]
 
-    def run_bound(self, graph: str, binding: Any, feeds: Arrays, outputs: Arrays) -> None:
+    def run_bound(
+        self, graph: str, binding: Any, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> None:
         if graph != self._graph:
             self._sessions.run_bound(graph, binding, feeds, outputs)
             return
@@ -59,7 +72,7 @@ class HookedSessions:
 def hooked(bench: Bench, graph: str, before: Before = as_fed, after: After = as_found) -> Iterator[None]:
     """Inside, every run of `graph` goes through `before` and `after`."""
     sessions = bench.runtime.sessions
-    bench.runtime.sessions = HookedSessions(sessions, graph, before, after)  # type: ignore[assignment]
+    bench.runtime.sessions = HookedSessions(sessions, graph, before, after)
     try:
         yield
     finally:

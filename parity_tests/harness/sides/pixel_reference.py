@@ -16,20 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict, load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
 
+from qwen3vl_export.runtime.arrays import Bytes, Float32, Ints
 from qwen3vl_export.runtime.images import open_encoded
 
 from ..cases.matrix import Prompt
 from ..cases.picture_kinds import Picture
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 Grid = tuple[int, int]
 
 
@@ -43,7 +41,7 @@ class PixelReference:
             (checkpoint / "video_preprocessor_config.json").read_text("utf-8")
         )
 
-    def __call__(self, prompts: Sequence[Prompt], bound: Sequence[Grid] | None = None) -> tuple[Ints, Floats]:
+    def __call__(self, prompts: Sequence[Prompt], bound: Sequence[Grid] | None = None) -> tuple[Ints, Float32]:
         """Grids [I, 3] and patches [P, patch_dim] of all pictures in the order of the prompts.
 
         Args:
@@ -63,16 +61,16 @@ class PixelReference:
                 index += 1
         return np.concatenate(grids).astype(np.int64), np.concatenate(patches)
 
-    def of_image(self, picture: Picture, bound: Grid | None) -> tuple[Ints, Floats]:
+    def of_image(self, picture: Picture, bound: Grid | None) -> tuple[Ints, Float32]:
         image = loaded(picture) if isinstance(picture, bytes) else picture
         if bound is None:
             found = self.images([image], return_tensors="np")
         else:
-            pixels = self._resized(image, bound[0] * self.images.patch_size, bound[1] * self.images.patch_size)
+            pixels = self._resize(image, bound[0] * self.images.patch_size, bound[1] * self.images.patch_size)
             found = self.images([pixels], do_resize=False, input_data_format="channels_first", return_tensors="np")
         return found["image_grid_thw"], found["pixel_values"]
 
-    def of_frames(self, frames: Sequence[Image.Image], bound: Grid | None) -> tuple[Ints, Floats]:
+    def of_frames(self, frames: Sequence[Image.Image], bound: Grid | None) -> tuple[Ints, Float32]:
         config = self.video_config
         patch, merge, time = (config[name] for name in ("patch_size", "merge_size", "temporal_patch_size"))
         if bound is None:
@@ -89,16 +87,18 @@ class PixelReference:
             height, width = bound[0] * patch, bound[1] * patch
         values = []
         for frame in frames:
-            pixels = self.frames.rescale(self._resized(frame, height, width), 1 / 255)
+            pixels = self.frames.rescale(self._resize(frame, height, width), 1 / 255)
             values.append(self.frames.normalize(pixels, config["image_mean"], config["image_std"]))
         stack = torch.from_numpy(np.stack(values)[None].astype(np.float32))
         patches, *grid = Qwen3VLVideoProcessor.patchify(None, stack, patch, merge, time)
         return np.array([grid]), patches[0].numpy()
 
-    def _resized(self, image: Image.Image, height: int, width: int) -> NDArray[Any]:
-        """uint8 [3, height, width]."""
+    def _resize(self, image: Image.Image, height: int, width: int) -> Bytes:
+        """Pixels [3, height, width]."""
         pixels = self.frames.process_image(image, do_convert_rgb=True)
-        return PilBackend.resize(self.frames, pixels, SizeDict(height=height, width=width), self.frames.resample)
+        size = SizeDict(height=height, width=width)
+        resized: Bytes = PilBackend.resize(self.frames, pixels, size, self.frames.resample)
+        return resized
 
 
 def loaded(data: bytes) -> Image.Image:

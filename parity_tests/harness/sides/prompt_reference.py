@@ -58,12 +58,12 @@ class PromptReference:
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         for _ in prompt.images:
-            found = {"image_grid_thw": [grids.pop(0)]}
-            expanded = Qwen3VLProcessor.replace_image_token(self.processor, found, 0)
+            images = {"image_grid_thw": [grids.pop(0)]}
+            expanded = Qwen3VLProcessor.replace_image_token(self.processor, images, 0)
             text = text.replace(self.processor.image_token, expanded.replace("<", "\0"), 1)
         if prompt.frames:
             metadata = SimpleNamespace(fps=self.fps, frames_indices=list(range(len(prompt.frames))))
-            found = {"video_grid_thw": [grids.pop(0)], "video_metadata": [metadata]}
-            expanded = Qwen3VLProcessor.replace_video_token(self.processor, found, 0)
+            videos = {"video_grid_thw": [grids.pop(0)], "video_metadata": [metadata]}
+            expanded = Qwen3VLProcessor.replace_video_token(self.processor, videos, 0)
             text = text.replace(self.processor.video_token, expanded.replace("<", "\0"), 1)
         return text.replace("\0", "<")  # so that no replacement was found again inside another

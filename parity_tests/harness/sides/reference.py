@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -34,16 +33,16 @@ from transformers import (
 )
 
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.runtime.arrays import Float32, Ints
 
-from .reference_cache import Store
+from .reference_cache import Key, Store
 
 SMALL = 100_000_000  # parameters; below it threads cost more than they bring
 EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
 MODELS = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration}
 KEPT = 6  # cached results; the plan goes case by case, so a few are enough
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Inputs:
 
     input_ids: Ints  # [B, S]
     attention_mask: Ints  # [B, S], zeros on the left
-    pixel_values: Floats  # [P, patch_dim]
+    pixel_values: Float32  # [P, patch_dim]
     image_grid_thw: Ints  # [I, 3]
 
     @cached_property
@@ -71,9 +70,9 @@ class Prefill:
 
     position_ids: Ints  # [3, B, S]
     rope_deltas: Ints  # [B, 1]
-    inputs_embeds: Floats  # [B, S, W]
-    image_features: Floats  # [N, W]
-    logits: Floats  # [B, S, V]
+    inputs_embeds: Float32  # [B, S, W]
+    image_features: Float32  # [N, W]
+    logits: Float32  # [B, S, V]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Greedy:
     """Greedy decoding: the chosen ids and the logits each was chosen from."""
 
     ids: Ints  # [B, T]
-    logits: Floats  # [B, T, V]
+    logits: Float32  # [B, T, V]
 
 
 def load_model(checkpoint: Path) -> Any:
@@ -118,7 +117,7 @@ class Reference:
         self.seconds = 0.0  # spent in PyTorch
         self.computed = 0  # results that PyTorch had to compute
         self.from_disk = 0  # results an earlier run had computed
-        self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._cache: OrderedDict[Key, Any] = OrderedDict()
 
     stop_ids: list[int]  # known once the model is loaded
 
@@ -152,10 +151,10 @@ class Reference:
         size: int = self.model.config.text_config.hidden_size
         return size
 
-    def vision(self, pixel_values: Floats, image_grid_thw: Ints, remember: bool = True) -> Floats:
+    def vision(self, pixel_values: Float32, image_grid_thw: Ints, remember: bool = True) -> Float32:
         """Wide features of the vision tower alone: [P, patch_dim], [I, 3] -> [N, W]."""
 
-        def compute() -> Floats:
+        def compute() -> Float32:
             with self._attention_of(int(image_grid_thw[:, 1:].prod(1).max())):
                 found = self.model.model.visual(
                     torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw)
@@ -163,7 +162,7 @@ class Reference:
             return torch.cat([found.pooler_output, *found.deepstack_features], dim=-1).numpy()
 
         if not remember:
-            return self._timed(compute)
+            return self._compute(compute)
         empty = np.empty((0, 0), np.int64)
         key = ("vision", Inputs(empty, empty, pixel_values, image_grid_thw).key)
         return self._remember(key, np.ndarray, compute)
@@ -172,7 +171,7 @@ class Reference:
         """The whole model over the prompt."""
         return self._remember(("prefill", inputs.key), Prefill, lambda: self._prefill(inputs))
 
-    def last_logits(self, inputs: Inputs, count: int) -> Floats:
+    def last_logits(self, inputs: Inputs, count: int) -> Float32:
         """The whole model over given tokens: logits [B, count, V] of the last ones."""
         key = ("last logits", inputs.key, count)
         return self._remember(key, np.ndarray, lambda: self._prefill(inputs, count).logits)
@@ -182,11 +181,11 @@ class Reference:
         key = ("generate", inputs.key, new_tokens, stop)
         return self._remember(key, Greedy, lambda: self._generate(inputs, new_tokens, stop))
 
-    def decoder(self, inputs_embeds: Floats, attention_mask: Ints, position_ids: Ints) -> Floats:
+    def decoder(self, inputs_embeds: Float32, attention_mask: Ints, position_ids: Ints) -> Float32:
         """Language model and head alone: wide rows [B, S, W], [B, S], [3, B, S] -> logits [B, S, V]."""
 
-        def compute() -> Floats:
-            hidden, *maps = torch.from_numpy(inputs_embeds).split(self.hidden_size, dim=-1)
+        def compute() -> Float32:
+            hidden, *maps = torch.split(torch.from_numpy(inputs_embeds), self.hidden_size, dim=-1)
             everywhere = torch.ones(hidden.shape[:2], dtype=torch.bool)
             output = self.model.model.language_model(
                 inputs_embeds=hidden,
@@ -195,9 +194,10 @@ class Reference:
                 visual_pos_masks=everywhere,  # text rows of the maps are zero
                 deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
             )
-            return self.model.lm_head(output.last_hidden_state).numpy()
+            logits: Float32 = self.model.lm_head(output.last_hidden_state).numpy()
+            return logits
 
-        return self._timed(compute)
+        return self._compute(compute)
 
     # How.
 
@@ -267,27 +267,29 @@ class Reference:
     def _num_maps(self) -> int:
         return len(self.model.config.vision_config.deepstack_visual_indexes)
 
-    def _remember(self, key: tuple[Any, ...], kind: type, compute: Callable[[], Any]) -> Any:
+    def _remember(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
         if key not in self._cache:
             self._cache[key] = self._recall(key, kind, compute)
             while len(self._cache) > KEPT:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
-        return self._cache[key]
+        result: Result = self._cache[key]
+        return result
 
-    def _recall(self, key: tuple[Any, ...], kind: type, compute: Callable[[], Any]) -> Any:
-        """From disk, or computed and then kept there."""
-        kept = self.store.get(key, kind) if self.store is not None else None
-        if kept is not None:
+    def _recall(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
+        """Read from disk, or computed and stored there."""
+        stored = self.store.get(key, kind) if self.store is not None else None
+        if stored is not None:
             self.from_disk += 1
-            return kept
-        found = self._timed(compute)
+            return stored
+        result = self._compute(compute)
         self.computed += 1
         if self.store is not None:
-            self.store.put(key, found)
-        return found
+            self.store.put(key, result)
+        return result
 
-    def _timed(self, compute: Callable[[], Any]) -> Any:
+    def _compute(self, compute: Callable[[], Result]) -> Result:
+        """`compute()` without gradients, on this model's threads, its time counted."""
         self.model.model.rope_deltas = None  # transformers keeps it between calls
         start = time.perf_counter()
         try:

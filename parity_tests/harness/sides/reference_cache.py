@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,9 @@ BUDGET = (
 SUFFIX = ".npz"
 HEX = "[0-9a-f]"
 NAMES = f"{2 * HEX}/{64 * HEX}{SUFFIX}"  # of the files that this module writes
+
+Key = tuple[str | int | bool, ...]
+Result = TypeVar("Result")
 
 
 def default_directory() -> Path:
@@ -66,11 +69,11 @@ class Store:
         self.budget = budget
         self._held: int | None = None  # bytes, once counted
 
-    def path(self, key: tuple[Any, ...]) -> Path:
+    def path(self, key: Key) -> Path:
         name = hashlib.sha256(f"{self.scope} {key!r}".encode()).hexdigest()
         return self.root / name[:2] / f"{name}{SUFFIX}"
 
-    def get(self, key: tuple[Any, ...], kind: type) -> Any:
+    def get(self, key: Key, kind: type[Result]) -> Result | None:
         """The result kept under `key`, or None.
 
         Args:
@@ -81,13 +84,14 @@ class Store:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in arrays.files}
             os.utime(path)  # used just now
-            return kind(**values) if is_dataclass(kind) else values["value"]
+            result: Result = kind(**values) if is_dataclass(kind) else values["value"]
+            return result
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None  # damaged: as good as absent, and written anew
 
-    def put(self, key: tuple[Any, ...], value: Any) -> None:
+    def put(self, key: Key, value: Any) -> None:
         """Keep a result; a disk that cannot take it costs time later and nothing else."""
         path = self.path(key)
         arrays = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {"value": value}

@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextTopKRouter
 
 from qwen3vl_export.contract import ATTENTION_MASK, DECODER, INPUTS_EMBEDS, POSITION_IDS, past_name, present_name
+from qwen3vl_export.runtime.arrays import Floats, Ints
 
-from .bench import Bench, Floats, Ints
+from .bench import Bench
 from .probe import reader
 from .reference import Reference
 

@@ -35,8 +35,7 @@ def table() -> list[str]:
 
 
 def test_the_good_artifact_passes(tiny_artifact: Path, reference: Reference) -> None:
-    bench = open_bench(tiny_artifact, "quick")
-    vars(bench)["reference"] = reference
+    bench = open_bench(tiny_artifact, "quick", reference=reference)
     nothing = Fault("nothing", stage="vision", says="")
     assert [outcome.message for outcome in outcomes(bench, nothing) if not outcome.passed] == []
 
@@ -53,8 +52,7 @@ def test_fault_is_found(
 
 
 def test_good_quantized_weights_pass(built: Callable[[str], Path], reference: Reference) -> None:
-    bench = open_bench(built("tiny-int4"), "quick")
-    vars(bench)["reference"] = reference
+    bench = open_bench(built("tiny-int4"), "quick", reference=reference)
     checks = [
         check for check in plan("quick", Subject.of_manifest(bench.artifact.manifest)).checks if check.stage in STAGES
     ]

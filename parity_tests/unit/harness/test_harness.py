@@ -47,7 +47,7 @@ def shared_bench() -> Bench:
 @pytest.fixture
 def bench(shared_bench: Bench) -> Bench:
     """A bench without mistakes and without memory."""
-    shared_bench.kept.clear()
+    shared_bench.remembered.clear()
     sessions: Any = shared_bench.runtime.sessions
     sessions.before.clear()
     sessions.after.clear()
