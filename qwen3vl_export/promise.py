@@ -134,7 +134,7 @@ def quantized_graphs(recipe: Json, graphs: Collection[str]) -> list[tuple[str, s
     return found
 
 
-def why_not(recipe: Json, model_type: str = "") -> str | None:
+def reason_to_skip(recipe: Json, model_type: str = "") -> str | None:
     """Why an artifact is not compared with its own weights; None if it is, "" where there is nothing to say."""
     plans = (recipe.get("quantization") or {}).values()
     quantized = [plan for plan in plans if plan["method"] != "none"]
@@ -167,7 +167,7 @@ def unproven(
     """
     stages = {stage for stage, _ in checks}
     kinds = set(map(kind_of, graphs))
-    own = [f"{OWN_WEIGHTS}{stage}" for stage in OWN_STAGES] if why_not(recipe, model_type) is None else []
+    own = [f"{OWN_WEIGHTS}{stage}" for stage in OWN_STAGES] if reason_to_skip(recipe, model_type) is None else []
     unasked = {"accuracy", *(() if recipe["parity"].get("held_out") else {"exam"})}  # accuracy sums up the exam
     wanted = [stage for stage in (*RUNS, *own) if stage not in unasked and not missing_graphs(stage, kinds)]
     yield from (stage for stage in wanted if stage not in stages)

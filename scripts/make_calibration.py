@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from PIL import Image  # noqa: E402
 
-from parity_tests.harness.cases.exam import ONE_PICTURE, ask_one  # noqa: E402
+from parity_tests.harness.cases.exam import ONE_PICTURE, ask_about_picture  # noqa: E402
 from parity_tests.harness.cases.questions import GRID_KINDS, MANY_KINDS, Turn, ask_many, ask_text  # noqa: E402
 from parity_tests.harness.cases.scenes import draw_scene, max_digit_rows  # noqa: E402
 
@@ -48,7 +48,7 @@ def questions() -> Iterator[tuple[str, list[Image.Image], Turn]]:
         size, kind = SIZES[index % len(SIZES)], ONE_PICTURE[index % len(ONE_PICTURE)]
         kind = "number" if kind in GRID_KINDS and max_digit_rows(size[1]) < 2 else kind
         while turn is None:
-            image, turn = ask_one(rng, size, kind)
+            image, turn = ask_about_picture(rng, size, kind)
         yield f"one-{index:02}", [image], turn
     for index in range(MANY):
         rng, turn = random.Random(f"calibration-many-{index}"), None

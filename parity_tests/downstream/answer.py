@@ -22,7 +22,7 @@ from ..harness.cases.matrix import Case, Prompt
 from ..harness.diagnosis.diagnose import closest
 from ..harness.diagnosis.suspects import DECODER_SUSPECTS
 from ..harness.judging.measures import common_prefix, differences, explain_difference, logit_closeness
-from ..harness.judging.outcome import Finding, Outcome, judged
+from ..harness.judging.outcome import Finding, Outcome, judge
 from ..harness.sides.bench import Bench
 from ..harness.sides.prompt_reference import PromptReference
 from ..harness.sides.reference import Inputs
@@ -70,11 +70,11 @@ def rounded_half_up(image: Image.Image) -> tuple[int, int] | None:
 
 def outcomes(bench: Bench, case: Case, answer: Answer) -> list[Outcome]:
     """What a runtime made of a case, judged stage by stage."""
-    found = [judged("prompt", case.name, prompt(bench, case, answer), bench.profile, 0.0)]
+    found = [judge("prompt", case.name, prompt(bench, case, answer), bench.profile, 0.0)]
     if answer.prompt_logits is not None:
-        found.append(judged("prefill", case.name, prefill(bench, answer), bench.profile, 0.0))
+        found.append(judge("prefill", case.name, prefill(bench, answer), bench.profile, 0.0))
     found += [
-        judged(stage, case.name, finding, bench.profile, 0.0) for stage, finding in generate(bench, answer).items()
+        judge(stage, case.name, finding, bench.profile, 0.0) for stage, finding in generate(bench, answer).items()
     ]
     return found
 
@@ -96,7 +96,7 @@ def resized(bench: Bench, case: Case, answer: Answer) -> Outcome:
     mean = None if wrong else float(np.abs(found.astype(np.float64) - expected).mean())
     where = f"grids {answer.inputs.image_grid_thw.tolist()}, transformers has {grids.tolist()}" if wrong else ""
     measured = {"grid_differences": wrong, "pixel_mean_abs": mean}
-    return judged("resized_elsewhere", case.name, Finding(measured, expected.size, where), bench.profile, 0.0)
+    return judge("resized_elsewhere", case.name, Finding(measured, expected.size, where), bench.profile, 0.0)
 
 
 def prefill(bench: Bench, answer: Answer) -> Finding:

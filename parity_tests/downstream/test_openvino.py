@@ -16,7 +16,7 @@ from ..fixtures.tiny_builds import build_once
 from ..harness.cases.matrix import Case
 from ..harness.checks.stages import logits_finding, vision_finding
 from ..harness.judging.measures import differences, logit_closeness
-from ..harness.judging.outcome import Finding, judged
+from ..harness.judging.outcome import Finding, judge
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
 
@@ -60,7 +60,7 @@ def test_the_vision_encoder_agrees(bench: Bench, graph: Callable[[str], Run]) ->
         pixels, grid = bench.vision_inputs(case)
         (features,) = graph(contract.VISION_ENCODER)(pixel_values=pixels, image_grid_thw=grid)
         finding = vision_finding(features, bench.reference.vision(pixels, grid), bench.num_maps, grid)
-        messages.append(judged("vision", case.name, finding, bench.profile, 0.0).message)
+        messages.append(judge("vision", case.name, finding, bench.profile, 0.0).message)
     assert not any(messages), messages
 
 
@@ -73,7 +73,7 @@ def test_the_embeddings_agree(bench: Bench, graph: Callable[[str], Run]) -> None
         expected = bench.reference.prefill(inputs)
         (rows,) = graph(contract.EMBEDDINGS)(input_ids=inputs.input_ids, image_features=expected.image_features)
         finding = Finding({"differences": differences(rows, expected.inputs_embeds)}, compared=rows.size)
-        messages.append(judged("embeddings", case.name, finding, bench.profile, 0.0).message)
+        messages.append(judge("embeddings", case.name, finding, bench.profile, 0.0).message)
     assert messages and not any(messages), messages
 
 
@@ -96,7 +96,7 @@ def test_the_decoder_agrees(bench: Bench, graph: Callable[[str], Run]) -> None:
             **{contract.past_name(*name): empty for name in names},
         )
         finding = logits_finding(logits, start.logits, inputs)
-        messages.append(judged("prefill", case.name, finding, bench.profile, 0.0).message)
+        messages.append(judge("prefill", case.name, finding, bench.profile, 0.0).message)
         position = start.rope_deltas + mask.sum(1, keepdims=True)
         logits, *_ = graph(contract.DECODER)(
             inputs_embeds=bench.embed(truth.ids[:, :1], bench.no_features()),
@@ -105,7 +105,7 @@ def test_the_decoder_agrees(bench: Bench, graph: Callable[[str], Run]) -> None:
             **{contract.past_name(*name): array for name, array in zip(names, cache, strict=True)},
         )
         finding = Finding(logit_closeness(logits[:, 0], truth.logits[:, 1]), compared=logits.size)
-        messages.append(judged("decode", case.name, finding, bench.profile, 0.0).message)
+        messages.append(judge("decode", case.name, finding, bench.profile, 0.0).message)
     assert messages and not any(messages), messages
 
 

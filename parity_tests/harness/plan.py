@@ -1,7 +1,7 @@
 """Which checks an artifact gets: the one list that `verify` and pytest both run.
 
 Case by case, and within a case in the order a value flows, so that the first failure names the area and the reference's
-cache stays small. What cannot be checked on an artifact is not forgotten but listed with its reason.
+cache stays small. What cannot be checked on an artifact is listed with its reason.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from qwen3vl_export.promise import (
     missing_graphs,
     promised_graphs,
     quantized_graphs,
+    reason_to_skip,
     unproven,
-    why_not,
 )
 from qwen3vl_export.recipe.model import Recipe
 
@@ -36,11 +36,11 @@ from .checks import weights as weight_checks
 from .checks.stages import STAGES
 from .diagnosis.diagnose import diagnose
 from .judging.measures import ShapeMismatch
-from .judging.outcome import Finding, Outcome, judged
+from .judging.outcome import Finding, Outcome, judge
 from .sides.bench import Bench
 
 EXAM_STAGES = ("exam", "accuracy")
-ORDER = (*weight_checks.STAGES, *STAGES, *dequantized.stages_named(), *EXAM_STAGES)
+ORDER = (*weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), *EXAM_STAGES)
 PICTURE_STAGES = ("preprocess", "vision")
 
 
@@ -63,8 +63,9 @@ class Check:
 class Subject:
     """What a plan depends on: the recipe, whether its artifact is built or not.
 
-    `graphs`: those the recipe promises, and the (h, w) patches an encoder is bound to, None if any will do;
-    `model_type`: of the checkpoint, where it is known.
+    Attributes:
+        graphs: the graphs the recipe promises, each with the (h, w) patches an encoder is bound to, or None.
+        model_type: of the checkpoint, where it is known.
     """
 
     recipe: Mapping[str, Any]
@@ -107,7 +108,7 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     Args:
         name: of the tier; None is the one the recipe names.
         matrix: the cases; None is the matrix file.
-        only: names of the only cases wanted, of any tier; without the exam then.
+        only: names of cases of any tier; if there are any, the plan has these alone, without the exam.
 
     Raises:
         ParityError: no such tier or case, or a tier that does not run all that the recipe promises.
@@ -115,15 +116,15 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     tier = name or subject.recipe["parity"]["matrix"]
     matrix = matrix or load_matrix()
     if only:
-        chosen = named(cases_for(matrix, TIERS[-1], subject), only)
-        return without_missing(Plan(tier, tuple(checks_of(chosen, subject, {}))), subject)
+        cases = select_cases(cases_for(matrix, TIERS[-1], subject), only)
+        return drop_missing(Plan(tier, tuple(checks_of(cases, subject, {}))), subject)
     left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
     quantized = quantized_graphs(subject.recipe, subject.kinds)
-    checks = [Check(stage, graph, weight_checks.weights_of(graph)) for stage, graph in quantized]
+    checks = [Check(stage, graph, weight_checks.weights_check(graph)) for stage, graph in quantized]
     checks += checks_of(cases, subject, left_out)
     if subject.recipe["parity"].get("held_out"):
-        checks += [Check("exam", group, exam_checks.exam_of(group)) for group in exam_checks.GROUPS]
+        checks += [Check("exam", group, exam_checks.exam_check(group)) for group in exam_checks.GROUPS]
         per_size = matrix.exam_questions[tier]
         if per_size >= matrix.accuracy_from:
             checks.append(Check("accuracy", "all-questions", exam_checks.accuracy))
@@ -131,15 +132,15 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
             left_out["accuracy"] = f"{per_size} questions per picture size are too few to judge by"
     else:
         left_out |= dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
-    return complete(without_missing(Plan(tier, tuple(checks), left_out), subject), subject)
+    return complete(drop_missing(Plan(tier, tuple(checks), left_out), subject), subject)
 
 
-def without_missing(planned: Plan, subject: Subject) -> Plan:
+def drop_missing(planned: Plan, subject: Subject) -> Plan:
     """The plan with checks left out that need a graph the recipe does not promise."""
     missing = {check.id: missing_graphs(check.stage, subject.kinds) for check in planned.checks}
     reasons = {name: f"the artifact has no {', '.join(graphs)}" for name, graphs in missing.items() if graphs}
-    kept = tuple(check for check in planned.checks if check.id not in reasons)
-    return Plan(planned.matrix, kept, planned.left_out | reasons)
+    checks = tuple(check for check in planned.checks if check.id not in reasons)
+    return Plan(planned.matrix, checks, planned.left_out | reasons)
 
 
 def complete(planned: Plan, subject: Subject) -> Plan:
@@ -157,18 +158,18 @@ def complete(planned: Plan, subject: Subject) -> Plan:
     return planned
 
 
-def named(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
+def select_cases(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
     """The cases of these names; a check's id (`vision[NAME]`) names its case too."""
     known = {case.name: case for case in cases}
-    found = []
-    for name in names:
-        wanted = name.rstrip("]").rpartition("[")[2]
-        if wanted not in known:
-            close = get_close_matches(wanted, known, n=1)
+    selected = []
+    for text in names:
+        name = text.rstrip("]").rpartition("[")[2]
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
             hint = f"Did you mean {close[0]}?" if close else "Random cases need the --seed of the run they failed in"
-            raise ParityError(f"no case named {wanted} in {CASES.name}", hint)
-        found.append(known[wanted])
-    return found
+            raise ParityError(f"no case named {name} in {CASES.name}", hint)
+        selected.append(known[name])
+    return selected
 
 
 def cases_for(matrix: Matrix, tier: str, subject: Subject) -> list[Case]:
@@ -187,16 +188,18 @@ def stages_of(case: Case) -> list[str]:
 
 
 def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str]) -> list[Check]:
-    """Every check of these cases: against the checkpoint, then against the artifact's own weights."""
+    """Every check of these cases: against the checkpoint, then against the artifact's dequantized weights."""
     checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
-    reason = why_not(subject.recipe, subject.model_type)
+    reason = reason_to_skip(subject.recipe, subject.model_type)
     if reason:
-        left_out |= dict.fromkeys(dequantized.stages_named(), reason)
+        left_out |= dict.fromkeys(dequantized.prefixed_stages(), reason)
     if reason is not None:
         return checks
-    own = [(stage, case) for case in cases for stage in stages_of(case) if stage in OWN_STAGES]
     return checks + [
-        Check(f"{OWN_WEIGHTS}{stage}", case.name, dequantized.check(stage, case), case) for stage, case in own
+        Check(f"{OWN_WEIGHTS}{stage}", case.name, dequantized.dequantized_check(stage, case), case)
+        for case in cases
+        for stage in stages_of(case)
+        if stage in OWN_STAGES
     ]
 
 
@@ -216,5 +219,5 @@ def carry_out(bench: Bench, check: Check) -> Outcome:
     except Exception as error:  # a crash of either side must not end the run or hide the other checks
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Outcome(check.stage, check.name, time.perf_counter() - start, error=reason)
-    outcome = judged(check.stage, check.name, finding, bench.profile, time.perf_counter() - start)
+    outcome = judge(check.stage, check.name, finding, bench.profile, time.perf_counter() - start)
     return outcome if outcome.passed else diagnose(bench, outcome, check.case)

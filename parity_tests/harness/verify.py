@@ -13,12 +13,11 @@ from pathlib import Path
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.errors import ArtifactError, CheckpointError
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
-from qwen3vl_export.promise import why_not
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL
 
 from .cases.matrix import Matrix, load_matrix
-from .checks.dequantized import profile_with_own
+from .checks.dequantized import add_dequantized_rules
 from .diagnosis.layer_trace import Trail, bisect
 from .evidence import history
 from .evidence.page import render
@@ -229,7 +228,7 @@ def profile_of(artifact: Artifact) -> Profile:
     recipe = artifact.manifest.recipe
     profile = load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
     return (
-        profile_with_own(profile, recipe["dtype"])
-        if why_not(recipe, artifact.manifest.facts.model_type) is None
+        add_dequantized_rules(profile, recipe["dtype"])
+        if reason_to_skip(recipe, artifact.manifest.facts.model_type) is None
         else profile
     )

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from parity_tests.harness.cases.scenes import COLORS, SHAPES, Region
+from parity_tests.harness.cases.scenes import COLORS, SHAPES, LabeledBox
 from scripts.tiny_training.samples import Medium
 
 PATCH, MERGE, TEMPORAL = 16, 2, 2
@@ -63,7 +63,7 @@ def token_labels(medium: Medium, grid: Grid) -> np.ndarray:
     return np.tile(labels.reshape(-1, len(LABEL_SIZES)), (grid[0], 1))
 
 
-def coverage(region: Region, size: tuple[int, int], rows: int, columns: int) -> np.ndarray:
+def coverage(region: LabeledBox, size: tuple[int, int], rows: int, columns: int) -> np.ndarray:
     """-> (rows, columns): the share of each visual token that the region's box covers."""
     left, top, right, bottom = region.box
     scale_x, scale_y = columns / size[0], rows / size[1]
@@ -73,7 +73,7 @@ def coverage(region: Region, size: tuple[int, int], rows: int, columns: int) -> 
     return down[:, None] * across[None]
 
 
-def label_of(region: Region) -> tuple[int, int, int]:
+def label_of(region: LabeledBox) -> tuple[int, int, int]:
     if region.thing is not None:
         return 1 + list(COLORS).index(region.thing.color), 1 + SHAPES.index(region.thing.shape), 0
     return 0, 0, 1 + region.digit if region.digit is not None else 0

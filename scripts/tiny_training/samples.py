@@ -13,7 +13,7 @@ from PIL import Image
 from parity_tests.harness.cases import questions
 from parity_tests.harness.cases import scenes as pictures
 from parity_tests.harness.cases.questions import Turn
-from parity_tests.harness.cases.scenes import Picture, Region
+from parity_tests.harness.cases.scenes import DrawnScene, LabeledBox
 from scripts.tiny_training import photographs
 
 AREAS = {  # picture area in pixels, and how many samples make a batch
@@ -69,7 +69,7 @@ class Medium:
     """One picture (a single frame) or one clip (an even number of frames)."""
 
     frames: tuple[Image.Image, ...]
-    regions: tuple[Region, ...] = ()
+    regions: tuple[LabeledBox, ...] = ()
     labelled: bool = True  # regions are known to be complete
     clip: bool = False
 
@@ -135,7 +135,7 @@ def draw_sample(rng: random.Random, stage: Stage, area: str) -> Sample:
 Asker = Callable[[], Turn | None]
 
 
-def still(picture: Picture) -> Medium:
+def still(picture: DrawnScene) -> Medium:
     return Medium((picture.image,), picture.regions)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from parity_tests.harness.cases.questions import ORDINALS, SCENE_KINDS, Turn, ask_many, ask_scene, ask_text
-from parity_tests.harness.cases.scenes import Picture, Thing, choose_things
+from parity_tests.harness.cases.scenes import DrawnScene, Thing, choose_things
 from scripts.tiny_training.photographs import NAMED_COLORS, SUBJECTS
 
 BASE_VOCABULARY = 512  # 256 bytes and 256 merges
@@ -118,8 +118,8 @@ def texts(rng: random.Random, count: int = 20_000) -> Iterator[str]:
             yield rng.choice(list(NAMED_COLORS))
 
 
-def blank(things: tuple[Thing, ...]) -> Picture:
-    return Picture(image=None, things=things)  # type: ignore[arg-type]
+def blank(things: tuple[Thing, ...]) -> DrawnScene:
+    return DrawnScene(image=None, things=things)  # type: ignore[arg-type]
 
 
 def words(turn: Turn | None) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ ONE_PICTURE = (  # one round of questions for a size; `exam` repeats it as often
     "count",
     "digit_count",
 )
-STRIDE = 5  # every size starts elsewhere in the round, so that few questions per size still ask every kind
+STRIDE = 5  # each size starts at another place of the round, so that few questions per size still cover every kind
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,19 @@ class Question:
 def exam(per_size: int = 20) -> list[Question]:
     """`per_size` questions for each size, then twice as many on several pictures and as many on none."""
     questions = [
-        one_picture(size, index, ONE_PICTURE[(STRIDE * nth + index) % len(ONE_PICTURE)])
-        for nth, size in enumerate(EXAM_SIZES)
+        picture_question(size, index, ONE_PICTURE[(STRIDE * position + index) % len(ONE_PICTURE)])
+        for position, size in enumerate(EXAM_SIZES)
         for index in range(per_size)
     ]
-    questions += [several_pictures(index, MANY_KINDS[index % len(MANY_KINDS)]) for index in range(2 * per_size)]
-    questions += [no_picture(index) for index in range(per_size)]
+    questions += [pictures_question(index, MANY_KINDS[index % len(MANY_KINDS)]) for index in range(2 * per_size)]
+    questions += [text_question(index) for index in range(per_size)]
     return questions
 
 
 def video_exam(count: int = 24) -> list[Question]:
     questions = []
     for index in range(count):
-        rng = stream("clip", index)
+        rng = random_stream("clip", index)
         size = CLIP_SIZES[index % len(CLIP_SIZES)]
         clip = draw_clip(rng, *size, frame_count=rng.choice((4, 6, 8)))
         turn = ask_clip(clip, CLIP_KINDS[index % len(CLIP_KINDS)])
@@ -104,44 +104,44 @@ def video_exam(count: int = 24) -> list[Question]:
     return questions
 
 
-def stream(*key: object) -> random.Random:
+def random_stream(*key: object) -> random.Random:
     return random.Random("-".join(["exam", str(EXAM_SEED), *map(str, key)]))
 
 
-def one_picture(size: tuple[int, int], index: int, kind: str) -> Question:
-    rng = stream("{}x{}".format(*size), index)
+def picture_question(size: tuple[int, int], index: int, kind: str) -> Question:
+    rng = random_stream("{}x{}".format(*size), index)
     if kind in GRID_KINDS and max_digit_rows(size[1]) < 2:
         kind = "number"  # too low for two rows of digits
     while True:
-        image, turn = ask_one(rng, size, kind)
+        image, turn = ask_about_picture(rng, size, kind)
         if turn is not None:
             name = "{}x{}-{}".format(*size, index)
             return Question(name, turn.kind, size, (image,), (), turn.prompt, turn.answer)
 
 
-def ask_one(rng: random.Random, size: tuple[int, int], kind: str) -> tuple[Image.Image, Turn | None]:
+def ask_about_picture(rng: random.Random, size: tuple[int, int], kind: str) -> tuple[Image.Image, Turn | None]:
     if kind in SCENE_KINDS:
-        picture = draw_scene(rng, *size, count=rng.randint(2 if kind == "relation" else 1, 4))
-        return picture.image, ask_scene(rng, picture, kind)
+        scene = draw_scene(rng, *size, count=rng.randint(2 if kind == "relation" else 1, 4))
+        return scene.image, ask_scene(rng, scene, kind)
     columns = rng.randint(1, max_digit_columns(size[0]))
     if kind in NUMBER_KINDS:
-        picture = draw_digits(rng, *size, rows=1, columns=columns)
-        return picture.image, ask_number(picture, kind)
-    picture = draw_digits(rng, *size, rows=rng.randint(2, max_digit_rows(size[1])), columns=columns)
-    return picture.image, ask_grid(rng, picture, kind)
+        number = draw_digits(rng, *size, rows=1, columns=columns)
+        return number.image, ask_number(number, kind)
+    table = draw_digits(rng, *size, rows=rng.randint(2, max_digit_rows(size[1])), columns=columns)
+    return table.image, ask_grid(rng, table, kind)
 
 
-def several_pictures(index: int, kind: str) -> Question:
-    rng = stream("many", index)
+def pictures_question(index: int, kind: str) -> Question:
+    rng = random_stream("many", index)
     turn = None
     while turn is None:
         sizes = rng.sample(EXAM_SIZES[:10], 3 if kind != "more" and rng.random() < 0.25 else 2)
-        pictures = [draw_scene(rng, *size, count=rng.randint(1, 3)) for size in sizes]
-        turn = ask_many(rng, pictures, kind)
-    images = tuple(picture.image for picture in pictures)
+        scenes = [draw_scene(rng, *size, count=rng.randint(1, 3)) for size in sizes]
+        turn = ask_many(rng, scenes, kind)
+    images = tuple(scene.image for scene in scenes)
     return Question(f"many-{index}", turn.kind, None, images, (), turn.prompt, turn.answer)
 
 
-def no_picture(index: int) -> Question:
-    turn = ask_text(stream("text", index))
+def text_question(index: int) -> Question:
+    turn = ask_text(random_stream("text", index))
     return Question(f"text-{index}", turn.kind, None, (), (), turn.prompt, turn.answer)

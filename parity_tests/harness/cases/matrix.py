@@ -1,6 +1,6 @@
 """The matrix of cases: reads `cases.yaml` strictly and turns a case into pictures and questions.
 
-Knows names, tiers, sizes and seeds. Does not know the model, its processor or what is compared. Everything drawn is a
+Knows names, tiers, sizes and seeds; nothing about the model, its processor or what is compared. Every picture is a
 function of the file's seed and the case, so a case can be replayed from its name.
 """
 
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qwen3vl_export.contract import TIERS
 from qwen3vl_export.errors import ParityError
 
-from .picture_kinds import PICTURE, RANDOM_SIZE, Picture, draw_frames, draw_picture, parse
+from .picture_kinds import PICTURE, RANDOM_SIZE, PictureSource, draw_frames, draw_picture, parse
 
 CASES = Path(__file__).with_name("cases.yaml")
 Tier = Literal["quick", "standard", "full"]
@@ -34,7 +34,7 @@ GRID = re.compile(r"(\d+)x(\d+)x(\d+)")
 class Prompt:
     """One conversation of one user turn: pictures in order, then the frames of a video, then the question."""
 
-    images: tuple[Picture, ...]
+    images: tuple[PictureSource, ...]
     frames: tuple[Image.Image, ...]
     ask: str
 
@@ -55,14 +55,14 @@ class PromptSpec(_Strict):
         """Images, then the video if there is one, as written."""
         return [*self.images, *([self.video] if self.video else [])]
 
-    def sized(self, sizes: Iterator[str]) -> PromptSpec:
+    def with_sizes(self, sizes: Iterator[str]) -> PromptSpec:
         """The prompt with every size that was left open taken from `sizes`."""
 
-        def one(picture: str) -> str:
+        def fill(picture: str) -> str:
             return picture.replace(RANDOM_SIZE, next(sizes)) if RANDOM_SIZE in picture else picture
 
-        images = [one(picture) for picture in self.images]
-        return self.model_copy(update={"images": images, "video": one(self.video) if self.video else None})
+        images = [fill(picture) for picture in self.images]
+        return self.model_copy(update={"images": images, "video": fill(self.video) if self.video else None})
 
 
 class Case(PromptSpec):
@@ -104,8 +104,8 @@ class Case(PromptSpec):
             raise ValueError("a case has exactly one of ask, batch and grids")
         if any(not prompt.ask for prompt in self.batch):
             raise ValueError("every prompt of a batch asks something")
-        sized = any(RANDOM_SIZE in picture for prompt in self.prompts for picture in prompt.pictures)
-        if not bool(self.random) == bool(self.between) == sized:
+        has_open_size = any(RANDOM_SIZE in picture for prompt in self.prompts for picture in prompt.pictures)
+        if not bool(self.random) == bool(self.between) == has_open_size:
             raise ValueError(f"random, between and pictures of {RANDOM_SIZE} belong together")
         for grid in self.grids:
             parse(GRID, grid)
@@ -127,15 +127,15 @@ class Matrix(_Strict):
     cases: list[Case] = Field(min_length=1)
 
     def of_tier(self, tier: str) -> list[Case]:
-        """Cases of a tier and the tiers below it, random ones drawn.
+        """Cases of a tier and the tiers below it, random cases expanded.
 
         Raises:
             ParityError: no such tier.
         """
         if tier not in TIERS:
             raise ParityError(f"no matrix named {tier}", f"Choose one of {', '.join(TIERS)}")
-        wanted = TIERS[: TIERS.index(tier) + 1]
-        cases = [one for case in self.cases if case.tier in wanted for one in self._expand(case)]
+        tiers = TIERS[: TIERS.index(tier) + 1]
+        cases = [expanded for case in self.cases if case.tier in tiers for expanded in self._expand(case)]
         names = [case.name for case in cases]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ParityError(f"{CASES.name}: {twice[0]} appears twice", "A name is a test id")
@@ -144,40 +144,40 @@ class Matrix(_Strict):
     def _expand(self, case: Case) -> list[Case]:
         if not case.random:
             return [case]
-        found = []
+        cases = []
         for index in range(case.random):
             rng = random.Random(f"{self.seed} {case.name} {index}")
             open_sizes = sum(RANDOM_SIZE in picture for prompt in case.prompts for picture in prompt.pictures)
             sizes = ["{}x{}".format(*(rng.randint(*case.between) for _ in range(2))) for _ in range(open_sizes)]
-            left = iter(sizes)
-            batch = [prompt.sized(left) for prompt in case.batch]
-            alone = case.sized(left)
+            unused = iter(sizes)
+            batch = [prompt.with_sizes(unused) for prompt in case.batch]
+            single = case.with_sizes(unused)
             update = {"name": "-".join([case.name, str(index), *sizes]), "random": 0, "between": [], "batch": batch}
-            found.append(case.model_copy(update={**update, "images": alone.images, "video": alone.video}))
-        return found
+            cases.append(case.model_copy(update={**update, "images": single.images, "video": single.video}))
+        return cases
 
     def tokens_of(self, case: Case) -> int:
         """How many tokens are decoded after a case's prompt."""
         return case.new_tokens or self.new_tokens
 
     def forced_text(self, case: Case) -> Iterator[str]:
-        """Sentences without end to follow a case's prompt: every question of the file in turn, its own case's first."""
-        names = [one.name for one in self.cases]
+        """An endless series of sentences to follow a case's prompt: the file's questions in turn, this case's first."""
+        names = [candidate.name for candidate in self.cases]
         start = next((index for index, name in enumerate(names) if case.name.startswith(name)), 0)
-        asked = [prompt.ask for one in self.cases[start:] + self.cases[:start] for prompt in one.prompts if prompt.ask]
-        return cycle(asked)
+        ordered = self.cases[start:] + self.cases[:start]
+        return cycle([prompt.ask for source in ordered for prompt in source.prompts if prompt.ask])
 
     def draw(self, case: Case) -> list[Prompt]:
-        """The case's prompts with their pictures; one prompt unless it is a batch."""
-        drawn = []
+        """The case's prompts with their pictures; a single prompt unless the case is a batch."""
+        prompts = []
         for row, prompt in enumerate(case.prompts):
             images = [
                 draw_picture(picture, f"{self.seed} {case.name} {row} {index}")
                 for index, picture in enumerate(prompt.images)
             ]
             frames = draw_frames(prompt.video, f"{self.seed} {case.name} {row}") if prompt.video else ()
-            drawn.append(Prompt(tuple(images), frames, prompt.ask))
-        return drawn
+            prompts.append(Prompt(tuple(images), frames, prompt.ask))
+        return prompts
 
     def random_pixels(self, case: Case, patch_dim: int) -> np.ndarray:
         """float32 [P, patch_dim] in [-1, 1] for a vision-only case."""
@@ -191,7 +191,7 @@ def load_matrix(path: Path = CASES) -> Matrix:
     """Read a matrix file.
 
     Raises:
-        ParityError: the file says something a matrix cannot say.
+        ParityError: the file is not a valid matrix.
     """
     try:
         return Matrix.model_validate(yaml.safe_load(path.read_text("utf-8")))

@@ -1,7 +1,7 @@
 """The kinds of pictures a case can name, each drawn from a seed: `draw_picture("photo 451x300", seed)`.
 
-A picture is an image in memory, or the bytes of a file where it is the file's form that is tested (palette, CMYK,
-16 bits, turned by EXIF, …). Knows how to make them; not what is asked about them.
+A picture is an image in memory, or the content of a file where the file's format is tested (palette, CMYK, 16 bits,
+rotated by EXIF, …). Knows how to make pictures; not what is asked about them.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ PICTURE = re.compile(
     r"(?P<kind>[a-z0-9-]+) ((?P<width>\d+)x(?P<height>\d+)|any-size)( x(?P<frames>\d+))?( #(?P<seed>\d+))?"
 )
 ORIENTATION = 0x0112  # EXIF tag
-QUARTER_TURN = 6  # stored lying on its side: readers turn it by 90 degrees
+QUARTER_TURN = 6  # stored rotated: readers rotate it back by 90 degrees
 WORDS = ("quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven", "wizards", "pack", "boxes", "of", "liquor")
 
-Picture = Image.Image | bytes
+PictureSource = Image.Image | bytes
 Size = tuple[int, int]  # width, height
-Draw = Callable[[random.Random, Size], Picture]
+Draw = Callable[[random.Random, Size], PictureSource]
 
 
 def parse(pattern: re.Pattern[str], text: str) -> re.Match[str]:
     match = pattern.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} does not read as {pattern.pattern}")
+        raise ValueError(f"{text!r} does not match {pattern.pattern}")
     return match
 
 
@@ -47,7 +47,7 @@ def photograph() -> Image.Image:
     return open_encoded(PHOTOGRAPH.read_bytes()).convert("RGB")
 
 
-def draw_picture(text: str, default_seed: str) -> Picture:
+def draw_picture(text: str, default_seed: str) -> PictureSource:
     """The picture a line such as `drawn 150x211 #3` describes."""
     match = parse(PICTURE, text)
     size = int(match["width"]), int(match["height"])
@@ -66,7 +66,7 @@ def draw_frames(text: str, default_seed: str) -> tuple[Image.Image, ...]:
     return draw_clip(rng, int(match["width"]), int(match["height"]), int(match["frames"])).frames
 
 
-def drawn(rng: random.Random, size: tuple[int, int]) -> Image.Image:
+def shapes(rng: random.Random, size: tuple[int, int]) -> Image.Image:
     return draw_scene(rng, *size, count=rng.randint(2, 4)).image
 
 
@@ -127,57 +127,58 @@ def screenshot(rng: random.Random, size: Size) -> Image.Image:
     return image
 
 
-# Files: the bytes a user's picture arrives in.
+# Files, in the formats a user's picture may have.
 
 
-def saved(image: Image.Image, form: str, **options: object) -> bytes:
+def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
+    """The content of an image file."""
     buffer = BytesIO()
-    image.save(buffer, form, **options)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
 def gray_png(rng: random.Random, size: Size) -> bytes:
-    return saved(photo(rng, size).convert("L"), "PNG")
+    return encode(photo(rng, size).convert("L"), "PNG")
 
 
 def palette_png(rng: random.Random, size: Size) -> bytes:
-    return saved(photo(rng, size).quantize(64), "PNG")
+    return encode(photo(rng, size).quantize(64), "PNG")
 
 
 def palette_gif(rng: random.Random, size: Size) -> bytes:
-    """A palette with one entry that is transparent."""
-    return saved(photo(rng, size).quantize(32), "GIF", transparency=3)
+    """A palette with a transparent entry."""
+    return encode(photo(rng, size).quantize(32), "GIF", transparency=3)
 
 
 def alpha_png(rng: random.Random, size: Size) -> bytes:
-    return saved(rgba(rng, size), "PNG")
+    return encode(rgba(rng, size), "PNG")
 
 
 def cmyk_jpeg(rng: random.Random, size: Size) -> bytes:
-    return saved(photo(rng, size).convert("CMYK"), "JPEG", quality=90)
+    return encode(photo(rng, size).convert("CMYK"), "JPEG", quality=90)
 
 
 def gray16_png(rng: random.Random, size: Size) -> bytes:
     """16 bits a pixel: the photograph's brightness over the whole range, with noise in the lower byte."""
     wide = np.asarray(photo(rng, size).convert("L")).astype(np.uint16) << 8
     wide |= np.random.default_rng(rng.getrandbits(64)).integers(0, 256, wide.shape, np.uint16)
-    return saved(Image.fromarray(wide), "PNG")
+    return encode(Image.fromarray(wide), "PNG")
 
 
-def turned_jpeg(rng: random.Random, size: Size) -> bytes:
-    """Stored lying on its side, with the EXIF tag that says so; `size` is the picture's when upright."""
+def rotated_jpeg(rng: random.Random, size: Size) -> bytes:
+    """Stored rotated by 90 degrees, with the EXIF tag that says so; `size` is that of the upright picture."""
     exif = Image.Exif()
     exif[ORIENTATION] = QUARTER_TURN
     stored = photo(rng, size).transpose(Image.Transpose.ROTATE_90)
-    return saved(stored, "JPEG", quality=90, exif=exif)
+    return encode(stored, "JPEG", quality=90, exif=exif)
 
 
 def webp(rng: random.Random, size: Size) -> bytes:
-    return saved(photo(rng, size), "WEBP", lossless=True)
+    return encode(photo(rng, size), "WEBP", lossless=True)
 
 
 KINDS: dict[str, Draw] = {
-    "drawn": drawn,
+    "drawn": shapes,
     "digits": digits,
     "noise": noise,
     "photo": photo,
@@ -191,6 +192,6 @@ KINDS: dict[str, Draw] = {
     "alpha-png": alpha_png,
     "cmyk-jpeg": cmyk_jpeg,
     "gray16-png": gray16_png,
-    "turned-jpeg": turned_jpeg,
+    "turned-jpeg": rotated_jpeg,
     "webp": webp,
 }

@@ -1,7 +1,7 @@
-"""Questions about drawn pictures, with the one answer that counts as right.
+"""Questions about drawn pictures, each with its only right answer.
 
-Knows what was drawn (pictures.py) and how to ask about it in words. Does not know the model, the tokenizer or the exam.
-Every `ask_*` returns None when the question of that kind would have no single answer for the picture at hand.
+Knows what was drawn (`scenes.py`) and how to ask about it in words; nothing about the model, the tokenizer or the exam.
+Every `ask_*` returns None where a question of that kind has no single answer for the picture.
 """
 
 import random
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from parity_tests.harness.cases.scenes import COLORS, POSITIONS, SHAPES, Clip, Picture, Thing, article
+from parity_tests.harness.cases.scenes import COLORS, POSITIONS, SHAPES, Clip, DrawnScene, Thing, article
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ORDINALS = ("first", "second", "third")
@@ -48,8 +48,8 @@ def describe(things: Sequence[Thing]) -> str:
     return ", ".join(f"{thing.position}: {thing.phrase}" for thing in things)
 
 
-def ask_scene(rng: random.Random, picture: Picture, kind: str) -> Turn | None:
-    things = picture.things
+def ask_scene(rng: random.Random, scene: DrawnScene, kind: str) -> Turn | None:
+    things = scene.things
     thing = rng.choice(things)
     if kind == "at":
         if rng.random() < 0.2:
@@ -87,7 +87,7 @@ def ask_scene(rng: random.Random, picture: Picture, kind: str) -> Turn | None:
     if kind == "relation":
         return ask_relation(rng, things)
     if kind == "look":
-        return ask_look(rng, picture.image, drawn=True)
+        return ask_look(rng, scene.image, drawn=True)
     raise ValueError(f"unknown kind {kind!r}; one of {SCENE_KINDS}")
 
 
@@ -129,13 +129,13 @@ def ask_look(rng: random.Random, image: Image.Image, drawn: bool) -> Turn | None
 
 
 def brightness(image: Image.Image) -> str | None:
-    """By mean luma; None in between, where the answer would be a matter of taste."""
+    """By mean luma; None in between, where the answer is a matter of taste."""
     luma = float(np.asarray(image.convert("L")).mean())
     return "bright" if luma >= 150 else "dark" if luma <= 105 else None
 
 
-def ask_number(picture: Picture, kind: str) -> Turn:
-    digits = picture.rows[0]
+def ask_number(scene: DrawnScene, kind: str) -> Turn:
+    digits = scene.rows[0]
     prompt, answer = {
         "number": ("What number is this?", digits),
         "digit_count": ("How many digits are there?", NUMBERS[len(digits)]),
@@ -145,31 +145,31 @@ def ask_number(picture: Picture, kind: str) -> Turn:
     return Turn(kind, prompt, answer)
 
 
-def ask_grid(rng: random.Random, picture: Picture, kind: str) -> Turn:
-    row, column = rng.randrange(len(picture.rows)), rng.randrange(len(picture.rows[0]))
+def ask_grid(rng: random.Random, scene: DrawnScene, kind: str) -> Turn:
+    row, column = rng.randrange(len(scene.rows)), rng.randrange(len(scene.rows[0]))
     prompt, answer = {
-        "grid_all": ("Read all the digits.", " ".join(picture.rows)),
-        "grid_row": (f"Read row {row + 1}.", picture.rows[row]),
-        "grid_column": (f"Read column {column + 1}.", "".join(line[column] for line in picture.rows)),
-        "grid_cell": (f"What digit is in row {row + 1}, column {column + 1}?", picture.rows[row][column]),
+        "grid_all": ("Read all the digits.", " ".join(scene.rows)),
+        "grid_row": (f"Read row {row + 1}.", scene.rows[row]),
+        "grid_column": (f"Read column {column + 1}.", "".join(line[column] for line in scene.rows)),
+        "grid_cell": (f"What digit is in row {row + 1}, column {column + 1}?", scene.rows[row][column]),
     }[kind]
     return Turn(kind, prompt, answer)
 
 
-def ask_many(rng: random.Random, pictures: Sequence[Picture], kind: str) -> Turn | None:
-    """Questions over two or three scenes that need telling the pictures apart."""
-    index = rng.randrange(len(pictures))
-    things, ordinal = pictures[index].things, ORDINALS[index]
+def ask_many(rng: random.Random, scenes: Sequence[DrawnScene], kind: str) -> Turn | None:
+    """Questions about two or three scenes that need telling the pictures apart."""
+    index = rng.randrange(len(scenes))
+    things, ordinal = scenes[index].things, ORDINALS[index]
     if kind == "which":
-        elsewhere = {t.name for i, picture in enumerate(pictures) if i != index for t in picture.things}
+        elsewhere = {t.name for i, scene in enumerate(scenes) if i != index for t in scene.things}
         single = [thing for thing in things if thing.name not in elsewhere]
         if not single:
             return None
         return Turn(kind, f"Which picture has the {rng.choice(single).name}?", f"the {ordinal}")
     if kind == "more":
-        if len(pictures) != 2:
+        if len(scenes) != 2:
             return None
-        first, second = (len(picture.things) for picture in pictures)
+        first, second = (len(scene.things) for scene in scenes)
         answer = "the same" if first == second else "the first" if first > second else "the second"
         return Turn(kind, "Which picture has more shapes?", answer)
     if kind == "many_count":

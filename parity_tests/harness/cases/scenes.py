@@ -1,7 +1,7 @@
 """Drawn pictures: scenes of coloured shapes, digits, short clips of one moving shape.
 
-Knows how to draw and what it drew. Does not know about questions, patches or tensors.
-Everything is a function of the `random.Random` it is given, so a seed reproduces a picture.
+Knows how to draw and what was drawn; nothing about questions, patches or tensors. Everything is a function of the
+`random.Random` passed in, so a seed reproduces a picture.
 """
 
 import random
@@ -56,7 +56,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Region:
+class LabeledBox:
     """Where a shape or digit was drawn: (left, top, right, bottom) in pixels. Exactly one of the labels is set."""
 
     box: tuple[float, float, float, float]
@@ -65,11 +65,13 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnScene:
+    """A picture with a record of what it shows: shapes or digits."""
+
     image: Image.Image
     things: tuple[Thing, ...] = ()  # ordered by cell
     rows: tuple[str, ...] = ()  # digits, one string per line
-    regions: tuple[Region, ...] = ()
+    regions: tuple[LabeledBox, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def choose_things(rng: random.Random, cells: list[int]) -> tuple[Thing, ...]:
     return tuple(sorted((Thing(cell, *pair) for cell, pair in zip(cells, pairs, strict=True)), key=lambda t: t.cell))
 
 
-def draw_scene(rng: random.Random, width: int, height: int, count: int) -> Picture:
+def draw_scene(rng: random.Random, width: int, height: int, count: int) -> DrawnScene:
     """`count` shapes, one per cell of a 3x3 layout; small pictures use the four corners only."""
     image, _ = draw_background(rng, width, height)
     draw = ImageDraw.Draw(image)
@@ -152,8 +154,8 @@ def draw_scene(rng: random.Random, width: int, height: int, count: int) -> Pictu
         x = (column + 0.5) * cell_width + rng.uniform(-1, 1) * room_x
         y = (row + 0.5) * cell_height + rng.uniform(-1, 1) * room_y
         draw_shape(draw, thing.shape, x, y, radius, shade(rng, thing.color))
-        regions.append(Region((x - radius, y - radius, x + radius, y + radius), thing=thing))
-    return Picture(image, things=things, regions=tuple(regions))
+        regions.append(LabeledBox((x - radius, y - radius, x + radius, y + radius), thing=thing))
+    return DrawnScene(image, things=things, regions=tuple(regions))
 
 
 def max_digit_columns(width: int) -> int:
@@ -164,7 +166,7 @@ def max_digit_rows(height: int) -> int:
     return max(1, min(3, height // MIN_ROW_PITCH))
 
 
-def draw_digits(rng: random.Random, width: int, height: int, rows: int, columns: int) -> Picture:
+def draw_digits(rng: random.Random, width: int, height: int, rows: int, columns: int) -> DrawnScene:
     """Random digits: several rows fill the picture as a table, a single row is one number near the middle."""
     image, dark = draw_background(rng, width, height)
     draw = ImageDraw.Draw(image)
@@ -185,12 +187,12 @@ def draw_digits(rng: random.Random, width: int, height: int, rows: int, columns:
             x, y = left + (column + 0.5) * pitch_x, top + (row + 0.5) * pitch_y
             draw.text((x, y), digit, fill=fill, font=font, anchor="mm")
             box = (x - size * 0.28, y - size * 0.36, x + size * 0.28, y + size * 0.36)
-            regions.append(Region(box, digit=int(digit)))
-    return Picture(image, rows=lines, regions=tuple(regions))
+            regions.append(LabeledBox(box, digit=int(digit)))
+    return DrawnScene(image, rows=lines, regions=tuple(regions))
 
 
 def draw_clip(rng: random.Random, width: int, height: int, frame_count: int) -> Clip:
-    """One shape crossing the picture in a straight line, or standing still."""
+    """One shape that crosses the picture in a straight line, or does not move."""
     color, shape, motion = rng.choice(list(COLORS)), rng.choice(SHAPES), rng.choice(MOTIONS)
     radius = max(8, min(width, height) * rng.uniform(0.15, 0.24))
     background, _ = draw_background(rng, width, height)

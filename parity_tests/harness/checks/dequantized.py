@@ -1,12 +1,11 @@
-"""The second reference: PyTorch with the very weights that a quantized artifact holds.
+"""The second reference: PyTorch with the weights of a quantized artifact, dequantized.
 
-Against the checkpoint, a graph of small integers is off by what rounding cost, and on a narrow model that is more than
-a mistake in the graph would cost. So each is asked by itself: is the graph right (stages `dequantized_*`: both sides
-compute with what the integers stand for, and the limits are those of the dtype that is computed with), and what did
-rounding cost (all other stages: against the checkpoint in float32).
+Against the checkpoint, a quantized graph is off by its rounding error, which on a narrow model is larger than what a
+mistake in the graph would cause. So the two are separate questions: is the graph right (stages `dequantized_*`: both
+sides compute with the dequantized weights, and the limits are those of the compute dtype), and what did rounding cost
+(all other stages: against the checkpoint in float32).
 
-Integers are read back by onnxruntime, as in `weight_checks.py`. Knows artifacts and transformers' modules; judges
-nothing.
+onnxruntime dequantizes, as in `checks/weights.py`. Knows artifacts and transformers' modules; judges nothing.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ from ..sides.bench import Bench
 from ..sides.reference import Reference
 from ..sides.reference_cache import Store, scope_of
 from .stages import STAGES
-from .weights import modules_of, place_of, restored_weights
+from .weights import dequantized_weights, modules_of, place_of
 
 
-def stages_named(stages: tuple[str, ...] = OWN_STAGES) -> list[str]:
+def prefixed_stages(stages: tuple[str, ...] = OWN_STAGES) -> list[str]:
     return [f"{OWN_WEIGHTS}{stage}" for stage in stages]
 
 
-def profile_with_own(profile: Profile, dtype: str) -> Profile:
-    """A profile that judges the stages `dequantized_*` too: by the rules of the dtype that is computed with, because
-    what quantization changed is on both sides."""
+def add_dequantized_rules(profile: Profile, dtype: str) -> Profile:
+    """The profile with rules for the stages `dequantized_*`: those of the compute dtype, because both sides compute
+    with the quantized weights."""
     exact = load_profile("float16" if dtype == "float16" else "float32")
-    own = {f"{OWN_WEIGHTS}{stage}": exact.rules[stage] for stage in OWN_STAGES}
-    return replace(profile, rules={**profile.rules, **own})
+    rules = {f"{OWN_WEIGHTS}{stage}": exact.rules[stage] for stage in OWN_STAGES}
+    return replace(profile, rules={**profile.rules, **rules})
 
 
-def check(stage: str, case: Case) -> Callable[[Bench], Finding]:
-    """The check of one stage on one case, beside PyTorch with the artifact's own weights."""
-    return lambda bench: STAGES[stage](beside_own_weights(bench), case)
+def dequantized_check(stage: str, case: Case) -> Callable[[Bench], Finding]:
+    """The check of one stage on one case, against PyTorch with the artifact's dequantized weights."""
+    return lambda bench: STAGES[stage](dequantized_bench(bench), case)
 
 
-def beside_own_weights(bench: Bench) -> Bench:
-    """The same artifact and runtime beside the second reference."""
+def dequantized_bench(bench: Bench) -> Bench:
+    """The same artifact and runtime with the second reference, opened on the first call."""
     if bench.dequantized is None:
         artifact, first = bench.artifact, bench.reference
         exact = load_profile("float16" if artifact.manifest.recipe["dtype"] == "float16" else "float32")
@@ -61,30 +60,30 @@ def beside_own_weights(bench: Bench) -> Bench:
         if store is not None:
             files = {**artifact.manifest.checkpoint["files"], **graphs, "precision": artifact.precision}
             store = Store(store.root, scope_of(files), store.budget)
-        second = Reference(bench.checkpoint, store, partial(give_own_weights, artifact), others=[first])
+        second = Reference(bench.checkpoint, store, partial(load_dequantized_weights, artifact), others=[first])
         first.others.append(second)
         bench.dequantized = replace(bench, reference=second, profile=exact, candidate_seconds=0.0, remembered={})
     return bench.dequantized
 
 
-def give_own_weights(artifact: Artifact, model: nn.Module) -> None:
-    """Replace every weight that the artifact holds quantized by what its integers stand for."""
-    untie(model)
+def load_dequantized_weights(artifact: Artifact, model: nn.Module) -> None:
+    """Replace every weight that the artifact stores quantized by its dequantized values."""
+    untie_head(model)
     modules = modules_of(model)
     for path in graphs_of(artifact):
-        for parameter, _, rows in restored_weights(path):
+        for parameter, _, rows in dequantized_weights(path):
             module, attribute = place_of(parameter)
             values = torch.from_numpy(rows).reshape(getattr(modules[module], attribute).shape)
             setattr(modules[module], attribute, nn.Parameter(values, requires_grad=False))
 
 
-def untie(model: Any) -> None:
-    """An output head of its own: an artifact may hold table and head in different bits."""
+def untie_head(model: Any) -> None:
+    """Give the output head a tensor of its own: an artifact may quantize the token table and the head differently."""
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
 
 
 def graphs_of(artifact: Artifact) -> list[Path]:
-    """One graph for each weight file: encoders read one, and so do both embedding heads."""
+    """One graph for each weight file: all encoders share one, and so do both embedding graphs."""
     names = artifact.manifest.graphs
     encoder = artifact.manifest.encoders[0].graph if artifact.manifest.encoders else VISION_ENCODER
     heads = [name for name in (EMBEDDINGS, EMBED_TOKENS) if name in names][:1]

@@ -1,6 +1,6 @@
-"""The held-out exam, sat by both sides: does the artifact answer as PyTorch does, and how often is that right?
+"""The held-out exam, taken by both sides: does the artifact answer as PyTorch does, and how often is that right?
 
-Knows how to ask and how to count. The questions are `exam.py`'s, the picture sizes become the ids: `exam[256x256]`.
+Knows how to ask and how to count. The questions come from `cases/exam.py`; picture sizes become ids: `exam[256x256]`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..judging.outcome import Finding
 from ..sides.bench import Bench, as_inputs
 from ..sides.counts import Score
 
-ANSWER_TOKENS = 48  # the longest answer of exam.py takes 28
+ANSWER_TOKENS = 48  # the longest answer of the exam takes 28
 MANY, TEXT = "several-pictures", "no-picture"
 GROUPS = (*("{}x{}".format(*size) for size in EXAM_SIZES), MANY, TEXT)
 
@@ -24,7 +24,7 @@ def group_of(question: Question) -> str:
     return MANY if question.images else TEXT
 
 
-def sit(bench: Bench, group: str) -> Score:
+def take_exam(bench: Bench, group: str) -> Score:
     """Ask both sides one group's questions, greedily, until the end of the turn."""
 
     def compute() -> Score:
@@ -32,11 +32,11 @@ def sit(bench: Bench, group: str) -> Score:
         questions = [question for question in exam(bench.exam_per_size) if group_of(question) == group]
         for question in questions:
             prepared = bench.prepare([Prompt(question.images, question.frames, question.prompt)])
-            mine = bench.generate(prepared, ANSWER_TOKENS, stop=True).ids[0].tolist()
-            theirs = bench.reference.generate(as_inputs(prepared), ANSWER_TOKENS, stop=True).ids[0].tolist()
-            right += bench.runtime.tokenizer.decode(mine).strip() == question.answer
-            reference_right += bench.runtime.tokenizer.decode(theirs).strip() == question.answer
-            if mine != theirs:
+            ids = bench.generate(prepared, ANSWER_TOKENS, stop=True).ids[0].tolist()
+            reference_ids = bench.reference.generate(as_inputs(prepared), ANSWER_TOKENS, stop=True).ids[0].tolist()
+            right += bench.runtime.tokenizer.decode(ids).strip() == question.answer
+            reference_right += bench.runtime.tokenizer.decode(reference_ids).strip() == question.answer
+            if ids != reference_ids:
                 different.append(question.id)
         return Score(len(questions), right, reference_right, tuple(different))
 
@@ -45,7 +45,7 @@ def sit(bench: Bench, group: str) -> Score:
     return bench.scores[group]
 
 
-def found(score: Score) -> Finding:
+def finding_of(score: Score) -> Finding:
     measures = {
         "questions": score.questions,
         "answer_differences": len(score.different),
@@ -56,15 +56,15 @@ def found(score: Score) -> Finding:
     return Finding(measures, compared=score.questions, where=where)
 
 
-def exam_of(group: str) -> Callable[[Bench], Finding]:
+def exam_check(group: str) -> Callable[[Bench], Finding]:
     """The check of one group."""
-    return lambda bench: found(sit(bench, group))
+    return lambda bench: finding_of(take_exam(bench, group))
 
 
 def accuracy(bench: Bench) -> Finding:
     """All groups together."""
-    scores = [sit(bench, group) for group in GROUPS]
-    return found(
+    scores = [take_exam(bench, group) for group in GROUPS]
+    return finding_of(
         Score(
             sum(score.questions for score in scores),
             sum(score.right for score in scores),

@@ -1,9 +1,8 @@
 """Quantized weights against the checkpoint's, block by block.
 
-What a quantized weight stands for is asked of onnxruntime: the one operator that reads it is run on the identity matrix
-(or on every index of a table, or as it stands if it only restores the weight), so that nothing of the packing is
-written here a second time. A wrong scale of one block hides in logits, which rounding moves anyway; against the weight
-it is off by as much as it is wrong.
+onnxruntime dequantizes: the operator that reads a weight is run on the identity matrix (or on every index of a table,
+or without input if it only dequantizes), so that the packing is not implemented a second time here. A wrong scale of
+one block would not show in the logits, which rounding moves anyway; it shows against the weight.
 
 Knows operators and parameters' names; nothing about cases.
 """
@@ -34,12 +33,12 @@ from ..sides.probe import FOLDER, module_of
 STAGES = (WEIGHTS, CALIBRATED)
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
 TABLES = ("GatherBlockQuantized",)
-RESTORED = "DequantizeLinear"  # blocks in standard operators
-INTEGERS = "MatMulInteger"  # one scale a column, in standard operators; the scales are multiplied in after it
+DEQUANTIZE = "DequantizeLinear"  # blocks in standard operators
+INTEGER_PRODUCT = "MatMulInteger"  # one scale per column, in standard operators; a Mul applies the scales after it
 ROWS = 512  # of the identity matrix at a time: bounds the memory to 512 rows of a product
 
 
-def weights_of(graph: str) -> Callable[[Bench], Finding]:
+def weights_check(graph: str) -> Callable[[Bench], Finding]:
     """The check of one graph."""
     return partial(weights, graph)
 
@@ -51,17 +50,17 @@ def weights(graph: str, bench: Bench) -> Finding:
     """
     encoder = bench.artifact.manifest.encoders[0].graph  # all encoders read one file
     path = bench.artifact.graph_path(encoder if graph == VISION_ENCODER else graph)
-    known = modules_of(bench.reference.model)
+    modules = modules_of(bench.reference.model)
     worst, where, compared, errors = 0.0, "", 0, []
-    for parameter, block, restored in restored_weights(path):
+    for parameter, block, dequantized in dequantized_weights(path):
         module, attribute = place_of(parameter)
-        truth = getattr(known[module], attribute).detach().numpy().reshape(restored.shape)
-        each = block_errors(restored, truth, block)
-        errors.append(nmse(restored, truth) or 0.0)
+        truth = getattr(modules[module], attribute).detach().numpy().reshape(dequantized.shape)
+        block_error = block_errors(dequantized, truth, block)
+        errors.append(nmse(dequantized, truth) or 0.0)
         compared += truth.size
-        if not each.max() <= worst:  # NaN is worse than anything
-            row, column = np.unravel_index(int(np.nan_to_num(each, nan=np.inf).argmax()), each.shape)
-            worst, where = float(each.max()), f"worst in {parameter}, row {row}, block {column}"
+        if not block_error.max() <= worst:  # NaN is worse than anything
+            row, column = np.unravel_index(int(np.nan_to_num(block_error, nan=np.inf).argmax()), block_error.shape)
+            worst, where = float(block_error.max()), f"worst in {parameter}, row {row}, block {column}"
     return Finding(
         {"worst_block_error": worst if compared else None, "nmse": max(errors, default=None)}, compared, where
     )
@@ -78,18 +77,18 @@ def place_of(parameter: str) -> tuple[str | None, str]:
     return module_of(f"{module}.weight"), attribute
 
 
-def block_errors(restored: Floats, truth: Floats, block: int) -> Floats:
+def block_errors(dequantized: Floats, truth: Floats, block: int) -> Floats:
     """[N, blocks]: largest difference over largest weight, inf where only the weight is zero."""
     count, width = truth.shape
     pad = [(0, 0), (0, -width % block)]
     difference, size = (
-        np.abs(np.pad(array, pad)).reshape(count, -1, block).max(-1) for array in (restored - truth, truth)
+        np.abs(np.pad(array, pad)).reshape(count, -1, block).max(-1) for array in (dequantized - truth, truth)
     )
     errors: Floats = np.divide(difference, size, out=np.where(difference > 0, np.inf, 0.0), where=size > 0)
     return errors
 
 
-def restored_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
+def dequantized_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
     """Parameter, block size and float32 rows [N, K] of every quantized weight of a graph."""
     model = onnx.load(path, load_external_data=False)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -102,22 +101,22 @@ def restored_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
             continue
         size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), 0)
         if node.op_type in TABLES:
-            parameter, restored = node.input[0], table_rows(node, stored, path)
+            parameter, rows = node.input[0], table_rows(node, stored, path)
         elif node.op_type in PRODUCTS:
-            parameter, restored = node.input[1], product_rows(node, stored, path)
-        elif node.op_type == RESTORED and node.input[0] in stored:
-            parameter, restored = node.input[0], restored_rows(node, stored, path)
-        elif node.op_type == INTEGERS and node.input[1] in stored:
+            parameter, rows = node.input[1], product_rows(node, stored, path)
+        elif node.op_type == DEQUANTIZE and node.input[0] in stored:
+            parameter, rows = node.input[0], dequantized_rows(node, stored, path)
+        elif node.op_type == INTEGER_PRODUCT and node.input[1] in stored:
             parameter, scales = node.input[1], scales_after(node, model, stored)
-            columns = helper.make_node(RESTORED, [parameter, scales], ["y"], axis=1)
-            restored = restored_rows(columns, stored, path).T
+            columns = helper.make_node(DEQUANTIZE, [parameter, scales], ["y"], axis=1)
+            rows = dequantized_rows(columns, stored, path).T
         else:
             continue
-        yield parameter, size or restored.shape[1], restored
+        yield parameter, size or rows.shape[1], rows
 
 
 def scales_after(product: NodeProto, model: ModelProto, stored: dict[str, TensorProto]) -> str:
-    """The stored scales that a `MatMulInteger` is multiplied with: Cast, then Mul by (the input's scale x these)."""
+    """The name of the stored scales after a `MatMulInteger`: Cast, then Mul by (the input's scale x these)."""
     makers = {name: node for node in model.graph.node for name in node.output}
     readers = {name: node for node in model.graph.node for name in node.input}
     floats = readers[product.output[0]]
@@ -126,92 +125,91 @@ def scales_after(product: NodeProto, model: ModelProto, stored: dict[str, Tensor
     return next(name for name in candidates if name in stored)
 
 
-def restored_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
-    """The weight as a node without any other input restores it."""
-    found = session_of(node, None, TensorProto.FLOAT, stored, path, node.input[1])
-    return found(np.empty(0)).astype(np.float32)
+def dequantized_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
+    """The output of a node whose inputs are all stored."""
+    run = open_operator(node, None, TensorProto.FLOAT, stored, path, node.input[1])
+    return run(np.empty(0)).astype(np.float32)
 
 
 def product_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
-    """The weight [N, K] of a product: the identity matrix through it."""
-    alone = NodeProto()
-    alone.CopyFrom(node)
+    """The weight [N, K] of a product: its output for the identity matrix."""
+    product = NodeProto()
+    product.CopyFrom(node)
     bias = 5 if node.op_type == "MatMulNBits" else 4
-    if len(alone.input) > bias:
-        alone.input[bias] = ""
-    for attribute in alone.attribute:
+    if len(product.input) > bias:
+        product.input[bias] = ""
+    for attribute in product.attribute:
         if attribute.name == "accuracy_level":
-            attribute.i = 0  # activations as they are
+            attribute.i = 0  # activations are not rounded
     width = (
         next((attribute.i for attribute in node.attribute if attribute.name == "K"), 0) or stored[node.input[1]].dims[0]
     )
-    run = session_of(alone, node.input[0], TensorProto.FLOAT, stored, path, node.input[2])
+    run = open_operator(product, node.input[0], TensorProto.FLOAT, stored, path, node.input[2])
     parts = [run(np.eye(min(ROWS, width - start), width, start, dtype=np.float32)) for start in range(0, width, ROWS)]
     return np.concatenate(parts).T.astype(np.float32)
 
 
 def table_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
     """The rows [N, K] of a table: every index looked up."""
-    run = session_of(node, node.input[1], TensorProto.INT64, stored, path, node.input[2])
+    run = open_operator(node, node.input[1], TensorProto.INT64, stored, path, node.input[2])
     return run(np.arange(stored[node.input[0]].dims[0])).astype(np.float32)
 
 
 def operator_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
-    """Both weights of a layer of experts in one operator, one expert's rows after the other's."""
+    """Both weights of a layer of experts in one operator, with the rows of all experts concatenated."""
     values = {attribute.name: attribute.i for attribute in node.attribute}
     for data, scales, zero_points, interleaved in ((2, 3, 11, True), (5, 6, 12, False)):
         parts = [node.input[part] for part in (data, scales, zero_points) if part < len(node.input)]
-        found = expert_rows([stored[part] for part in parts], values["expert_weight_bits"], path)
-        experts, rows, width = found.shape
-        if interleaved:  # gate and up rows take turns in the operator, and stand one after the other in PyTorch
-            found = found.reshape(experts, rows // 2, 2, width).swapaxes(1, 2)
-        yield parts[0], values["block_size"], found.reshape(experts * rows, width)
+        weight = expert_rows([stored[part] for part in parts], values["expert_weight_bits"], path)
+        experts, rows, width = weight.shape
+        if interleaved:  # gate and up rows alternate in the operator, and are concatenated in PyTorch
+            weight = weight.reshape(experts, rows // 2, 2, width).swapaxes(1, 2)
+        yield parts[0], values["block_size"], weight.reshape(experts * rows, width)
 
 
 def loop_rows(loop: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
-    """The weights of a layer of experts that a Loop restores one by one; none if it has no such weights."""
+    """The weights of a layer of experts that a Loop dequantizes one by one; none if it has no such weights."""
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
-    taken = [node.input[0] for node in body.node if node.op_type == "Gather"]
+    gathered = [node.input[0] for node in body.node if node.op_type == "Gather"]
     bits = 4 if any(node.op_type == "BitShift" for node in body.node) else 8
-    for data in (name for name in taken if name in stored and name.endswith(f".{DATA}")):
+    for data in (name for name in gathered if name in stored and name.endswith(f".{DATA}")):
         parameter = data.removesuffix(DATA)
         parts = [name for part in (DATA, SCALES, ZERO_POINTS) if (name := parameter + part) in stored]
-        found = expert_rows([stored[part] for part in parts], bits, path)
-        experts, rows, width = found.shape
-        yield data, width // stored[parts[1]].dims[2], found.reshape(experts * rows, width)
+        weight = expert_rows([stored[part] for part in parts], bits, path)
+        experts, rows, width = weight.shape
+        yield data, width // stored[parts[1]].dims[2], weight.reshape(experts * rows, width)
 
 
 def expert_rows(parts: Sequence[TensorProto], bits: int, path: Path) -> Floats:
-    """[E, N, K] from numbers, scales and maybe zero points of E experts; each expert as a product of its own."""
+    """float32 [E, N, K] from integers, scales and maybe zero points of E experts; each expert runs as one product."""
     arrays = [numpy_helper.to_array(part, str(path.parent)) for part in parts]
     experts, rows, width = len(arrays[0]), arrays[0].shape[1], arrays[0].shape[2] * 8 // bits
     size = width // arrays[1].shape[2]
     names = [f"part_{index}" for index in range(len(parts))]
     attributes = {"N": rows, "K": width, "bits": bits, "block_size": size}
-    alone = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **attributes)
-    found = np.empty((experts, rows, width), np.float32)
+    product = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **attributes)
+    weights = np.empty((experts, rows, width), np.float32)
     for expert in range(experts):
-        own = [array[expert] for array in arrays]
-        own[0] = own[0].reshape(rows, width // size, -1)
-        given = {
+        data, *rest = (array[expert] for array in arrays)
+        tensors = {
             name: numpy_helper.from_array(np.ascontiguousarray(array), name)
-            for name, array in zip(names, own, strict=True)
+            for name, array in zip(names, (data.reshape(rows, width // size, -1), *rest), strict=True)
         }
-        found[expert] = product_rows(alone, given, path)
-    return found
+        weights[expert] = product_rows(product, tensors, path)
+    return weights
 
 
-def session_of(
+def open_operator(
     node: NodeProto, source: str | None, kind: int, stored: dict[str, TensorProto], path: Path, scales: str
 ) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """A function that runs one operator on a value of its input `source` if any; floats are those of its scales."""
+    """A function that runs one operator on a value of its input `source`, if any; its floats have the scales' dtype."""
     dtype = stored[scales].data_type if kind == TensorProto.FLOAT else kind
-    given = [] if source is None else [helper.make_tensor_value_info(source, dtype, None)]
-    made = onnx.ValueInfoProto(name=node.output[0])
+    inputs = [] if source is None else [helper.make_tensor_value_info(source, dtype, None)]
+    output = onnx.ValueInfoProto(name=node.output[0])
     tensors = [stored[name] for name in dict.fromkeys(node.input) if name in stored]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model: ModelProto = helper.make_model(
-        helper.make_graph([node], "one", given, [made], tensors), opset_imports=opsets, ir_version=10
+        helper.make_graph([node], "operator", inputs, [output], tensors), opset_imports=opsets, ir_version=10
     )
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -221,7 +219,7 @@ def session_of(
 
     def run(value: NDArray[Any]) -> NDArray[Any]:
         feeds = {} if source is None else {source: value.astype(numpy_dtype)}
-        found: NDArray[Any] = session.run(None, feeds)[0]
-        return found
+        result: NDArray[Any] = session.run(None, feeds)[0]
+        return result
 
     return run

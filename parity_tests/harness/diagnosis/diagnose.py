@@ -16,7 +16,7 @@ from qwen3vl_export.promise import OWN_WEIGHTS
 from qwen3vl_export.runtime.arrays import Floats
 
 from ..cases.matrix import Case
-from ..checks.dequantized import beside_own_weights
+from ..checks.dequantized import dequantized_bench
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
 from .layer_trace import decoder_trail, place, vision_trail
@@ -28,7 +28,7 @@ DIAGNOSED = 4  # failures of one stage that are looked into: each costs a run of
 def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
     """The outcome with the suspect that explains it best, else with the first layer that differs, if there is one."""
     if outcome.stage.startswith(OWN_WEIGHTS):
-        bench = beside_own_weights(bench)
+        bench = dequantized_bench(bench)
     stage = outcome.stage.removeprefix(OWN_WEIGHTS)
     if case is None or stage not in ("vision", "decoder"):
         return outcome

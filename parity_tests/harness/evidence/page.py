@@ -20,7 +20,7 @@ import qwen3vl_export
 
 from ..cases.matrix import Case, Matrix
 from ..cases.picture_kinds import PICTURE, parse
-from ..judging.measures import pooled
+from ..judging.measures import pool_means
 from ..judging.outcome import numbers_back
 from ..judging.verdicts import SIGNS
 from ..sides.pixel_reference import loaded
@@ -231,9 +231,9 @@ def tokens(values: Json) -> Json:
     logits = {
         stage: {
             "positions": sum(measures.get("positions") or 0 for measures in of(stage)),
-            "top1": pooled(of(stage), "top1_agreement"),
-            "jaccard": pooled(of(stage), "jaccard_10"),
-            "kl": pooled(of(stage), "mean_kl"),
+            "top1": pool_means(of(stage), "top1_agreement"),
+            "jaccard": pool_means(of(stage), "jaccard_10"),
+            "kl": pool_means(of(stage), "mean_kl"),
         }
         for stage in ("decoder", "prefill", "teacher_forced", "decode")
         if of(stage)

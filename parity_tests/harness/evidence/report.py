@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..diagnosis.layer_trace import Trail
-from ..judging.measures import Difference, pooled
+from ..judging.measures import Difference, pool_means
 from ..judging.outcome import Outcome, json_ready
 from ..judging.verdicts import SIGNS, Profile, Rule
 from ..plan import EXAM_STAGES, ORDER
@@ -100,9 +100,9 @@ class Report:
         exams = [o.measures for o in self.outcomes if o.stage == "accuracy"]
         return {
             "positions": sum(int(part["positions"] or 0) for part in parts),
-            "mean_kl": pooled(parts, "mean_kl"),
+            "mean_kl": pool_means(parts, "mean_kl"),
             "worst_kl": max(worst, key=lambda value: (value != value, value)) if worst else None,
-            "top1_agreement": pooled(parts, "top1_agreement"),
+            "top1_agreement": pool_means(parts, "top1_agreement"),
             **{measure: exams[0].get(measure) if exams else None for measure in EXAM_MEASURES},
         }
 

@@ -3,7 +3,7 @@
 A measure reports, it does not judge: no threshold lives here. Three rules hold for every function:
 what could not be measured (nothing to compare) is None, never 0; NaN and Inf pass through as nan or inf, so that a
 verdict over them fails; arrays of different shape raise `ShapeMismatch`, because no number can describe that.
-Everything is computed in float64, whatever comes in.
+Everything is computed in float64, whatever the dtype of the arrays.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def max_abs(candidate: Array, reference: Array) -> float | None:
 
 
 def differences(candidate: Array, reference: Array) -> int | None:
-    """How many elements are not bit for bit the same number; NaN differs from everything."""
+    """How many elements are not the same number; NaN differs from everything."""
     check_shapes(candidate, reference)
     if candidate.size == 0:
         return None
@@ -59,7 +59,7 @@ def relative(candidate: Array, reference: Array) -> float | None:
 
 
 def psnr(candidate: Array, reference: Array, peak: float | None = None) -> float | None:
-    """Peak signal-to-noise ratio in dB, inf for equal arrays; `peak` is the largest absolute value unless given."""
+    """Peak signal-to-noise ratio in dB, inf for equal arrays; `peak` defaults to the largest of `|reference|`."""
     check_shapes(candidate, reference)
     wide, truth = candidate.astype(np.float64), reference.astype(np.float64)
     if truth.size == 0:
@@ -72,7 +72,7 @@ def psnr(candidate: Array, reference: Array, peak: float | None = None) -> float
 
 
 def token_cosines(candidate: Array, reference: Array) -> NDArray[np.float64]:
-    """Cosine of each row: [..., N, C] -> [N']. Two zero rows agree (1), a zero row against another does not (0)."""
+    """Cosine of each row: [..., N, C] -> [N']. Two zero rows agree (1), a zero and a nonzero row do not (0)."""
     check_shapes(candidate, reference)
     wide = candidate.reshape(-1, candidate.shape[-1]).astype(np.float64)
     truth = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
@@ -124,7 +124,7 @@ def jaccard(candidate: Array, reference: Array, k: int = 10) -> NDArray[np.float
 
 
 def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int | None]:
-    """What one wants to know about logits [..., N, V]: max abs, KL, how far the best and the 10 best tokens agree."""
+    """Distances between logits [..., N, V]: max abs, KL in nats, agreement of the best and of the 10 best tokens."""
     check_shapes(candidate, reference)
     rows = candidate.reshape(-1, candidate.shape[-1])
     truth = reference.reshape(-1, reference.shape[-1])
@@ -141,11 +141,11 @@ def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int
     }
 
 
-def pooled(parts: Sequence[Measures], measure: str) -> float | None:
-    """Mean of a measure over all positions of several findings, each a mean over its own `positions`."""
-    found = [(value, part["positions"]) for part in parts if (value := part.get(measure)) is not None]
-    total = sum(float(count or 0) for _, count in found)
-    return sum(float(value) * float(count or 0) for value, count in found) / total if total else None
+def pool_means(parts: Sequence[Measures], measure: str) -> float | None:
+    """Mean of a measure over all positions of several findings, each of which has a mean over its `positions`."""
+    means = [(value, part["positions"]) for part in parts if (value := part.get(measure)) is not None]
+    total = sum(float(count or 0) for _, count in means)
+    return sum(float(value) * float(count or 0) for value, count in means) / total if total else None
 
 
 def common_prefix(candidate: Sequence[int], reference: Sequence[int]) -> int:
@@ -174,8 +174,10 @@ def explain_difference(
 ) -> Difference:
     """Whether a difference in one greedy step is a near-tie.
 
-    It is one if each side's token stands in the other's top 2 and lies within `margin` of the other's best logit.
-    Args: `candidate`, `reference`: logits [V] of that step, on the same history.
+    It is one if each side's token is among the other's top 2 and within `margin` of the other's best logit.
+
+    Args:
+        candidate, reference: logits [V] of that step, on the same history.
     """
 
     def gap_and_rank(logits: Array, token: int) -> tuple[float, int]:

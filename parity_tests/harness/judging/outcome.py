@@ -1,6 +1,6 @@
-"""What one check found: its measures, the verdicts over them, and whether it passed.
+"""The result of one check: its measures, the verdicts over them, and whether it passed.
 
-Knows no check and no threshold. An outcome turns into JSON without losing what matters: unmeasured is null, and a
+Knows no check and no threshold. An outcome becomes JSON without losing what matters: unmeasured is null, and a
 number that JSON cannot hold is the word NaN or Infinity.
 """
 
@@ -17,7 +17,7 @@ from .verdicts import Profile, Verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check returns: measures and how many numbers they rest on, not yet judged.
+    """What a check returns: measures and how many numbers they are based on, not yet judged.
 
     `where` says where the worst of it is; `differences` are greedy steps at which the sides chose different tokens.
     """
@@ -78,7 +78,7 @@ class Outcome:
         return cls(**known)
 
 
-def judged(stage: str, case: str, finding: Finding, profile: Profile, seconds: float) -> Outcome:
+def judge(stage: str, case: str, finding: Finding, profile: Profile, seconds: float) -> Outcome:
     """The outcome of a finding under a profile."""
     verdicts = profile.judge(stage, finding.measures, finding.compared)
     measures = {"compared": finding.compared, **finding.measures}

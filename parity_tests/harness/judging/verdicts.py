@@ -67,7 +67,7 @@ class Profile:
         """Apply every rule of `stage`.
 
         Args:
-            compared: how many numbers were compared; none is a failure of its own.
+            compared: how many numbers were compared; zero is a failure in itself.
         """
         if not self.rules.get(stage):
             raise ParityError(f"{TOLERANCES.name}: profile {self.name} has no rule for {stage}", "Add one")

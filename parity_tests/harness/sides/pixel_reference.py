@@ -26,7 +26,7 @@ from qwen3vl_export.runtime.arrays import Bytes, Float32, Ints
 from qwen3vl_export.runtime.images import open_encoded
 
 from ..cases.matrix import Prompt
-from ..cases.picture_kinds import Picture
+from ..cases.picture_kinds import PictureSource
 
 Grid = tuple[int, int]
 
@@ -61,7 +61,7 @@ class PixelReference:
                 index += 1
         return np.concatenate(grids).astype(np.int64), np.concatenate(patches)
 
-    def of_image(self, picture: Picture, bound: Grid | None) -> tuple[Ints, Float32]:
+    def of_image(self, picture: PictureSource, bound: Grid | None) -> tuple[Ints, Float32]:
         image = loaded(picture) if isinstance(picture, bytes) else picture
         if bound is None:
             found = self.images([image], return_tensors="np")

@@ -20,7 +20,7 @@ from parity_tests.harness.evidence.charts import STEPS, heatmap, line, log_axis,
 from parity_tests.harness.evidence.page import render, short
 from parity_tests.harness.evidence.report import Report, cost_of
 from parity_tests.harness.evidence.schema import Evidence, schema_text
-from parity_tests.harness.judging.outcome import Finding, Outcome, judged
+from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
 
 SCHEMA = DOCS / "parity.schema.json"
@@ -37,7 +37,7 @@ TRAIL = Trail(
 
 def vision(case: str, max_abs: float | None) -> Outcome:
     finding = Finding({"max_abs": max_abs, "worst_token_cosine": 1.0}, compared=4, where="worst <here>")
-    return judged("vision", case, finding, PROFILE, 0.5)
+    return judge("vision", case, finding, PROFILE, 0.5)
 
 
 def report(*outcomes: Outcome, trails: tuple[Trail, ...] = ()) -> Report:
@@ -78,14 +78,14 @@ def test_the_schema_refuses_what_is_no_evidence(change: dict[str, Any]) -> None:
 
 def logits(stage: str, case: str, positions: int, kl: float, worst: float, top1: float) -> Outcome:
     measures = {"max_abs": 0.1, "mean_kl": kl, "worst_kl": worst, "top1_agreement": top1, "positions": positions}
-    return judged(stage, case, Finding(measures, compared=positions), PROFILE, 0.5)
+    return judge(stage, case, Finding(measures, compared=positions), PROFILE, 0.5)
 
 
 COSTLY = report(
     logits("prefill", "text-only", 10, 0.5, 2.0, 1.0),
     logits("decode", "text-only", 30, 0.1, 0.3, 0.9),
     logits("decoder", "text-only", 10, 9.0, 9.0, 0.0),  # given PyTorch's rows: no part of the sum
-    judged(
+    judge(
         "accuracy",
         "all-questions",
         Finding({"questions": 200, "accuracy": 0.915, "reference_accuracy": 0.935, "answer_differences": 9}, 200),

@@ -21,7 +21,7 @@ from parity_tests.fixtures.paths import TINY
 from parity_tests.harness.cases.matrix import Case, Matrix
 from parity_tests.harness.checks.stages import STAGES
 from parity_tests.harness.evidence.report import Report, show, write
-from parity_tests.harness.judging.outcome import Finding, Outcome, judged
+from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.plan import Check, carry_out, check_of
 from parity_tests.harness.sides.bench import Bench
@@ -64,7 +64,7 @@ def outcome_of(bench: Bench, stage: str, case: Case = CASE) -> Outcome:
 
 
 def found(**measures: float | None) -> Outcome:
-    return judged("vision", "case", Finding(measures, compared=1), PROFILE, 0.0)
+    return judge("vision", "case", Finding(measures, compared=1), PROFILE, 0.0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -75,7 +75,7 @@ def test_equal_sides_pass(bench: Bench, stage: str) -> None:
 
 
 def test_a_check_that_compared_nothing_fails() -> None:
-    outcome = judged("vision", "case", Finding({"max_abs": 0.0, "worst_token_cosine": 1.0}, compared=0), PROFILE, 0.0)
+    outcome = judge("vision", "case", Finding({"max_abs": 0.0, "worst_token_cosine": 1.0}, compared=0), PROFILE, 0.0)
     assert not outcome.passed
     assert "compared 0" in outcome.message
 
@@ -103,7 +103,7 @@ def test_an_outcome_without_verdicts_fails() -> None:
 
 def test_a_stage_without_rules_is_refused() -> None:
     with pytest.raises(ParityError, match="no rule for novelty"):
-        judged("novelty", "case", Finding({}, compared=1), PROFILE, 0.0)
+        judge("novelty", "case", Finding({}, compared=1), PROFILE, 0.0)
 
 
 def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:

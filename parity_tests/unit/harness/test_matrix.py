@@ -128,7 +128,7 @@ def test_an_unknown_tier_is_refused() -> None:
     ("line", "message"),
     [
         ("{name: a, tier: quick, images: [drawn 4x4], question: What}", "cases.0.question"),
-        ("{name: a, tier: quick, images: [drawn 4by4], ask: What}", "does not read as"),
+        ("{name: a, tier: quick, images: [drawn 4by4], ask: What}", "does not match"),
         ("{name: a, tier: quick, grids: [1x2x2], ask: What}", "exactly one of ask, batch and grids"),
         ("{name: a, tier: sometimes, ask: What}", "cases.0.tier"),
         ("{name: a, tier: quick, ask: What?}", "not YAML"),

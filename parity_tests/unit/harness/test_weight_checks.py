@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from parity_tests.harness.checks.weights import block_errors, restored_weights
+from parity_tests.harness.checks.weights import block_errors, dequantized_weights
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.sides.probe import module_of
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
@@ -38,7 +38,7 @@ def checkpoint_weights() -> dict[str | None, np.ndarray]:
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_every_product_is_read_back(target: str, method: str, tmp_path: Path) -> None:
     truth = checkpoint_weights()
-    found = list(restored_weights(written(tmp_path, target, method)))
+    found = list(dequantized_weights(written(tmp_path, target, method)))
     assert len(found) > 20
     worst = {name: block_errors(rows, truth[module_of(name)], block).max() for name, block, rows in found}
     (rule,) = (one for one in load_profile(PROFILES[method]).rules[WEIGHTS] if one.measure == "worst_block_error")
@@ -48,12 +48,12 @@ def test_every_product_is_read_back(target: str, method: str, tmp_path: Path) ->
 @pytest.mark.parametrize("method", PROFILES)
 def test_a_scale_that_is_twice_as_large_is_told(method: str, tmp_path: Path) -> None:
     path = written(tmp_path, "portable", method)
-    good = {parameter: rows for parameter, _, rows in restored_weights(path)}
+    good = {parameter: rows for parameter, _, rows in dequantized_weights(path)}
     model = onnx.load(path)
     scales = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("up_proj.weight.scales"))
     changed = numpy_helper.to_array(scales).copy()
     changed.flat[3] *= 2
     scales.CopyFrom(numpy_helper.from_array(changed, scales.name))
     onnx.save(model, path)
-    off = [name for name, _, rows in restored_weights(path) if np.abs(rows - good[name]).max() > 0]
+    off = [name for name, _, rows in dequantized_weights(path) if np.abs(rows - good[name]).max() > 0]
     assert off == [scales.name.replace(".scales", ".quantized")]
