@@ -86,11 +86,11 @@ def plans_of(config: pytest.Config) -> dict[str, Plan]:
     from qwen3vl_export.recipe import find_recipe, load_recipe
 
     from .harness.plan import Subject, plan
-    from .harness.verify import opened_unchecked
+    from .harness.verify import open_unchecked
 
     artifact, precision, matrix = (option_of(config, name) for name in OPTIONS)
     if artifact is not None:
-        subject = Subject.of_manifest(opened_unchecked(artifact, precision=precision).manifest)
+        subject = Subject.of_manifest(open_unchecked(artifact, precision=precision).manifest)
         return {"": plan(matrix, subject)}
     return {
         name: plan(matrix or TIERS[0], Subject.of_recipe(load_recipe(find_recipe(name))))
@@ -135,13 +135,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if path is None or hasattr(config, "workerinput"):
         return
     from .harness.cases.matrix import load_matrix
-    from .harness.verify import opened_unchecked, profile_of, report_of, write_evidence
+    from .harness.verify import open_unchecked, profile_of, report_of, write_evidence
 
     plan = plans_of(config)[""]
     outcomes = {outcome.id: outcome for outcome in config.stash[OUTCOMES]}
     if {check.id for check in plan.checks} != set(outcomes):
         return
-    artifact = opened_unchecked(path, precision=option_of(config, "precision"))
+    artifact = open_unchecked(path, precision=option_of(config, "precision"))
     seconds = {"total": time.perf_counter() - config.stash[STARTED]}
     in_order = [outcomes[check.id] for check in plan.checks]
     report = report_of(artifact, profile_of(artifact), plan, in_order, seconds, load_matrix().seed)

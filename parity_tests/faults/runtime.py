@@ -32,7 +32,7 @@ from qwen3vl_export.runtime.cache import Cache, SharedCache
 
 from ..harness.diagnosis.suspects import attribute, raster_order
 from ..harness.sides.bench import Bench
-from ..harness.sides.hooks import Arrays, hooked
+from ..harness.sides.hooks import Arrays, hook_graph
 
 Mistake = Callable[[Bench], AbstractContextManager[None]]
 
@@ -88,7 +88,7 @@ def merge_blocks_ignored(bench: Bench) -> AbstractContextManager[None]:
         order = raster_order(feeds[IMAGE_GRID_THW], bench.artifact.manifest.facts.spatial_merge_size)
         return {**feeds, PIXEL_VALUES: feeds[PIXEL_VALUES][order]}
 
-    return hooked(bench, VISION_ENCODER, before=before)
+    return hook_graph(bench, VISION_ENCODER, before=before)
 
 
 def one_token_of_another(bench: Bench) -> AbstractContextManager[None]:
@@ -99,7 +99,7 @@ def one_token_of_another(bench: Bench) -> AbstractContextManager[None]:
         features[0] = features[-1]
         return {**found, IMAGE_FEATURES: features}
 
-    return hooked(bench, VISION_ENCODER, after=after)
+    return hook_graph(bench, VISION_ENCODER, after=after)
 
 
 def features_exchanged(bench: Bench) -> AbstractContextManager[None]:
@@ -111,7 +111,7 @@ def features_exchanged(bench: Bench) -> AbstractContextManager[None]:
         rows = np.concatenate([*parts[1:2], *parts[:1], *parts[2:]]) if parts else feeds[IMAGE_FEATURES]
         return {**feeds, IMAGE_FEATURES: rows}
 
-    return hooked(bench, EMBEDDINGS, before=before)
+    return hook_graph(bench, EMBEDDINGS, before=before)
 
 
 def features_counted_by_row(bench: Bench) -> AbstractContextManager[None]:
@@ -122,7 +122,7 @@ def features_counted_by_row(bench: Bench) -> AbstractContextManager[None]:
         picked = np.concatenate([np.arange(count) for count in counts]).astype(np.int64)
         return {**feeds, IMAGE_FEATURES: feeds[IMAGE_FEATURES][picked]}
 
-    return hooked(bench, EMBEDDINGS, before=before)
+    return hook_graph(bench, EMBEDDINGS, before=before)
 
 
 def video_not_scattered(bench: Bench) -> AbstractContextManager[None]:
@@ -133,7 +133,7 @@ def video_not_scattered(bench: Bench) -> AbstractContextManager[None]:
         rows[feeds[INPUT_IDS] == bench.artifact.manifest.facts.video_token_id] = 0
         return {**found, INPUTS_EMBEDS: rows}
 
-    return hooked(bench, EMBEDDINGS, after=after)
+    return hook_graph(bench, EMBEDDINGS, after=after)
 
 
 def cache_off_by_one(bench: Bench) -> AbstractContextManager[None]:
@@ -155,7 +155,7 @@ def one_nan(bench: Bench) -> AbstractContextManager[None]:
         logits[..., -1, 0] = np.nan
         return {**found, LOGITS: logits}
 
-    return hooked(bench, DECODER, after=after)
+    return hook_graph(bench, DECODER, after=after)
 
 
 def visual(bench: Bench, ids: Ints) -> Any:

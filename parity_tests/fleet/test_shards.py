@@ -91,5 +91,5 @@ def test_a_unit_that_is_not_planned_is_refused(tiny_artifact: Path) -> None:
 def test_machines_that_differ_are_all_named() -> None:
     one = {"processor": "A", "cores": 4, "system": "Linux"}
     two = {"processor": "B", "cores": 2, "system": "Linux"}
-    assert shards.joined([one, one]) == one
-    assert shards.joined([one, two]) == {"processor": "A; B", "cores": 2, "system": "Linux"}
+    assert shards.merge_hardware([one, one]) == one
+    assert shards.merge_hardware([one, two]) == {"processor": "A; B", "cores": 2, "system": "Linux"}

@@ -1,4 +1,4 @@
-"""What a verification may be told. Imports nothing heavy, so that the command line can name it."""
+"""The options of a verification. Imports nothing heavy, so that the command line can import it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Options:
-    """What a verification may be told.
+    """The options of a verification.
 
     Attributes:
         matrix: quick, standard or full; None is the recipe's choice.
-        checkpoint: directory of the checkpoint, if it is not where the recipe says.
-        cases: only these cases; the run is then a replay and leaves no evidence.
-        seed: of the random cases, if not the file's.
+        checkpoint: directory of the checkpoint; None is the one the recipe names.
+        cases: only these cases; the run is then a replay and writes no evidence.
+        seed: of the random cases; None is the file's.
         bisect: also find the first layer that differs.
         cache: directory for PyTorch's results; None is the user's cache directory.
         history: file to which the result is appended; None is `parity-history.jsonl` beside the artifact.
-        precision: the only one to verify, "" being the default one; None is every one the artifact has.
+        precision: the only one to verify, "" being the default one; None is all the artifact has.
     """
 
     matrix: str | None = None

@@ -17,11 +17,11 @@ def terminal() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-def shown(checks: Sequence[Check]) -> Iterator[Check]:
-    """The checks, one after another, while the screen says where we are."""
+def show_progress(checks: Sequence[Check]) -> Iterator[Check]:
+    """Yields the checks one after another and shows which is being carried out."""
     console = terminal()
     if not console.is_terminal:
-        yield from lines(checks, console)
+        yield from print_cases(checks, console)
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as bar:
@@ -32,10 +32,10 @@ def shown(checks: Sequence[Check]) -> Iterator[Check]:
             bar.advance(task)
 
 
-def lines(checks: Sequence[Check], console: Console) -> Iterator[Check]:
-    last = ""
+def print_cases(checks: Sequence[Check], console: Console) -> Iterator[Check]:
+    previous = ""
     for index, check in enumerate(checks):
-        if check.name != last:
+        if check.name != previous:
             console.print(f"[{index + 1}/{len(checks)}] {check.name}", markup=False)
-        last = check.name
+        previous = check.name
         yield check

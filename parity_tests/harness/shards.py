@@ -1,9 +1,8 @@
-"""A verification in parts: the units it falls into, some of them carried out, and all parts put together.
+"""A verification in parts: its units, the results of some of them, and all results merged.
 
-A unit is what can be carried out on its own: all checks of a case, the quantized weights of a graph, or the exam,
-whose groups are summed up at its end. A part is JSON that travels; put together, the parts are the evidence of a
-single run: the same checks in the same order, summed seconds, and an error if a check is missing or the parts do not
-belong together.
+A unit is the smallest piece of work: all checks of a case, the quantized weights of a graph, or the exam, whose groups
+are summed up at its end. A part is the JSON result of some units; merged, the parts are the evidence of a single run:
+the same checks in the same order, summed seconds, and an error if a check is missing or a part belongs to another run.
 
 Knows plans and reports; nothing about who carries out which part where.
 """
@@ -35,8 +34,8 @@ from .verify import HTML, open_bench, profile_of, report_of, run
 FORMAT = 1
 SOURCES = ("**/*.py", "**/*.yaml", "**/*.j2", "cases/media/*")
 EXAM = "exam"
-QUESTION = 0.3  # of an ordinary case: one picture, one short answer on either side
-COUNTED = ("total", "pytorch", "artifact")  # seconds that add up
+QUESTION = 0.3  # of an ordinary case: one picture and a short answer of both sides
+COUNTED = ("total", "pytorch", "artifact")  # seconds that are summed
 
 Json = dict[str, Any]
 
@@ -49,43 +48,43 @@ def unit_of(check: Check) -> str:
 
 
 def units(recipe: Recipe, matrix: str) -> dict[str, float]:
-    """The units of a recipe's artifact, in order, and how many ordinary cases each is worth.
+    """The units of a recipe's artifact, in order, and how many ordinary cases each costs.
 
     Raises:
         ParityError: no such tier.
     """
-    found = {unit_of(check): 1.0 for check in plan(matrix, Subject.of_recipe(recipe)).checks}
-    if EXAM in found:
-        found[EXAM] = QUESTION * len(GROUPS) * load_matrix().exam_questions[matrix]
-    return found
+    weights = {unit_of(check): 1.0 for check in plan(matrix, Subject.of_recipe(recipe)).checks}
+    if EXAM in weights:
+        weights[EXAM] = QUESTION * len(GROUPS) * load_matrix().exam_questions[matrix]
+    return weights
 
 
 def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: Path | None = None) -> bytes:
-    """Carry out some units of an artifact's plan; what failed is in the part, not an error.
+    """Carry out some units of an artifact's plan; failures are recorded in the part, they are not errors.
 
     Args:
         names: of the units.
-        checkpoint: directory to compare with, if it is not where the recipe says.
+        checkpoint: directory to compare with; None is the one the recipe names.
 
     Returns:
         The part, for `merge_parts`.
 
     Raises:
-        ArtifactError, CheckpointError, ParityError: there is nothing that could be compared, or no unit of that name.
+        ArtifactError, CheckpointError, ParityError: there is nothing to compare, or no unit of that name.
     """
-    bench = kept_bench(artifact, matrix, checkpoint)
-    before, clocked, wanted = spent(bench), replace(bench.clock), frozenset(names)
+    bench = cached_bench(artifact, matrix, checkpoint)
+    before, clock_before, selected = read_counters(bench), replace(bench.clock), frozenset(names)
     carried_out: set[str] = set()
 
-    def followed(checks: Iterable[Check]) -> Iterator[Check]:
+    def track(checks: Iterable[Check]) -> Iterator[Check]:
         for check in checks:
             yield check
             carried_out.add(unit_of(check))
 
-    report = run(bench, matrix, followed, only=lambda check: unit_of(check) in wanted)
-    if missing := sorted(wanted - carried_out):
+    report = run(bench, matrix, track, only=lambda check: unit_of(check) in selected)
+    if missing := sorted(selected - carried_out):
         raise ParityError(f"{artifact}: its plan has no {missing[0]}", "Plan the fleet again")
-    after = spent(bench)
+    after = read_counters(bench)
     values: Json = {
         "format": FORMAT,
         "manifest_sha256": report.manifest_sha256,
@@ -94,7 +93,7 @@ def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: P
         "units": list(names),
         "seconds": {"total": report.seconds["total"], **{key: after[key] - before[key] for key in COUNTED[1:]}},
         "reference_results": {key: after[key] - before[key] for key in ("computed", "from_disk")},
-        "speed": bench.clock.since(clocked).to_json(bench.runtime.sessions.threads),
+        "speed": bench.clock.since(clock_before).to_json(bench.runtime.sessions.threads),
         "versions": versions(),
         "hardware": hardware(),
         "checks": [outcome.to_json() for outcome in report.outcomes],
@@ -103,26 +102,26 @@ def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: P
 
 
 def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str, bytes]:
-    """The evidence of a whole verification from its parts, whoever carried them out: file name -> content.
+    """The evidence of a whole verification, merged from its parts: file name -> content.
 
     Equal parts give equal bytes.
 
     Raises:
-        ParityError: a check is missing or there twice, or a part is of another artifact, matrix or version.
+        ParityError: a check is missing or duplicated, or a part is of another artifact, matrix or version.
     """
     opened = open_artifact(artifact, check=False)
     planned = plan(matrix, Subject.of_manifest(opened.manifest))
     read = [json.loads(part) for part in parts]
     for part in read:
         check_part(part, opened, matrix)
-    found: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     for values in (values for part in read for values in part["checks"]):
         outcome = Outcome.from_json(values)
-        if outcome.id in found:
+        if outcome.id in outcomes:
             raise ParityError(f"{artifact}: {outcome.id} is in two parts", "Plan the fleet again")
-        found[outcome.id] = outcome
+        outcomes[outcome.id] = outcome
     names = [check.id for check in planned.checks]
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in outcomes]:
         raise ParityError(
             f"{artifact}: {len(missing)} checks are in no part, {missing[0]} first", "Run the fleet again"
         )
@@ -130,17 +129,17 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
         opened,
         profile_of(opened),
         planned,
-        [found[name] for name in names],
+        [outcomes[name] for name in names],
         {key: sum(part["seconds"][key] for part in read) for key in COUNTED},
         read[0]["seed"],
         {key: sum(part["reference_results"][key] for part in read) for key in ("computed", "from_disk")},
     )
-    speed = together(part["speed"] for part in read)
-    report = replace(report, hardware=joined([part["hardware"] for part in read]), speed=speed)
+    speed = merge_speeds(part["speed"] for part in read)
+    report = replace(report, hardware=merge_hardware([part["hardware"] for part in read]), speed=speed)
     evidence = report.to_json_dict()
-    kept = ("artifact", "manifest_sha256", "matrix", "passed", "planned", "hardware", "speed")
+    copied = ("artifact", "manifest_sha256", "matrix", "passed", "planned", "hardware", "speed")
     summary = {
-        **{key: evidence[key] for key in kept},
+        **{key: evidence[key] for key in copied},
         "failed": sum(not check["passed"] for check in evidence["checks"]),
         "seconds": evidence["seconds"],
     }
@@ -153,19 +152,19 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
 
 
 def check_part(part: Json, artifact: Artifact, matrix: str) -> None:
-    """Hold a part against what it is to be a part of.
+    """Check that a part belongs to this artifact, matrix and version.
 
     Raises:
-        ParityError: it is of something else.
+        ParityError: it does not.
     """
-    here = {"format": FORMAT, "manifest_sha256": artifact.manifest_sha256, "matrix": matrix, "versions": versions()}
-    for key, value in here.items():
+    expected = {"format": FORMAT, "manifest_sha256": artifact.manifest_sha256, "matrix": matrix, "versions": versions()}
+    for key, value in expected.items():
         if part[key] != value:
             raise ParityError(f"{artifact.root}: a part has {key} {part[key]}, not {value}", "Run the fleet again")
 
 
-def joined(machines: Sequence[Json]) -> Json:
-    """What several machines are, as one: each different value once, the cores of the smallest."""
+def merge_hardware(machines: Sequence[Json]) -> Json:
+    """One description of several machines: each different value once, the smallest number of cores."""
     merged: Json = {}
     for key in machines[0]:
         values = list(dict.fromkeys(machine[key] for machine in machines))
@@ -174,29 +173,29 @@ def joined(machines: Sequence[Json]) -> Json:
     return merged
 
 
-def together(speeds: Iterable[Json | None]) -> Json | None:
-    """What several processes were clocked at, as one: seconds and tokens summed; None if none answered anything."""
-    found = [speed for speed in speeds if speed is not None]
-    if not found:
+def merge_speeds(speeds: Iterable[Json | None]) -> Json | None:
+    """The speed of several processes, seconds and tokens summed; None if none generated an answer."""
+    measured = [speed for speed in speeds if speed is not None]
+    if not measured:
         return None
-    threads = {speed["threads"] for speed in found}
-    sums = {name: sum(speed[name] for speed in found) for name in asdict(Clock())}
+    threads = {speed["threads"] for speed in measured}
+    sums = {name: sum(speed[name] for speed in measured) for name in asdict(Clock())}
     return {**sums, "threads": threads.pop() if len(threads) == 1 else None}
 
 
 @lru_cache(maxsize=1)
-def kept_bench(artifact: Path, matrix: str, checkpoint: Path | None) -> Bench:
-    """A bench, kept for the next part of the same artifact: its files are checked and PyTorch loads once."""
+def cached_bench(artifact: Path, matrix: str, checkpoint: Path | None) -> Bench:
+    """A bench, cached for the next part of the same artifact: its files are checked and PyTorch loads once."""
     return open_bench(artifact, matrix, checkpoint)
 
 
 def forget() -> None:
-    """Give back what is kept between parts."""
-    kept_bench.cache_clear()
+    """Drop what is cached between parts."""
+    cached_bench.cache_clear()
 
 
-def spent(bench: Bench) -> dict[str, float]:
-    """What has been counted so far."""
+def read_counters(bench: Bench) -> dict[str, float]:
+    """Seconds of both sides and PyTorch's results so far."""
     reference = bench.reference
     return {
         "pytorch": reference.seconds,
@@ -208,5 +207,5 @@ def spent(bench: Bench) -> dict[str, float]:
 
 @cache
 def version() -> str:
-    """Digest of everything here that a verdict depends on."""
+    """Digest of every file of the harness that a verdict depends on."""
     return source_digest(Path(__file__).parent, SOURCES)

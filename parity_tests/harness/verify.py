@@ -13,12 +13,13 @@ from pathlib import Path
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.errors import ArtifactError, CheckpointError
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.promise import reason_to_skip
 from qwen3vl_export.recipe import recipe_dirs
 from qwen3vl_export.runtime import Qwen3VL
 
 from .cases.matrix import Matrix, load_matrix
 from .checks.dequantized import add_dequantized_rules
-from .diagnosis.layer_trace import Trail, bisect
+from .diagnosis.layer_trace import Trail, trace_layers
 from .evidence import history
 from .evidence.page import render
 from .evidence.report import Report, show, write
@@ -26,7 +27,7 @@ from .judging.outcome import Outcome
 from .judging.verdicts import Profile, load_profile
 from .options import Options
 from .plan import Check, Plan, Subject, carry_out, plan
-from .progress import shown, terminal
+from .progress import show_progress, terminal
 from .sides.bench import Bench
 from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .sides.reference import Reference
@@ -42,7 +43,7 @@ def verify(artifact: Path, options: Options) -> int:
     `parity.json`, `parity.xml` and `parity.html` are written into the artifact, one line is appended to the history.
 
     Raises:
-        ArtifactError, CheckpointError, ParityError: there is nothing that could be compared.
+        ArtifactError, CheckpointError, ParityError: there is nothing to compare.
     """
     passed = [verify_precision(artifact, options, precision) for precision in precisions_of(artifact, options)]
     return 0 if all(passed) else 1
@@ -64,11 +65,11 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
     bench = open_bench(
         artifact, options.matrix, options.checkpoint, cache=options.cache, seed=options.seed, precision=precision
     )
-    report = run(bench, options.matrix, shown, cases=options.cases)
+    report = run(bench, options.matrix, show_progress, cases=options.cases)
     if options.bisect:
         report = replace(report, trails=trails_of(bench, report))
-    again = f" --precision {precision}" if precision else ""
-    show(report, terminal(), f"qwen3vl-export verify {artifact}{again}")
+    option = f" --precision {precision}" if precision else ""
+    show(report, terminal(), f"qwen3vl-export verify {artifact}{option}")
     if not options.cases:
         write_evidence(bench.artifact, report, bench.matrix, options.history)
     return report.passed
@@ -84,11 +85,11 @@ def open_bench(
     precision: str = "",
     reference: Reference | None = None,
 ) -> Bench:
-    """An artifact (or a package with its contract) and its checkpoint, side by side; PyTorch loads when first asked.
+    """An artifact (or a package with its contract) and its checkpoint; PyTorch loads when it is first needed.
 
     Args:
         artifact: directory that a build wrote, or the contract file of another exporter's package.
-        check_files: refuse an artifact whose files are not those of its manifest.
+        check_files: whether an artifact whose files are not those of its manifest is an error.
         precision: one of those the artifact has; "" is the default one.
         reference: PyTorch with this checkpoint, if it is loaded already.
     """
@@ -113,8 +114,8 @@ def open_bench(
     )
 
 
-def opened_unchecked(path: Path, checkpoint: Path | None = None, precision: str = "") -> Artifact:
-    """An artifact or a package for its manifest alone; no file is hashed."""
+def open_unchecked(path: Path, checkpoint: Path | None = None, precision: str = "") -> Artifact:
+    """An artifact or a package without checking its files."""
     return open_foreign(path, checkpoint)[0] if is_contract(path) else open_artifact(path, False, precision)
 
 
@@ -125,17 +126,17 @@ def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
         CheckpointError: it cannot be found, or is another one.
     """
     record = artifact.manifest.checkpoint
-    found = recorded(artifact, given)
-    have = found.provenance()["files"]
-    if wrong := sorted(name for name, digest in record["files"].items() if have.get(name) != digest):
+    checkpoint = open_recorded(artifact, given)
+    digests = checkpoint.provenance()["files"]
+    if wrong := sorted(name for name, digest in record["files"].items() if digests.get(name) != digest):
         raise CheckpointError(
-            f"{found.root}: {wrong[0]} is not the one this artifact was built from",
+            f"{checkpoint.root}: {wrong[0]} is not the one this artifact was built from",
             "Rebuild it, or pass --checkpoint DIR",
         )
-    return found.root
+    return checkpoint.root
 
 
-def recorded(artifact: Artifact, given: Path | None) -> Checkpoint:
+def open_recorded(artifact: Artifact, given: Path | None) -> Checkpoint:
     """The checkpoint given, else the recorded one: a directory beside the recipes, or a repository at its commit."""
     if given is not None:
         return open_checkpoint(str(given.resolve()))
@@ -159,8 +160,8 @@ def run(
 
     Args:
         track: wraps the checks to show progress.
-        only: which checks of the plan; all of them unless said.
-        cases: names of the only cases to run, of whatever tier; all of the tier's unless said.
+        only: whether to run a check of the plan; runs all by default.
+        cases: names of the only cases to run, of any tier; by default all of the tier's.
 
     Raises:
         ParityError: no such tier or case.
@@ -171,10 +172,10 @@ def run(
     outcomes = [carry_out(bench, check) for check in track(planned.checks)]
     total = time.perf_counter() - start
     benches = [bench, bench.dequantized] if bench.dequantized is not None else [bench]
-    references = [one.reference for one in benches]
-    spent = sum(reference.seconds for reference in references)
-    seconds = {"total": total, "pytorch": spent, "artifact": sum(one.candidate_seconds for one in benches)}
-    cached = {name: sum(getattr(one, name) for one in references) for name in ("computed", "from_disk")}
+    references = [side.reference for side in benches]
+    pytorch = sum(reference.seconds for reference in references)
+    seconds = {"total": total, "pytorch": pytorch, "artifact": sum(side.candidate_seconds for side in benches)}
+    cached = {name: sum(getattr(reference, name) for reference in references) for name in ("computed", "from_disk")}
     report = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
     return replace(report, speed=bench.clock.to_json(bench.runtime.sessions.threads))
 
@@ -183,8 +184,8 @@ def trails_of(bench: Bench, report: Report) -> list[Trail]:
     """Layer by layer through the first case that failed, else through the first with a picture."""
     names = {outcome.case for outcome in report.outcomes}
     ran = [case for case in bench.cases if case.name in names and not case.is_vision_only]
-    chosen = next((case for case in ran if case.has_pictures), ran[0] if ran else None)
-    return bisect(bench, report.failures, chosen) if chosen is not None else []
+    default = next((case for case in ran if case.has_pictures), ran[0] if ran else None)
+    return trace_layers(bench, report.failures, default) if default is not None else []
 
 
 def report_of(
@@ -196,7 +197,7 @@ def report_of(
     seed: int,
     reference_results: dict[str, int] | None = None,
 ) -> Report:
-    """Outcomes with what they rest on."""
+    """Outcomes with what they are based on."""
     return Report(
         artifact=artifact.manifest.name,
         manifest_sha256=artifact.manifest_sha256,
@@ -223,8 +224,8 @@ def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path
 
 
 def profile_of(artifact: Artifact) -> Profile:
-    """The thresholds the recipe names, its dtype's own unless it names some; for what is compared with the artifact's
-    own weights, its dtype's."""
+    """The thresholds the recipe names, by default those of its dtype; for the stages that compare with the artifact's
+    dequantized weights, those of its compute dtype."""
     recipe = artifact.manifest.recipe
     profile = load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
     return (

@@ -60,8 +60,8 @@ def dequantized_bench(bench: Bench) -> Bench:
         if store is not None:
             files = {**artifact.manifest.checkpoint["files"], **graphs, "precision": artifact.precision}
             store = Store(store.root, scope_of(files), store.budget)
-        second = Reference(bench.checkpoint, store, partial(load_dequantized_weights, artifact), others=[first])
-        first.others.append(second)
+        second = Reference(bench.checkpoint, store, partial(load_dequantized_weights, artifact), neighbours=[first])
+        first.neighbours.append(second)
         bench.dequantized = replace(bench, reference=second, profile=exact, candidate_seconds=0.0, remembered={})
     return bench.dequantized
 

@@ -1,8 +1,8 @@
 """The checks, one function per stage, in the order a value flows: prompt, pixels, features, rows, logits, tokens.
 
-Each drives the shipped runtime and returns a `Finding`: measures, not verdicts. Up to `decoder` a stage is given the
-reference's inputs, so that a fault shows in the stage it is in and not in all that follow; `prefill` and `generate` are
-end to end. Padding is never compared: what stands there has no meaning.
+Each drives the shipped runtime and returns a `Finding`: measures, not verdicts. Up to `decoder` a stage gets the
+reference's inputs, so that a fault shows in its own stage and not in all that follow; `prefill` and `generate` are end
+to end. Padding is never compared: its values have no meaning.
 
 Legend: B batch, S tokens, T new tokens, N image tokens, D DeepStack maps, W = (1 + D) * H.
 """
@@ -25,7 +25,7 @@ from ..judging.outcome import Finding
 from ..sides import routing
 from ..sides.bench import Bench
 from ..sides.reference import Greedy, Inputs, Prefill
-from ..sides.routing import Call, Routed
+from ..sides.routing import DecoderCall, RoutedLogits
 
 PIXEL_PEAK = 2.0  # from -1 to 1
 
@@ -34,14 +34,14 @@ def prompt(bench: Bench, case: Case) -> Finding:
     """Token ids against transformers' chat template, placeholder expansion and tokenizer."""
     prepared, inputs = bench.prepared(case), bench.inputs(case)
     expected = bench.prompt_reference(bench.prompts(case), inputs.image_grid_thw)
-    found = [ids[mask == 1] for ids, mask in zip(prepared.input_ids, prepared.attention_mask, strict=True)]
+    unpadded = [ids[mask == 1] for ids, mask in zip(prepared.input_ids, prepared.attention_mask, strict=True)]
     wrong, where = 0, ""
-    for row, (ids, truth) in enumerate(zip(found, expected, strict=True)):
+    for row, (ids, truth) in enumerate(zip(unpadded, expected, strict=True)):
         same = measures.common_prefix(ids.tolist(), truth)
         if same < max(len(ids), len(truth)):
             wrong += max(len(ids), len(truth)) - same
-            here = slice(same, same + 4)
-            where = f"row {row} differs from token {same} on: {ids[here].tolist()}, not {truth[here]}"
+            excerpt = slice(same, same + 4)
+            where = f"row {row} differs from token {same} on: {ids[excerpt].tolist()}, not {truth[excerpt]}"
     left_padded = bool((np.diff(prepared.attention_mask, axis=1) >= 0).all())
     return Finding({"id_differences": wrong, "left_padded": left_padded}, compared=sum(map(len, expected)), where=where)
 
@@ -50,17 +50,17 @@ def preprocess(bench: Bench, case: Case) -> Finding:
     """Patch grids and pixel values against transformers' image processor."""
     prepared = bench.prepared(case)
     allowed = bench.fixed_grids
-    chosen = [tuple(grid[1:]) for grid in prepared.image_grid_thw.tolist()]
-    grids, pixels = bench.pixel_reference(bench.prompts(case), chosen if allowed else None)
+    sizes = [tuple(grid[1:]) for grid in prepared.image_grid_thw.tolist()]
+    grids, pixels = bench.pixel_reference(bench.prompts(case), sizes if allowed else None)
     wrong = differences(prepared.image_grid_thw, grids) or 0
-    wrong += sum(grid not in allowed for grid in chosen) if allowed else 0
+    wrong += sum(size not in allowed for size in sizes) if allowed else 0
     where = f"grids {prepared.image_grid_thw.tolist()}, the reference has {grids.tolist()}" if wrong else ""
-    found = {
+    values = {
         "grid_differences": wrong,
         "pixel_max_abs": None if wrong else max_abs(prepared.pixel_values, pixels),
         "psnr": None if wrong else measures.psnr(prepared.pixel_values, pixels, PIXEL_PEAK),
     }
-    return Finding(found, compared=pixels.size, where=where)
+    return Finding(values, compared=pixels.size, where=where)
 
 
 def positions(bench: Bench, case: Case) -> Finding:
@@ -71,9 +71,9 @@ def positions(bench: Bench, case: Case) -> Finding:
     where = ""
     if unequal.any():
         row, token = np.argwhere(unequal.any(0))[0].tolist()
-        found = prepared.position_ids[:, row, token].tolist()
+        axes = prepared.position_ids[:, row, token].tolist()
         truth = expected.position_ids[:, row, token].tolist()
-        where = f"first at row {row}, token {token}: (t, h, w) = {found}, the reference has {truth}"
+        where = f"first at row {row}, token {token}: (t, h, w) = {axes}, the reference has {truth}"
     return Finding(
         {
             "position_differences": differences(prepared.position_ids, expected.position_ids),
@@ -95,14 +95,14 @@ def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: In
     measures.check_shapes(candidate, reference)
     names = ["features", *(f"deepstack_{index}" for index in range(num_maps))]
     parts = zip(np.split(candidate, len(names), -1), np.split(reference, len(names), -1), strict=True)
-    each = {name: closeness(*pair) for name, pair in zip(names, parts, strict=True)}
-    worst = max(names, key=lambda name: _badness(each[name]["max_abs"]))
-    found = {f"{name}_{key}": value for name, part in each.items() for key, value in part.items()}
-    found["max_abs"] = each[worst]["max_abs"]
-    cosines = [part["worst_token_cosine"] for part in each.values()]
-    found["worst_token_cosine"] = max(cosines, key=lambda cosine: _badness(cosine, sign=-1))
-    where = f"worst in {worst}, token {each[worst]['worst_token']} of {len(candidate)}, grid {grid.tolist()}"
-    return Finding(found, compared=candidate.size, where=where)
+    by_part = {name: closeness(*pair) for name, pair in zip(names, parts, strict=True)}
+    worst = max(names, key=lambda name: _badness(by_part[name]["max_abs"]))
+    values = {f"{name}_{key}": value for name, part in by_part.items() for key, value in part.items()}
+    values["max_abs"] = by_part[worst]["max_abs"]
+    cosines = [part["worst_token_cosine"] for part in by_part.values()]
+    values["worst_token_cosine"] = max(cosines, key=lambda cosine: _badness(cosine, sign=-1))
+    where = f"worst in {worst}, token {by_part[worst]['worst_token']} of {len(candidate)}, grid {grid.tolist()}"
+    return Finding(values, compared=candidate.size, where=where)
 
 
 def embeddings(bench: Bench, case: Case) -> Finding:
@@ -137,8 +137,8 @@ def decoder(bench: Bench, case: Case) -> Finding:
     expected = bench.reference.prefill(inputs)
     rows, mask = expected.inputs_embeds, inputs.attention_mask
     logits, _ = bench.decode(rows, mask, expected.position_ids)
-    truth = _routed(bench, expected, rows, mask)
-    return _with(truth, logits_finding(logits, truth.logits, inputs))
+    truth = _reference_logits(bench, expected, rows, mask)
+    return _add_routing(truth, logits_finding(logits, truth.logits, inputs))
 
 
 def prefill(bench: Bench, case: Case) -> Finding:
@@ -148,14 +148,14 @@ def prefill(bench: Bench, case: Case) -> Finding:
     rows = bench.embed(prepared.input_ids, features)
     logits, _ = bench.decode(rows, prepared.attention_mask, prepared.position_ids)
     expected = bench.reference.prefill(inputs)
-    truth = _routed(bench, expected, rows, inputs.attention_mask)
-    return _with(truth, logits_finding(logits, truth.logits, inputs))
+    truth = _reference_logits(bench, expected, rows, inputs.attention_mask)
+    return _add_routing(truth, logits_finding(logits, truth.logits, inputs))
 
 
 def teacher_forced(bench: Bench, case: Case) -> Finding:
     """The whole artifact over a prompt and a long text after it: logits at each token of the text.
 
-    The text is given, so that both sides are asked the same at every position, whatever they would have answered.
+    The text is fixed, so that both sides see the same history at every position, whatever they would have answered.
     """
     prepared = bench.prepared(case)
     text = bench.forced_ids(case)
@@ -167,12 +167,13 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(ids, features)
     logits, _ = bench.decode(rows, mask, positions)
-    found = logits[:, -len(text) :]
+    logits = logits[:, -len(text) :]
     inputs = Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw)
-    truth = Routed(bench.reference.last_logits(inputs, len(text)))
-    if routing.applies(bench):
-        truth = _routed(bench, replace(bench.reference.prefill(inputs), logits=truth.logits), rows, mask)
-    return _with(truth, Finding(logit_closeness(found, truth.logits), compared=found.size))
+    expected = bench.reference.last_logits(inputs, len(text))
+    truth = RoutedLogits(expected)
+    if routing.is_compared(bench):
+        truth = _reference_logits(bench, replace(bench.reference.prefill(inputs), logits=expected), rows, mask)
+    return _add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size))
 
 
 def chunked(bench: Bench, case: Case) -> Finding:
@@ -182,55 +183,58 @@ def chunked(bench: Bench, case: Case) -> Finding:
     """
     prepared = bench.prepared(case)
     logits, cache = bench.prefill(prepared, bench.matrix.prefill_chunk)
-    once, cache_once = bench.prefill(prepared, None)
-    parts = [np.stack(both.parts(prepared.attention_mask)) for both in (cache, cache_once)]
-    found = {"max_abs": max_abs(logits, once), "cache_max_abs": max_abs(*parts)}
-    return Finding(found, compared=parts[0].size)
+    whole_logits, whole_cache = bench.prefill(prepared, None)
+    parts = [np.stack(filled.parts(prepared.attention_mask)) for filled in (cache, whole_cache)]
+    values = {"max_abs": max_abs(logits, whole_logits), "cache_max_abs": max_abs(*parts)}
+    return Finding(values, compared=parts[0].size)
 
 
 def decode(bench: Bench, case: Case) -> Finding:
     """Each step of decoding with the cache, on the reference's tokens: logits of every new token."""
     expected = _greedy(bench, case)
     logits = _teacher_forced(bench, case, expected)
-    truth = _routed_steps(bench, case, expected)
+    truth = _reference_step_logits(bench, case, expected)
     step = int(np.abs(logits - truth.logits).max((0, 2)).argmax())
     where = f"worst at step {step} of {logits.shape[1]}"
-    return _with(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size, where=where))
+    return _add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size, where=where))
 
 
 def generate(bench: Bench, case: Case) -> Finding:
     """The runtime's own greedy generation, token for token.
 
-    Where the sides part at a near-tie, the steps after it are compared on the reference's tokens.
+    Where the sides diverge at a near-tie, the steps after it are compared on the reference's tokens.
     """
     expected = _greedy(bench, case)
     steps = expected.ids.shape[1]
-    found = bench.generate(bench.prepared(case), steps, stop=False)
+    generated = bench.generate(bench.prepared(case), steps, stop=False)
     margin = bench.profile.settings["near_tie_margin"]
-    parted, firsts = [], []
-    for row, (ids, truth) in enumerate(zip(found.ids.tolist(), expected.ids.tolist(), strict=True)):
+    divergences, prefixes = [], []
+    for row, (ids, truth) in enumerate(zip(generated.ids.tolist(), expected.ids.tolist(), strict=True)):
         first = measures.common_prefix(ids, truth)
-        firsts.append(first)
+        prefixes.append(first)
         if first == steps:
             continue
         logits = _teacher_forced(bench, case, expected)[row].copy()
-        logits[first] = found.logits[row, first]  # up to here the histories are the same
+        logits[first] = generated.logits[row, first]  # up to here the histories are the same
         for step in range(first, steps):
             token = int(logits[step].argmax())
             if token != truth[step]:
-                mine, theirs = logits[step], expected.logits[row, step]
-                parted.append(measures.explain_difference(row, step, token, mine, truth[step], theirs, margin))
-    bad = [difference for difference in parted if not difference.near_tie]
+                divergences.append(
+                    measures.explain_difference(
+                        row, step, token, logits[step], truth[step], expected.logits[row, step], margin
+                    )
+                )
+    bad = [difference for difference in divergences if not difference.near_tie]
     where = (
         "row {0.row} parts at token {0.step}: {0.candidate_token}, not {0.reference_token}".format(*bad) if bad else ""
     )
     counts = {
         "tokens": expected.ids.size,
-        "identical_prefix": min(firsts),
-        "near_ties": len(parted) - len(bad),
+        "identical_prefix": min(prefixes),
+        "near_ties": len(divergences) - len(bad),
         "unexplained_differences": len(bad),
     }
-    return Finding(counts, compared=expected.ids.size, where=where, differences=parted)
+    return Finding(counts, compared=expected.ids.size, where=where, differences=divergences)
 
 
 STAGES: dict[str, Callable[[Bench, Case], Finding]] = {
@@ -266,35 +270,36 @@ def _teacher_forced(bench: Bench, case: Case, expected: Greedy) -> Floats:
     """Logits [B, T, V] of the decoder given the reference's prompt rows and, one by one, its tokens."""
 
     def compute() -> Floats:
-        past, found = None, []
+        past, steps = None, []
         for rows, mask, position_ids in _steps(bench, case, expected):
             logits, past = bench.decode(rows, mask, position_ids, past)
-            found.append(logits[:, -1:])
-        return np.concatenate(found, axis=1)
+            steps.append(logits[:, -1:])
+        return np.concatenate(steps, axis=1)
 
     return bench.remember(f"teacher-forced {case.name}", compute)
 
 
-def _routed(bench: Bench, expected: Prefill, rows: Floats, attention_mask: Ints) -> Routed:
-    """What to compare the logits of wide rows with; of experts it may be PyTorch sent the artifact's way."""
-    if not routing.applies(bench):
-        return Routed(expected.logits)
-    theirs, position_ids = expected.inputs_embeds, expected.position_ids
-    choices = routing.chosen(bench, [(rows, attention_mask, position_ids)])
-    return routing.routed(bench, expected.logits, choices, theirs, attention_mask, position_ids)
+def _reference_logits(bench: Bench, expected: Prefill, rows: Floats, attention_mask: Ints) -> RoutedLogits:
+    """PyTorch's logits to compare those of wide rows with; with experts maybe on the artifact's routes."""
+    if not routing.is_compared(bench):
+        return RoutedLogits(expected.logits)
+    choices = routing.record_choices(bench, [(rows, attention_mask, expected.position_ids)])
+    call = (expected.inputs_embeds, attention_mask, expected.position_ids)
+    return routing.follow_routes(bench, expected.logits, choices, call)
 
 
-def _routed_steps(bench: Bench, case: Case, expected: Greedy) -> Routed:
-    """As `_routed`, for the logits [B, T, V] of every step: prompt and tokens go through PyTorch at once."""
-    if not routing.applies(bench):
-        return Routed(expected.logits)
+def _reference_step_logits(bench: Bench, case: Case, expected: Greedy) -> RoutedLogits:
+    """As `_reference_logits`, for the logits [B, T, V] of every step; PyTorch reads prompt and tokens in one call."""
+    if not routing.is_compared(bench):
+        return RoutedLogits(expected.logits)
     calls = list(_steps(bench, case, expected))
     rows = np.concatenate([call[0].astype(np.float32) for call in calls], axis=1)
     position_ids = np.concatenate([call[2] for call in calls], axis=2)
-    return routing.routed(bench, expected.logits, routing.chosen(bench, calls), rows, calls[-1][1], position_ids)
+    choices = routing.record_choices(bench, calls)
+    return routing.follow_routes(bench, expected.logits, choices, (rows, calls[-1][1], position_ids))
 
 
-def _steps(bench: Bench, case: Case, expected: Greedy) -> Iterator[Call]:
+def _steps(bench: Bench, case: Case, expected: Greedy) -> Iterator[DecoderCall]:
     """The decoder's calls over a case: PyTorch's prompt rows, then one by one its tokens."""
     start = bench.reference.prefill(bench.inputs(case))
     mask = bench.inputs(case).attention_mask
@@ -306,11 +311,11 @@ def _steps(bench: Bench, case: Case, expected: Greedy) -> Iterator[Call]:
         yield rows, mask, np.broadcast_to(start.rope_deltas + tokens + step, (3, len(mask), 1)).copy()
 
 
-def _with(truth: Routed, finding: Finding) -> Finding:
-    """A finding that also says how tokens were routed."""
+def _add_routing(truth: RoutedLogits, finding: Finding) -> Finding:
+    """The finding with what was measured about routing."""
     return replace(finding, measures={**finding.measures, **truth.measures})
 
 
 def _badness(value: float | None, sign: int = 1) -> float:
-    """Sort key that puts None and NaN last, where the worst is."""
+    """Sort key that ranks None and NaN as the worst."""
     return np.inf if value is None or np.isnan(value) else sign * value

@@ -1,7 +1,7 @@
-"""What a failing result looks like: compares it with PyTorch carrying each known mistake (`suspects.py`).
+"""What a failing result looks like: compares it with PyTorch with each known mistake in it (`suspects.py`).
 
 If the artifact's result is far closer to that than to the truth, the mistake is named; if none explains it, the first
-layer that differs (`bisect.py`). No verdict depends on this; it turns "max_abs 4.1" into a place to look.
+layer that differs (`layer_trace.py`). No verdict depends on this; it turns "max_abs 4.1" into a place to look.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ..cases.matrix import Case
 from ..checks.dequantized import dequantized_bench
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
-from .layer_trace import decoder_trail, place, vision_trail
+from .layer_trace import describe_point, trace_decoder, trace_vision
 from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS, DecoderSuspect
 
-DIAGNOSED = 4  # failures of one stage that are looked into: each costs a run of PyTorch for every suspect
+DIAGNOSED = 4  # failures of one stage that are diagnosed: each costs a run of PyTorch for every suspect
 
 
 def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
@@ -32,8 +32,8 @@ def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
     stage = outcome.stage.removeprefix(OWN_WEIGHTS)
     if case is None or stage not in ("vision", "decoder"):
         return outcome
-    bench.diagnosed[outcome.stage] += 1
-    if bench.diagnosed[outcome.stage] > DIAGNOSED:
+    bench.diagnoses[outcome.stage] += 1
+    if bench.diagnoses[outcome.stage] > DIAGNOSED:
         return outcome
     try:
         candidate, truth, suspects = suspects_of(bench, stage, case)
@@ -45,21 +45,21 @@ def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
 
 
 def first_divergence(bench: Bench, stage: str, case: Case) -> str | None:
-    """The first layer of the stage's graph that is off; None where the graph is right on what it is fed."""
-    trail = {"vision": vision_trail, "decoder": decoder_trail}[stage](bench, case)
-    return f"wrong from {place(trail.graph, trail.first)} on" if trail is not None and trail.first else None
+    """The first layer of the stage's graph that is off; None if the graph is right for its inputs."""
+    trail = {"vision": trace_vision, "decoder": trace_decoder}[stage](bench, case)
+    return f"wrong from {describe_point(trail.graph, trail.first)} on" if trail is not None and trail.first else None
 
 
 def closest(
     candidate: Floats, truth: Floats, suspects: dict[str, Callable[[], Floats]], explained_ratio: float
 ) -> str | None:
     """The suspect whose result explains the candidate's distance from the truth, or None if none does."""
-    error = distance(candidate, truth)
+    error = relative_distance(candidate, truth)
     if not np.isfinite(error):
         return None
-    close = {name: distance(candidate, suspect()) for name, suspect in suspects.items()}
-    best = min(close, key=lambda name: close[name])
-    return best if close[best] <= explained_ratio * error else None
+    distances = {name: relative_distance(candidate, suspect()) for name, suspect in suspects.items()}
+    best = min(distances, key=lambda name: distances[name])
+    return best if distances[best] <= explained_ratio * error else None
 
 
 def suspects_of(bench: Bench, stage: str, case: Case) -> tuple[Floats, Floats, dict[str, Callable[[], Floats]]]:
@@ -84,7 +84,8 @@ def suspects_of(bench: Bench, stage: str, case: Case) -> tuple[Floats, Floats, d
     return logits[seen], start.logits[seen], results
 
 
-def distance(a: Floats, b: Floats) -> float:
-    """Relative L2, infinite where it is not a number."""
-    found = float(np.linalg.norm(a.astype(np.float64) - b) / max(float(np.linalg.norm(b)), 1e-30))
-    return found if np.isfinite(found) else np.inf
+def relative_distance(candidate: Floats, truth: Floats) -> float:
+    """Relative L2; infinite where it is not a number."""
+    error = float(np.linalg.norm(candidate.astype(np.float64) - truth))
+    relative = error / max(float(np.linalg.norm(truth)), 1e-30)
+    return relative if np.isfinite(relative) else np.inf

@@ -1,4 +1,4 @@
-"""PyTorch with a known mistake in it: one function for each way to get Qwen3-VL wrong that has a place to look at.
+"""PyTorch with a known mistake in it: one function for each way to get Qwen3-VL wrong that can be located.
 
 Vision suspects take (reference, pixels [P, patch_dim], grids [I, 3]) and give features [N, W]; decoder suspects take
 (reference, the prompt's prefill, mask [B, S]) and give logits [B, S, V]. Knows mistakes; not which artifact made them.
@@ -26,7 +26,7 @@ DecoderSuspect = Callable[[Reference, Prefill, Ints], Floats]
 
 @contextmanager
 def attribute(owner: object, name: str, value: object) -> Iterator[None]:
-    """`owner.name` is `value` inside."""
+    """Inside, `owner.name` is `value`."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -37,7 +37,7 @@ def attribute(owner: object, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def attributes(changes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Every (owner, name, value) as `attribute`."""
+    """`attribute` for every (owner, name, value)."""
     with ExitStack() as stack:
         for change in changes:
             stack.enter_context(attribute(*change))
@@ -46,12 +46,12 @@ def attributes(changes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
 
 def raster_order(image_grid_thw: Ints, merge: int) -> Ints:
     """Indices [P] that list patches of 2x2 blocks row by row."""
-    found, start = [], 0
+    indices, start = [], 0
     for t, h, w in image_grid_thw.tolist():
-        index = np.arange(start, start + t * h * w).reshape(t, h // merge, w // merge, merge, merge)
-        found.append(index.transpose(0, 1, 3, 2, 4).reshape(-1))
+        blocks = np.arange(start, start + t * h * w).reshape(t, h // merge, w // merge, merge, merge)
+        indices.append(blocks.transpose(0, 1, 3, 2, 4).reshape(-1))
         start += t * h * w
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+    return np.concatenate(indices) if indices else np.empty(0, np.int64)
 
 
 # The vision encoder.
@@ -72,7 +72,7 @@ def without_maps(reference: Reference, pixels: Floats, grid: Ints) -> Floats:
     return features
 
 
-def other_order_of_maps(first: int, second: int, reference: Reference, pixels: Floats, grid: Ints) -> Floats:
+def exchanged_maps(first: int, second: int, reference: Reference, pixels: Floats, grid: Ints) -> Floats:
     features = reference.vision(pixels, grid)
     parts = np.split(features, features.shape[1] // reference.hidden_size, axis=1)
     if max(first, second) >= len(parts):
@@ -99,10 +99,10 @@ def no_patch_bias(reference: Reference, pixels: Floats, grid: Ints) -> Floats:
 
 
 def no_rotary(reference: Reference, pixels: Floats, grid: Ints) -> Floats:
-    def unturned(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def unrotated(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         return query, key
 
-    with attribute(modeling, "apply_rotary_pos_emb_vision", unturned):
+    with attribute(modeling, "apply_rotary_pos_emb_vision", unrotated):
         return reference.vision(pixels, grid, remember=False)
 
 
@@ -138,7 +138,7 @@ def maps_one_layer_late(reference: Reference, start: Prefill, mask: Ints) -> Flo
 
 
 def blocked_sections(reference: Reference, start: Prefill, mask: Ints) -> Floats:
-    """All time frequencies, then all row ones, then all column ones, as Qwen2-VL has it."""
+    """All frequencies of time, then all of rows, then all of columns, as in Qwen2-VL."""
     rotary = reference.model.model.language_model.rotary_emb
     sections = rotary.mrope_section
 
@@ -151,7 +151,7 @@ def blocked_sections(reference: Reference, start: Prefill, mask: Ints) -> Floats
         return reference.decoder(start.inputs_embeds, mask, start.position_ids)
 
 
-def other_axes(order: list[int], reference: Reference, start: Prefill, mask: Ints) -> Floats:
+def reordered_axes(order: list[int], reference: Reference, start: Prefill, mask: Ints) -> Floats:
     return reference.decoder(start.inputs_embeds, mask, np.ascontiguousarray(start.position_ids[order]))
 
 
@@ -160,7 +160,8 @@ def padding_seen(reference: Reference, start: Prefill, mask: Ints) -> Floats:
 
 
 def larger_epsilon(reference: Reference, start: Prefill, mask: Ints) -> Floats:
-    norms = [one for one in reference.model.model.language_model.modules() if hasattr(one, "variance_epsilon")]
+    modules = reference.model.model.language_model.modules()
+    norms = [module for module in modules if hasattr(module, "variance_epsilon")]
     with attributes((norm, "variance_epsilon", 1e-5) for norm in norms):
         return reference.decoder(start.inputs_embeds, mask, start.position_ids)
 
@@ -176,9 +177,9 @@ VISION_SUSPECTS: dict[str, VisionSuspect] = {
     "height and width of the grid swapped (vision encoder, geometry)": swapped_grid,
     "merge-block order of the patches ignored (vision encoder, geometry)": raster_patches,
     "DeepStack maps missing from the features (vision encoder, DeepStack)": without_maps,
-    "DeepStack maps 0 and 1 exchanged (vision encoder, DeepStack)": partial(other_order_of_maps, 1, 2),
-    "DeepStack maps 1 and 2 exchanged (vision encoder, DeepStack)": partial(other_order_of_maps, 2, 3),
-    "DeepStack maps 0 and 2 exchanged (vision encoder, DeepStack)": partial(other_order_of_maps, 1, 3),
+    "DeepStack maps 0 and 1 exchanged (vision encoder, DeepStack)": partial(exchanged_maps, 1, 2),
+    "DeepStack maps 1 and 2 exchanged (vision encoder, DeepStack)": partial(exchanged_maps, 2, 3),
+    "DeepStack maps 0 and 2 exchanged (vision encoder, DeepStack)": partial(exchanged_maps, 1, 3),
     "second frame of every patch dropped (vision encoder, patch embedding)": first_frame_only,
     "bias of the patch embedding lost (vision encoder, patch embedding)": no_patch_bias,
     "rotary embedding left out (vision encoder, attention)": no_rotary,
@@ -190,8 +191,8 @@ DECODER_SUSPECTS: dict[str, DecoderSuspect] = {
     "DeepStack maps dropped (decoder, DeepStack)": decoder_without_maps,
     "DeepStack maps added after the wrong layers (decoder, DeepStack)": maps_one_layer_late,
     "M-RoPE sections blocked instead of interleaved (decoder, M-RoPE)": blocked_sections,
-    "rows and columns swapped in the positions (decoder, M-RoPE)": partial(other_axes, [0, 2, 1]),
-    "one position axis used for all three (decoder, M-RoPE)": partial(other_axes, [0, 0, 0]),
+    "rows and columns swapped in the positions (decoder, M-RoPE)": partial(reordered_axes, [0, 2, 1]),
+    "one position axis used for all three (decoder, M-RoPE)": partial(reordered_axes, [0, 0, 0]),
     "attention mask ignored, padding is seen (decoder, attention)": padding_seen,
     "RMSNorm with epsilon 1e-5 (decoder, normalization)": larger_epsilon,
     "q and k norms left out (decoder, attention)": no_qk_norm,

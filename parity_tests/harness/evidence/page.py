@@ -23,7 +23,7 @@ from ..cases.picture_kinds import PICTURE, parse
 from ..judging.measures import pool_means
 from ..judging.outcome import numbers_back
 from ..judging.verdicts import SIGNS
-from ..sides.pixel_reference import loaded
+from ..sides.pixel_reference import load_file
 from .charts import Axis, Heatmap, heatmap, line, log_axis
 
 TEMPLATE = "report.html.j2"
@@ -214,7 +214,7 @@ def pictures_of(prompt: Any) -> list[Any]:
 
 def thumbnail(picture: Image.Image | bytes) -> str:
     """A small picture as a data URL."""
-    image = loaded(picture) if isinstance(picture, bytes) else picture
+    image = load_file(picture) if isinstance(picture, bytes) else picture
     small = image.convert("RGB")
     small.thumbnail(THUMBNAIL)
     buffer = BytesIO()

@@ -1,6 +1,6 @@
-"""The two sides of a comparison, side by side: an artifact in the shipped runtime, and its checkpoint in PyTorch.
+"""The two sides of a comparison: an artifact in the shipped runtime, and its checkpoint in PyTorch.
 
-Prepares each case once and hands both sides the same arrays. Knows how to ask the runtime; measures nothing.
+Prepares each case once and gives both sides the same arrays. Knows how to call the runtime; measures nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..judging.verdicts import Profile
 from .counts import Clock, Score
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
-from .reference import KEPT, Greedy, Inputs, Reference
+from .reference import REMEMBERED_CASES, Greedy, Inputs, Reference
 
 FPS = 2.0  # frames per second of every clip in the matrix
 
@@ -52,8 +52,8 @@ class Bench:
     clock: Clock = field(default_factory=Clock)
     remembered: dict[str, Floats] = field(default_factory=dict)  # results that several checks need
     scores: dict[str, Score] = field(default_factory=dict)  # of the exam, by group
-    diagnosed: Counter[str] = field(default_factory=Counter)  # failures that were looked into, by stage
-    dequantized: Bench | None = None  # the same artifact beside PyTorch with the artifact's own weights
+    diagnoses: Counter[str] = field(default_factory=Counter)  # how many failures were diagnosed, by stage
+    dequantized: Bench | None = None  # the same artifact, compared with its dequantized weights
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @property
@@ -112,7 +112,7 @@ class Bench:
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Counts the time inside as the artifact's."""
+        """Counts the time spent inside as the artifact's."""
         start = time.perf_counter()
         try:
             yield
@@ -122,12 +122,12 @@ class Bench:
     def remember(self, key: str, compute: Callable[[], Floats]) -> Floats:
         """`compute()`, remembered for the checks of the same case."""
         if key not in self.remembered:
-            while len(self.remembered) >= KEPT:
+            while len(self.remembered) >= REMEMBERED_CASES:
                 self.remembered.pop(next(iter(self.remembered)))
             self.remembered[key] = compute()
         return self.remembered[key]
 
-    # The runtime, asked one stage at a time.
+    # The runtime, one stage at a time.
 
     def encode(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
         with self.timing():
@@ -154,7 +154,7 @@ class Bench:
             return prefill(self.runtime.sessions, prepared, features, chunk)
 
     def generate(self, prepared: Prepared, new_tokens: int, stop: bool, chunk: int | None = PREFILL_CHUNK) -> Greedy:
-        """Greedy tokens of the runtime's own loop, and the logits of each step; with `stop` fewer if every row ends."""
+        """Greedy tokens of the runtime's loop and the logits of each step; with `stop`, fewer if every row ends."""
         stop_ids = self.runtime.stop_ids
         self.runtime.stop_ids = stop_ids if stop else frozenset()
         start, ends = time.perf_counter(), []
@@ -181,7 +181,7 @@ class Bench:
         if case.name not in self._prepared:
             prompts = self.matrix.draw(case)
             self._prepared[case.name] = (prompts, self.prepare(prompts))
-            while len(self._prepared) > KEPT:
+            while len(self._prepared) > REMEMBERED_CASES:
                 self._prepared.popitem(last=False)
         return self._prepared[case.name]
 

@@ -6,15 +6,15 @@
     graphs:
       vision_encoder:
         file: onnx/vision.onnx
-        inputs: {pixel_values: pixels} # this project's name: the package's; what is not listed is called the same
+        inputs: {pixel_values: pixels} # this project's name: the package's; names not listed are equal
       decoder_model_merged:
         file: onnx/model.onnx
         inputs: {past_key_values: "past.{layer}.{part}"}
         outputs: {present: "present.{layer}.{part}"}
 
-The shipped runtime then runs on it, between translated names. Features and rows as narrow as the hidden size carry no
-DeepStack maps; they are taken as wide ones whose maps are zero, which is what they compute, and what verification then
-says. A package without an `embeddings` graph gets its features scattered here, as its own runtime would.
+The shipped runtime then runs it under translated names. Features and rows as narrow as the hidden size have no
+DeepStack maps; they are read as wide ones whose maps are zero, which is equivalent, and verification reports that
+they are missing. Without an `embeddings` graph the features are scattered here, as the package's own runtime would do.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ForeignGraph(_Strict):
 
 
 class ForeignContract(_Strict):
-    """What a package states about itself."""
+    """A package's contract file."""
 
     name: str
     checkpoint: str | None = None
@@ -81,10 +81,10 @@ def is_contract(path: Path) -> bool:
 
 
 def read_contract(path: Path) -> ForeignContract:
-    """A contract file, strictly read.
+    """Read a contract file strictly.
 
     Raises:
-        ArtifactError: it says something a contract cannot say, or names a file that is not there.
+        ArtifactError: it is not a valid contract, or names a file that does not exist.
     """
     hint = "See the top of parity_tests/harness/sides/foreign.py for what a contract says"
     try:
@@ -103,7 +103,7 @@ def read_contract(path: Path) -> ForeignContract:
 
 
 def open_foreign(path: Path, checkpoint: Path | None = None) -> tuple[Artifact, Checkpoint]:
-    """A package as an artifact, with the checkpoint it claims to be.
+    """A package as an artifact, and the checkpoint it claims to be made from.
 
     Raises:
         ArtifactError, CheckpointError: the contract, a graph or the checkpoint cannot be read.
@@ -145,32 +145,32 @@ class ForeignSessions(Sessions):
         self.contract = contract
 
     def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
-        if self._scatters(graph):
+        if self._needs_scatter(graph):
             return {INPUT_IDS: np.dtype(np.int64), IMAGE_FEATURES: np.dtype(np.float32)}
-        own = super().dtypes(graph)
-        back = {self.own_name(graph, name): name for name in self._known(graph, own)}
-        return {back.get(name, name): dtype for name, dtype in own.items()}
+        dtypes = super().dtypes(graph)
+        names = {self.name_in_graph(graph, name): name for name in self._renamed(graph, dtypes)}
+        return {names.get(name, name): dtype for name, dtype in dtypes.items()}
 
     def run(self, graph: str, feeds: Feeds, outputs: Sequence[str]) -> list[Any]:
-        if self._scatters(graph):
-            return [self._scattered(feeds)]
-        own = [self.own_name(graph, name, "outputs") for name in outputs]
-        results = super().run(graph, self.to_graph(graph, feeds), own)
-        return [self._widened(array) if name in WIDE else array for name, array in zip(outputs, results, strict=True)]
+        if self._needs_scatter(graph):
+            return [self._scatter_features(feeds)]
+        names = [self.name_in_graph(graph, name, "outputs") for name in outputs]
+        results = super().run(graph, self.translate_feeds(graph, feeds), names)
+        return [self._widen(array) if name in WIDE else array for name, array in zip(outputs, results, strict=True)]
 
-    def to_graph(self, graph: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Feeds under the graph's own names, rows as wide as it takes them."""
+    def translate_feeds(self, graph: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Feeds under the package's names, with rows of the width the graph takes."""
         self.open(graph)
         shapes = {node.name: node.shape for node in self._opened[graph].get_inputs()}
-        given = {}
+        translated = {}
         for name, array in feeds.items():
-            own = self.own_name(graph, name)
-            if name in WIDE and shapes.get(own, [None])[-1] == self.facts.hidden_size:
+            graph_name = self.name_in_graph(graph, name)
+            if name in WIDE and shapes.get(graph_name, [None])[-1] == self.facts.hidden_size:
                 array = np.ascontiguousarray(array[..., : self.facts.hidden_size])
-            given[own] = array
-        return given
+            translated[graph_name] = array
+        return translated
 
-    def own_name(self, graph: str, name: str, side: str = "inputs") -> str:
+    def name_in_graph(self, graph: str, name: str, side: str = "inputs") -> str:
         """The package's name of one of this project's tensors."""
         names: dict[str, str] = getattr(self.contract.graphs[graph], side)
         kind, _, rest = name.partition(".")
@@ -179,8 +179,8 @@ class ForeignSessions(Sessions):
             return names[kind].format(layer=layer, part=part)
         return names.get(name, name)
 
-    def _known(self, graph: str, own: Mapping[str, Any]) -> list[str]:
-        """This project's names that the contract gives another name."""
+    def _renamed(self, graph: str, inputs: Mapping[str, Any]) -> list[str]:
+        """This project's names of inputs to which the contract gives another name."""
         layers = [
             f"{kind}.{i}.{part}"
             for kind in LAYERED
@@ -188,18 +188,18 @@ class ForeignSessions(Sessions):
             for part in ("key", "value")
         ]
         listed = [name for name in self.contract.graphs[graph].inputs if name not in LAYERED]
-        return [name for name in (*listed, *layers) if self.own_name(graph, name) in own]
+        return [name for name in (*listed, *layers) if self.name_in_graph(graph, name) in inputs]
 
-    def _widened(self, array: NDArray[Any]) -> NDArray[Any]:
-        """[..., H] to [..., W] with zeros in the place of the maps that are not there."""
+    def _widen(self, array: NDArray[Any]) -> NDArray[Any]:
+        """[..., H] -> [..., W], with zeros for the missing maps."""
         missing = self.facts.wide_size - array.shape[-1]
         return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing > 0 else array
 
-    def _scatters(self, graph: str) -> bool:
+    def _needs_scatter(self, graph: str) -> bool:
         return graph == EMBEDDINGS and EMBEDDINGS not in self.contract.graphs
 
-    def _scattered(self, feeds: Feeds) -> NDArray[Any]:
-        """Rows of the token table, features in the place of image and video tokens."""
+    def _scatter_features(self, feeds: Feeds) -> NDArray[Any]:
+        """Rows of the token table, with features at image and video tokens."""
         rows: NDArray[Any] = self.run(EMBED_TOKENS, {INPUT_IDS: feeds[INPUT_IDS]}, [INPUTS_EMBEDS])[0].copy()
         rows[visual_tokens(feeds[INPUT_IDS], self.facts)] = feeds[IMAGE_FEATURES]
         return rows

@@ -1,6 +1,6 @@
-"""A place to stand between the runtime and its graphs: sees and may change what goes in and what comes out.
+"""Hooks between the runtime and its graphs: they see, and may change, what goes in and what comes out.
 
-Faults are planted here that live in a runtime and not in a file. Knows the runtime's sessions; nothing about mistakes.
+Faults of a runtime, not of a file, are planted here. Knows the runtime's sessions; nothing about mistakes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Before = Callable[[Arrays], Arrays]  # feeds -> feeds
 After = Callable[[Arrays, Arrays], Arrays]  # feeds, outputs -> outputs
 
 
-def as_fed(feeds: Arrays) -> Arrays:
+def keep_feeds(feeds: Arrays) -> Arrays:
     return feeds
 
 
-def as_found(feeds: Arrays, outputs: Arrays) -> Arrays:
+def keep_outputs(feeds: Arrays, outputs: Arrays) -> Arrays:
     return outputs
 
 
 class HookedSessions(Sessions):
-    """The sessions of a runtime with one graph watched; everything else passes through."""
+    """The sessions of a runtime with hooks on one graph; everything else passes through."""
 
     def __init__(self, sessions: Sessions, graph: str, before: Before, after: After) -> None:
         super().__init__(sessions.artifact, sessions.threads)
@@ -52,8 +52,8 @@ class HookedSessions(Sessions):
     def run(self, graph: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
         if graph != self._graph:
             return self._sessions.run(graph, feeds, outputs)
-        given = self._before(dict(feeds))
-        results = self._after(given, dict(zip(outputs, self._sessions.run(graph, given, outputs), strict=True)))
+        changed = self._before(dict(feeds))
+        results = self._after(changed, dict(zip(outputs, self._sessions.run(graph, changed, outputs), strict=True)))
         return [results[name] for name in outputs]
 
     def run_bound(
@@ -62,14 +62,14 @@ class HookedSessions(Sessions):
         if graph != self._graph:
             self._sessions.run_bound(graph, binding, feeds, outputs)
             return
-        given = self._before(dict(feeds))
-        self._sessions.run_bound(graph, binding, given, outputs)
-        for name, array in self._after(given, dict(outputs)).items():
+        changed = self._before(dict(feeds))
+        self._sessions.run_bound(graph, binding, changed, outputs)
+        for name, array in self._after(changed, dict(outputs)).items():
             outputs[name][:] = array
 
 
 @contextmanager
-def hooked(bench: Bench, graph: str, before: Before = as_fed, after: After = as_found) -> Iterator[None]:
+def hook_graph(bench: Bench, graph: str, before: Before = keep_feeds, after: After = keep_outputs) -> Iterator[None]:
     """Inside, every run of `graph` goes through `before` and `after`."""
     sessions = bench.runtime.sessions
     bench.runtime.sessions = HookedSessions(sessions, graph, before, after)

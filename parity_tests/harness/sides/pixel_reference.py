@@ -1,10 +1,10 @@
 """What transformers makes of a prompt's pictures: patch grids and pixel values.
 
-Images go through `Qwen2VLImageProcessorPil` whole, files through `image_utils.load_image` before it (16-bit gray apart,
-which that turns white: there the upper 8 bits count). Frames follow `Qwen3VLVideoProcessor`: its own size rule and its
-own patch order; that class resizes with torchvision, here Pillow's filter stands in, as it does for images.
-An artifact bound to fixed grids has no counterpart in transformers for the choice of size; there the pictures are
-resized to the grid under test first, and everything after the resize is transformers'.
+Images go through `Qwen2VLImageProcessorPil`, files through `image_utils.load_image` before it; of 16-bit gray, which
+`load_image` makes white, the upper 8 bits are used. Frames follow the size rule and the patch order of
+`Qwen3VLVideoProcessor`; that class resizes with torchvision, which is replaced by Pillow's filter, as for images.
+For an artifact bound to fixed grids, transformers has no rule to choose a size by: the pictures are first resized to
+the grid under test, and everything after the resize is transformers'.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ class PixelReference:
         """Grids [I, 3] and patches [P, patch_dim] of all pictures in the order of the prompts.
 
         Args:
-            bound: for each picture the (h, w) patches it must become, or None for transformers' choice.
+            bound: (h, w) in patches for each picture; None leaves the choice to transformers.
         """
         grids, patches, index = [], [], 0
         for prompt in prompts:
             for image in prompt.images:
-                grid, values = self.of_image(image, bound[index] if bound else None)
+                grid, values = self.process_image(image, bound[index] if bound else None)
                 grids.append(grid)
                 patches.append(values)
                 index += 1
             if prompt.frames:
-                grid, values = self.of_frames(prompt.frames, bound[index] if bound else None)
+                grid, values = self.process_frames(prompt.frames, bound[index] if bound else None)
                 grids.append(grid)
                 patches.append(values)
                 index += 1
         return np.concatenate(grids).astype(np.int64), np.concatenate(patches)
 
-    def of_image(self, picture: PictureSource, bound: Grid | None) -> tuple[Ints, Float32]:
-        image = loaded(picture) if isinstance(picture, bytes) else picture
+    def process_image(self, picture: PictureSource, bound: Grid | None) -> tuple[Ints, Float32]:
+        image = load_file(picture) if isinstance(picture, bytes) else picture
         if bound is None:
-            found = self.images([image], return_tensors="np")
+            features = self.images([image], return_tensors="np")
         else:
             pixels = self._resize(image, bound[0] * self.images.patch_size, bound[1] * self.images.patch_size)
-            found = self.images([pixels], do_resize=False, input_data_format="channels_first", return_tensors="np")
-        return found["image_grid_thw"], found["pixel_values"]
+            features = self.images([pixels], do_resize=False, input_data_format="channels_first", return_tensors="np")
+        return features["image_grid_thw"], features["pixel_values"]
 
-    def of_frames(self, frames: Sequence[Image.Image], bound: Grid | None) -> tuple[Ints, Float32]:
+    def process_frames(self, frames: Sequence[Image.Image], bound: Grid | None) -> tuple[Ints, Float32]:
         config = self.video_config
         patch, merge, time = (config[name] for name in ("patch_size", "merge_size", "temporal_patch_size"))
         if bound is None:
@@ -101,10 +101,10 @@ class PixelReference:
         return resized
 
 
-def loaded(data: bytes) -> Image.Image:
-    """A file's picture as transformers sees it."""
+def load_file(data: bytes) -> Image.Image:
+    """A file's picture as transformers decodes it."""
     image = open_encoded(data)
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    found: Image.Image = load_image(image)
-    return found
+    loaded: Image.Image = load_image(image)
+    return loaded

@@ -1,8 +1,8 @@
-"""Looks inside an ONNX graph: the values at its layers, found by the names of their weights.
+"""Looks inside an ONNX graph: the values at its layers, which are found by the names of their weights.
 
-Optimizing drops the tracer's notes and renames values, but a parameter keeps its name
-(`language_model.layers.3.self_attn.q_norm.weight`), so the node that reads it is the layer of that name. Packed or
-renamed weights leave that layer out; the rest is still in order. Knows files and onnxruntime; nothing about PyTorch.
+Optimizing drops the tracer's metadata and renames values, but a parameter keeps its name
+(`language_model.layers.3.self_attn.q_norm.weight`), so the node that reads it is the layer of that name. A layer whose
+weight was packed under another name is left out. Knows files and onnxruntime; nothing about PyTorch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ TOWERS = "visual|vision_model|language_model|lm_head|embed_tokens|blocks|layers|
 PARAMETER = re.compile(
     rf"(?P<module>(?:{TOWERS}).*?|lm_head|embed_tokens)(?:[./]MatMul)?[./](?:weight|bias)(?:\W.*|_.*)?$"
 )
-CARRIERS = ("DequantizeLinear", "Transpose", "Cast", "Reshape", "Identity", "QuantizeLinear")  # of a weight to its use
+CARRIERS = (
+    "DequantizeLinear",
+    "Transpose",
+    "Cast",
+    "Reshape",
+    "Identity",
+    "QuantizeLinear",
+)  # of a weight to its use
 FIRST_INPUT = (
     "MatMul",
     "Gemm",
@@ -45,9 +52,9 @@ class Layer:
     Attributes:
         module: its name after the tower's: `layers.3.self_attn.q_norm`, `blocks.0.attn.qkv`, `merger.linear_fc1`.
         op: the operator that computes it.
-        input: the value it reads, where the operator's first input is just that; else None.
-        maker: the operator that made `input`, looking through reshapes; empty for a graph's input.
-        output: the value it makes.
+        input: the value it reads, if that is the operator's first input; else None.
+        maker: the operator that computes `input`, looking through reshapes; empty for a graph's input.
+        output: the value it computes.
     """
 
     module: str
@@ -76,26 +83,26 @@ def layers_of(model: ModelProto) -> list[Layer]:
         for name in node.output:
             makers[name] = node
     order = {node.output[0]: index for index, node in enumerate(model.graph.node) if node.output}
-    found: dict[str, NodeProto] = {}
+    layers: dict[str, NodeProto] = {}
     for tensor in model.graph.initializer:
         module = module_of(tensor.name)
-        for node in uses(tensor.name, readers) if module is not None else ():
+        for node in users_of(tensor.name, readers) if module is not None else ():
             assert module is not None
-            if module not in found or order[node.output[0]] > order[found[module].output[0]]:
-                found[module] = node
-    ordered = sorted(found.items(), key=lambda item: order[item[1].output[0]])
-    return [layer(module, node, makers) for module, node in ordered]
+            if module not in layers or order[node.output[0]] > order[layers[module].output[0]]:
+                layers[module] = node
+    ordered = sorted(layers.items(), key=lambda item: order[item[1].output[0]])
+    return [describe_layer(module, node, makers) for module, node in ordered]
 
 
-def uses(name: str, readers: Mapping[str, Sequence[NodeProto]]) -> list[NodeProto]:
-    """The nodes that use a weight, looking through those that only carry it."""
-    found = []
+def users_of(name: str, readers: Mapping[str, Sequence[NodeProto]]) -> list[NodeProto]:
+    """The nodes that use a weight, looking through those that only pass it on."""
+    nodes = []
     for node in readers.get(name, ()):
-        found += uses(node.output[0], readers) if node.op_type in CARRIERS else [node]
-    return found
+        nodes += users_of(node.output[0], readers) if node.op_type in CARRIERS else [node]
+    return nodes
 
 
-def layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]) -> Layer:
+def describe_layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]) -> Layer:
     if node.op_type not in FIRST_INPUT:
         return Layer(module, node.op_type, None, "", node.output[0])
     source = node.input[0]
@@ -105,19 +112,19 @@ def layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]) -> Laye
     return Layer(module, node.op_type, node.input[0], maker, node.output[0])
 
 
-def values_at(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    """Run a graph and return the values called `names`, whether they are its outputs or lie inside it."""
-    return reader(path, names)(feeds)
+def read_values(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run a graph and return the values called `names`, whether they are outputs or inner values."""
+    return open_reader(path, names)(feeds)
 
 
-def reader(
+def open_reader(
     path: Path, names: Sequence[str], threads: int | None = None
 ) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
-    """`values_at` for a graph that is run more than once.
+    """`read_values` for a graph that is run more than once.
 
     Args:
-        threads: as the shipped runtime was given. Sums that are split among others round in another way, which in half
-            precision is enough to send a token to another expert.
+        threads: that of the shipped runtime. Sums that are split among another number of threads round differently,
+            which in half precision is enough to route a token to another expert.
     """
     model = onnx.load(path, load_external_data=False)
     known = {value.name for value in model.graph.output}
@@ -128,9 +135,9 @@ def reader(
     types = {node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())}
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        given = {name: array.astype(DTYPES[types[name]], copy=False) for name, array in feeds.items() if name in types}
-        found: list[NDArray[Any]] = session.run(list(names), given)
-        return found
+        cast = {name: array.astype(DTYPES[types[name]], copy=False) for name, array in feeds.items() if name in types}
+        values: list[NDArray[Any]] = session.run(list(names), cast)
+        return values
 
     return run
 

@@ -1,7 +1,7 @@
 """What transformers makes of a prompt's text: chat template, placeholder expansion, tokens.
 
-The expansion is `Qwen3VLProcessor`'s own code. The class itself cannot be built without torchvision, so its two methods
-run on a stand-in that holds the attributes they read.
+The expansion is `Qwen3VLProcessor`'s code. The class cannot be instantiated without torchvision, so its two methods run
+on a stand-in with the attributes they read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PromptReference:
         return [self.tokenizer(self.text(prompt, grids))["input_ids"] for prompt in prompts]
 
     def text(self, prompt: Prompt, grids: list[NDArray[np.int64]]) -> str:
-        """The rendered prompt, placeholders expanded; takes its pictures' grids off the front of `grids`."""
+        """The rendered prompt, placeholders expanded; removes its pictures' grids from the front of `grids`."""
         content: list[dict[str, Any]] = [{"type": "image"} for _ in prompt.images]
         content += [{"type": "video"}] if prompt.frames else []
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
@@ -66,4 +66,4 @@ class PromptReference:
             videos = {"video_grid_thw": [grids.pop(0)], "video_metadata": [metadata]}
             expanded = Qwen3VLProcessor.replace_video_token(self.processor, videos, 0)
             text = text.replace(self.processor.video_token, expanded.replace("<", "\0"), 1)
-        return text.replace("\0", "<")  # so that no replacement was found again inside another
+        return text.replace("\0", "<")  # so that no replacement was replaced again

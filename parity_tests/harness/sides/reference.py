@@ -1,9 +1,9 @@
-"""The PyTorch side: transformers' own Qwen3-VL in float32 with eager attention, asked the same questions.
+"""The PyTorch side: transformers' Qwen3-VL in float32 with eager attention.
 
 Takes prepared inputs (ids, mask, pixels, grids) and returns numpy arrays. Nothing of the model is reimplemented: rows,
-positions and DeepStack maps are recorded where transformers hands them to its language model, tokens come from its
-`generate`. Does not know the artifact or its runtime. Results are remembered by the content of the inputs: a few in
-memory, all of them on disk (`reference_cache.py`). The checkpoint loads when something has to be computed.
+positions and DeepStack maps are recorded where transformers passes them to its language model, tokens come from its
+`generate`. Knows nothing about the artifact or its runtime. Results are cached by the content of the inputs: a few in
+memory, all of them on disk (`reference_cache.py`). The checkpoint is loaded when something has to be computed.
 
 Legend: B batch, S tokens, T new tokens, V vocabulary; P patches, I images, N image tokens; H hidden size, D DeepStack
 maps, W = (1 + D) * H.
@@ -40,14 +40,14 @@ from .reference_cache import Key, Store
 SMALL = 100_000_000  # parameters; below it threads cost more than they bring
 EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
 MODELS = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration}
-KEPT = 6  # cached results; the plan goes case by case, so a few are enough
+REMEMBERED_CASES = 6  # results cached in memory; the plan goes case by case, so a few are enough
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both sides are given. `image_grid_thw` lists images and videos in the order they appear in the prompts."""
+    """What both sides get. `image_grid_thw` lists images and videos in the order they appear in the prompts."""
 
     input_ids: Ints  # [B, S]
     attention_mask: Ints  # [B, S], zeros on the left
@@ -97,8 +97,8 @@ class Reference:
     Args:
         checkpoint: directory with config.json and safetensors.
         store: results on disk; None computes everything anew.
-        change: what is done to the model once it is loaded; `store` must tell changed from unchanged.
-        others: references whose models, if large, leave memory when this one loads its own.
+        change: is applied to the model once it is loaded; `store` must not be that of the unchanged model.
+        neighbours: references whose models, if large, are unloaded before this one's is loaded.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class Reference:
         checkpoint: Path,
         store: Store | None = None,
         change: Callable[[Any], None] | None = None,
-        others: Sequence[Reference] = (),
+        neighbours: Sequence[Reference] = (),
     ) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
         self.checkpoint = checkpoint
         self.store = store
         self.change = change
-        self.others = list(others)
+        self.neighbours = list(neighbours)
         self.seconds = 0.0  # spent in PyTorch
         self.computed = 0  # results that PyTorch had to compute
         self.from_disk = 0  # results an earlier run had computed
@@ -125,8 +125,8 @@ class Reference:
     def model(self) -> Any:
         """transformers' model; decoding is greedy and inherits nothing from the checkpoint's generation settings."""
         start = time.perf_counter()
-        for other in self.others:
-            other.make_room()
+        for neighbour in self.neighbours:
+            neighbour.unload()
         model = load_model(self.checkpoint)
         if self.change is not None:
             self.change(model)
@@ -135,8 +135,8 @@ class Reference:
         self.seconds += time.perf_counter() - start
         return model
 
-    def make_room(self) -> None:
-        """Take a large model out of memory; it loads again when asked."""
+    def unload(self) -> None:
+        """Drop a large model from memory; it is loaded again when it is needed."""
         if "model" in vars(self) and self.model.num_parameters() >= SMALL:
             del self.model
 
@@ -144,7 +144,7 @@ class Reference:
     def threads(self) -> int:
         return 1 if self.model.num_parameters() < SMALL else torch.get_num_threads()
 
-    # What the checks ask for.
+    # Results the checks need.
 
     @property
     def hidden_size(self) -> int:
@@ -155,11 +155,11 @@ class Reference:
         """Wide features of the vision tower alone: [P, patch_dim], [I, 3] -> [N, W]."""
 
         def compute() -> Float32:
-            with self._attention_of(int(image_grid_thw[:, 1:].prod(1).max())):
-                found = self.model.model.visual(
+            with self._tower_attention(int(image_grid_thw[:, 1:].prod(1).max())):
+                output = self.model.model.visual(
                     torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw)
                 )
-            return torch.cat([found.pooler_output, *found.deepstack_features], dim=-1).numpy()
+            return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1).numpy()
 
         if not remember:
             return self._compute(compute)
@@ -186,12 +186,12 @@ class Reference:
 
         def compute() -> Float32:
             hidden, *maps = torch.split(torch.from_numpy(inputs_embeds), self.hidden_size, dim=-1)
-            everywhere = torch.ones(hidden.shape[:2], dtype=torch.bool)
+            every_token = torch.ones(hidden.shape[:2], dtype=torch.bool)
             output = self.model.model.language_model(
                 inputs_embeds=hidden,
                 attention_mask=torch.from_numpy(attention_mask),
                 position_ids=torch.from_numpy(position_ids),
-                visual_pos_masks=everywhere,  # text rows of the maps are zero
+                visual_pos_masks=every_token,  # text rows of the maps are zero
                 deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
             )
             logits: Float32 = self.model.lm_head(output.last_hidden_state).numpy()
@@ -199,29 +199,30 @@ class Reference:
 
         return self._compute(compute)
 
-    # How.
+    # How they are computed.
 
     def _prefill(self, inputs: Inputs, count: int = 0) -> Prefill:
-        """With logits of the last `count` tokens only, 0 being all."""
-        seen: dict[str, Any] = {}
+        """With logits of the last `count` tokens only; 0 is all."""
+        recorded: dict[str, Any] = {}
 
         def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.update(kwargs)
+            recorded.update(kwargs)
 
         kwargs = self._kwargs(inputs)
         position_ids, rope_deltas = self._positions(kwargs)
         if not inputs.image_grid_thw.size:  # without pictures transformers counts padding into the positions
             kwargs["position_ids"] = position_ids
-        with hook(self.model.model.language_model, record):
+        with pre_forward_hook(self.model.model.language_model, record):
             logits = self.model(**kwargs, logits_to_keep=count).logits
-        hidden, visual = seen["inputs_embeds"], seen["visual_pos_masks"]
+        hidden, visual = recorded["inputs_embeds"], recorded["visual_pos_masks"]
         wide = hidden.new_zeros(*hidden.shape[:2], (1 + self._num_maps) * hidden.shape[-1])
         wide[..., : hidden.shape[-1]] = hidden
         if visual is not None:
-            wide[visual] = torch.cat([hidden[visual], *seen["deepstack_visual_embeds"]], dim=-1)
+            wide[visual] = torch.cat([hidden[visual], *recorded["deepstack_visual_embeds"]], dim=-1)
         features = wide[visual] if visual is not None else wide.new_empty(0, wide.shape[-1])
-        used = seen["position_ids"]
-        return Prefill(used.numpy(), rope_deltas.numpy(), wide.numpy(), features.numpy(), logits.numpy())
+        return Prefill(
+            recorded["position_ids"].numpy(), rope_deltas.numpy(), wide.numpy(), features.numpy(), logits.numpy()
+        )
 
     def _generate(self, inputs: Inputs, new_tokens: int, stop: bool) -> Greedy:
         kwargs = self._kwargs(inputs)
@@ -238,11 +239,11 @@ class Reference:
 
     def _positions(self, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
-        found: tuple[Tensor, Tensor] = self.model.model.get_rope_index(**{name: kwargs.get(name) for name in names})
-        return found
+        positions: tuple[Tensor, Tensor] = self.model.model.get_rope_index(**{name: kwargs.get(name) for name in names})
+        return positions
 
     def _kwargs(self, inputs: Inputs) -> dict[str, Any]:
-        """The model's keyword arguments: pictures and videos apart, as transformers wants them."""
+        """The model's keyword arguments, pictures apart from videos."""
         config = self.model.config
         kinds = np.zeros_like(inputs.input_ids)
         kinds[inputs.input_ids == config.image_token_id] = 1
@@ -270,7 +271,7 @@ class Reference:
     def _remember(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
         if key not in self._cache:
             self._cache[key] = self._recall(key, kind, compute)
-            while len(self._cache) > KEPT:
+            while len(self._cache) > REMEMBERED_CASES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         result: Result = self._cache[key]
@@ -299,8 +300,8 @@ class Reference:
             self.seconds += time.perf_counter() - start
 
     @contextmanager
-    def _attention_of(self, patches: int) -> Iterator[None]:
-        """Eager attention of the tower; over long frames PyTorch's own, because eager holds every score of a layer."""
+    def _tower_attention(self, patches: int) -> Iterator[None]:
+        """Inside, the tower's attention is eager, but `sdpa` for large frames: eager stores every score of a layer."""
         config = self.model.config.vision_config
         before = config._attn_implementation
         if patches > EAGER_PATCHES:
@@ -312,7 +313,7 @@ class Reference:
 
     @contextmanager
     def threading(self) -> Iterator[None]:
-        """As many threads as this model is worth."""
+        """Inside, PyTorch computes on as many threads as pay off for this model's size."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -322,30 +323,35 @@ class Reference:
 
 
 def kinds_of_rows(kinds: Ints, image_grid_thw: Ints) -> list[int]:
-    """1 (image) or 2 (video) for each row of the grid, read off the prompts.
+    """1 (image) or 2 (video) for each row of the grid, read from the prompts.
 
-    A run of equal visual tokens is one image or one frame of a video, since markers stand between them.
-    Args: `kinds`: [B, S] of 0 text, 1 image, 2 video.
+    A run of equal visual tokens is one image or one frame of a video, because markers separate them.
+
+    Args:
+        kinds: [B, S] of 0 text, 1 image, 2 video.
+
+    Raises:
+        ParityError: the prompts and the grid do not have the same pictures.
     """
     runs = [kind for row in kinds.tolist() for kind, _ in groupby(row) if kind]
-    found, at = [], 0
+    rows, run = [], 0
     for t in image_grid_thw[:, 0].tolist():
-        if at >= len(runs):
+        if run >= len(runs):
             raise ParityError(f"image_grid_thw has {len(image_grid_thw)} rows, the prompts hold fewer pictures")
-        found.append(runs[at])
-        at += t if runs[at] == 2 else 1
-    if at != len(runs):
-        raise ParityError(f"the prompts hold {len(runs)} pictures and frames, image_grid_thw accounts for {at}")
-    return found
+        rows.append(runs[run])
+        run += t if runs[run] == 2 else 1
+    if run != len(runs):
+        raise ParityError(f"the prompts hold {len(runs)} pictures and frames, image_grid_thw accounts for {run}")
+    return rows
 
 
 def eos_ids(config: GenerationConfig) -> list[int]:
-    found = config.eos_token_id
-    return list(found) if isinstance(found, (list, tuple)) else [found]
+    ids = config.eos_token_id
+    return list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
 @contextmanager
-def hook(module: torch.nn.Module, function: Callable[..., None]) -> Iterator[None]:
+def pre_forward_hook(module: torch.nn.Module, function: Callable[..., None]) -> Iterator[None]:
     handle = module.register_forward_pre_hook(function, with_kwargs=True)
     try:
         yield

@@ -1,8 +1,8 @@
 """PyTorch's results on disk, so that each is computed once: the store behind `Reference`.
 
-A result is found by the content of everything it depends on: the inputs, the checkpoint's bytes, the versions of torch
-and transformers, and the code that computed it. A changed byte in any of them is another name, so nothing is ever
-invalidated. Files appear whole or not at all, and are read back with a checksum; a damaged one counts as absent.
+A result is named by the hash of everything it depends on: the inputs, the checkpoint's files, the versions of torch and
+transformers, and the code that computed it. A change in any of them gives another name, so nothing is ever invalidated.
+Files appear whole or not at all, and are read back with a checksum; a damaged one counts as absent.
 
 Knows arrays and files; nothing about models.
 """
@@ -23,9 +23,8 @@ import numpy as np
 
 from qwen3vl_export.hash_cache import cache_directory
 
-BUDGET = (
-    8 * 1024**3
-)  # bytes; the results used longest ago go first. Logits of a published vocabulary are 0.6 MB a token
+# Bytes; the least recently used results are deleted first. Logits of a published vocabulary take 0.6 MB a token.
+BUDGET = 8 * 1024**3
 SUFFIX = ".npz"
 HEX = "[0-9a-f]"
 NAMES = f"{2 * HEX}/{64 * HEX}{SUFFIX}"  # of the files that this module writes
@@ -40,7 +39,7 @@ def default_directory() -> Path:
 
 
 def scope_of(checkpoint_files: Mapping[str, str]) -> str:
-    """What every result of one reference shares, as a hex digest.
+    """A hex digest of what all results of one reference depend on.
 
     Args:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
@@ -58,41 +57,41 @@ class Store:
     """Results of one reference: arrays, or dataclasses of arrays.
 
     Args:
-        root: directory, made when first written to.
-        scope: what all results here share, see `scope_of`.
-        budget: bytes the directory may hold, whoever wrote them.
+        root: directory; created by the first write.
+        scope: what all results depend on, see `scope_of`.
+        budget: bytes the directory may hold, including results of other scopes.
     """
 
     def __init__(self, root: Path, scope: str, budget: int = BUDGET) -> None:
         self.root = root
         self.scope = scope
         self.budget = budget
-        self._held: int | None = None  # bytes, once counted
+        self._bytes: int | None = None  # in the directory, once counted
 
     def path(self, key: Key) -> Path:
         name = hashlib.sha256(f"{self.scope} {key!r}".encode()).hexdigest()
         return self.root / name[:2] / f"{name}{SUFFIX}"
 
     def get(self, key: Key, kind: type[Result]) -> Result | None:
-        """The result kept under `key`, or None.
+        """The result stored under `key`, or None.
 
         Args:
-            kind: what it was when it was put: `np.ndarray` or a dataclass of arrays.
+            kind: the type of the result: `np.ndarray` or a dataclass of arrays.
         """
         path = self.path(key)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in arrays.files}
-            os.utime(path)  # used just now
+            os.utime(path)  # for the order of use
             result: Result = kind(**values) if is_dataclass(kind) else values["value"]
             return result
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            return None  # damaged: as good as absent, and written anew
+            return None  # damaged: counts as absent and will be overwritten
 
     def put(self, key: Key, value: Any) -> None:
-        """Keep a result; a disk that cannot take it costs time later and nothing else."""
+        """Store a result. If the disk refuses it, it is computed again when it is needed."""
         path = self.path(key)
         arrays = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {"value": value}
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -108,14 +107,14 @@ class Store:
             self._make_room(size)
 
     def _make_room(self, added: int) -> None:
-        """Delete what was used longest ago until the budget is kept."""
-        if self._held is not None and self._held + added <= self.budget:
-            self._held += added
+        """Delete the least recently used results until the directory is within its budget."""
+        if self._bytes is not None and self._bytes + added <= self.budget:
+            self._bytes += added
             return
-        found = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.root.glob(NAMES))
-        self._held = sum(size for _, size, _ in found)
-        for _, size, path in found:
-            if self._held <= self.budget:
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.root.glob(NAMES))
+        self._bytes = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if self._bytes <= self.budget:
                 break
             path.unlink(missing_ok=True)
-            self._held -= size
+            self._bytes -= size

@@ -1,10 +1,10 @@
-"""Where a mixture of experts sends its tokens: which experts an artifact chose, and PyTorch sent the same way.
+"""Routing in a mixture of experts: which experts an artifact chose, and PyTorch's logits with the same choices.
 
-A router takes the best K of its logits. Where the K-th and the next are closer than the precision computed with, either
-choice is as right as the other, and everything after it differs by a whole expert. The rule is that of near-tied
-tokens: PyTorch is sent the artifact's way, layer by layer, and every choice that it would have made otherwise must be
-such a near-tie by its own router logits there; the comparison then goes on with what it says, within the same limits as
-ever. One choice that is no near-tie, and nothing is forgiven.
+A router takes the best K of its logits. Where the K-th and the next are closer than the compute precision resolves,
+either choice is as right as the other, and everything after it differs by a whole expert. The rule is that of near-tied
+tokens: PyTorch is forced to the artifact's experts, layer by layer, and every choice it would have made differently
+must be a near-tie by its own router logits there; the artifact is then compared with these logits, within the same
+limits. If a single choice is not a near-tie, the artifact is compared with PyTorch's logits on its own routes.
 
 Knows routers by transformers' class; judges nothing.
 """
@@ -27,23 +27,23 @@ from qwen3vl_export.contract import ATTENTION_MASK, DECODER, INPUTS_EMBEDS, POSI
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from .bench import Bench
-from .probe import reader
+from .probe import open_reader
 from .reference import Reference
 
 SETTING = "routing_margin"
-Call = tuple[Floats, Ints, Ints]  # wide rows [B, S, W], attention mask [B, T], positions [3, B, S]
-Choices = list[Ints]  # for each layer of experts [B, S, K], in the order of the tokens
+DecoderCall = tuple[Floats, Ints, Ints]  # wide rows [B, S, W], attention mask [B, T], positions [3, B, S]
+Choices = list[Ints]  # [B, S, K] for each layer of experts, in the order of the tokens
 
 
 @dataclass(frozen=True)
-class Routed:
+class RoutedLogits:
     """PyTorch's logits to compare with.
 
     Attributes:
-        logits: [B, S, V], of PyTorch sent the artifact's way if every choice that differs is a near-tie.
-        ties: tokens and layers at which the choices differ.
+        logits: [B, S, V], on the artifact's routes if every choice that differs is a near-tie, else on PyTorch's.
+        ties: number of tokens and layers at which the choices differ.
         gap: the largest difference of PyTorch's router logits between an expert it chose and the one chosen instead.
-        explained: whether every one of them is a near-tie.
+        explained: whether all of them are near-ties.
     """
 
     logits: Floats
@@ -58,98 +58,107 @@ class Routed:
         return {"routing_ties" if self.explained else "routing_differences": self.ties, "routing_gap": self.gap}
 
 
-def applies(bench: Bench) -> bool:
+def is_compared(bench: Bench) -> bool:
     """Whether the artifact has experts and its profile says when routing is a near-tie."""
     return bench.artifact.manifest.facts.model_type == "qwen3_vl_moe" and SETTING in bench.profile.settings
 
 
-def routed(
-    bench: Bench, expected: Floats, choices: Choices, rows: Floats, attention_mask: Ints, position_ids: Ints
-) -> Routed:
+def follow_routes(bench: Bench, expected: Floats, choices: Choices, call: DecoderCall) -> RoutedLogits:
     """What to compare an artifact's logits with.
 
     Args:
         expected: PyTorch's logits [B, S, V], or the last of them.
-        choices: the artifact's, see `chosen`.
-        rows: the wide rows [B, S, W] that PyTorch's decoder was given.
+        choices: the artifact's, see `record_choices`.
+        call: the inputs of PyTorch's decoder that gave `expected`.
     """
-    seen = attention_mask.astype(bool)
-    with sent(bench.reference, choices) as met:
-        logits = bench.reference.decoder(rows, attention_mask, position_ids)
-    gaps = [
-        gaps_of(mine[seen], own.reshape(mine.shape)[seen], values.reshape(*seen.shape, -1)[seen])
-        for mine, (values, own) in zip(choices, met, strict=True)
-    ]
-    differing = np.concatenate(gaps)
-    if not differing.size:
-        return Routed(expected)
-    gap = float(differing.max())
+    seen = call[1].astype(bool)
+    with force_routes(bench.reference, choices) as records:
+        logits = bench.reference.decoder(*call)
+    gaps = np.concatenate(
+        [
+            routing_gaps(
+                candidate[seen], preferred.reshape(candidate.shape)[seen], values.reshape(*seen.shape, -1)[seen]
+            )
+            for candidate, (values, preferred) in zip(choices, records, strict=True)
+        ]
+    )
+    if not gaps.size:
+        return RoutedLogits(expected)
+    gap = float(gaps.max())
     explained = gap <= bench.profile.settings[SETTING]
-    return Routed(logits[:, -expected.shape[1] :] if explained else expected, len(differing), gap, explained)
+    return RoutedLogits(logits[:, -expected.shape[1] :] if explained else expected, len(gaps), gap, explained)
 
 
-def gaps_of(mine: Ints, theirs: Ints, logits: Floats) -> NDArray[np.float64]:
-    """For each token [N] whose K experts are not the same ones, how much PyTorch prefers its own: the largest logit
-    of an expert that only PyTorch chose, less the smallest of one that only the artifact chose."""
-    found = []
-    for a, b, values in zip(mine.tolist(), theirs.tolist(), logits.astype(np.float64), strict=True):
-        only_theirs, only_mine = set(b) - set(a), set(a) - set(b)
-        if only_theirs:
-            found.append(max(values[list(only_theirs)]) - min(values[list(only_mine)]))
-    return np.array(found, np.float64)
+def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np.float64]:
+    """How much PyTorch prefers its own choice at each token at which the choices [N, K] differ as sets.
+
+    The largest of the router logits [N, E] of an expert that only PyTorch chose, less the smallest of one that only the
+    artifact chose: [N'].
+    """
+    gaps = []
+    for chosen, preferred, values in zip(
+        candidate.tolist(), reference.tolist(), logits.astype(np.float64), strict=True
+    ):
+        missed, extra = set(preferred) - set(chosen), set(chosen) - set(preferred)
+        if missed:
+            gaps.append(max(values[list(missed)]) - min(values[list(extra)]))
+    return np.array(gaps, np.float64)
 
 
-def chosen(bench: Bench, calls: Iterable[Call]) -> Choices:
-    """The experts that the artifact's decoder chooses in one call after another, each continuing the cache."""
+def record_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:
+    """The experts that the artifact's decoder chooses in consecutive calls, each continuing the cache."""
     path = bench.artifact.graph_path(DECODER)
     graph = onnx.load(path, load_external_data=False).graph
     facts = bench.artifact.manifest.facts
-    routed = [node.output[1] for node in graph.node if node.op_type == "TopK"]
+    indices = [node.output[1] for node in graph.node if node.op_type == "TopK"]
     cached = [(index, part) for index in range(facts.num_hidden_layers) for part in ("key", "value")]
-    names = [*routed, *(present_name(*one) for one in cached)]
-    run = reader(path, names, bench.runtime.sessions.threads)
+    names = [*indices, *(present_name(*entry) for entry in cached)]
+    run = open_reader(path, names, bench.runtime.sessions.threads)
     past: dict[str, NDArray[Any]] = {}
-    found: list[Choices] = []
+    by_call: list[Choices] = []
     for rows, attention_mask, position_ids in calls:
         if not past:
             empty = np.zeros((len(rows), facts.num_key_value_heads, 0, facts.head_dim), np.float32)
-            past = {past_name(*one): empty for one in cached}
-        given = {INPUTS_EMBEDS: rows, ATTENTION_MASK: attention_mask, POSITION_IDS: position_ids}
-        values = run({**given, **past})
-        past = {past_name(*one): value for one, value in zip(cached, values[len(routed) :], strict=True)}
-        own = [value.reshape(*rows.shape[:2], -1) for value in values[: len(routed)]]
-        found.append([in_order(bench, value, attention_mask) for value in own])
-    return [np.concatenate(layer, axis=1) for layer in zip(*found, strict=True)]
+            past = {past_name(*entry): empty for entry in cached}
+        feeds = {INPUTS_EMBEDS: rows, ATTENTION_MASK: attention_mask, POSITION_IDS: position_ids}
+        values = run({**feeds, **past})
+        past = {past_name(*entry): value for entry, value in zip(cached, values[len(indices) :], strict=True)}
+        experts = [value.reshape(*rows.shape[:2], -1) for value in values[: len(indices)]]
+        by_call.append([restore_token_order(bench, choices, attention_mask) for choices in experts])
+    return [np.concatenate(layer, axis=1) for layer in zip(*by_call, strict=True)]
 
 
-def in_order(bench: Bench, choices: Ints, attention_mask: Ints) -> Ints:
+def restore_token_order(bench: Bench, choices: Ints, attention_mask: Ints) -> Ints:
     """Choices [B, S, K] in the order of the tokens: the ort graph moves each row's tokens to its start."""
     if bench.artifact.manifest.recipe["target"] == "portable":
         return choices
     first = attention_mask[:, -choices.shape[1] :].argmax(1)
-    return np.stack([np.roll(row, at, 0) for row, at in zip(choices, first, strict=True)])
+    return np.stack([np.roll(row, shift, 0) for row, shift in zip(choices, first, strict=True)])
 
 
 @contextmanager
-def sent(reference: Reference, choices: Choices) -> Iterator[list[tuple[Floats, Ints]]]:
-    """Inside, PyTorch's routers choose these experts, each with the share its own logits give it; yields what each
-    router met: its logits [B * S, E] and the experts [B * S, K] it would have chosen."""
-    met: list[tuple[Floats, Ints]] = []
+def force_routes(reference: Reference, choices: Choices) -> Iterator[list[tuple[Floats, Ints]]]:
+    """Inside, PyTorch's routers choose these experts, with weights from their own logits.
 
-    def send(to: Ints) -> Any:
-        def hook(module: Any, given: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            logits, _, own = output
-            met.append((logits.numpy(), own.numpy()))
-            experts = torch.from_numpy(to.reshape(-1, to.shape[-1]).astype(np.int64))
-            shares = logits.softmax(-1).gather(1, experts)
-            return logits, shares / shares.sum(-1, keepdim=True), experts
+    Yields one record per router, in the order of the layers: its logits [B * S, E] and the experts [B * S, K] it would
+    have chosen.
+    """
+    records: list[tuple[Floats, Ints]] = []
+
+    def force(forced: Ints) -> Any:
+        def hook(module: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            logits, _, preferred = output
+            records.append((logits.numpy(), preferred.numpy()))
+            experts = torch.from_numpy(forced.reshape(-1, forced.shape[-1]).astype(np.int64))
+            weights = logits.softmax(-1).gather(1, experts)
+            return logits, weights / weights.sum(-1, keepdim=True), experts
 
         return hook
 
     with ExitStack() as stack:
-        for router, to in zip(routers(reference), choices, strict=True):
-            stack.callback(router.register_forward_hook(send(to)).remove)
-        yield met
+        for router, forced in zip(routers(reference), choices, strict=True):
+            stack.callback(router.register_forward_hook(force(forced)).remove)
+        yield records
 
 
 def routers(reference: Reference) -> Sequence[Any]:

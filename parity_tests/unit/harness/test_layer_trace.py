@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from parity_tests.faults.catalogue import FAULTS
-from parity_tests.harness.diagnosis.layer_trace import Trail, bisect, decoder_trail, vision_trail
+from parity_tests.harness.diagnosis.layer_trace import Trail, trace_decoder, trace_layers, trace_vision
 from parity_tests.harness.sides.bench import Bench
 from parity_tests.harness.sides.probe import layers_of, module_of
 from parity_tests.harness.verify import open_bench
@@ -23,7 +23,7 @@ CASE = "two-images-of-different-size"
 
 def trails(bench: Bench) -> dict[str, Trail]:
     case = next(case for case in bench.cases if case.name == CASE)
-    return {trail.graph: trail for trail in bisect(bench, [], case)}
+    return {trail.graph: trail for trail in trace_layers(bench, [], case)}
 
 
 def planted(name: str, good: Path, tmp_path: Path) -> Bench:
@@ -80,7 +80,7 @@ def test_a_fault_is_found_where_it_is(fault: str, graph: str, says: str, tiny_ar
 def test_left_padding_is_not_compared(tiny_artifact: Path) -> None:
     bench = open_bench(tiny_artifact, "quick")
     case = next(case for case in bench.cases if case.name == "batch-of-different-sizes")
-    trail = decoder_trail(bench, case)
+    trail = trace_decoder(bench, case)
     assert trail is not None
     assert trail.first is None, trail.message
 
@@ -90,7 +90,7 @@ def test_a_fault_in_the_runtime_is_in_no_layer(tiny_artifact: Path, tmp_path: Pa
     bench = open_bench(tiny_artifact, "quick")
     case = next(case for case in bench.cases if case.name == CASE)
     with fault.during(bench):
-        trail = vision_trail(bench, case)
+        trail = trace_vision(bench, case)
     assert trail is not None
     assert trail.first is None
 
