@@ -1,9 +1,9 @@
 """Mistakes planted on purpose: each is a known way to get Qwen3-VL wrong, and verification must find every one.
 
 A fault copies a good artifact and breaks one thing: in a graph, in the weights, in a setting, or in the runtime while
-it is verified. A broken file is sealed again (size and sha256 in the manifest), so that only the numbers can give it
-away; one fault leaves the seal broken. Adding a fault is adding a function to `fault_graphs.py`, `fault_weights.py` or
-`fault_runtime.py` and a line to `FAULTS`.
+it is verified. The size and sha256 of a broken file are recorded in the manifest, so that only the numbers can reveal
+it; one fault leaves the old record. To add a fault, add a function to `graphs.py`, `weights.py` or `runtime.py`, and a
+line to `FAULTS`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from .weights import Weights
 
 IMAGE_SETTINGS = "preprocessor_config.json"
 TEMPLATE = "chat_template.jinja"
-Change = Callable[[Artifact], list[Path]]  # breaks the files of an artifact; says which it changed
+Change = Callable[[Artifact], list[Path]]  # breaks files of an artifact; returns those it changed
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted mistake, and what verification must say about it.
+    """One planted mistake, and what verification must report.
 
     Attributes:
-        name: reads as a test's id.
-        stage: the first stage that must fail; "files" where the artifact must not even be opened.
-        says: words the failure's message must hold, which name the area.
-        change: breaks the files; None if they stay right.
+        name: also the id of its test.
+        stage: the first stage that must fail; "files" if the artifact must be refused.
+        says: a part of the failure's message, which names the area.
+        change: breaks the files; None changes none.
         during: breaks the runtime while it is verified.
-        graphs: which graphs compute something else; None if any check may be touched.
+        graphs: the graphs whose results change; None if any check may be affected.
         sealed: whether the manifest records the broken files.
-        recipe: whose artifact is broken.
+        recipe: the recipe of the good artifact.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Fault:
 
 
 def seal(artifact: Artifact, changed: list[Path]) -> None:
-    """Record changed files in the manifest, as a build would have; files that are gone leave it."""
+    """Record changed files in the manifest, as a build would, and drop the records of deleted ones."""
     files = {name: record for name, record in artifact.manifest.files.items() if (artifact.root / name).is_file()}
     for path in changed:
         files[path.relative_to(artifact.root).as_posix()] = FileRecord(path.stat().st_size, sha256_file(path))
@@ -93,7 +93,7 @@ def change_setting(name: str, edit: Callable[[str], str], artifact: Artifact) ->
 
 
 def quantized(fault: Fault) -> Fault:
-    """The same mistake in the 4-bit artifact, where it is to be found by comparison with the artifact's own weights."""
+    """The same mistake in the 4-bit artifact, to be found by comparison with the artifact's dequantized weights."""
     return replace(fault, name=f"{fault.name}-int4", stage=f"{OWN_WEIGHTS}{fault.stage}", recipe="tiny-int4")
 
 
@@ -121,14 +121,16 @@ FAULTS = [
     in_setting(
         "pixel-budget-of-qwen2-vl",
         IMAGE_SETTINGS,
-        weights.setting(size={"shortest_edge": 3136, "longest_edge": 12845056}),
+        weights.replace_settings(size={"shortest_edge": 3136, "longest_edge": 12845056}),
         "preprocess",
         "the reference has",
     ),
     in_setting(
         "normalized-as-clip",
         IMAGE_SETTINGS,
-        weights.setting(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]),
+        weights.replace_settings(
+            image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]
+        ),
         "preprocess",
         "pixel_max_abs",
     ),

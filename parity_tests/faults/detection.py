@@ -1,9 +1,9 @@
 """Which check finds which planted fault first: the proof that verification can fail, as a table.
 
 Goes through the quick matrix in its order and stops at the first check that fails. Checks that cannot see a fault are
-passed over: those that run none of the graphs it is in; and for a fault in the making of inputs all that come after,
-because there both sides are given the same inputs. Faults that are planted for the comparison with an artifact's own
-weights meet no other checks.
+skipped: those that run none of the graphs it is in, and for a fault in the preparation of inputs all later ones, which
+give both sides the same inputs. Faults for the comparison with an artifact's dequantized weights are tried on these
+checks only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def first_failure(fault: Fault, good: Path, scratch: Path, reference: Reference 
 
     Args:
         scratch: a directory for the broken copy.
-        reference: PyTorch's side, if it is loaded already.
+        reference: PyTorch's side, if it is already loaded.
     """
     broken = fault.plant(good, scratch / fault.name)
     try:
@@ -40,16 +40,16 @@ def first_failure(fault: Fault, good: Path, scratch: Path, reference: Reference 
     except ArtifactError as error:
         return Outcome("files", "manifest", 0.0, error=str(error))
     with fault.during(bench):
-        return next((outcome for outcome in outcomes(bench, fault) if not outcome.passed), None)
+        return next((outcome for outcome in run_affected_checks(bench, fault) if not outcome.passed), None)
 
 
-def outcomes(bench: Bench, fault: Fault) -> Iterator[Outcome]:
+def run_affected_checks(bench: Bench, fault: Fault) -> Iterator[Outcome]:
     for check in plan(MATRIX, Subject.of_manifest(bench.artifact.manifest)).checks:
-        if can_touch(fault, check):
+        if can_affect(fault, check):
             yield carry_out(bench, check)
 
 
-def can_touch(fault: Fault, check: Check) -> bool:
+def can_affect(fault: Fault, check: Check) -> bool:
     if check.stage in STAGES:
         return check.name in (fault.graphs or ())
     if fault.stage.startswith(OWN_WEIGHTS) != check.stage.startswith(OWN_WEIGHTS):
@@ -63,10 +63,11 @@ def rows(good: Callable[[str], Path], log: Callable[[str], None] = lambda line: 
     """The lines of a Markdown table: each fault, the first check that found it, and what that check said.
 
     Args:
-        good: the artifact of a recipe.
+        good: returns the artifact of a recipe.
+        log: is called with a line for each fault.
 
     Raises:
-        ParityError: a fault that nothing found.
+        ParityError: no check found a fault.
     """
     yield "| fault | first check that finds it | what it says |"
     yield "|---|---|---|"
@@ -76,21 +77,21 @@ def rows(good: Callable[[str], Path], log: Callable[[str], None] = lambda line: 
             artifact = good(fault.recipe)
             if fault.recipe not in references:
                 references[fault.recipe] = open_bench(artifact, MATRIX).reference
-            found = first_failure(fault, artifact, Path(scratch), references[fault.recipe])
-            if found is None:
+            failure = first_failure(fault, artifact, Path(scratch), references[fault.recipe])
+            if failure is None:
                 raise ParityError(f"{fault.name}: the quick matrix does not find it", "Add a case that does")
-            log(f"{fault.name}: {found.message}")
-            yield row(fault, found)
+            log(f"{fault.name}: {failure.message}")
+            yield row(fault, failure)
 
 
-def row(fault: Fault, found: Outcome) -> str:
-    return f"| {fault.name} | `{found.id}` | {summary(found)} |"
+def row(fault: Fault, failure: Outcome) -> str:
+    return f"| {fault.name} | `{failure.id}` | {summary(failure)} |"
 
 
-def summary(found: Outcome) -> str:
+def summary(failure: Outcome) -> str:
     """The diagnosis if there is one, else the measures that failed; without numbers, which differ between machines."""
-    if found.diagnosis:
-        return found.diagnosis
-    if found.error:
-        return found.error.split(": ", 1)[-1].split(". ")[0]
-    return ", ".join(verdict.measure for verdict in found.verdicts if not verdict.passed)
+    if failure.diagnosis:
+        return failure.diagnosis
+    if failure.error:
+        return failure.error.split(": ", 1)[-1].split(". ")[0]
+    return ", ".join(verdict.measure for verdict in failure.verdicts if not verdict.passed)

@@ -1,7 +1,7 @@
-"""Mistakes of a runtime: context managers inside which one thing is done wrong, every file of the artifact being right.
+"""Mistakes of a runtime: context managers inside which one thing is wrong, while every file of the artifact is right.
 
-They stand between the runtime and its graphs (`hooks.py`), or in the place of one function of the runtime. Knows how to
-break things; not whether anybody notices.
+They hook the calls of a graph (`hooks.py`) or replace a function of the runtime. Knows how to break things; not whether
+anybody notices.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..harness.sides.hooks import Arrays, hook_graph
 
 Mistake = Callable[[Bench], AbstractContextManager[None]]
 
-# One function of the runtime, replaced.
+# Functions of the runtime, replaced.
 
 
 def resize_bilinear(bench: Bench) -> AbstractContextManager[None]:
@@ -53,7 +53,7 @@ def channels_reversed(bench: Bench) -> AbstractContextManager[None]:
 
 
 def alpha_dropped(bench: Bench) -> AbstractContextManager[None]:
-    """A picture in memory keeps the colours under its transparency."""
+    """The transparency of a picture in memory is dropped."""
     return attribute(images, "composite_over_white", lambda image: image.convert("RGB"))
 
 
@@ -78,11 +78,11 @@ def positions_from_token_count(bench: Bench) -> AbstractContextManager[None]:
     return attribute(generate, "next_positions", lambda deltas, lengths: next_positions(deltas * 0, lengths))
 
 
-# Between the runtime and a graph.
+# Calls of a graph, hooked.
 
 
 def merge_blocks_ignored(bench: Bench) -> AbstractContextManager[None]:
-    """Patches row by row, where the tower takes them in 2x2 blocks."""
+    """Patches in raster order, where the tower takes them in 2x2 blocks."""
 
     def before(feeds: Arrays) -> Arrays:
         order = raster_order(feeds[IMAGE_GRID_THW], bench.artifact.manifest.facts.spatial_merge_size)
@@ -92,18 +92,18 @@ def merge_blocks_ignored(bench: Bench) -> AbstractContextManager[None]:
 
 
 def one_token_of_another(bench: Bench) -> AbstractContextManager[None]:
-    """One token of every picture carries its neighbour's features: a mean over all tokens hardly moves."""
+    """One token has the features of another; a mean over all tokens hardly moves."""
 
-    def after(feeds: Arrays, found: Arrays) -> Arrays:
-        features = found[IMAGE_FEATURES].copy()
+    def after(feeds: Arrays, outputs: Arrays) -> Arrays:
+        features = outputs[IMAGE_FEATURES].copy()
         features[0] = features[-1]
-        return {**found, IMAGE_FEATURES: features}
+        return {**outputs, IMAGE_FEATURES: features}
 
     return hook_graph(bench, VISION_ENCODER, after=after)
 
 
 def features_exchanged(bench: Bench) -> AbstractContextManager[None]:
-    """The first two pictures' features change places."""
+    """The features of the first two pictures are exchanged."""
 
     def before(feeds: Arrays) -> Arrays:
         bounds = np.cumsum([0, *picture_lengths(bench, feeds[INPUT_IDS])])
@@ -118,9 +118,9 @@ def features_counted_by_row(bench: Bench) -> AbstractContextManager[None]:
     """Every row of a batch starts at the first feature."""
 
     def before(feeds: Arrays) -> Arrays:
-        counts = [int(row.sum()) for row in visual(bench, feeds[INPUT_IDS])]
-        picked = np.concatenate([np.arange(count) for count in counts]).astype(np.int64)
-        return {**feeds, IMAGE_FEATURES: feeds[IMAGE_FEATURES][picked]}
+        counts = [int(row.sum()) for row in visual_mask(bench, feeds[INPUT_IDS])]
+        indices = np.concatenate([np.arange(count) for count in counts]).astype(np.int64)
+        return {**feeds, IMAGE_FEATURES: feeds[IMAGE_FEATURES][indices]}
 
     return hook_graph(bench, EMBEDDINGS, before=before)
 
@@ -128,38 +128,38 @@ def features_counted_by_row(bench: Bench) -> AbstractContextManager[None]:
 def video_not_scattered(bench: Bench) -> AbstractContextManager[None]:
     """The features of videos never reach their tokens."""
 
-    def after(feeds: Arrays, found: Arrays) -> Arrays:
-        rows = found[INPUTS_EMBEDS].copy()
+    def after(feeds: Arrays, outputs: Arrays) -> Arrays:
+        rows = outputs[INPUTS_EMBEDS].copy()
         rows[feeds[INPUT_IDS] == bench.artifact.manifest.facts.video_token_id] = 0
-        return {**found, INPUTS_EMBEDS: rows}
+        return {**outputs, INPUTS_EMBEDS: rows}
 
     return hook_graph(bench, EMBEDDINGS, after=after)
 
 
 def cache_off_by_one(bench: Bench) -> AbstractContextManager[None]:
-    """Every key and value one slot late."""
+    """Every key and value is one slot late."""
     decode = decoder.decode
 
-    def late(sessions: Any, embeds: Any, mask: Any, position_ids: Any, cache: Cache, *rest: Any) -> Any:
+    def decode_late(sessions: Any, embeds: Any, mask: Any, position_ids: Any, cache: Cache, *rest: Any) -> Any:
         for array in cache.buffers if isinstance(cache, SharedCache) else cache.arrays:
             used = array[:, :, : cache.length]
             used[:] = np.roll(used, 1, axis=2)
         return decode(sessions, embeds, mask, position_ids, cache, *rest)
 
-    return attribute(generate, "decode", late)
+    return attribute(generate, "decode", decode_late)
 
 
 def one_nan(bench: Bench) -> AbstractContextManager[None]:
-    def after(feeds: Arrays, found: Arrays) -> Arrays:
-        logits = found[LOGITS].copy()
+    def after(feeds: Arrays, outputs: Arrays) -> Arrays:
+        logits = outputs[LOGITS].copy()
         logits[..., -1, 0] = np.nan
-        return {**found, LOGITS: logits}
+        return {**outputs, LOGITS: logits}
 
     return hook_graph(bench, DECODER, after=after)
 
 
-def visual(bench: Bench, ids: Ints) -> Any:
-    """bool [B, S]: which ids stand for features."""
+def visual_mask(bench: Bench, ids: Ints) -> Any:
+    """bool [B, S]: which ids are placeholders of features."""
     return positions.visual_tokens(ids, bench.artifact.manifest.facts)
 
 

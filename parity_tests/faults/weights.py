@@ -1,7 +1,7 @@
 """Mistakes in an artifact's weights and settings: functions that break one thing in a file, in place.
 
-Weights are found by the parameter's name; `NotThere` says that the artifact has none of that name any more. Knows how
-to break things; not whether anybody notices.
+Weights are found by the parameter's name; `PieceNotFound` is raised if the artifact has none of that name. Knows how to
+break things; not whether anybody notices.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from qwen3vl_export.contract import Facts
 
-from .graphs import NotThere
+from .graphs import PieceNotFound
 
 
 class Weights:
     """The weights of one graph, written in place.
 
     Args:
-        path: the `.onnx` file; its external data lies beside it.
+        path: the `.onnx` file; its external data is in the same directory.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tensors = {one.name: one for one in onnx.load(path, load_external_data=False).graph.initializer}
+        model = onnx.load(path, load_external_data=False)
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def __call__(self, suffix: str) -> NDArray[Any]:
-        """The one weight whose name ends in `suffix`; what is assigned to its elements is written."""
-        found = [name for name in self.tensors if name.endswith(suffix)]
-        if len(found) != 1:
-            raise NotThere(f"{len(found)} weights named *{suffix}")
-        tensor = self.tensors[found[0]]
+        """The only weight whose name ends in `suffix`; assigning to its elements writes the file."""
+        names = [name for name in self.tensors if name.endswith(suffix)]
+        if len(names) != 1:
+            raise PieceNotFound(f"{len(names)} weights named *{suffix}")
+        tensor = self.tensors[names[0]]
         data = ExternalDataInfo(tensor)
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         path = self.path.with_name(data.location)
@@ -74,13 +75,13 @@ def layer_duplicated(weights: Weights, facts: Facts) -> None:
     """Layer 2 holds the weights of layer 1."""
     names = [name for name in weights.tensors if "layers.1." in name]
     if not names:
-        raise NotThere("no weights of layer 1")
+        raise PieceNotFound("no weights of layer 1")
     for name in names:
         weights(name.replace("layers.1.", "layers.2."))[:] = weights(name)
 
 
 def block_scale_doubled(weights: Weights, facts: Facts) -> None:
-    """One block of a quantized weight, 16 numbers, twice as large."""
+    """One block of a quantized weight, 16 numbers, multiplied by 2."""
     weights("layers.2.mlp.down_proj.weight.scales")[7, 3] *= 2
 
 
@@ -97,12 +98,12 @@ def exponent_flipped(weights: Weights, facts: Facts) -> None:
 
 def turn_not_opened(template: str) -> str:
     """A chat template that never writes the assistant's header."""
-    wrong = template.replace("if add_generation_prompt", "if false and add_generation_prompt")
-    if wrong == template:
-        raise NotThere("the chat template has no {% if add_generation_prompt %}")
-    return wrong
+    changed = template.replace("if add_generation_prompt", "if false and add_generation_prompt")
+    if changed == template:
+        raise PieceNotFound("the chat template has no {% if add_generation_prompt %}")
+    return changed
 
 
-def setting(**values: Any) -> Callable[[str], str]:
-    """Keys of a JSON file that say something else."""
+def replace_settings(**values: Any) -> Callable[[str], str]:
+    """Other values for keys of a JSON file."""
     return lambda text: json.dumps({**json.loads(text), **values}, indent=2) + "\n"

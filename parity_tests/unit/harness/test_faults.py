@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ...faults.catalogue import FAULTS, Fault
-from ...faults.detection import first_failure, outcomes, row
+from ...faults.detection import first_failure, row, run_affected_checks
 from ...fixtures.paths import DOCS
 from ...harness.checks.weights import STAGES
 from ...harness.plan import Subject, carry_out, plan
@@ -37,18 +37,18 @@ def table() -> list[str]:
 def test_the_good_artifact_passes(tiny_artifact: Path, reference: Reference) -> None:
     bench = open_bench(tiny_artifact, "quick", reference=reference)
     nothing = Fault("nothing", stage="vision", says="")
-    assert [outcome.message for outcome in outcomes(bench, nothing) if not outcome.passed] == []
+    assert [outcome.message for outcome in run_affected_checks(bench, nothing) if not outcome.passed] == []
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_found(
     fault: Fault, built: Callable[[str], Path], tmp_path: Path, reference: Reference, table: list[str]
 ) -> None:
-    found = first_failure(fault, built(fault.recipe), tmp_path, reference)
-    assert found is not None, f"{fault.name} was not noticed"
-    assert found.stage == fault.stage, found.message
-    assert fault.says in found.message
-    assert row(fault, found) in table, "run scripts/update_detection.py"
+    failure = first_failure(fault, built(fault.recipe), tmp_path, reference)
+    assert failure is not None, f"{fault.name} was not noticed"
+    assert failure.stage == fault.stage, failure.message
+    assert fault.says in failure.message
+    assert row(fault, failure) in table, "run scripts/update_detection.py"
 
 
 def test_good_quantized_weights_pass(built: Callable[[str], Path], reference: Reference) -> None:
