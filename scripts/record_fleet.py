@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parity_tests.fixtures.fleet_processes import Processes, cluster, until
+from parity_tests.fixtures.fleet_processes import Processes, cluster, wait_until
 from parity_tests.fixtures.paths import ROOT
 from qwen3vl_export.artifact import MANIFEST, PARITY
 from qwen3vl_export.hash_cache import sha256_file
@@ -113,7 +113,9 @@ def harm(store: Path, processes: Processes, running: subprocess.Popen[str]) -> l
         print(f"  {told[-1]['seconds']:7.1f} s  {what}", flush=True)
 
     def find(kind: str) -> str:
-        found: str = until(lambda: processes.working(kind) or running.poll() is not None, f"{kind} under way", MANY)
+        found: str = wait_until(
+            lambda: processes.working(kind) or running.poll() is not None, f"{kind} under way", MANY
+        )
         assert running.poll() is None, done(running)[1]
         return found
 

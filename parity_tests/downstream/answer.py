@@ -1,8 +1,8 @@
 """What a downstream runtime made of one prompt, and how far that is from PyTorch given the very same inputs.
 
-PyTorch gets the token ids and the patches the runtime made itself, so that the logits judge the graphs and the way the
-runtime drives them; how the runtime prepares its inputs is judged apart. Stages and limits are those of
-`tolerances.yaml`. Knows no runtime.
+PyTorch gets the token ids and the patches the runtime made, so that the logits judge the graphs and how the runtime
+drives them; how it prepares its inputs is judged separately. Stages and limits are those of `tolerances.yaml`. Knows no
+runtime.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Answer:
     """One greedy answer, up to and with its end-of-turn token.
 
     Attributes:
-        inputs: what the runtime's own tokenizer and image processor made of the prompt.
+        inputs: what the runtime's tokenizer and image processor made of the prompt.
         tokens: [T].
         logits: [T, V], those each token was chosen from.
-        prompt_logits: [1, S, V] of every token of the prompt, or None where the runtime does not show them.
+        prompt_logits: [1, S, V] of every token of the prompt, or None if the runtime does not return them.
     """
 
     inputs: Inputs
@@ -46,7 +46,7 @@ class Answer:
 
 
 def text_of(reference: PromptReference, prompt: Prompt) -> str:
-    """The chat template's text, one `<|image_pad|>` for each picture: what a user hands to a runtime's processor."""
+    """The chat template's text, one `<|image_pad|>` for each picture: what a user passes to a runtime's processor."""
     content = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.ask}]
     messages = [{"role": "user", "content": content}]
     text: str = reference.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -61,7 +61,7 @@ def is_tiny(image: Image.Image) -> bool:
 def rounded_half_up(image: Image.Image) -> tuple[int, int] | None:
     """The (h, w) patches of a picture where rounding half up and half to even differ, or None where they agree.
 
-    Within the pixel budget only: beyond it, other rules come into play.
+    Only within the pixel budget: beyond it, other rules apply.
     """
     steps = [side / SIZE_STEP for side in (image.height, image.width)]
     up = [math.floor(step + 0.5) for step in steps]
@@ -70,13 +70,11 @@ def rounded_half_up(image: Image.Image) -> tuple[int, int] | None:
 
 def outcomes(bench: Bench, case: Case, answer: Answer) -> list[Outcome]:
     """What a runtime made of a case, judged stage by stage."""
-    found = [judge("prompt", case.name, prompt(bench, case, answer), bench.profile, 0.0)]
+    findings = {"prompt": prompt(bench, case, answer)}
     if answer.prompt_logits is not None:
-        found.append(judge("prefill", case.name, prefill(bench, answer), bench.profile, 0.0))
-    found += [
-        judge(stage, case.name, finding, bench.profile, 0.0) for stage, finding in generate(bench, answer).items()
-    ]
-    return found
+        findings["prefill"] = prefill(bench, answer)
+    findings |= generate(bench, answer)
+    return [judge(stage, case.name, finding, bench.profile, 0.0) for stage, finding in findings.items()]
 
 
 def prompt(bench: Bench, case: Case, answer: Answer) -> Finding:
@@ -88,15 +86,15 @@ def prompt(bench: Bench, case: Case, answer: Answer) -> Finding:
     return Finding({"id_differences": wrong, "left_padded": visible}, compared=len(expected))
 
 
-def resized(bench: Bench, case: Case, answer: Answer) -> Outcome:
+def judge_resizing(bench: Bench, case: Case, answer: Answer) -> Outcome:
     """Grids and patches against transformers' image processor, which resizes with another filter."""
     grids, expected = bench.pixel_reference(bench.prompts(case))
-    found = answer.inputs.pixel_values
+    pixels = answer.inputs.pixel_values
     wrong = differences(answer.inputs.image_grid_thw, grids) or 0
-    mean = None if wrong else float(np.abs(found.astype(np.float64) - expected).mean())
+    mean = None if wrong else float(np.abs(pixels.astype(np.float64) - expected).mean())
     where = f"grids {answer.inputs.image_grid_thw.tolist()}, transformers has {grids.tolist()}" if wrong else ""
-    measured = {"grid_differences": wrong, "pixel_mean_abs": mean}
-    return judge("resized_elsewhere", case.name, Finding(measured, expected.size, where), bench.profile, 0.0)
+    values = {"grid_differences": wrong, "pixel_mean_abs": mean}
+    return judge("resized_elsewhere", case.name, Finding(values, expected.size, where), bench.profile, 0.0)
 
 
 def prefill(bench: Bench, answer: Answer) -> Finding:
@@ -112,19 +110,22 @@ def generate(bench: Bench, answer: Answer) -> dict[str, Finding]:
     truth = expected.ids[0].tolist()
     tokens = answer.tokens.tolist()
     same = common_prefix(tokens, truth)
-    steps = min(same + 1, len(tokens), len(truth))  # the step at which they part has the same history on both sides
-    parted = []
+    steps = min(same + 1, len(tokens), len(truth))  # at the step where they diverge, both sides have the same history
+    divergences = []
     if same < min(len(tokens), len(truth)):
-        mine, theirs = answer.logits[same], expected.logits[0, same]
         margin = bench.profile.settings["near_tie_margin"]
-        parted.append(explain_difference(0, same, tokens[same], mine, truth[same], theirs, margin))
+        divergences.append(
+            explain_difference(
+                0, same, tokens[same], answer.logits[same], truth[same], expected.logits[0, same], margin
+            )
+        )
     unequal_ends = same == min(len(tokens), len(truth)) and len(tokens) != len(truth)
-    bad = sum(not difference.near_tie for difference in parted) + unequal_ends
+    bad = sum(not difference.near_tie for difference in divergences) + unequal_ends
     where = f"{tokens}, PyTorch has {truth}" if bad else ""
     logits = logit_closeness(answer.logits[:steps], expected.logits[0, :steps])
     return {
         "decode": Finding(logits, compared=steps),
-        "generate": Finding({"unexplained_differences": bad}, len(truth), where, parted),
+        "generate": Finding({"unexplained_differences": bad}, len(truth), where, divergences),
     }
 
 
@@ -139,6 +140,6 @@ def diagnosis(bench: Bench, answer: Answer) -> str | None:
     return closest(answer.prompt_logits, start.logits, suspects, bench.profile.settings["explained_ratio"])
 
 
-def complaints(found: Sequence[Outcome]) -> list[str]:
+def complaints(judged: Sequence[Outcome]) -> list[str]:
     """One line for each stage that failed."""
-    return [outcome.message for outcome in found if not outcome.passed]
+    return [outcome.message for outcome in judged if not outcome.passed]

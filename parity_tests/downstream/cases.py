@@ -1,6 +1,6 @@
-"""Which cases of the matrix a downstream runtime is given: one prompt, pictures but no video.
+"""Which cases of the matrix a downstream runtime gets: one prompt, pictures but no video.
 
-Pictures that are files stay out: how a file is decoded is the runtime's own business.
+Pictures that are files are left out: how to decode a file is up to the runtime.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..harness.cases.matrix import Case, Prompt, load_matrix
 
 
 def one_prompt_cases(max_images: int) -> list[Case]:
-    """Cases of the standard matrix with one prompt of at most so many pictures."""
+    """Cases of the standard matrix with one prompt of at most `max_images` pictures."""
     matrix = load_matrix()
     cases = [case for case in matrix.of_tier("standard") if case.ask and not case.has_video]
     return [case for case in cases if len(case.images) <= max_images and not holds_files(matrix.draw(case)[0])]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 LOCKED = ("package.json", "package-lock.json")
 VARIABLE = "QWEN3VL_EXPORT_NODE_MODULES"  # a `node_modules` to test instead, of other releases
 NODE = "./scripts/setup installs it into .venv, whose bin must be on the path"
@@ -21,10 +21,10 @@ SECONDS = 540
 
 
 def program(*names: str, install: str) -> str:
-    """The path of the first program found; a missing one fails the test and says what installs it."""
+    """The path of the first program that exists; without any, the test fails and says what installs it."""
     for name in names:
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     pytest.fail(f"{names[0]} is not installed: {install}", pytrace=False)
 
 
@@ -40,22 +40,22 @@ def node() -> str:
 def node_modules() -> Path:
     """The `node_modules` that `$QWEN3VL_EXPORT_NODE_MODULES` names, else of the lock file, installed by the first test.
 
-    Install scripts stay off: the one of onnxruntime-node fetches a CUDA build; what is needed lies in the packages.
+    Install scripts are disabled: that of onnxruntime-node downloads a CUDA build; the packages have all that is needed.
     """
     if named := os.environ.get(VARIABLE):
         return Path(named)
-    digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in LOCKED)).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join((FOLDER / name).read_bytes() for name in LOCKED)).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"qwen3vl-export-tests-{os.getuid()}" / f"npm-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / ".complete"
     with FileLock(folder.with_suffix(".lock")):
         if not done.is_file():
             for name in LOCKED:
-                shutil.copyfile(HERE / name, folder / name)
+                shutil.copyfile(FOLDER / name, folder / name)
             command = [program("npm", install=NODE), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
-            if ran.returncode:
-                lines = (ran.stderr or ran.stdout).strip().splitlines()
+            result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+            if result.returncode:
+                lines = (result.stderr or result.stdout).strip().splitlines()
                 pytest.fail(f"npm ci failed: {' '.join(lines[:3])}. Is npm's registry reachable?", pytrace=False)
             done.touch()
     return folder / "node_modules"

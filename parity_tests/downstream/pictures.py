@@ -1,4 +1,4 @@
-"""Pictures as downstream runtimes are given them: the bytes of a file."""
+"""Pictures as downstream runtimes get them: the content of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 def png(image: Image.Image) -> bytes:
     """A PNG of the picture on white and without a colour profile.
 
-    transformers lays transparency over white and ignores profiles; decoders of other runtimes drop transparency.
+    transformers composes transparency over white and ignores profiles; decoders of other runtimes drop transparency.
     """
     flat = Image.new("RGBA", image.size, "white")
     flat.alpha_composite(image.convert("RGBA"))

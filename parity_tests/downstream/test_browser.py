@@ -11,10 +11,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, ViewportSize
 
 from qwen3vl_export.publishing import publish
 
@@ -29,10 +29,11 @@ from .pictures import png
 
 DEMO = DOCS / "demo"
 DESKTOP, PHONE = (1280, 900), (390, 844)
+Scheme = Literal["light", "dark"]
 READY = "!document.getElementById('ask').disabled || document.querySelector('#status.wrong')"
 ANSWERED = "document.getElementById('speed').textContent || document.querySelector('#status.wrong')"
 MILLISECONDS = 120_000
-# Sizes that are multiples of 32: no filter stands between this picture and PyTorch's.
+# Sizes that are multiples of 32: the pictures are not resized.
 EXACT = ("as-traced-24x24", "wide-512x128")
 
 RECORD = """
@@ -47,7 +48,7 @@ addEventListener('DOMContentLoaded', () => {
 """
 
 DROP = """([id, bytes]) => {
-  const data = Uint8Array.from(atob(bytes), (one) => one.charCodeAt(0));
+  const data = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
   const transfer = new DataTransfer();
   transfer.items.add(new File([data], 'picture.png', { type: 'image/png' }));
   for (const kind of ['dragenter', 'dragover', 'drop'])
@@ -61,8 +62,8 @@ CONTRAST = """(ids) => {
     .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = (node) => {
-    const found = channels(getComputedStyle(node).backgroundColor);
-    return found.length === 4 && found[3] === 0 ? behind(node.parentElement) : found;
+    const color = channels(getComputedStyle(node).backgroundColor);
+    return color.length === 4 && color[3] === 0 ? behind(node.parentElement) : color;
   };
   return ids.map((id) => {
     const node = document.getElementById(id);
@@ -73,7 +74,7 @@ CONTRAST = """(ids) => {
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Serves modules as scripts, and says nothing."""
+    """Serves modules as scripts and does not log."""
 
     def guess_type(self, path: Any) -> str:
         return "text/javascript" if str(path).endswith((".js", ".mjs")) else super().guess_type(path)
@@ -88,7 +89,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Site:
-    """A local server that holds the page, the artifact and the npm packages."""
+    """A local server with the page, the artifact and the npm packages."""
 
     url: str
     root: Path
@@ -98,7 +99,7 @@ class Site:
 
     @property
     def packages(self) -> str:
-        """Where a page one level down finds the npm packages, as its address says it."""
+        """The part of a page's address that says where the npm packages are, seen from one level down."""
         npm = "../node_modules"
         return f"library={npm}/@huggingface/transformers&wasm={npm}/onnxruntime-web/dist"
 
@@ -122,10 +123,10 @@ def bench(tiny_artifact: Path) -> Bench:
     return open_bench(tiny_artifact)
 
 
-def opened(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Page:
-    """The page once the model is loaded, or has failed to."""
-    viewport = {"width": size[0], "height": size[1]}
-    page = browser.new_context(viewport=viewport, color_scheme=scheme).new_page()  # type: ignore[arg-type]
+def open_page(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, scheme: Scheme = "light") -> Page:
+    """The page after the model was loaded, or failed to load."""
+    viewport = ViewportSize(width=size[0], height=size[1])
+    page = browser.new_context(viewport=viewport, color_scheme=scheme).new_page()
     page.add_init_script(RECORD)
     page.goto(url, timeout=MILLISECONDS)
     page.wait_for_function(READY, timeout=MILLISECONDS)
@@ -134,13 +135,13 @@ def opened(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, scheme: 
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, site: Site) -> Page:
-    return opened(browser, site.page())
+    return open_page(browser, site.page())
 
 
 def expected(bench: Bench, case: Case) -> str:
     """PyTorch's answer as a text."""
-    found = bench.reference.generate(bench.inputs(case), bench.matrix.new_tokens, stop=True)
-    text: str = bench.prompt_reference.tokenizer.decode(found.ids[0], skip_special_tokens=True)
+    greedy = bench.reference.generate(bench.inputs(case), bench.matrix.new_tokens, stop=True)
+    text: str = bench.prompt_reference.tokenizer.decode(greedy.ids[0], skip_special_tokens=True)
     return text
 
 
@@ -170,8 +171,8 @@ def test_a_dropped_picture_is_answered_as_pytorch_does(page: Page, bench: Bench,
     page.evaluate("seen.answer.length = 0")
     page.click("#ask")
     assert answer(page) == expected(bench, case)
-    grown = [text for text in page.evaluate("seen.answer") if text]
-    assert len(grown) >= 3 and all(text.startswith(before) for before, text in pairwise(grown))
+    texts = [text for text in page.evaluate("seen.answer") if text]
+    assert len(texts) >= 3 and all(text.startswith(before) for before, text in pairwise(texts))
     assert "tokens/s" in page.inner_text("#speed")
 
 
@@ -188,8 +189,8 @@ def test_the_keyboard_is_enough(browser: Browser, site: Site, tmp_path: Path, be
     case = next(case for case in one_prompt_cases(max_images=1) if case.images)
     picture = tmp_path / "picture.png"
     picture.write_bytes(png(pictures_of(bench.prompts(case)[0])[0]))
-    page = opened(browser, site.page())
-    page.on("filechooser", lambda chooser: None)  # caught from here on: asked for with the key, it may come too late
+    page = open_page(browser, site.page())
+    page.on("filechooser", lambda chooser: None)  # without a listener the dialog may open too late
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
     assert page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
@@ -197,11 +198,11 @@ def test_the_keyboard_is_enough(browser: Browser, site: Site, tmp_path: Path, be
         page.keyboard.press("Space")
     chooser.value.set_files(picture)
     page.wait_for_selector("#preview:not([hidden])")
-    found = []
+    focused = []
     for _ in range(2):
         page.keyboard.press("Tab")
-        found.append(page.evaluate("document.activeElement.id"))
-    assert found == ["remove", "question"]
+        focused.append(page.evaluate("document.activeElement.id"))
+    assert focused == ["remove", "question"]
     page.keyboard.press("Control+A")
     page.keyboard.type(case.ask)
     page.keyboard.press("Enter")
@@ -212,9 +213,9 @@ def test_the_keyboard_is_enough(browser: Browser, site: Site, tmp_path: Path, be
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_it_fits_and_can_be_read(
-    browser: Browser, site: Site, bench: Bench, size: tuple[int, int], scheme: str, tmp_path: Path
+    browser: Browser, site: Site, bench: Bench, size: tuple[int, int], scheme: Scheme, tmp_path: Path
 ) -> None:
-    page = opened(browser, site.page(), size, scheme)
+    page = open_page(browser, site.page(), size, scheme)
     drop(page, bench, next(case for case in one_prompt_cases(max_images=1) if case.name == "photograph-451x300"))
     page.click("#ask")
     assert answer(page)
@@ -229,11 +230,11 @@ def test_it_fits_and_can_be_read(
 def test_a_published_directory_holds_its_own_page(
     browser: Browser, site: Site, bench: Bench, tiny_artifact: Path
 ) -> None:
-    """`publish --demo`: the page asks what it lies beside, without being told where."""
+    """`publish --demo`: the page uses the model in its own directory, without a parameter."""
     case = next(case for case in one_prompt_cases(max_images=1) if case.name == EXACT[0])
     out = site.root / "published"
     publish(prove(tiny_artifact, site.root / "proven"), str(out), demo=True, log=lambda line: None)
-    page = opened(browser, f"{site.url}/published/?{site.packages}")
+    page = open_page(browser, f"{site.url}/published/?{site.packages}")
     assert page.inner_text("#status").startswith("published is ready")
     drop(page, bench, case)
     page.fill("#question", case.ask)
@@ -242,6 +243,6 @@ def test_a_published_directory_holds_its_own_page(
 
 
 def test_a_model_that_is_not_there_is_said(browser: Browser, site: Site) -> None:
-    page = opened(browser, site.page("nowhere"))
+    page = open_page(browser, site.page("nowhere"))
     assert page.inner_text("#status").startswith("Something went wrong: ")
     assert page.is_disabled("#ask")

@@ -12,7 +12,7 @@ from ..faults.catalogue import FAULTS
 from ..harness.cases.matrix import Case, Prompt
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
-from .answer import Answer, complaints, diagnosis, is_tiny, outcomes, resized, rounded_half_up, text_of
+from .answer import Answer, complaints, diagnosis, is_tiny, judge_resizing, outcomes, rounded_half_up, text_of
 from .cases import one_prompt_cases, pictures_of, sizes
 from .genai import Genai
 
@@ -44,22 +44,22 @@ def test_the_cases_are_enough() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_it_answers_as_pytorch_does(genai: Genai, bench: Bench, case: Case) -> None:
     answer = ask(genai, bench, case)
-    found = outcomes(bench, case, answer)
+    judged = outcomes(bench, case, answer)
     pictures = pictures_of(bench.prompts(case)[0])
-    half_way = [None if is_tiny(image) else rounded_half_up(image) for image in pictures]
-    if any(half_way):
-        assert [tuple(grid[1:]) for grid in answer.inputs.image_grid_thw.tolist()] == half_way
+    expected_grids = [None if is_tiny(image) else rounded_half_up(image) for image in pictures]
+    if any(expected_grids):
+        assert [tuple(grid[1:]) for grid in answer.inputs.image_grid_thw.tolist()] == expected_grids
     elif pictures and not any(map(is_tiny, pictures)):
-        found.append(resized(bench, case, answer))
-    assert complaints(found) == []
+        judged.append(judge_resizing(bench, case, answer))
+    assert complaints(judged) == []
 
 
 def test_texts_of_one_batch_must_be_of_equal_length(genai: Genai, bench: Bench) -> None:
-    """Where this fails, padding was mended: drop the limit."""
+    """If this fails, padding was fixed: drop the limit."""
     longer, *rest = ["What is 3 plus 4?", "What is 2 plus 2?", "Hi!"]
 
-    def prompts(*asked: str) -> list[str]:
-        return [text_of(bench.prompt_reference, Prompt((), (), one)) for one in asked]
+    def prompts(*questions: str) -> list[str]:
+        return [text_of(bench.prompt_reference, Prompt((), (), question)) for question in questions]
 
     alone = [genai.texts([prompt], 24)[0] for prompt in prompts(longer, *rest)]
     assert genai.texts(prompts(longer, rest[0]), 24) == alone[:2]
@@ -86,7 +86,7 @@ def test_a_batch_of_pictures_becomes_one_row(genai: Genai, bench: Bench) -> None
     assert named["input_ids"].shape()[0] == 1
 
 
-def test_a_package_without_deepstack_is_told_apart(tiny_artifact: Path, tmp_path: Path, bench: Bench) -> None:
+def test_a_package_without_deepstack_is_recognized(tiny_artifact: Path, tmp_path: Path, bench: Bench) -> None:
     """What published packages for this runtime do: their features carry no DeepStack."""
     faulty = Genai(DEEPSTACK.plant(tiny_artifact, tmp_path / "faulty"), bench.artifact.manifest.facts.patch_dim)
     case = next(case for case in CASES if len(case.images) == 2)

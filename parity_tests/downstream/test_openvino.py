@@ -20,7 +20,7 @@ from ..harness.judging.outcome import Finding, judge
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
 
-ROUNDED = {"INFERENCE_PRECISION_HINT": "f32"}  # its default may be bfloat16
+PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}  # its default may be bfloat16
 Run = Callable[..., list[Floats]]
 
 
@@ -31,17 +31,17 @@ def bench() -> Bench:
 
 @pytest.fixture(scope="module")
 def graph(bench: Bench) -> Callable[[str], Run]:
-    """A graph of the artifact as a function of its named inputs that gives every output."""
+    """A graph of the artifact as a function from its named inputs to all outputs."""
     core = openvino.Core()
     compiled: dict[str, Any] = {}
 
     def get(name: str) -> Run:
         if name not in compiled:
-            compiled[name] = core.compile_model(str(bench.artifact.graph_path(name)), "CPU", ROUNDED)
+            compiled[name] = core.compile_model(str(bench.artifact.graph_path(name)), "CPU", PRECISION)
 
         def run(**inputs: Any) -> list[Floats]:
-            found = compiled[name](inputs)
-            return [np.array(found[index]) for index in range(len(found))]
+            outputs = compiled[name](inputs)
+            return [np.array(outputs[index]) for index in range(len(outputs))]
 
         return run
 
@@ -53,10 +53,10 @@ def cases(bench: Bench) -> list[Case]:
 
 
 def test_the_vision_encoder_agrees(bench: Bench, graph: Callable[[str], Run]) -> None:
-    asked = cases(bench)
-    assert len(asked) >= 8
+    selected = cases(bench)
+    assert len(selected) >= 8
     messages = []
-    for case in asked:
+    for case in selected:
         pixels, grid = bench.vision_inputs(case)
         (features,) = graph(contract.VISION_ENCODER)(pixel_values=pixels, image_grid_thw=grid)
         finding = vision_finding(features, bench.reference.vision(pixels, grid), bench.num_maps, grid)

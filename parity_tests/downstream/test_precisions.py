@@ -1,5 +1,5 @@
-"""Every precision a recipe offers, and weights in many files: both runtimes load the directory as it is, and it meets
-its own profile."""
+"""Every precision of a recipe, and weights in many files: both runtimes load the directory unchanged, and it meets its
+profile."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def check(bench: Bench, answers: dict[str, Answer | str]) -> None:
 
 @pytest.mark.parametrize("recipe", [*RECIPES, SIDE_BY_SIDE])
 def test_onnxruntime_genai_answers_within_its_profile(recipe: str) -> None:
-    """Of several precisions it loads the default one."""
+    """Of several precisions it loads the default."""
     bench = open_bench(build_once(recipe))
     check(bench, ask_genai(bench))
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "q4", "q4f16"])
 def test_one_directory_holds_them_all_for_transformers_js(dtype: str, tmp_path: Path) -> None:
-    """By the names it knows; what two of them share is there under both."""
+    """Under the names it knows; a graph that two of them share has both names."""
     bench = open_bench(build_once(SIDE_BY_SIDE), precision=dtype)
     check(bench, ask_transformers_js(bench, tmp_path))
 

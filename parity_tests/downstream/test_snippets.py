@@ -1,4 +1,4 @@
-"""The snippets of a published model card, taken out of it and run as they stand, against a Hub on this machine."""
+"""The snippets of a published model card, extracted and run unchanged, against a Hub on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def proven(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def hub(proven: Path) -> Iterator[Hub]:
-    """A Hub that holds the published artifact."""
+    """A Hub with the published artifact."""
     publication = prepare(proven, REPOSITORY)
     files = {name: path.read_bytes() for name, path in publication.files.items()}
     with running_hub() as server:
@@ -56,11 +56,11 @@ def run(command: list[str], folder: Path, hub: Hub) -> str:
     """What the snippet prints, asked about a picture of a cat."""
     (folder / "cat.png").write_bytes(png(photograph()))
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-    here = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
-    environment = {**os.environ, **quiet, **here}
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
+    local = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **quiet, **local}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 def test_there_is_one_for_each_runtime(snippets: dict[str, str]) -> None:

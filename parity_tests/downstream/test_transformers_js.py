@@ -10,7 +10,7 @@ import pytest
 from ..harness.cases.matrix import Case
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
-from .answer import Answer, complaints, is_tiny, outcomes, resized, rounded_half_up, text_of
+from .answer import Answer, complaints, is_tiny, judge_resizing, outcomes, rounded_half_up, text_of
 from .cases import one_prompt_cases, pictures_of, sizes
 from .transformers_js import Question, run
 
@@ -41,7 +41,7 @@ def answers(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def is_rough(bench: Bench, case: Case) -> bool:
-    """Whether its filter leaves another picture: it shrinks without smoothing, and noise is all edges."""
+    """Whether its filter gives another picture: it shrinks without smoothing, and noise consists of edges."""
     budget = bench.artifact.json_file("preprocessor_config.json")["size"]["longest_edge"]
     above = any(image.width * image.height > budget for image in pictures_of(bench.prompts(case)[0]))
     return above or case.images[0].startswith("noise")
@@ -55,14 +55,14 @@ def test_the_cases_are_enough() -> None:
 def test_it_answers_as_pytorch_does(answers: dict[str, Answer | str], bench: Bench, case: Case) -> None:
     answer = answers[case.name]
     assert isinstance(answer, Answer), answer
-    found = outcomes(bench, case, answer)
+    judged = outcomes(bench, case, answer)
     pictures = pictures_of(bench.prompts(case)[0])
-    half_way = [None if is_tiny(image) else rounded_half_up(image) for image in pictures]
-    if any(half_way):
-        assert [tuple(grid[1:]) for grid in answer.inputs.image_grid_thw.tolist()] == half_way
+    expected_grids = [None if is_tiny(image) else rounded_half_up(image) for image in pictures]
+    if any(expected_grids):
+        assert [tuple(grid[1:]) for grid in answer.inputs.image_grid_thw.tolist()] == expected_grids
     elif pictures and not any(map(is_tiny, pictures)) and not is_rough(bench, case):
-        found.append(resized(bench, case, answer))
-    assert complaints(found) == []
+        judged.append(judge_resizing(bench, case, answer))
+    assert complaints(judged) == []
 
 
 @pytest.mark.parametrize("case", TWO_IMAGES, ids=lambda case: case.name)
@@ -71,19 +71,19 @@ def test_two_pictures_in_a_prompt_fail_in_its_processor(answers: dict[str, Answe
 
 
 def test_a_prompt_without_a_picture_needs_an_empty_grid(bench: Bench, tmp_path: Path) -> None:
-    """Without one, its positions after the prompt are wrong. Where this fails, it was mended: drop the limit."""
+    """Without one, its positions after the prompt are wrong. If this fails, it was fixed: drop the limit."""
     answer = ask(bench, [TEXT_ONLY], tmp_path, no_grid=True)[TEXT_ONLY.name]
     assert isinstance(answer, Answer)
     messages = complaints(outcomes(bench, TEXT_ONLY, answer))
     assert any(message.startswith("generate") for message in messages)
 
 
-def test_a_package_that_does_not_ask_for_normalizing_is_told_apart(bench: Bench, tmp_path: Path) -> None:
-    """What published packages do: they hand on the checkpoint's file, and the runtime has no default of its own."""
+def test_a_package_that_does_not_ask_for_normalizing_is_recognized(bench: Bench, tmp_path: Path) -> None:
+    """What published packages do: they copy the checkpoint's file, and the runtime has no default."""
     package = tmp_path / "package"
     shutil.copytree(bench.artifact.root, package)
     shutil.copyfile(bench.checkpoint / "preprocessor_config.json", package / "preprocessor_config.json")
     case = next(case for case in CASES if case.images)
     answer = ask(bench, [case], tmp_path, directory=package)[case.name]
     assert isinstance(answer, Answer)
-    assert "pixel_mean_abs" in resized(bench, case, answer).message
+    assert "pixel_mean_abs" in judge_resizing(bench, case, answer).message

@@ -42,12 +42,12 @@ def run(
     no_grid: bool = False,
     dtype: str = "",
 ) -> dict[str, Answer | str]:
-    """Greedy answers by name; the message where the runtime fails.
+    """Greedy answers by name, or the message of the runtime's error.
 
     Args:
-        folder: an empty directory for what passes between the two programs.
-        dtype: the precision, by its name there; the one without a suffix unless said.
-        no_grid: ask about no picture without the empty `image_grid_thw` that keeps its positions right.
+        folder: an empty directory for the files that the two programs exchange.
+        dtype: the precision, by transformers.js's name; "" is the one without a suffix.
+        no_grid: for a prompt without a picture, omit the empty `image_grid_thw` that keeps its positions right.
     """
     prompts = []
     for question in questions:
@@ -58,8 +58,8 @@ def run(
     job = {"model": str(directory), "dtype": dtype, "out": str(folder), "new_tokens": new_tokens, "no_grid": no_grid}
     (folder / "job.json").write_text(json.dumps({**job, "prompts": prompts}), "utf-8")
     command = [node(), str(SCRIPT), str(node_modules()), str(folder / "job.json")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert ran.returncode == 0, ran.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert result.returncode == 0, result.stderr
     return {question.name: answer_of(folder, question.name, patch_dim) for question in questions}
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from parity_tests.fixtures.fleet_harness import HARNESS
-from parity_tests.fixtures.fleet_processes import MEMORY, Processes, cluster, until
+from parity_tests.fixtures.fleet_processes import MEMORY, Processes, cluster, wait_until
 from parity_tests.fixtures.paths import ROOT
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import FleetError
@@ -174,10 +174,10 @@ def test_a_worker_killed_in_a_build_and_one_in_a_verification(
 ) -> None:
     wanted = asked("one", unbuilt=True)
     running = Running(wanted)
-    victim = until(lambda: processes.working("build-"), "build under way")
+    victim = wait_until(lambda: processes.working("build-"), "build under way")
     processes.kill(victim)
     processes.start_worker(victim)
-    victim = until(lambda: processes.working("verify-"), "verification under way")
+    victim = wait_until(lambda: processes.working("verify-"), "verification under way")
     processes.kill(victim)
     assert all(one.passed for one in running.wait())
     processes.start_worker(victim)
@@ -190,7 +190,7 @@ def test_a_worker_killed_in_a_build_and_one_in_a_verification(
 def test_a_scheduler_that_is_restarted_is_found_again(asked: Callable[..., Asked], processes: Processes) -> None:
     wanted = asked()
     running = Running(wanted)
-    until(lambda: processes.working("verify-"), "verification under way")
+    wait_until(lambda: processes.working("verify-"), "verification under way")
     processes.restart_scheduler()
     assert all(one.passed for one in running.wait())
     assert [event["event"] for event in events(wanted, "scheduler-lost", "scheduler-back")][:2] == [
@@ -204,7 +204,7 @@ def test_a_scheduler_that_is_restarted_is_found_again(asked: Callable[..., Asked
 def test_a_store_that_goes_away_is_waited_for(asked: Callable[..., Asked], processes: Processes) -> None:
     wanted = asked("one")
     running = Running(wanted)
-    until(lambda: processes.working("verify-"), "verification under way")
+    wait_until(lambda: processes.working("verify-"), "verification under way")
     store = Path(wanted.store_url)
     away = store.with_name("away")
     store.rename(away)
@@ -222,7 +222,7 @@ def test_a_store_that_stays_away_ends_the_run_and_a_rerun_makes_only_the_rest(
 ) -> None:
     wanted = asked("one", patience=2.0)
     running = Running(wanted)
-    until(lambda: processes.working("verify-"), "verification under way")
+    wait_until(lambda: processes.working("verify-"), "verification under way")
     store = Path(wanted.store_url)
     away = store.with_name("away")
     store.rename(away)

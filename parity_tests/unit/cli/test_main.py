@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from parity_tests.fixtures.commands import Ended, assert_one_line, end, invoke, start
+from parity_tests.fixtures.commands import CommandResult, assert_one_line, end, invoke, start
 from parity_tests.fixtures.paths import ROOT
 from parity_tests.harness.options import Options
 from qwen3vl_export import __version__
@@ -178,8 +178,8 @@ def test_recipes_schema_is_written(tmp_path: Path) -> None:
 
 def test_as_a_module_in_a_pipe() -> None:
     """A real process: exit code, one line, nothing on standard output."""
-    result = end(start("build", "tinny"))
-    assert result == Ended(2, "", "error: tinny: no recipe of that name. Did you mean tiny?\n")
+    done = end(start("build", "tinny"))
+    assert done == CommandResult(2, "", "error: tinny: no recipe of that name. Did you mean tiny?\n")
 
 
 def test_without_the_export_extra(tmp_path: Path) -> None:

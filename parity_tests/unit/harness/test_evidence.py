@@ -42,8 +42,8 @@ def vision(case: str, max_abs: float | None) -> Outcome:
 
 def report(*outcomes: Outcome, trails: tuple[Trail, ...] = ()) -> Report:
     checkpoint = {"source": "x", "revision": "local"}
-    found = Report("tiny", "0" * 64, checkpoint, "quick", load_matrix().seed, PROFILE, outcomes, len(outcomes))
-    return replace(found, trails=trails, seconds={"total": 1.0}, reference_results={"computed": 1, "from_disk": 0})
+    result = Report("tiny", "0" * 64, checkpoint, "quick", load_matrix().seed, PROFILE, outcomes, len(outcomes))
+    return replace(result, trails=trails, seconds={"total": 1.0}, reference_results={"computed": 1, "from_disk": 0})
 
 
 GOOD = report(vision("minimum-64x64", 1e-5), vision("wide-512x128", 3e-5))
@@ -63,9 +63,9 @@ def test_the_published_schema_is_the_code_s() -> None:
     )
 
 
-@pytest.mark.parametrize("one", [GOOD, BAD], ids=["good", "bad"])
-def test_what_is_written_follows_the_schema(one: Report) -> None:
-    Evidence.model_validate_json(one.to_json())
+@pytest.mark.parametrize("verification", [GOOD, BAD], ids=["good", "bad"])
+def test_what_is_written_follows_the_schema(verification: Report) -> None:
+    Evidence.model_validate_json(verification.to_json())
 
 
 @pytest.mark.parametrize(
@@ -136,28 +136,28 @@ class Page(HTMLParser):
         self.text += " " + " ".join(data.split())
 
 
-def page(one: Report, runs: list[dict[str, Any]] | None = None) -> Page:
-    return Page(render(one.to_json_dict(), load_matrix(), runs or []))
+def page(verification: Report, runs: list[dict[str, Any]] | None = None) -> Page:
+    return Page(render(verification.to_json_dict(), load_matrix(), runs or []))
 
 
 def test_the_page_is_one_file_with_the_verdict_first() -> None:
-    found = page(GOOD)
-    assert found.open == []
-    assert found.text.split("Stage by stage")[0].count("Passed") >= 1
-    assert all(source.startswith("data:image/") for source in found.sources)
-    assert "script" not in found.tags
-    assert "link" not in found.tags
+    parsed = page(GOOD)
+    assert parsed.open == []
+    assert parsed.text.split("Stage by stage")[0].count("Passed") >= 1
+    assert all(source.startswith("data:image/") for source in parsed.sources)
+    assert "script" not in parsed.tags
+    assert "link" not in parsed.tags
 
 
 def test_the_page_of_a_failure_says_what_and_where() -> None:
-    found = page(BAD)
-    assert "Failed" in found.text
-    assert "RuntimeError: no such kernel" in found.text
-    assert "worst <here>" in found.text  # as text, not as markup
-    assert re.search(r"verify ARTIFACT --case \S+ --seed \d+ --bisect", found.text)
-    assert "decoder layer 1, mlp.up_proj (MatMul): worst-token cosine 0.61" in found.text
-    assert found.tags.count("img") >= 2  # the pictures of failing cases
-    assert "not measured" in found.text
+    parsed = page(BAD)
+    assert "Failed" in parsed.text
+    assert "RuntimeError: no such kernel" in parsed.text
+    assert "worst <here>" in parsed.text  # as text, not as markup
+    assert re.search(r"verify ARTIFACT --case \S+ --seed \d+ --bisect", parsed.text)
+    assert "decoder layer 1, mlp.up_proj (MatMul): worst-token cosine 0.61" in parsed.text
+    assert parsed.tags.count("img") >= 2  # the pictures of failing cases
+    assert "not measured" in parsed.text
 
 
 def test_every_case_of_the_matrix_can_be_drawn_on_the_page() -> None:
@@ -168,8 +168,8 @@ def test_every_case_of_the_matrix_can_be_drawn_on_the_page() -> None:
 
 def test_the_history_grows_by_a_line_and_shows_on_the_page(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
-    for one in (GOOD, BAD, GOOD):
-        history.append(path, one.to_json_dict())
+    for verification in (GOOD, BAD, GOOD):
+        history.append(path, verification.to_json_dict())
     with path.open("a") as file:
         file.write('{"artifact": "tiny", half a li\n')
     history.append(path, {**GOOD.to_json_dict(), "artifact": "another"})
@@ -192,9 +192,9 @@ def test_the_colour_scale_is_even_in_the_logarithm() -> None:
 
 
 def test_a_cell_shows_the_worst_of_its_class() -> None:
-    found = heatmap({"a": (64, 64, 1e-5, False), "b": (70, 70, 1e-3, True), "c": (300, 64, 1e-5, False)})
-    assert found is not None
-    assert [(cell.label, cell.failed) for cell in found.cells] == [("1.0e-3", True), ("1.0e-5", False)]
+    chart = heatmap({"a": (64, 64, 1e-5, False), "b": (70, 70, 1e-3, True), "c": (300, 64, 1e-5, False)})
+    assert chart is not None
+    assert [(cell.label, cell.failed) for cell in chart.cells] == [("1.0e-3", True), ("1.0e-5", False)]
     assert heatmap({"a": (64, 64, None, True)}) is None
 
 

@@ -1,7 +1,7 @@
-"""Other exporters' packages: verified by their contract, and told what is wrong with them.
+"""Other exporters' packages: verified by their contract, with a report of what is wrong with them.
 
-The package here is the tiny portable artifact under other names; once whole, once with plain features as published
-packages have them, which drops DeepStack.
+The package is the tiny portable artifact under other names; once whole, once with plain features as in published
+packages, which drop DeepStack.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qwen3vl_export.contract import (
 )
 from qwen3vl_export.errors import ArtifactError
 
-from ...faults.graphs import after_output, before_input, constant
+from ...faults.graphs import add_constant, after_output, before_input
 from ...fixtures.paths import TINY
 from ...fixtures.standin import tiny_facts
 from ...harness import verify as harness
@@ -57,14 +57,16 @@ def last_dim(model: ModelProto, name: str) -> None:
 
 def cut_output(model: ModelProto, name: str) -> None:
     """The first H columns only."""
-    bounds = [constant(model, f"cut_{key}", np.array([value])) for key, value in (("a", 0), ("b", WIDTH), ("c", -1))]
+    bounds = [
+        add_constant(model, f"cut_{key}", np.array([value])) for key, value in (("a", 0), ("b", WIDTH), ("c", -1))
+    ]
     after_output(model, name, lambda a, b: [helper.make_node("Slice", [a, *bounds], [b])])
     last_dim(model, name)
 
 
 def pad_input(model: ModelProto, name: str, rank: int) -> None:
-    """Takes H columns and fills the rest with zeros."""
-    pads = constant(model, "pad_by", np.array([0] * (2 * rank - 1) + [FACTS.wide_size - WIDTH]))
+    """Reads H columns and fills the rest with zeros."""
+    pads = add_constant(model, "pad_by", np.array([0] * (2 * rank - 1) + [FACTS.wide_size - WIDTH]))
     before_input(model, name, lambda a, b: [helper.make_node("Pad", [a, pads], [b])])
     last_dim(model, name)
 
@@ -126,12 +128,12 @@ def test_plain_features_fail_with_the_diagnosis(
 ) -> None:
     contract = package(tiny_portable_artifact, tmp_path / "package", plain=True)
     assert harness.verify(contract, Options(cases=CASES, bisect=True)) == 1
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "vision[as-traced-24x24]" in shown
-    assert "Looks like: DeepStack maps missing from the features (vision encoder, DeepStack)" in shown
-    assert "Looks like: DeepStack maps dropped (decoder, DeepStack)" in shown
-    assert "bisect vision_encoder on as-traced-24x24: all" in shown  # the tower itself is right
-    assert "bisect decoder layer 1, input_layernorm" in shown
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "vision[as-traced-24x24]" in printed
+    assert "Looks like: DeepStack maps missing from the features (vision encoder, DeepStack)" in printed
+    assert "Looks like: DeepStack maps dropped (decoder, DeepStack)" in printed
+    assert "bisect vision_encoder on as-traced-24x24: all" in printed  # the tower itself is right
+    assert "bisect decoder layer 1, input_layernorm" in printed
 
 
 def contract_of(path: Path, **values: Any) -> Path:

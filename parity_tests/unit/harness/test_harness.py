@@ -56,14 +56,14 @@ def bench(shared_bench: Bench) -> Bench:
 
 def plant(bench: Bench, graph: str, output: str, mistake: Callable[[np.ndarray], np.ndarray]) -> None:
     sessions: Any = bench.runtime.sessions
-    sessions.after[graph] = lambda found: {**found, output: mistake(found[output])}
+    sessions.after[graph] = lambda outputs: {**outputs, output: mistake(outputs[output])}
 
 
 def outcome_of(bench: Bench, stage: str, case: Case = CASE) -> Outcome:
     return carry_out(bench, check_of(stage, case))
 
 
-def found(**measures: float | None) -> Outcome:
+def judge_measures(**measures: float | None) -> Outcome:
     return judge("vision", "case", Finding(measures, compared=1), PROFILE, 0.0)
 
 
@@ -81,20 +81,20 @@ def test_a_check_that_compared_nothing_fails() -> None:
 
 
 def test_an_unmeasured_value_fails_and_stays_null() -> None:
-    outcome = found(max_abs=None, worst_token_cosine=1.0)
+    outcome = judge_measures(max_abs=None, worst_token_cosine=1.0)
     assert not outcome.passed
     assert "max_abs not measured" in outcome.message
     assert json.loads(json.dumps(outcome.to_json()))["measures"]["max_abs"] is None
 
 
 def test_a_missing_measure_fails() -> None:
-    assert not found(worst_token_cosine=1.0).passed
+    assert not judge_measures(worst_token_cosine=1.0).passed
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("measure", ["max_abs", "worst_token_cosine"])
 def test_non_finite_measures_fail(bad: float, measure: str) -> None:
-    assert not found(**{"max_abs": 0.0, "worst_token_cosine": 1.0, measure: bad}).passed
+    assert not judge_measures(**{"max_abs": 0.0, "worst_token_cosine": 1.0, measure: bad}).passed
 
 
 def test_an_outcome_without_verdicts_fails() -> None:
@@ -122,12 +122,12 @@ def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:
     ],
 )
 def test_nan_from_a_graph_fails(bench: Bench, graph: str, output: str, stages: list[str]) -> None:
-    def one_nan(values: np.ndarray) -> np.ndarray:
+    def put_nan(values: np.ndarray) -> np.ndarray:
         values = values.copy()
         values.reshape(-1)[-1] = np.nan
         return values
 
-    plant(bench, graph, output, one_nan)
+    plant(bench, graph, output, put_nan)
     assert [stage for stage in stages if outcome_of(bench, stage).passed] == []
 
 
@@ -144,24 +144,24 @@ def test_a_wrong_row_of_either_table_is_named(bench: Bench, graph: str) -> None:
 
 
 def test_one_wrong_token_is_seen(bench: Bench) -> None:
-    def flipped(values: np.ndarray) -> np.ndarray:
+    def flip(values: np.ndarray) -> np.ndarray:
         values = values.copy()
         values[3] *= -1
         return values
 
-    plant(bench, VISION_ENCODER, "image_features", flipped)
+    plant(bench, VISION_ENCODER, "image_features", flip)
     outcome = outcome_of(bench, "vision", GRIDS)
     assert not outcome.passed
     assert "token 3 of 13" in outcome.message
 
 
 def test_a_difference_in_one_deepstack_map_is_named(bench: Bench) -> None:
-    def off(values: np.ndarray) -> np.ndarray:
+    def shift(values: np.ndarray) -> np.ndarray:
         values = values.copy()
         values[:, 2 * 128 : 3 * 128] += 1e-3  # features, map 0, map 1, map 2 are 128 columns each
         return values
 
-    plant(bench, VISION_ENCODER, "image_features", off)
+    plant(bench, VISION_ENCODER, "image_features", shift)
     assert "worst in deepstack_1" in outcome_of(bench, "vision").message
 
 
@@ -211,12 +211,12 @@ def report(outcomes: list[Outcome], planned: int) -> Report:
     return Report("tiny", "0" * 64, {"source": "x", "revision": "local"}, "quick", 1, PROFILE, outcomes, planned)
 
 
-GOOD = found(max_abs=0.0, worst_token_cosine=1.0)
+GOOD = judge_measures(max_abs=0.0, worst_token_cosine=1.0)
 
 
 @pytest.mark.parametrize(
     ("outcomes", "planned", "passed"),
-    [([GOOD], 1, True), ([], 0, False), ([GOOD], 2, False), ([GOOD, found(max_abs=1.0)], 2, False)],
+    [([GOOD], 1, True), ([], 0, False), ([GOOD], 2, False), ([GOOD, judge_measures(max_abs=1.0)], 2, False)],
     ids=["all good", "nothing planned", "not all carried out", "one failed"],
 )
 def test_verdict_of_a_report(outcomes: list[Outcome], planned: int, passed: bool) -> None:
@@ -225,30 +225,34 @@ def test_verdict_of_a_report(outcomes: list[Outcome], planned: int, passed: bool
 
 
 def test_the_summary_is_null_where_nothing_was_measured() -> None:
-    summary = json.loads(report([found(max_abs=None, worst_token_cosine=1.0)], 1).to_json())["summary"]
+    summary = json.loads(report([judge_measures(max_abs=None, worst_token_cosine=1.0)], 1).to_json())["summary"]
     assert summary["decoder"] is None
     assert summary["vision"]["worst"]["max_abs"] is None
 
 
 def test_nan_is_the_worst_and_readable_in_the_json() -> None:
-    outcomes = [found(max_abs=value, worst_token_cosine=1.0) for value in (0.5, math.nan, 0.1)]
+    outcomes = [judge_measures(max_abs=value, worst_token_cosine=1.0) for value in (0.5, math.nan, 0.1)]
     assert json.loads(report(outcomes, 3).to_json())["summary"]["vision"]["worst"]["max_abs"] == "NaN"
 
 
 def test_outcomes_survive_json() -> None:
-    outcome = found(max_abs=math.inf, worst_token_cosine=None)
+    outcome = judge_measures(max_abs=math.inf, worst_token_cosine=None)
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
 
 
 def test_junit_counts_failures_and_what_did_not_run() -> None:
-    suite = ElementTree.fromstring(report([GOOD, found(max_abs=1.0, worst_token_cosine=1.0)], 3).to_junit())
+    suite = ElementTree.fromstring(report([GOOD, judge_measures(max_abs=1.0, worst_token_cosine=1.0)], 3).to_junit())
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
-    assert "max_abs 1" in (suite.find("testcase/failure").get("message") or "")  # type: ignore[union-attr]
+    failure = suite.find("testcase/failure")
+    assert failure is not None and "max_abs 1" in failure.get("message", "")
 
 
 def test_the_terminal_shows_failures_and_the_verdict() -> None:
     console = Console(record=True, width=160)
-    show(report([GOOD, replace(found(max_abs=1.0, worst_token_cosine=1.0), diagnosis="a [bold] guess")], 2), console)
+    show(
+        report([GOOD, replace(judge_measures(max_abs=1.0, worst_token_cosine=1.0), diagnosis="a [bold] guess")], 2),
+        console,
+    )
     text = console.export_text()
     assert "FAILED: 1 of 2 checks" in text
     assert "Looks like: a [bold] guess" in text

@@ -1,4 +1,4 @@
-"""Bisection names the layer and the operator a fault is in, and the stage of the build that brought it in."""
+"""A trace names the layer and the operator of a fault, and the stage of the build that introduced it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trails(bench: Bench) -> dict[str, Trail]:
     return {trail.graph: trail for trail in trace_layers(bench, [], case)}
 
 
-def planted(name: str, good: Path, tmp_path: Path) -> Bench:
+def plant(name: str, good: Path, tmp_path: Path) -> Bench:
     fault = next(fault for fault in FAULTS if fault.name == name)
     return open_bench(fault.plant(good, tmp_path / name), "quick")
 
@@ -71,9 +71,9 @@ def test_every_layer_of_a_good_artifact_is_found_and_agrees(tiny_artifact: Path)
     ],
 )
 def test_a_fault_is_found_where_it_is(fault: str, graph: str, says: str, tiny_artifact: Path, tmp_path: Path) -> None:
-    found = trails(planted(fault, tiny_artifact, tmp_path))
-    assert found[graph].message.startswith(says), found[graph].message
-    others = [trail for name, trail in found.items() if name != graph]
+    by_graph = trails(plant(fault, tiny_artifact, tmp_path))
+    assert by_graph[graph].message.startswith(says), by_graph[graph].message
+    others = [trail for name, trail in by_graph.items() if name != graph]
     assert all(trail.first is None for trail in others)
 
 
@@ -96,8 +96,8 @@ def test_a_fault_in_the_runtime_is_in_no_layer(tiny_artifact: Path, tmp_path: Pa
 
 
 def test_the_stage_that_brought_it_in_is_named(tiny_artifact: Path, tmp_path: Path) -> None:
-    """Kept stages before the fault agree; the first that has it is named, whatever comes after."""
-    bad = planted("gelu-exact", tiny_artifact, tmp_path).artifact.root
+    """Stages before the fault agree; the first that has it is named, whatever comes after."""
+    bad = plant("gelu-exact", tiny_artifact, tmp_path).artifact.root
     stages = [
         entry["stage"] for entry in json.loads((bad / MANIFEST).read_text("utf-8"))["graphs"][VISION_ENCODER]["stages"]
     ]
@@ -119,7 +119,7 @@ def test_the_stage_that_brought_it_in_is_named(tiny_artifact: Path, tmp_path: Pa
 
 
 def test_layers_that_lost_their_names_are_listed(tiny_artifact: Path, tmp_path: Path) -> None:
-    """Another exporter's graph, one layer of which has no name any more."""
+    """Another exporter's graph, one layer of which has lost its name."""
     copy = tmp_path / "other"
     shutil.copytree(tiny_artifact, copy)
     path = copy / "onnx" / f"{DECODER}.onnx"
@@ -138,8 +138,8 @@ def test_layers_that_lost_their_names_are_listed(tiny_artifact: Path, tmp_path: 
 def test_a_weight_that_is_carried_to_its_product_is_followed() -> None:
     weight = helper.make_tensor("layers.0.mlp.up_proj.weight", onnx.TensorProto.FLOAT, [2, 2], [1.0, 2, 3, 4])
     nodes = [
-        helper.make_node("Transpose", ["layers.0.mlp.up_proj.weight"], ["turned"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "turned"], ["y"]),
+        helper.make_node("Transpose", ["layers.0.mlp.up_proj.weight"], ["transposed"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "transposed"], ["y"]),
     ]
     graph = helper.make_graph(nodes, "g", [], [], [weight])
     (layer,) = layers_of(helper.make_model(graph))

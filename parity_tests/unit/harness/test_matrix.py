@@ -15,7 +15,7 @@ import pytest
 from parity_tests.harness.cases.matrix import CASES, Case, PromptSpec, load_matrix
 from parity_tests.harness.cases.picture_kinds import KINDS, draw_picture
 from parity_tests.harness.plan import Subject, plan
-from parity_tests.harness.sides.pixel_reference import loaded
+from parity_tests.harness.sides.pixel_reference import load_file
 from qwen3vl_export import promise
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, TIERS, VISION_ENCODER, bucket_name
 from qwen3vl_export.errors import ParityError
@@ -85,14 +85,14 @@ def test_every_open_size_is_drawn() -> None:
 
 def test_standard_has_every_kind_of_picture() -> None:
     cases = MATRIX.of_tier("standard")
-    named = {text.split()[0] for case in cases for prompt in case.prompts for text in prompt.pictures}
-    assert named == {*KINDS, "clip"}
+    kinds = {text.split()[0] for case in cases for prompt in case.prompts for text in prompt.pictures}
+    assert kinds == {*KINDS, "clip"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_the_size_it_says(kind: str) -> None:
     picture = draw_picture(f"{kind} 96x128", "seed")
-    size = loaded(picture).size if isinstance(picture, bytes) else picture.size
+    size = load_file(picture).size if isinstance(picture, bytes) else picture.size
     assert size == (96, 128)
 
 
@@ -113,10 +113,10 @@ def test_one_case_decodes_256_tokens() -> None:
 
 def test_pictures_are_reproducible_and_equal_seeds_are_equal_pictures() -> None:
     case = Case(name="twins", tier="quick", images=["noise 9x7 #3", "noise 9x7 #3", "noise 9x7"], ask="?")
-    first, second, other = (np.asarray(image) for image in MATRIX.draw(case)[0].images)
+    first, second, unseeded = (np.asarray(image) for image in MATRIX.draw(case)[0].images)
     assert (first == second).all()
-    assert (first != other).any()
-    assert (np.asarray(MATRIX.draw(case)[0].images[2]) == other).all()
+    assert (first != unseeded).any()
+    assert (np.asarray(MATRIX.draw(case)[0].images[2]) == unseeded).all()
 
 
 def test_an_unknown_tier_is_refused() -> None:
@@ -197,7 +197,7 @@ def test_a_matrix_that_leaves_out_what_is_promised_is_refused(kept: str, missing
 
 
 BLOCKS: dict[str, Any] = {"method": "int4", "accuracy_level": 0}
-OWN = ("dequantized_vision", "dequantized_embeddings", "dequantized_decoder", "dequantized_decode")
+DEQUANTIZED = ("dequantized_vision", "dequantized_embeddings", "dequantized_decoder", "dequantized_decode")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,6 @@ def test_quantized_graphs_are_also_compared_with_their_own_weights(method: dict[
     recipe["quantization"] = {"decoder_model_merged": method}
     planned = plan("quick", replace(Subject.of_recipe(load_recipe("tiny")), recipe=recipe))
     stages = {check.stage for check in planned.checks}
-    assert stages.issuperset(OWN) == (reason is None)
+    assert stages.issuperset(DEQUANTIZED) == (reason is None)
     if reason:
-        assert all(planned.left_out[stage].startswith(reason) for stage in OWN)
+        assert all(planned.left_out[stage].startswith(reason) for stage in DEQUANTIZED)

@@ -13,9 +13,9 @@ ROWS = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
 
 
 def test_equal_arrays_are_at_distance_zero() -> None:
-    found = measures.closeness(ROWS, ROWS)
-    assert found["max_abs"] == 0.0
-    assert found["worst_token_cosine"] == pytest.approx(1.0, abs=1e-15)
+    values = measures.closeness(ROWS, ROWS)
+    assert values["max_abs"] == 0.0
+    assert values["worst_token_cosine"] == pytest.approx(1.0, abs=1e-15)
 
 
 def test_max_abs_is_the_largest_difference() -> None:
@@ -26,10 +26,10 @@ def test_the_worst_token_is_not_hidden_by_the_mean() -> None:
     truth = np.ones((100, 8), np.float32)
     guess = truth.copy()
     guess[42] = -1
-    found = measures.closeness(guess, truth)
-    assert found["mean_cosine"] == pytest.approx(0.98)
-    assert found["worst_token_cosine"] == pytest.approx(-1.0)
-    assert found["worst_token"] == 42
+    values = measures.closeness(guess, truth)
+    assert values["mean_cosine"] == pytest.approx(0.98)
+    assert values["worst_token_cosine"] == pytest.approx(-1.0)
+    assert values["worst_token"] == 42
 
 
 def test_cosine_of_zero_rows() -> None:
@@ -103,9 +103,9 @@ def explain(candidate: list[float], reference: list[float]) -> measures.Differen
 
 
 def test_a_near_tie_is_recognised() -> None:
-    found = explain([1.0004, 1.0, 0.0], [1.0, 1.0003, 0.0])
-    assert found.near_tie
-    assert found.candidate_gap == pytest.approx(4e-4)
+    difference = explain([1.0004, 1.0, 0.0], [1.0, 1.0003, 0.0])
+    assert difference.near_tie
+    assert difference.candidate_gap == pytest.approx(4e-4)
 
 
 def test_a_gap_beyond_the_margin_is_no_near_tie() -> None:

@@ -25,26 +25,26 @@ def run(directory: Path, *arguments: str, path: Path | None = None) -> subproces
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A project of somebody else's, with a test of its own."""
+    """Somebody else's project, with a test of its own."""
     (tmp_path / "test_own.py").write_text("def test_own():\n    pass\n")
     return tmp_path
 
 
 def test_an_artifact_is_verified_from_anywhere(elsewhere: Path, tiny_artifact: Path) -> None:
     shutil.copytree(tiny_artifact, elsewhere / "tiny")
-    chosen = "grid-2x2 or (text-only and not batch)"
-    done = run(elsewhere, "--artifact", "tiny", "--matrix", "quick", "-n", "1", "-v", "-k", chosen)
-    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
-    assert "test_parity[vision[grid-2x2]]" in done.stdout
-    assert "test_parity[decoder[text-only]]" in done.stdout
-    assert "test_own" not in done.stdout
+    selection = "grid-2x2 or (text-only and not batch)"
+    result = run(elsewhere, "--artifact", "tiny", "--matrix", "quick", "-n", "1", "-v", "-k", selection)
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+    assert "test_parity[vision[grid-2x2]]" in result.stdout
+    assert "test_parity[decoder[text-only]]" in result.stdout
+    assert "test_own" not in result.stdout
     assert not (elsewhere / "tiny" / "parity.json").exists()  # not the whole plan
 
 
 def test_without_an_artifact_nothing_changes(elsewhere: Path) -> None:
-    done = run(elsewhere, "-q")
-    assert done.returncode == pytest.ExitCode.OK
-    assert "1 passed" in done.stdout
+    result = run(elsewhere, "-q")
+    assert result.returncode == pytest.ExitCode.OK
+    assert "1 passed" in result.stdout
 
 
 OPTION = """

@@ -20,10 +20,10 @@ VALUE = Greedy(np.arange(4)[None], np.ones((1, 4, 3), np.float32))
 
 def test_what_was_put_is_found_again(tmp_path: Path) -> None:
     Store(tmp_path, "scope").put(KEY, VALUE)
-    found = Store(tmp_path, "scope").get(KEY, Greedy)
-    assert isinstance(found, Greedy)
-    assert (found.ids == VALUE.ids).all()
-    assert found.logits.dtype == np.float32
+    result = Store(tmp_path, "scope").get(KEY, Greedy)
+    assert isinstance(result, Greedy)
+    assert (result.ids == VALUE.ids).all()
+    assert result.logits.dtype == np.float32
     Store(tmp_path, "scope").put(("vision", "x"), VALUE.logits)
     assert (Store(tmp_path, "scope").get(("vision", "x"), np.ndarray) == VALUE.logits).all()
 
@@ -64,9 +64,9 @@ def test_the_longest_unused_results_make_room(tmp_path: Path) -> None:
     small = Store(tmp_path, "scope", budget=20_000)
     for index in range(6):
         small.put(("vision", index), np.zeros(1000))  # 8 kB each
-    kept = [small.get(("vision", index), np.ndarray) is not None for index in range(6)]
-    assert sum(kept) == 2
-    assert kept[-1]
+    stored = [small.get(("vision", index), np.ndarray) is not None for index in range(6)]
+    assert sum(stored) == 2
+    assert stored[-1]
 
 
 def test_room_is_made_of_results_alone(tmp_path: Path) -> None:

@@ -39,11 +39,11 @@ def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three cases instead of thirteen."""
-    whole = load_matrix()
-    few = whole.model_copy(update={"cases": [case for case in whole.cases if case.name in SMALL]})
+    matrix = load_matrix()
+    small = matrix.model_copy(update={"cases": [case for case in matrix.cases if case.name in SMALL]})
 
     def load() -> Matrix:
-        return few
+        return small
 
     monkeypatch.setattr(harness, "load_matrix", load)
     monkeypatch.setattr(plan, "load_matrix", load)
@@ -51,9 +51,9 @@ def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_good_artifact_passes_and_carries_the_evidence(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert harness.verify(artifact, Options("quick")) == 0
-    shown = capsys.readouterr().out
-    assert "passed: 21 of 21 checks of the quick matrix" in shown
-    assert "not checked: exam" in shown
+    printed = capsys.readouterr().out
+    assert "passed: 21 of 21 checks of the quick matrix" in printed
+    assert "not checked: exam" in printed
     Evidence.model_validate_json((artifact / PARITY).read_text("utf-8"))
     assert "Passed." in (artifact / HTML).read_text("utf-8")
     assert len((artifact.parent / NAME).read_text("utf-8").splitlines()) == 1
@@ -73,9 +73,9 @@ def test_a_faulty_artifact_fails_and_the_evidence_says_so(
 ) -> None:
     faulty = FAULT.plant(artifact, tmp_path / "faulty")
     assert harness.verify(faulty, Options("quick")) == 1
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "FAILED" in shown
-    assert FAULT.says in shown
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "FAILED" in printed
+    assert FAULT.says in printed
     assert json.loads((faulty / PARITY).read_text("utf-8"))["passed"] is False
 
 
@@ -87,12 +87,12 @@ def test_an_altered_file_is_refused(artifact: Path) -> None:
 
 
 def test_another_checkpoint_is_refused(artifact: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(harness.find_checkpoint(harness.open_artifact(artifact)), other)
-    rules = other / "preprocessor_config.json"
-    rules.write_text(rules.read_text("utf-8") + "\n", "utf-8")
+    changed = tmp_path / "changed"
+    shutil.copytree(harness.find_checkpoint(harness.open_artifact(artifact)), changed)
+    settings = changed / "preprocessor_config.json"
+    settings.write_text(settings.read_text("utf-8") + "\n", "utf-8")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is not the one this artifact was built from"):
-        harness.verify(artifact, Options("quick", checkpoint=other))
+        harness.verify(artifact, Options("quick", checkpoint=changed))
 
 
 def test_an_unknown_profile_is_refused(artifact: Path) -> None:
@@ -120,9 +120,9 @@ def test_a_failure_prints_how_to_replay_it_and_where_it_starts(
 ) -> None:
     faulty = FAULT.plant(artifact, tmp_path / "faulty")
     assert harness.verify(faulty, Options("quick", bisect=True, seed=7)) == 1
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"replay: qwen3vl-export verify {faulty} --case minimum-64x64 --seed 7 --bisect" in shown
-    assert "bisect decoder layer 1, input_layernorm" in shown
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"replay: qwen3vl-export verify {faulty} --case minimum-64x64 --seed 7 --bisect" in printed
+    assert "bisect decoder layer 1, input_layernorm" in printed
     evidence = Evidence.model_validate_json((faulty / PARITY).read_text("utf-8"))
     assert evidence.seed == 7
     assert evidence.bisect is not None

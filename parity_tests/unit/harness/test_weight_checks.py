@@ -1,4 +1,4 @@
-"""Quantized weights are read back from either target's operators, and a wrong one is told."""
+"""Quantized weights are dequantized by either target's operators, and a wrong one is reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRAPH = "decoder_model_merged"
 PROFILES = {"int8": "int8", "int4": "int4", "int8_dynamic": "int8"}
 
 
-def written(work: Path, target: str, method: str) -> Path:
+def write_graph(work: Path, target: str, method: str) -> Path:
     build_graph(work, GRAPH, target, method=method)
     return work / f"{GRAPH}-{target}-{method}" / "model.onnx"
 
@@ -30,24 +30,24 @@ def written(work: Path, target: str, method: str) -> Path:
 def checkpoint_weights() -> dict[str | None, np.ndarray]:
     """Every matrix [N, K] of the checkpoint, by module."""
     checkpoint = open_checkpoint(str(TINY))
-    found = {module_of(name): checkpoint.read(name).float().numpy() for name in checkpoint.tensors}
-    return {**found, "lm_head": found["embed_tokens"]}  # they are tied
+    weights = {module_of(name): checkpoint.read(name).float().numpy() for name in checkpoint.tensors}
+    return {**weights, "lm_head": weights["embed_tokens"]}  # they are tied
 
 
 @pytest.mark.parametrize("method", PROFILES)
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_every_product_is_read_back(target: str, method: str, tmp_path: Path) -> None:
     truth = checkpoint_weights()
-    found = list(dequantized_weights(written(tmp_path, target, method)))
-    assert len(found) > 20
-    worst = {name: block_errors(rows, truth[module_of(name)], block).max() for name, block, rows in found}
-    (rule,) = (one for one in load_profile(PROFILES[method]).rules[WEIGHTS] if one.measure == "worst_block_error")
+    weights = list(dequantized_weights(write_graph(tmp_path, target, method)))
+    assert len(weights) > 20
+    worst = {name: block_errors(rows, truth[module_of(name)], block).max() for name, block, rows in weights}
+    (rule,) = (rule for rule in load_profile(PROFILES[method]).rules[WEIGHTS] if rule.measure == "worst_block_error")
     assert rule.holds(max(worst.values())), worst
 
 
 @pytest.mark.parametrize("method", PROFILES)
-def test_a_scale_that_is_twice_as_large_is_told(method: str, tmp_path: Path) -> None:
-    path = written(tmp_path, "portable", method)
+def test_a_scale_that_is_twice_as_large_is_found(method: str, tmp_path: Path) -> None:
+    path = write_graph(tmp_path, "portable", method)
     good = {parameter: rows for parameter, _, rows in dequantized_weights(path)}
     model = onnx.load(path)
     scales = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("up_proj.weight.scales"))

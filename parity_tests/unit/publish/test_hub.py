@@ -9,7 +9,7 @@ import pytest
 
 from qwen3vl_export.artifact import open_artifact
 
-from ...fixtures.commands import Ended, assert_one_line, end, start
+from ...fixtures.commands import CommandResult, assert_one_line, end, start
 from ...fixtures.hub_server import Hub, running_hub
 from ...fixtures.spoiling import WEIGHTS
 
@@ -21,10 +21,10 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def command(hub: Hub, tmp_path: Path) -> Callable[..., Ended]:
+def command(hub: Hub, tmp_path: Path) -> Callable[..., CommandResult]:
     """The command in a process that knows only this Hub; `token` is that of its user."""
 
-    def call(*arguments: object, token: str = "writer") -> Ended:
+    def call(*arguments: object, token: str = "writer") -> CommandResult:
         known = {"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
         plain = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
@@ -34,7 +34,7 @@ def command(hub: Hub, tmp_path: Path) -> Callable[..., Ended]:
 
 
 def test_the_hub_gets_everything_in_one_commit(
-    proven: Path, hub: Hub, command: Callable[..., Ended], tmp_path: Path
+    proven: Path, hub: Hub, command: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     result = command("publish", proven, "--to", "hf://me/tiny", "--private")
     assert result.exit_code == 0, result
@@ -51,7 +51,7 @@ def test_the_hub_gets_everything_in_one_commit(
 
 
 def test_a_second_publication_sends_nothing_twice_and_drops_what_is_gone(
-    proven: Path, hub: Hub, command: Callable[..., Ended]
+    proven: Path, hub: Hub, command: Callable[..., CommandResult]
 ) -> None:
     command("publish", proven, "--to", "hf://me/tiny")
     hub.repositories["me/tiny"]["old.bin"] = b"old"
@@ -62,7 +62,7 @@ def test_a_second_publication_sends_nothing_twice_and_drops_what_is_gone(
     assert ".gitattributes" in hub.repositories["me/tiny"]
 
 
-def test_a_dry_run_sends_nothing(proven: Path, hub: Hub, command: Callable[..., Ended]) -> None:
+def test_a_dry_run_sends_nothing(proven: Path, hub: Hub, command: Callable[..., CommandResult]) -> None:
     result = command("publish", proven, "--to", "hf://me/tiny", "--dry-run")
     assert result.exit_code == 0
     assert WEIGHTS in result.stdout and "provenance.intoto.json" in result.stdout
@@ -76,14 +76,16 @@ def test_a_dry_run_sends_nothing(proven: Path, hub: Hub, command: Callable[..., 
         ("", "me/tiny: the Hub does not know who you are. Log in"),
     ],
 )
-def test_no_permission(token: str, expected: str, proven: Path, hub: Hub, command: Callable[..., Ended]) -> None:
+def test_no_permission(
+    token: str, expected: str, proven: Path, hub: Hub, command: Callable[..., CommandResult]
+) -> None:
     result = command("publish", proven, "--to", "hf://me/tiny", token=token)
     assert_one_line(result, expected)
     assert hub.repositories == {}
 
 
 def test_weights_that_precisions_share_are_stored_and_fetched_once(
-    proven_precisions: Path, hub: Hub, command: Callable[..., Ended], tmp_path: Path
+    proven_precisions: Path, hub: Hub, command: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     shared = open_artifact(proven_precisions).manifest.second_names
     assert command("publish", proven_precisions, "--to", "hf://me/tiny").exit_code == 0
@@ -98,7 +100,7 @@ def test_weights_that_precisions_share_are_stored_and_fetched_once(
 
 @pytest.mark.parametrize("where", ["PUT /lfs", "POST /api/models/me/tiny/commit"])
 def test_a_broken_upload_leaves_the_repository_as_it_was_and_goes_on(
-    where: str, proven: Path, hub: Hub, command: Callable[..., Ended]
+    where: str, proven: Path, hub: Hub, command: Callable[..., CommandResult]
 ) -> None:
     hub.repositories["me/tiny"] = before = {"README.md": b"before"}
     hub.break_at = where
@@ -113,7 +115,7 @@ def test_a_broken_upload_leaves_the_repository_as_it_was_and_goes_on(
 
 
 def test_a_broken_download_writes_nothing_and_goes_on(
-    proven: Path, hub: Hub, command: Callable[..., Ended], tmp_path: Path
+    proven: Path, hub: Hub, command: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     command("publish", proven, "--to", "hf://me/tiny")
     hub.break_at = f"GET /me/tiny/resolve/{hub.sha('me/tiny')}/{WEIGHTS}"
@@ -125,7 +127,7 @@ def test_a_broken_download_writes_nothing_and_goes_on(
 
 
 def test_a_file_tampered_with_on_the_hub_is_named(
-    proven: Path, hub: Hub, command: Callable[..., Ended], tmp_path: Path
+    proven: Path, hub: Hub, command: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     command("publish", proven, "--to", "hf://me/tiny")
     hub.repositories["me/tiny"][WEIGHTS] += b"!"
@@ -133,7 +135,7 @@ def test_a_file_tampered_with_on_the_hub_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_hub_does_not_have(hub: Hub, command: Callable[..., Ended]) -> None:
+def test_what_the_hub_does_not_have(hub: Hub, command: Callable[..., CommandResult]) -> None:
     assert_one_line(command("fetch", "hf://me/nothing"), "me/nothing: the Hub has no such repository")
     hub.repositories["me/tiny"] = {"README.md": b""}
     assert_one_line(command("fetch", "hf://me/tiny@v9"), "me/tiny: has no such revision")
@@ -141,7 +143,7 @@ def test_what_the_hub_does_not_have(hub: Hub, command: Callable[..., Ended]) -> 
     assert_one_line(command("fetch", "hf://me/other"), "me/other: the connection to the Hub failed")
 
 
-def test_a_token_is_never_printed(proven: Path, hub: Hub, command: Callable[..., Ended]) -> None:
+def test_a_token_is_never_printed(proven: Path, hub: Hub, command: Callable[..., CommandResult]) -> None:
     hub.break_at = "POST /api/models/me/tiny/commit"
     results = [command("publish", proven, "--to", "hf://me/tiny", token=token) for token in ("writer", "hf_secret")]
     assert all(result.exit_code for result in results)
