@@ -154,7 +154,8 @@ def drop(page: Page, bench: Bench, case: Case) -> None:
 def answer(page: Page) -> str:
     page.wait_for_function(ANSWERED, timeout=MILLISECONDS)
     assert "wrong" not in page.inner_text("#status")
-    return page.inner_text("#answer")
+    text: str = page.inner_text("#answer")
+    return text
 
 
 def test_it_shows_how_far_loading_is(page: Page) -> None:

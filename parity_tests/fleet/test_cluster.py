@@ -357,7 +357,7 @@ sys.modules["dask"] = sys.modules["distributed"] = None
 import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name in ("dask", "distributed") else found(name, *a)
-from parity_tests.fleet.standin import HARNESS
+from parity_tests.fixtures.fleet_harness import HARNESS
 from qwen3vl_export.fleet import fleet
 [one] = fleet.run(fleet.Asked([{recipes["one"]!r}], {store!r}, HARNESS, matrix="quick"))
 assert one.passed

@@ -1,6 +1,6 @@
 """The format of `parity.json`, for its readers: strict models, and the JSON schema made from them.
 
-    python -m parity_tests.harness.verify.evidence.schema > docs/parity.schema.json
+    python -m parity_tests.harness.evidence.schema > docs/parity.schema.json
 
 A number that JSON cannot hold is the word NaN, Infinity or -Infinity; what was not measured is null. Knows the format;
 nothing about how it came to be.

@@ -59,7 +59,7 @@ BAD = report(
 
 def test_the_published_schema_is_the_code_s() -> None:
     assert SCHEMA.read_text("utf-8") == schema_text(), (
-        "python -m parity_tests.harness.verify.evidence.schema > docs/parity.schema.json"
+        "python -m parity_tests.harness.evidence.schema > docs/parity.schema.json"
     )
 
 
