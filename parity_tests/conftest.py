@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,8 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[plugin.BUILDS] = {name: partial(build_once, name) for name in VERIFIED}
+    builds: Mapping[str, Callable[[], Path]] = {name: partial(build_once, name) for name in VERIFIED}
+    config.stash[plugin.BUILDS] = builds
     if plugin.option_of(config, "artifact") is None:
         os.environ.setdefault(DIRECTORY_VARIABLE, str(scratch()))
 

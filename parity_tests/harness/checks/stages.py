@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDINGS
 from qwen3vl_export.runtime.arrays import Floats, Ints
@@ -111,7 +112,7 @@ def embeddings(bench: Bench, case: Case) -> Finding:
     inputs = bench.inputs(case)
     expected = bench.reference.prefill(inputs)
     text = ~visual_tokens(inputs.input_ids, bench.artifact.manifest.facts)
-    heads = {
+    heads: dict[str, tuple[Callable[[], Floats], NDArray[np.bool_]]] = {
         EMBEDDINGS: (lambda: bench.embed(inputs.input_ids, expected.image_features), np.ones_like(text)),
         EMBED_TOKENS: (lambda: bench.embed_tokens(inputs.input_ids), text),
     }

@@ -160,8 +160,7 @@ class ForeignSessions(Sessions):
 
     def translate_feeds(self, graph: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Feeds under the package's names, with rows of the width the graph takes."""
-        self.open(graph)
-        shapes = {node.name: node.shape for node in self._opened[graph].get_inputs()}
+        shapes = {node.name: node.shape for node in self.open(graph).get_inputs()}
         translated = {}
         for name, array in feeds.items():
             graph_name = self.name_in_graph(graph, name)

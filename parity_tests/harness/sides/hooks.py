@@ -34,36 +34,36 @@ class HookedSessions(Sessions):
 
     def __init__(self, sessions: Sessions, graph: str, before: Before, after: After) -> None:
         super().__init__(sessions.artifact, sessions.threads)
-        self._sessions = sessions
+        self._unhooked = sessions
         self._graph = graph
         self._before = before
         self._after = after
 
     @property
     def shares_cache(self) -> bool:
-        return self._sessions.shares_cache
+        return self._unhooked.shares_cache
 
     def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
-        return self._sessions.dtypes(graph)
+        return self._unhooked.dtypes(graph)
 
     def open(self, graph: str) -> Any:
-        return self._sessions.open(graph)
+        return self._unhooked.open(graph)
 
     def run(self, graph: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
         if graph != self._graph:
-            return self._sessions.run(graph, feeds, outputs)
+            return self._unhooked.run(graph, feeds, outputs)
         changed = self._before(dict(feeds))
-        results = self._after(changed, dict(zip(outputs, self._sessions.run(graph, changed, outputs), strict=True)))
+        results = self._after(changed, dict(zip(outputs, self._unhooked.run(graph, changed, outputs), strict=True)))
         return [results[name] for name in outputs]
 
     def run_bound(
         self, graph: str, binding: Any, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
     ) -> None:
         if graph != self._graph:
-            self._sessions.run_bound(graph, binding, feeds, outputs)
+            self._unhooked.run_bound(graph, binding, feeds, outputs)
             return
         changed = self._before(dict(feeds))
-        self._sessions.run_bound(graph, binding, changed, outputs)
+        self._unhooked.run_bound(graph, binding, changed, outputs)
         for name, array in self._after(changed, dict(outputs)).items():
             outputs[name][:] = array
 
