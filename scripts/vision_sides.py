@@ -60,10 +60,10 @@ def export_ours(
         from qwen3vl_export.exporter.stages import Stages
         from qwen3vl_export.exporter.submodules import build_submodule
         from qwen3vl_export.exporter.weights import WeightFile
-        from qwen3vl_export.recipe.quantize import Quantize
+        from qwen3vl_export.recipe.quantize import MethodSettings
 
         opened, of = open_checkpoint(str(checkpoint)), getattr(torch, dtype)
-        how = TypeAdapter(Quantize).validate_python(plan or {"method": "none"})
+        how = TypeAdapter(MethodSettings).validate_python(plan or {"method": "none"})
         submodule = build_submodule(opened, VISION_ENCODER, target, of, grid)
         with WeightFile.create(folder, VISION_ENCODER) as data:
             storage = ir.DataType[stored] if stored else None

@@ -27,7 +27,7 @@ from ..errors import BuildError
 from ..output import resumable_directory
 from ..packaging import storage_rules, write_packaging
 from ..recipe.model import Recipe
-from ..recipe.quantize import Quantize
+from ..recipe.quantize import MethodSettings
 from .calibration import plan_calibrations
 from .checkpoint import Checkpoint
 from .manifest import Entries, graph_entry, write_manifest
@@ -84,38 +84,16 @@ def build(
     """
     out = out if out is not None else Path("artifacts") / recipe.name
     with resumable_directory(out, force, resume, inputs_of(recipe, checkpoint)) as directory:
-        prepared = prepare_build(recipe, open_recipe_checkpoint(recipe, checkpoint), directory, keep_stages, log)
+        # recipe -> checkpoint -> trace -> simplify -> optimize -> quantize
+        opened = open_recipe_checkpoint(recipe, checkpoint)
+        prepared = prepare_build(recipe, opened, directory, keep_stages, log)
         check_space(out, prepared.bytes_to_write)
+        # -> weights
         entries = write_graphs(prepared, log)
+        # -> artifact
         finish_artifact(prepared, entries)
     log(f"{out}: {len(prepared.skeletons)} graphs, every one passes onnx.checker and strict shape inference")
     return out
-
-
-@dataclass(frozen=True)
-class PreparedBuild:
-    """A build before its first weight is written.
-
-    Attributes:
-        directory: where the artifact is put together.
-        journal: the weights that an interrupted build already wrote.
-        skeletons: every graph, finished but for its weights.
-        files: the files to be written.
-        provenance: what the manifest says about the checkpoint, which is hashed in the background.
-    """
-
-    recipe: Recipe
-    checkpoint: Checkpoint
-    directory: Path
-    journal: Journal
-    skeletons: Sequence[Skeleton]
-    files: Sequence[PlannedFile]
-    provenance: Future[dict[str, Any]]
-
-    @property
-    def bytes_to_write(self) -> int:
-        """Bytes of the artifact that are not on the disk yet."""
-        return sum(file.bytes for file in self.files) - self.journal.bytes
 
 
 def prepare_build(
@@ -169,6 +147,32 @@ def finish_artifact(prepared: PreparedBuild, entries: Entries) -> None:
     write_manifest(directory, recipe, checkpoint, entries, prepared.provenance.result(), second_names)
 
 
+@dataclass(frozen=True)
+class PreparedBuild:
+    """A build before its first weight is written.
+
+    Attributes:
+        directory: where the artifact is put together.
+        journal: the weights that an interrupted build already wrote.
+        skeletons: every graph, finished but for its weights.
+        files: the files to be written.
+        provenance: what the manifest says about the checkpoint, which is hashed in the background.
+    """
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    directory: Path
+    journal: Journal
+    skeletons: Sequence[Skeleton]
+    files: Sequence[PlannedFile]
+    provenance: Future[dict[str, Any]]
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of the artifact that are not on the disk yet."""
+        return sum(file.bytes for file in self.files) - self.journal.bytes
+
+
 def export_graph(
     submodule: Submodule,
     checkpoint: Checkpoint,
@@ -176,7 +180,7 @@ def export_graph(
     dtype: torch.dtype,
     file: WeightFile,
     stages: Stages,
-    quantization: Quantize = UNQUANTIZED,
+    quantization: MethodSettings = UNQUANTIZED,
     storage_dtype: ir.DataType | None = None,
 ) -> ir.Model:
     """One graph from its submodule to its `.onnx` file beside `file`; the arguments are those of `build_skeleton`."""

@@ -24,7 +24,7 @@ from ..errors import RecipeError
 from ..packaging import storage_rules
 from ..promise import promised_graphs
 from ..recipe.model import DEFAULT, Recipe
-from ..recipe.quantize import KeepPrecision, Quantize
+from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
 from .calibration.results import use_results
 from .checkpoint import Checkpoint, open_checkpoint
@@ -141,7 +141,7 @@ def build_skeleton(
     target: str,
     dtype: torch.dtype,
     stages: Stages,
-    quantization: Quantize = UNQUANTIZED,
+    quantization: MethodSettings = UNQUANTIZED,
     storage_dtype: ir.DataType | None = None,
 ) -> Skeleton:
     """One graph from its submodule to its finished skeleton.
@@ -162,7 +162,7 @@ def trace_and_optimize(submodule: Submodule, target: str, dtype: torch.dtype, st
 
 
 def quantize_and_store(
-    skeleton: Skeleton, target: str, quantization: Quantize, storage_dtype: ir.DataType | None
+    skeleton: Skeleton, target: str, quantization: MethodSettings, storage_dtype: ir.DataType | None
 ) -> Skeleton:
     """The second half: how the weights are stored. The model is changed in place."""
     model, stages = skeleton.model, skeleton.stages

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from ..packaging import RUNTIMES, loadable_runtimes
-from .quantize import PROFILES, Quantization, Quantize, profile_of
+from .quantize import PROFILES, MethodSettings, Quantization, profile_of
 from .strict import FieldConflict, StrictModel
 
 SIZE_STEP = 32  # pixels of an image token's side: patch_size * spatial_merge_size = 16 * 2
@@ -167,10 +167,10 @@ class Recipe(StrictModel):
         """Floating type of activations, inputs and outputs: onnxruntime's CPU provider has no bfloat16 kernels."""
         return "float16" if self.dtype == "float16" else "float32"
 
-    def quantization_of(self, graph: str) -> Quantize:
+    def quantization_of(self, graph: str) -> MethodSettings:
         """How the weights of one graph are stored; embed_tokens and embeddings share a table, encoders a tower."""
         stem = "vision_encoder" if graph.startswith("vision_encoder") else graph
-        quantization: Quantize = getattr(self.quantization, "embeddings" if stem == "embed_tokens" else stem)
+        quantization: MethodSettings = getattr(self.quantization, "embeddings" if stem == "embed_tokens" else stem)
         return quantization
 
     @property
@@ -192,7 +192,7 @@ class Recipe(StrictModel):
         weight_format = self.at(precision)._weight_format(graph)
         return next(name for name in self.every_precision if self.at(name)._weight_format(graph) == weight_format)
 
-    def _weight_format(self, graph: str) -> tuple[str, Quantize]:
+    def _weight_format(self, graph: str) -> tuple[str, MethodSettings]:
         """What the bytes of a graph depend on besides checkpoint and target."""
         return self.dtype, self.quantization_of(graph)
 

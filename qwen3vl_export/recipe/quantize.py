@@ -69,17 +69,17 @@ class Int4(BlockSettings):
 
 
 METHODS: dict[str, type[StrictModel]] = {"none": KeepPrecision, "int8_dynamic": Int8Dynamic, "int8": Int8, "int4": Int4}
-Quantize = Annotated[KeepPrecision | Int8Dynamic | Int8 | Int4, Field(discriminator="method")]
+MethodSettings = Annotated[KeepPrecision | Int8Dynamic | Int8 | Int4, Field(discriminator="method")]
 
 
 class Quantization(StrictModel):
     """How the weights of each graph are stored."""
 
-    vision_encoder: Quantize = KeepPrecision()
+    vision_encoder: MethodSettings = KeepPrecision()
     """The vision tower."""
-    embeddings: Quantize = KeepPrecision()
+    embeddings: MethodSettings = KeepPrecision()
     """The token table; embed_tokens and embeddings share it."""
-    decoder_model_merged: Quantize = KeepPrecision()
+    decoder_model_merged: MethodSettings = KeepPrecision()
     """The language model."""
 
 

@@ -46,12 +46,12 @@ def test_weights_are_the_checkpoints_to_the_last_bit(tiny_artifact: Path) -> Non
         for tensor in model.graph.initializer:
             if tensor.name not in external:
                 continue
-            found = numpy_helper.to_array(tensor)
+            array = numpy_helper.to_array(tensor)
             name = next(name for name in stored if name.endswith(tensor.name) or tensor.name == "lm_head.weight")
             name = "model.language_model.embed_tokens.weight" if tensor.name == "lm_head.weight" else name
-            wanted = stored[name]
-            same_layout = wanted.size == found.size and np.array_equal(wanted.reshape(found.shape), found)
-            assert same_layout or np.array_equal(wanted.T, found), f"{path.name}: {tensor.name}"
+            expected = stored[name]
+            same_layout = expected.size == array.size and np.array_equal(expected.reshape(array.shape), array)
+            assert same_layout or np.array_equal(expected.T, array), f"{path.name}: {tensor.name}"
             used.add(name)
     assert used == set(stored)
 
@@ -85,10 +85,10 @@ def test_kept_stages_run(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).standard_normal((576, 1536), np.float32)
     feeds = {"pixel_values": pixels, "image_grid_thw": grid}
     stages = ("traced", "simplified", "optimized", "stored")
-    results = [session(out / "stages" / stage / "vision_encoder.onnx") for stage in stages]
-    features = [one.run(None, feeds)[0] for one in results]
+    sessions = [session(out / "stages" / stage / "vision_encoder.onnx") for stage in stages]
+    features = [encoder.run(None, feeds)[0] for encoder in sessions]
     assert len(features) == 4
-    assert max(np.abs(features[0] - other).max() for other in features[1:]) < 1e-4
+    assert max(np.abs(features[0] - later).max() for later in features[1:]) < 1e-4
 
 
 def test_the_manifest_tells_each_stage(tiny_artifact: Path) -> None:

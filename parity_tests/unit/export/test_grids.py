@@ -79,24 +79,24 @@ class Towers:
         pixels = torch.randn(rows, 1536, generator=torch.Generator().manual_seed(rows))
         with torch.inference_mode():
             out = self.reference(pixels, grid_thw=grid)
-        wanted = torch.cat([out.pooler_output, *out.deepstack_features], dim=-1).numpy()
+        expected = torch.cat([out.pooler_output, *out.deepstack_features], dim=-1).numpy()
         feeds = {contract.PIXEL_VALUES: pixels.numpy(), contract.IMAGE_GRID_THW: grid.numpy()}
         for target, session in self.sessions.items():
-            found = session.run(None, feeds)[0]
-            assert found.shape == wanted.shape, target
-            assert np.isfinite(found).all(), target
-            cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
-            assert np.abs(found - wanted).max() <= MAX_ABS, target
+            features = session.run(None, feeds)[0]
+            assert features.shape == expected.shape, target
+            assert np.isfinite(features).all(), target
+            cosine = (features * expected).sum(1) / np.linalg.norm(features, axis=1) / np.linalg.norm(expected, axis=1)
+            assert np.abs(features - expected).max() <= MAX_ABS, target
             assert cosine.min() >= COSINE, target
 
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Towers:
     work = tmp_path_factory.mktemp("towers")
-    of = config("2b", layers=1, depth=4, vocab_size=64)
-    of.vision_config.hidden_size, of.vision_config.num_heads, of.vision_config.intermediate_size = 128, 2, 256
-    of.vision_config.out_hidden_size = of.text_config.hidden_size = 64
-    checkpoint = open_checkpoint(str(write_checkpoint(work / "checkpoint", of)))
+    sizes = config("2b", layers=1, depth=4, vocab_size=64)
+    sizes.vision_config.hidden_size, sizes.vision_config.num_heads, sizes.vision_config.intermediate_size = 128, 2, 256
+    sizes.vision_config.out_hidden_size = sizes.text_config.hidden_size = 64
+    checkpoint = open_checkpoint(str(write_checkpoint(work / "checkpoint", sizes)))
     sessions = {}
     for target in ("ort", "portable"):
         (work / target).mkdir()
@@ -104,7 +104,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Towers:
         with WeightFile.create(work / target, contract.VISION_ENCODER) as data:
             export_graph(submodule, checkpoint, target, torch.float32, data, Stages(contract.VISION_ENCODER))
         sessions[target] = ort.InferenceSession(str(work / target / "vision_encoder.onnx"))
-    reference = Qwen3VLVisionModel._from_config(of.vision_config, attn_implementation="eager").eval()
+    reference = Qwen3VLVisionModel._from_config(sizes.vision_config, attn_implementation="eager").eval()
     prefix = "model.visual."
     weights = {n.removeprefix(prefix): checkpoint.read(n).float() for n in checkpoint.tensors if n.startswith(prefix)}
     reference.load_state_dict(weights)

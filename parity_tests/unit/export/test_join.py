@@ -40,15 +40,15 @@ def delivered(request: pytest.FixtureRequest, built: Callable[[str], Path]) -> t
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_onnxruntimes_passes_keep_the_features(delivered: tuple[onnx.ModelProto, np.ndarray], level: str) -> None:
-    model, wanted = delivered
-    np.testing.assert_allclose(features(model, level), wanted, rtol=0, atol=ROUNDING)
+    model, expected = delivered
+    np.testing.assert_allclose(features(model, level), expected, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("rewrite", REWRITES.values(), ids=REWRITES.keys())
 def test_other_optimizers_keep_the_features(
     delivered: tuple[onnx.ModelProto, np.ndarray], rewrite: Callable[[onnx.ModelProto], onnx.ModelProto]
 ) -> None:
-    model, wanted = delivered
+    model, expected = delivered
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    np.testing.assert_allclose(features(rewrite(copy), "ORT_ENABLE_ALL"), wanted, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(features(rewrite(copy), "ORT_ENABLE_ALL"), expected, rtol=0, atol=ROUNDING)

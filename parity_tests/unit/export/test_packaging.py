@@ -96,8 +96,8 @@ def test_weights_where_transformers_js_does_not_look_are_refused(tiny_artifact: 
     def chunks(**changes: list[str]) -> dict[str, int]:
         entries = {"": {**graphs, **{graph: {"data": data} for graph, data in changes.items()}}}
         config = transformers_js.config(Package(tiny_artifact, manifest.facts, entries))
-        found: dict[str, int] = config["transformers.js_config"]["use_external_data_format"]
-        return found
+        counts: dict[str, int] = config["transformers.js_config"]["use_external_data_format"]
+        return counts
 
     whole = {f"{graph}.onnx": 1 for graph in graphs}
     assert chunks() == whole

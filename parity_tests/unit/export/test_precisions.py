@@ -98,7 +98,7 @@ def test_each_has_its_own_evidence_and_all_are_published(proven_precisions: Path
     assert invoke("publish", str(proven_precisions), "--to", str(out)).exit_code == 0
     assert invoke("fetch", str(out), "--out", str(fetched)).exit_code == 0
     evidence = {name: json.loads((fetched / f"parity_{name}.json").read_text("utf-8")) for name in NAMES}
-    assert [one["profile"]["name"] for one in evidence.values()] == ["float16", "int8", "int4", "int4"]
+    assert [report["profile"]["name"] for report in evidence.values()] == ["float16", "int8", "int4", "int4"]
     for root in (out, fetched):
         assert all((root / second).samefile(root / first) for second, first in SHARED.items())
     card = (fetched / "README.md").read_text("utf-8")

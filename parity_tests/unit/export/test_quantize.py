@@ -27,7 +27,7 @@ from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import WeightFile, attach
 from qwen3vl_export.exporter.weights.blockwise import pack_integers, quantize_nearest
 from qwen3vl_export.exporter.weights.packing import Blockwise, PerColumn
-from qwen3vl_export.recipe.quantize import Int4, Quantize
+from qwen3vl_export.recipe.quantize import Int4, MethodSettings
 
 from ...fixtures.moe_checkpoint import write_moe_checkpoint
 from ...fixtures.paths import TINY
@@ -52,7 +52,7 @@ def build_graph(
     """Build one graph, quantized by a method and its settings; other weights are stored as `stored`."""
     if graph == "vision_encoder" and method == "int4":
         settings["accept_error"] = True
-    quantization = TypeAdapter(Quantize).validate_python({"method": method, **settings})
+    quantization = TypeAdapter(MethodSettings).validate_python({"method": method, **settings})
     contract, model = trace_skeleton(checkpoint, graph, target)
     folder = work / f"{graph}-{target}-{method}"
     folder.mkdir(exist_ok=True)

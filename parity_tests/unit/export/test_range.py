@@ -46,9 +46,9 @@ def half(loud: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outcomes(artifact: Path, loud: Path) -> list[Outcome]:
     bench = open_bench(artifact, "quick", loud)
-    found = run(bench, "quick", only=lambda check: check.stage in ("vision", "decoder"), cases=CASES).outcomes
-    assert found
-    return list(found)
+    results = run(bench, "quick", only=lambda check: check.stage in ("vision", "decoder"), cases=CASES).outcomes
+    assert results
+    return list(results)
 
 
 def test_the_streams_are_loud(loud: Path) -> None:
@@ -90,8 +90,8 @@ def test_norms_in_half_precision_would_overflow(graph: str, stage: str, half: Pa
     """The proof that the tests above can fail: the same graph, its norms squaring in half precision."""
     fault = Fault("norms-in-half", stage, "", change=lambda artifact: change_graph(graph, norms_in_half, artifact))
     broken = fault.plant(half, tmp_path / "broken")
-    found = [outcome for outcome in outcomes(broken, loud) if outcome.stage == stage]
-    assert found and not any(outcome.passed for outcome in found)
+    results = [outcome for outcome in outcomes(broken, loud) if outcome.stage == stage]
+    assert results and not any(outcome.passed for outcome in results)
 
 
 def norms_in_half(model: onnx.ModelProto, facts: Facts) -> None:

@@ -29,10 +29,10 @@ def shard(tmp_path: Path) -> Path:
 
 
 def test_rows_are_those_of_the_library(shard: Path) -> None:
-    found, wanted = stored_tensors(shard), load_file(shard)
-    assert set(found) == set(wanted)
-    for name, tensor in wanted.items():
-        stored = found[name]
+    entries, tensors = stored_tensors(shard), load_file(shard)
+    assert set(entries) == set(tensors)
+    for name, tensor in tensors.items():
+        stored = entries[name]
         assert (stored.shape, stored.dtype) == (tuple(tensor.shape), tensor.dtype)
         assert torch.equal(stored.read(slice(0, len(tensor) if tensor.ndim else 0), torch.empty_like(tensor)), tensor)
         if tensor.ndim:

@@ -38,7 +38,7 @@ def declared(tensors: tuple[Tensor, ...], dtype: str) -> Signature:
     return [(t.name, DTYPES[dtype if t.dtype == "float" else t.dtype], t.shape) for t in tensors]
 
 
-def found(values: list[ir.Value]) -> Signature:
+def signature(values: list[ir.Value]) -> Signature:
     plain = {True: int, False: str}
     return [
         (str(v.name), v.dtype or ir.DataType.UNDEFINED, tuple(plain[isinstance(d, int)](d) for d in v.shape or ()))
@@ -59,13 +59,13 @@ def graphs(recipe: Recipe, facts: contract.Facts) -> list[Graph]:
 def test_the_graphs_of_a_built_artifact(name: str, built: Callable[[str], Path]) -> None:
     artifact = open_artifact(built(name))
     recipe = RECIPES[name]
-    wanted = graphs(recipe, artifact.manifest.facts)
-    assert {graph.name for graph in wanted} == set(artifact.manifest.graphs)
-    for graph in wanted:
+    expected = graphs(recipe, artifact.manifest.facts)
+    assert {graph.name for graph in expected} == set(artifact.manifest.graphs)
+    for graph in expected:
         proto = onnx.load(artifact.graph_path(graph.name), load_external_data=False)
         model = ir.from_proto(proto)
-        assert found(list(model.graph.inputs)) == declared(graph.inputs, recipe.compute_dtype)
-        assert found(list(model.graph.outputs)) == declared(graph.outputs, recipe.compute_dtype)
+        assert signature(list(model.graph.inputs)) == declared(graph.inputs, recipe.compute_dtype)
+        assert signature(list(model.graph.outputs)) == declared(graph.outputs, recipe.compute_dtype)
         constants = {tensor.name for tensor in proto.graph.initializer}
         inner = {value.name for value in proto.graph.value_info} - constants
         assert not inner, "dims inside the graph would keep the tracer's names"
@@ -89,5 +89,5 @@ def test_the_graphs_of_a_published_size(name: str) -> None:
         if recipe.dtype == "bfloat16":
             model = store_as(model, ir.DataType.BFLOAT16)
         inputs = [value for value in model.graph.inputs if value not in weight_inputs(model)]
-        assert found(inputs) == declared(graph.inputs, recipe.compute_dtype)
-        assert found(list(model.graph.outputs)) == declared(graph.outputs, recipe.compute_dtype)
+        assert signature(inputs) == declared(graph.inputs, recipe.compute_dtype)
+        assert signature(list(model.graph.outputs)) == declared(graph.outputs, recipe.compute_dtype)

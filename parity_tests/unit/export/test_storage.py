@@ -31,10 +31,10 @@ from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import ArrayKey, FilePlacement, WeightFile, attach
 from qwen3vl_export.exporter.weights.inputs import Source
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage_rules
-from qwen3vl_export.packaging.names import second_names
+from qwen3vl_export.packaging.names import add_second_names
 from qwen3vl_export.packaging.package import StorageRules
 from qwen3vl_export.recipe import load_recipe
-from qwen3vl_export.recipe.quantize import Quantize
+from qwen3vl_export.recipe.quantize import MethodSettings
 from qwen3vl_export.runtime import Qwen3VL
 
 from ...fixtures.paths import TINY
@@ -122,7 +122,7 @@ def write(folder: Path, precision: str, **settings: Any) -> tuple[FilePlacement,
     """Write embed_tokens and a decoder that reads its table, in one precision; checks the planned files of both."""
     checkpoint = open_checkpoint(str(TINY))
     skeletons: list[Skeleton] = []
-    quantization = TypeAdapter(Quantize).validate_python(
+    quantization = TypeAdapter(MethodSettings).validate_python(
         {"method": precision, **settings} if settings else {"method": "none"}
     )
     table = FilePlacement(EMBED_TOKENS)
@@ -221,7 +221,7 @@ def test_a_graph_of_two_precisions_and_a_table_of_two_graphs(tmp_path: Path) -> 
     model = helper.make_model(helper.make_graph([], "g", [], [], tensors))
     (tmp_path / "onnx" / f"{DECODER}.onnx").write_bytes(model.SerializeToString())
     entries = {DECODER: {"file": f"onnx/{DECODER}.onnx", "data": data}}
-    _, names = second_names(tmp_path, {"": entries, "q4": entries}, (DECODER,))
+    _, names = add_second_names(tmp_path, {"": entries, "q4": entries}, (DECODER,))
     assert names == {
         f"onnx/{DECODER}.onnx_data_1": data[1],
         f"onnx/{DECODER}_q4.onnx_data": data[0],

@@ -31,14 +31,14 @@ GRIDS = [[1, 16, 16], [2, 6, 10], [1, 2, 30]]
 @pytest.mark.parametrize("size", ["2b", "8b"])
 def test_a_full_tower_is_traced_without_a_weight_and_without_a_fixed_dim(size: str) -> None:
     """`trace` raises if a dim was specialised; what is left to see is that no weight was lost, copied or made real."""
-    of = config(size, layers=1)
-    checkpoint = Checkpoint(Path("nowhere"), "random", "local", of)
+    sizes = config(size, layers=1)
+    checkpoint = Checkpoint(Path("nowhere"), "random", "local", sizes)
     submodule = build_submodule(checkpoint, contract.VISION_ENCODER, "ort", torch.float32)
     model = optimize(simplify(trace(submodule, torch.float32)), "ort")
     layers = sum(node.op_type == "MultiHeadAttention" for node in model.graph.all_nodes())
-    assert layers == of.vision_config.depth
+    assert layers == sizes.vision_config.depth
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in Qwen3VLVisionModel(of.vision_config).parameters())
+        parameters = sum(p.numel() for p in Qwen3VLVisionModel(sizes.vision_config).parameters())
     assert sum(math.prod(map(int, value.shape or ())) for value in weight_inputs(model)) == parameters
     constants = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     assert constants < 100_000
@@ -48,13 +48,13 @@ def test_a_full_tower_is_traced_without_a_weight_and_without_a_fixed_dim(size: s
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_a_tower_of_full_width_equals_pytorch(size: str, target: str, tmp_path: Path) -> None:
     """Head sizes 64 and 72, intermediate sizes 4096 and 4304, real mergers; four layers, float32."""
-    of = config(size, layers=1, depth=4, vocab_size=64)
-    checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "checkpoint", of)))
+    sizes = config(size, layers=1, depth=4, vocab_size=64)
+    checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "checkpoint", sizes)))
     submodule = build_submodule(checkpoint, contract.VISION_ENCODER, target, torch.float32)
     with WeightFile.create(tmp_path, contract.VISION_ENCODER) as data:
         export_graph(submodule, checkpoint, target, torch.float32, data, Stages(contract.VISION_ENCODER))
 
-    reference = Qwen3VLVisionModel._from_config(of.vision_config, attn_implementation="eager").eval()
+    reference = Qwen3VLVisionModel._from_config(sizes.vision_config, attn_implementation="eager").eval()
     prefix = "model.visual."
     weights = {n.removeprefix(prefix): checkpoint.read(n).float() for n in checkpoint.tensors if n.startswith(prefix)}
     reference.load_state_dict(weights)
@@ -62,11 +62,11 @@ def test_a_tower_of_full_width_equals_pytorch(size: str, target: str, tmp_path: 
     pixels = torch.randn(int(grid.prod(1).sum()), 1536, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         out = reference(pixels, grid_thw=grid)
-    wanted = torch.cat([out.pooler_output, *out.deepstack_features], dim=-1).numpy()
+    expected = torch.cat([out.pooler_output, *out.deepstack_features], dim=-1).numpy()
 
     session: Any = ort.InferenceSession(str(tmp_path / "vision_encoder.onnx"))
-    found = session.run(None, {"pixel_values": pixels.numpy(), "image_grid_thw": grid.numpy()})[0]
-    assert found.shape == wanted.shape
-    cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert np.abs(found - wanted).max() <= 5e-5
+    features = session.run(None, {"pixel_values": pixels.numpy(), "image_grid_thw": grid.numpy()})[0]
+    assert features.shape == expected.shape
+    cosine = (features * expected).sum(1) / np.linalg.norm(features, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.abs(features - expected).max() <= 5e-5
     assert cosine.min() >= 0.999999

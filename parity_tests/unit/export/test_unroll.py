@@ -33,8 +33,8 @@ def meaning(model: ir.Model) -> dict[str, str]:
 
     for node in model.graph:
         attributes = sorted(
-            (name, one.value.tobytes() if one.type == ir.AttributeType.TENSOR else str(one.value))
-            for name, one in node.attributes.items()
+            (name, attr.value.tobytes() if attr.type == ir.AttributeType.TENSOR else str(attr.value))
+            for name, attr in node.attributes.items()
         )
         text = repr((node.op_identifier(), attributes, [of(value) for value in node.inputs]))
         for index, value in enumerate(node.outputs):
@@ -43,9 +43,9 @@ def meaning(model: ir.Model) -> dict[str, str]:
 
 
 def sized(size: str, layers: int, depth: int, taps: list[int]) -> Config:
-    of = config(size, layers=layers, depth=depth)
-    of.vision_config.deepstack_visual_indexes = taps
-    return of
+    sizes = config(size, layers=layers, depth=depth)
+    sizes.vision_config.deepstack_visual_indexes = taps
+    return sizes
 
 
 DENSE = sized("2b", 8, 9, [2, 4, 7])
@@ -53,7 +53,7 @@ ROUTED = sized("30b-a3b", 7, 9, [2, 4, 7])
 
 
 @pytest.mark.parametrize(
-    ("graph", "of", "target"),
+    ("graph", "sizes", "target"),
     [
         (contract.DECODER, DENSE, "ort"),
         (contract.DECODER, ROUTED, "portable"),
@@ -61,8 +61,8 @@ ROUTED = sized("30b-a3b", 7, 9, [2, 4, 7])
     ],
     ids=["decoder", "experts", "tower"],
 )
-def test_unrolling_is_tracing_everything(graph: str, of: Config, target: str) -> None:
-    checkpoint = Checkpoint(Path(), "random", "local", of)
+def test_unrolling_is_tracing_everything(graph: str, sizes: Config, target: str) -> None:
+    checkpoint = Checkpoint(Path(), "random", "local", sizes)
     short, full = (build_submodule(checkpoint, graph, target, torch.float32, all_layers=all_) for all_ in (False, True))
     assert short.stack is not None and short.stack.traced == 6 and full.stack is None
     unrolled, traced = (trace(submodule, torch.float32) for submodule in (short, full))
@@ -84,10 +84,10 @@ def test_unrolling_is_tracing_everything(graph: str, of: Config, target: str) ->
     ids=["too few", "one dense", "every other dense"],
 )
 def test_layers_of_several_kinds_are_all_traced(layers: int, changes: dict[str, object]) -> None:
-    of = config("30b-a3b", layers=layers, depth=4)
+    sizes = config("30b-a3b", layers=layers, depth=4)
     for name, value in changes.items():
-        setattr(of.text_config, name, value)
-    submodule = build_submodule(Checkpoint(Path(), "random", "local", of), contract.DECODER, "ort", torch.float32)
+        setattr(sizes.text_config, name, value)
+    submodule = build_submodule(Checkpoint(Path(), "random", "local", sizes), contract.DECODER, "ort", torch.float32)
     assert submodule.stack is None and len(submodule.module.language_model.layers) == layers  # type: ignore[union-attr,arg-type]
 
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from ...contract import EMBED_TOKENS, EMBEDDINGS
 from ...errors import BuildError
-from ...recipe.quantize import Quantize
+from ...recipe.quantize import MethodSettings
 from ..opsets import declare_microsoft
 from ..simplify import clean
 from ..weights.inputs import (
@@ -49,8 +49,8 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 ROUTER = "*.mlp.gate.weight"  # never quantized: it is small, and rounding it routes tokens to other experts
 
 
-def quantize(model: ir.Model, settings: Quantize, target: str) -> ir.Model:
-    """Quantize one graph.
+def quantize(model: ir.Model, settings: MethodSettings, target: str) -> ir.Model:
+    """MethodSettings one graph.
 
     Args:
         settings: the recipe's, for this graph.
