@@ -34,7 +34,7 @@ from .sides.reference import Reference
 from .sides.reference_cache import Store, default_directory, scope_of
 
 HTML = "parity.html"
-SMALL = 200_000_000  # bytes of an artifact; below it threads cost more than they bring
+SMALL_ARTIFACT = 200_000_000  # bytes of an artifact; below it threads cost more than they bring
 
 
 def verify(artifact: Path, options: Options) -> int:
@@ -102,7 +102,8 @@ def open_bench(
     else:
         opened = open_artifact(artifact, check_files, precision)
         size = sum(record.bytes for record in opened.manifest.files.values())
-        runtime, root = Qwen3VL(opened, threads=1 if size < SMALL else None), find_checkpoint(opened, checkpoint)
+        runtime = Qwen3VL(opened, threads=1 if size < SMALL_ARTIFACT else None)
+        root = find_checkpoint(opened, checkpoint)
     store = Store(cache or default_directory(), scope_of(opened.manifest.checkpoint["files"]))
     return Bench(
         artifact=opened,

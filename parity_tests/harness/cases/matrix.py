@@ -18,11 +18,12 @@ from typing import Literal, Self
 import numpy as np
 import yaml
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from qwen3vl_export.contract import TIERS
 from qwen3vl_export.errors import ParityError
 
+from ..strict import Strict, describe_problem
 from .picture_kinds import PICTURE, RANDOM_SIZE, PictureSource, draw_frames, draw_picture, parse
 
 CASES = Path(__file__).with_name("cases.yaml")
@@ -39,14 +40,10 @@ class Prompt:
     ask: str
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class PromptSpec(_Strict):
+class PromptSpec(Strict):
     """A prompt as written in the file."""
 
-    images: list[str] = []
+    images: list[str] = Field(default_factory=list)
     video: str | None = None
     ask: str = ""
 
@@ -70,10 +67,10 @@ class Case(PromptSpec):
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     tier: Tier
-    batch: list[PromptSpec] = []
-    grids: list[str] = []
+    batch: list[PromptSpec] = Field(default_factory=list)
+    grids: list[str] = Field(default_factory=list)
     random: int = 0
-    between: list[int] = []
+    between: list[int] = Field(default_factory=list)
     new_tokens: int = 0
 
     @property
@@ -115,7 +112,7 @@ class Case(PromptSpec):
         return self
 
 
-class Matrix(_Strict):
+class Matrix(Strict):
     """The whole file."""
 
     seed: int
@@ -196,12 +193,7 @@ def load_matrix(path: Path = CASES) -> Matrix:
     try:
         return Matrix.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except yaml.YAMLError as error:
-        raise ParityError(
-            f"{path.name}: not YAML: {' '.join(str(error).split())}", "Quote what holds a ? or a :"
-        ) from error
+        raise ParityError(f"{path.name}: {describe_problem(error)}", "Quote what holds a ? or a :") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ParityError(
-            f"{path.name}: {where}: {first['msg']}", "See the top of the file for what a line may say"
-        ) from error
+        hint = "See the top of the file for what a line may say"
+        raise ParityError(f"{path.name}: {describe_problem(error)}", hint) from error

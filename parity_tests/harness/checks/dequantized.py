@@ -25,7 +25,7 @@ from qwen3vl_export.promise import OWN_STAGES, OWN_WEIGHTS
 
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
-from ..judging.verdicts import Profile, load_profile
+from ..judging.verdicts import Profile, load_compute_profile
 from ..sides.bench import Bench
 from ..sides.reference import Reference
 from ..sides.reference_cache import Store, scope_of
@@ -40,7 +40,7 @@ def prefixed_stages(stages: tuple[str, ...] = OWN_STAGES) -> list[str]:
 def add_dequantized_rules(profile: Profile, dtype: str) -> Profile:
     """The profile with rules for the stages `dequantized_*`: those of the compute dtype, because both sides compute
     with the quantized weights."""
-    exact = load_profile("float16" if dtype == "float16" else "float32")
+    exact = load_compute_profile(dtype)
     rules = {f"{OWN_WEIGHTS}{stage}": exact.rules[stage] for stage in OWN_STAGES}
     return replace(profile, rules={**profile.rules, **rules})
 
@@ -54,7 +54,7 @@ def dequantized_bench(bench: Bench) -> Bench:
     """The same artifact and runtime with the second reference, opened on the first call."""
     if bench.dequantized is None:
         artifact, first = bench.artifact, bench.reference
-        exact = load_profile("float16" if artifact.manifest.recipe["dtype"] == "float16" else "float32")
+        profile = load_compute_profile(artifact.manifest.recipe["dtype"])
         graphs = {name: record.sha256 for name, record in artifact.manifest.files.items() if name.startswith("onnx/")}
         store = first.store
         if store is not None:
@@ -62,7 +62,7 @@ def dequantized_bench(bench: Bench) -> Bench:
             store = Store(store.root, scope_of(files), store.budget)
         second = Reference(bench.checkpoint, store, partial(load_dequantized_weights, artifact), neighbours=[first])
         first.neighbours.append(second)
-        bench.dequantized = replace(bench, reference=second, profile=exact, candidate_seconds=0.0, remembered={})
+        bench.dequantized = replace(bench, reference=second, profile=profile, candidate_seconds=0.0, remembered={})
     return bench.dequantized
 
 

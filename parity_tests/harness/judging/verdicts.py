@@ -107,6 +107,11 @@ def load_profiles(path: Path = TOLERANCES) -> dict[str, Profile]:
     return profiles
 
 
+def load_compute_profile(dtype: str) -> Profile:
+    """The profile for computing in a recipe's dtype with weights that are equal on both sides."""
+    return load_profile("float16" if dtype == "float16" else "float32")
+
+
 def load_profile(name: str) -> Profile:
     """One profile by name.
 

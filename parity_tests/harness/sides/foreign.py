@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from qwen3vl_export.artifact import Artifact, Encoder, Manifest
 from qwen3vl_export.contract import (
@@ -46,6 +46,8 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.runtime.positions import visual_tokens
 from qwen3vl_export.runtime.session import Sessions
 
+from ..strict import Strict, describe_problem
+
 GRAPHS = (VISION_ENCODER, EMBED_TOKENS, EMBEDDINGS, DECODER)
 WIDE = (IMAGE_FEATURES, INPUTS_EMBEDS)
 SUFFIXES = (".yaml", ".yml")
@@ -54,19 +56,15 @@ LAYERED = ("past_key_values", "present")
 Feeds = Mapping[str, NDArray[Any]]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class ForeignGraph(_Strict):
+class ForeignGraph(Strict):
     """One graph: its file relative to the contract, and names that differ from this project's."""
 
     file: str
-    inputs: dict[str, str] = {}
-    outputs: dict[str, str] = {}
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: dict[str, str] = Field(default_factory=dict)
 
 
-class ForeignContract(_Strict):
+class ForeignContract(Strict):
     """A package's contract file."""
 
     name: str
@@ -89,11 +87,8 @@ def read_contract(path: Path) -> ForeignContract:
     hint = "See the top of parity_tests/harness/sides/foreign.py for what a contract says"
     try:
         contract = ForeignContract.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except yaml.YAMLError as error:
-        raise ArtifactError(f"{path}: not YAML ({' '.join(str(error).split())})", hint) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", hint) from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ArtifactError(f"{path}: {describe_problem(error)}", hint) from error
     for name, graph in contract.graphs.items():
         if name not in GRAPHS:
             raise ArtifactError(f"{path}: graphs.{name}: no such graph", f"Graphs are {', '.join(GRAPHS)}")

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from qwen3vl_export.runtime.session import session_options
+from qwen3vl_export.runtime.session import DTYPES, session_options
 
 # `….q_proj.weight`, `….q_proj.weight.scales`, `….q_proj.MatMul.weight_Q4`: the module, then which of its parameters.
 TOWERS = "visual|vision_model|language_model|lm_head|embed_tokens|blocks|layers|merger|deepstack|patch_embed|pos_embed"
@@ -140,6 +139,3 @@ def open_reader(
         return values
 
     return run
-
-
-DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}

@@ -37,7 +37,7 @@ from qwen3vl_export.runtime.arrays import Float32, Ints
 
 from .reference_cache import Key, Store
 
-SMALL = 100_000_000  # parameters; below it threads cost more than they bring
+SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
 EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
 MODELS = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration}
 REMEMBERED_CASES = 6  # results cached in memory; the plan goes case by case, so a few are enough
@@ -137,12 +137,12 @@ class Reference:
 
     def unload(self) -> None:
         """Drop a large model from memory; it is loaded again when it is needed."""
-        if "model" in vars(self) and self.model.num_parameters() >= SMALL:
+        if "model" in vars(self) and self.model.num_parameters() >= SMALL_MODEL:
             del self.model
 
     @cached_property
     def threads(self) -> int:
-        return 1 if self.model.num_parameters() < SMALL else torch.get_num_threads()
+        return 1 if self.model.num_parameters() < SMALL_MODEL else torch.get_num_threads()
 
     # Results the checks need.
 
