@@ -149,7 +149,7 @@ def test_what_transformers_saves_is_read_back(tmp_path: Path, layout: Layout) ->
     model.save_pretrained(tmp_path / "saved", max_shard_size="500KB")
     opened = open_checkpoint(str(tmp_path / "saved"))
     experts = [entry for name, entry in opened.tensors.items() if ".mlp.experts." in name]
-    assert len(experts) == 6 and not any(entry.swapped for entry in experts)
+    assert len(experts) == 6 and not any(entry.transposed for entry in experts)
     assert len({entry.stored.file for entry in opened.tensors.values()}) > 1
     for name, tensor in model.state_dict().items():
         assert torch.equal(opened.read(name), tensor), name

@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     tensors = {"matrix": (50, 24), "stack": (3, 10, 32), "swapped": (3, 10, 32), "row": (400,)}
     save_file({n: torch.randn(s, generator=generator).bfloat16() for n, s in tensors.items()}, folder / SINGLE)
     checkpoint = Checkpoint(folder, "random", "local", config("2b"))
-    checkpoint.tensors["swapped"] = replace(checkpoint.tensors["swapped"], shape=(3, 32, 10), swapped=True)
+    checkpoint.tensors["swapped"] = replace(checkpoint.tensors["swapped"], shape=(3, 32, 10), transposed=True)
     return checkpoint
 
 

@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 
 from parity_tests.fixtures.paths import ROOT
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
-from parity_tests.harness.sides.pixel_reference import loaded
+from parity_tests.harness.sides.pixel_reference import load_file
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.images import FORMATS, open_image
 
@@ -164,7 +164,7 @@ def test_postscript_that_is_called_a_picture_runs_nothing(kind: str, tmp_path: P
     with pytest.raises(InputError, match="begins as EPS files do, which are not read"):
         open_image(source)
     with pytest.raises(UnidentifiedImageError):
-        loaded(EPS)
+        load_file(EPS)
     assert not ghostscript.exists()
 
 
