@@ -221,7 +221,7 @@ def shares_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
     has_table = contract.EMBED_TOKENS in recipe.graphs or contract.EMBEDDINGS in recipe.graphs
     rules = storage_rules(recipe.packaging.runtimes)
     is_readable = recipe.packaging.tied_head == "link" or not rules.named_by_graph
-    return has_table and bool(checkpoint.config.tie_word_embeddings) and is_readable
+    return has_table and checkpoint.tied and is_readable
 
 
 def table_stem(recipe: Recipe, precision: str, checkpoint: Checkpoint) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen3vl_export.errors import CheckpointError
-from qwen3vl_export.exporter.safetensors_file import stored_tensors
+from qwen3vl_export.exporter.checkpoint.safetensors_file import stored_tensors
 
 
 @pytest.fixture

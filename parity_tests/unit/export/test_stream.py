@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.exporter.checkpoint import SINGLE, Checkpoint
+from qwen3vl_export.exporter.checkpoint import Checkpoint
+from qwen3vl_export.exporter.checkpoint.files import SINGLE
+from qwen3vl_export.exporter.checkpoint.tensors import TransposedReader
 from qwen3vl_export.exporter.weights import is_transposed, stream
 from qwen3vl_export.exporter.weights.inputs import TRANSPOSE_MATRIX, Source, WeightTransform
 from qwen3vl_export.exporter.weights.packing import TORCH_DTYPES, Blockwise, Packing, PerColumn
@@ -30,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     tensors = {"matrix": (50, 24), "stack": (3, 10, 32), "swapped": (3, 10, 32), "row": (400,)}
     save_file({n: torch.randn(s, generator=generator).bfloat16() for n, s in tensors.items()}, folder / SINGLE)
     checkpoint = Checkpoint(folder, "random", "local", config("2b"))
-    checkpoint.tensors["swapped"] = replace(checkpoint.tensors["swapped"], shape=(3, 32, 10), transposed=True)
+    checkpoint.tensors["swapped"] = TransposedReader(checkpoint.tensors["swapped"])
     return checkpoint
 
 

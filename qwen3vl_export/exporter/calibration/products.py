@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, checkpoint_name
+from ..checkpoint import Checkpoint
+from ..checkpoint.names import checkpoint_name
 from ..weights.blockwise import PackedRows
 from ..weights.packing import TORCH_DTYPES, Blockwise
 from .gptq import Factor, Hessian, factor, output_power, quantize_gptq
@@ -110,7 +111,7 @@ class Products:
         return quantize_gptq(weights, factored, packing.bits, packing.block_size, packing.symmetric, scale_dtype)
 
     def _tensor(self, name: str) -> str:
-        return checkpoint_name(name, bool(self.checkpoint.config.tie_word_embeddings))
+        return checkpoint_name(name, self.checkpoint.tied)
 
     def _read(self, name: str, rows: slice) -> Tensor:
         return self.checkpoint.read(self._tensor(name), rows).to(torch.float32)

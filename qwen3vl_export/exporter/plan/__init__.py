@@ -29,7 +29,8 @@ from ...packaging import storage_rules
 from ...packaging.package import StorageRules
 from ...recipe.model import Recipe
 from ...replaceable import check_output
-from ..checkpoint import SINGLE, Checkpoint
+from ..checkpoint import Checkpoint
+from ..checkpoint.files import SINGLE
 from ..skeletons import Log, Skeleton, build_skeletons, inputs_of, open_recipe_checkpoint, sort_for_writing
 from ..weights import WORKERS, ArrayKey, FilePlacement, is_transposed, key_of
 from ..weights.inputs import Source, fold_transforms, shape_of, source_of, weight_inputs
@@ -110,7 +111,7 @@ def plan_build(
 
 def planned_files(skeletons: Sequence[Skeleton], checkpoint: Checkpoint, rules: StorageRules) -> list[PlannedFile]:
     """Every file that skeletons become, and the checkpoint's settings."""
-    tied = bool(checkpoint.config.tie_word_embeddings)
+    tied = checkpoint.tied
     placements = file_placements(skeletons, rules)
     files = []
     for skeleton in sort_for_writing(skeletons):
@@ -166,7 +167,7 @@ def check_space(directory: Path, needed: int) -> int:
 
 def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
     """Peak resident memory in bytes: what tracing took so far, and the strips and columns in flight."""
-    tied = bool(checkpoint.config.tie_word_embeddings)
+    tied = checkpoint.tied
     largest = 0
     for (tensor, source, _), region in _weight_regions(models, tied).items():
         shape = checkpoint.tensors[tensor].shape
@@ -185,7 +186,7 @@ def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directo
     """
     values: Counter[tuple[Packing | None, ir.DataType]] = Counter()
     counted = set()
-    for tensor, source, dtype in _weight_regions(models, bool(checkpoint.config.tie_word_embeddings)):
+    for tensor, source, dtype in _weight_regions(models, checkpoint.tied):
         weight = (tensor, replace(source, part=""))
         if weight not in counted:
             counted.add(weight)

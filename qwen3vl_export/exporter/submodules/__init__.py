@@ -22,7 +22,8 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTex
 from ... import contract
 from ...contract import Graph
 from ...errors import CheckpointError
-from ..checkpoint import Checkpoint, checkpoint_name
+from ..checkpoint import Checkpoint
+from ..checkpoint.names import checkpoint_name
 from ..unroll import Stack
 from . import attention, experts
 from .decoder import Decoder
@@ -131,7 +132,7 @@ def check_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     Raises:
         CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
     """
-    tied = bool(checkpoint.config.tie_word_embeddings)
+    tied = checkpoint.tied
     expected: dict[str, tuple[int, ...]] = {}
     for graph in (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER):
         module = build_submodule(checkpoint, graph, "ort", dtype, all_layers=True).module
@@ -144,9 +145,9 @@ def check_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         entry = tensors[name]
         if entry.shape != shape:
             raise CheckpointError(
-                f"{entry.stored.file}: tensor {name} is {list(entry.shape)}, config.json asks for {list(shape)}", advice
+                f"{entry.file}: tensor {name} is {list(entry.shape)}, config.json asks for {list(shape)}", advice
             )
     extra = sorted(set(tensors) - set(expected) - ({"lm_head.weight"} if tied else set()))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise CheckpointError(f"{tensors[extra[0]].stored.file}: unexpected tensor {extra[0]}{more}", advice)
+        raise CheckpointError(f"{tensors[extra[0]].file}: unexpected tensor {extra[0]}{more}", advice)

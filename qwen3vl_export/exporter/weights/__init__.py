@@ -58,7 +58,7 @@ def attach(
         BuildError: a packed array does not have the dtype that it is stored in.
     """
     model = fold_transforms(model)
-    tied = bool(checkpoint.config.tie_word_embeddings)
+    tied = checkpoint.tied
     sources: dict[TensorSource, dict[str, Destination]] = defaultdict(dict)
     arrays = {value: key_of(value, tied) for value in weight_inputs(model)}
     new = set(file.placement.add({key: size_of(value) for value, key in arrays.items()}))

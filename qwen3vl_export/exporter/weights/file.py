@@ -16,7 +16,7 @@ from types import TracebackType
 import onnx_ir as ir
 
 from ...artifact import data_name
-from ..checkpoint import checkpoint_name
+from ..checkpoint.names import checkpoint_name
 from .inputs import Source, shape_of, source_of
 from .journal import FileRange, Journal
 from .stream import Destination

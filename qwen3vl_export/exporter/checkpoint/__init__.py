@@ -1,0 +1,138 @@
+"""A Qwen3-VL checkpoint on disk: its config, its facts and its tensors, read one at a time or in parts.
+
+Opens a local directory or a Hugging Face repository at a pinned revision. Weights are never loaded whole: the index is
+read from the safetensors headers, and `read` fetches one tensor or some rows of it. Whatever the files' layout, tensors
+appear as transformers' modules hold them. Knows nothing about graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...artifact import CHECKPOINT_FILES
+from ...contract import Facts
+from ...errors import CheckpointError
+from ...hash_cache import sha256_file
+from ...hub import download
+from .config import Config, read_config
+from .experts import orient_experts
+from .files import INDEX, stored_weights, weight_files
+from .tensors import Allocator, StoredReader, TensorReader, allocate_anew
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; `open_checkpoint` makes one.
+
+    Attributes:
+        root: directory of the files.
+        source: the repository id, or the directory's name.
+        revision: commit of the repository, or "local".
+        config: the parsed `config.json`.
+    """
+
+    root: Path
+    source: str
+    revision: str
+    config: Config
+
+    @cached_property
+    def facts(self) -> Facts:
+        """The numbers that fix every graph's shapes."""
+        text, vision = self.config.text_config, self.config.vision_config
+        return Facts(
+            model_type=self.config.model_type,
+            hidden_size=text.hidden_size,
+            num_hidden_layers=text.num_hidden_layers,
+            num_attention_heads=text.num_attention_heads,
+            num_key_value_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            vocab_size=text.vocab_size,
+            max_position_embeddings=text.max_position_embeddings,
+            num_deepstack=len(vision.deepstack_visual_indexes),
+            in_channels=vision.in_channels,
+            patch_size=vision.patch_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            spatial_merge_size=vision.spatial_merge_size,
+            image_token_id=self.config.image_token_id,
+            video_token_id=self.config.video_token_id,
+            vision_start_token_id=self.config.vision_start_token_id,
+            vision_end_token_id=self.config.vision_end_token_id,
+        )
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorReader]:
+        """Every tensor of every shard, from the headers alone.
+
+        Raises:
+            CheckpointError: a shard is missing or is not a safetensors file.
+        """
+        stored = {name: StoredReader(tensor) for name, tensor in stored_weights(self.root).items()}
+        return orient_experts(stored, self.config)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the token table."""
+        return bool(self.config.tie_word_embeddings)
+
+    def read(self, name: str, rows: slice | None = None, allocate: Allocator | None = None) -> torch.Tensor:
+        """One tensor, not necessarily contiguous, in the dtype of its reader.
+
+        Args:
+            rows: read only these of its first axis, e.g. the experts `slice(3, 4)`.
+            allocate: returns the memory to read into; default `torch.empty`.
+
+        Raises:
+            CheckpointError: the file has become shorter.
+        """
+        tensor = self.tensors[name]
+        start, stop, _ = (rows or slice(None)).indices(tensor.shape[0] if tensor.shape else 0)
+        return tensor.read(slice(start, stop), allocate or allocate_anew)
+
+    def provenance(self) -> dict[str, Any]:
+        """Source, revision and sha256 of every file that a build reads."""
+        return {
+            "source": self.source,
+            "revision": self.revision,
+            "files": {file.name: sha256_file(file) for file in self.files},
+        }
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that a build reads: settings, then weights."""
+        return self.settings + weight_files(self.root)
+
+    @property
+    def settings(self) -> list[Path]:
+        """Its config, tokenizer, template and processor files, those that exist."""
+        return [self.root / name for name in CHECKPOINT_FILES if (self.root / name).is_file()]
+
+    @property
+    def licences(self) -> list[Path]:
+        """Its licence files."""
+        return sorted(self.root.glob("LICENSE*"))
+
+
+def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Checkpoint:
+    """Open a directory, or download a repository at `revision`.
+
+    Args:
+        source: path of a directory, or `org/name`.
+        revision: branch, tag or commit; ignored for a directory.
+        name: what the manifest calls a directory; default its last name, so that no machine's paths are recorded.
+
+    Raises:
+        CheckpointError: not found, no network, another architecture, or a config without rotary settings.
+    """
+    local = Path(source).expanduser()
+    if local.is_dir():
+        return Checkpoint(local.resolve(), name or local.resolve().name, "local", read_config(local))
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise CheckpointError(f"{local}: no such checkpoint directory", "Give a directory, or a repository as org/name")
+    root, commit = download(source, revision, [*CHECKPOINT_FILES, "*.safetensors", INDEX, "LICENSE*"])
+    return Checkpoint(root, source, commit, read_config(root))
