@@ -1,4 +1,4 @@
-"""Writes the tables and the session of README.md from an artifact, so that nothing measured there is typed by hand.
+"""Writes what README.md says was measured from an artifact: the line of proof, the tables and the demo's output.
 
 The tables come from its parity.json, the session from running the demonstration on it.
 
@@ -25,6 +25,7 @@ from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+TABLE = "#compared-with-pytorch"  # the heading above the parity table
 SIGNS = {"max": "≤", "min": "≥", "equals": "="}
 EXAM = ("exam", "accuracy")
 TITLES = {
@@ -62,16 +63,19 @@ def evidence(artifact: Path) -> dict[str, Any]:
     return found
 
 
-def parity_table(found: dict[str, Any]) -> Iterator[str]:
-    """One row a stage of the model; the exam has a table of its own."""
+def proof_line(found: dict[str, Any]) -> Iterator[str]:
+    """The verdict in one line, linked to the table."""
     versions, ties = found["versions"], len(found["near_ties"])
     passed = sum(check["passed"] for check in found["checks"])
     yield (
-        f"`{found['artifact']}`, {found['matrix']} matrix: **{passed} of {found['planned']} checks pass**"
+        f"`{found['artifact']}`, {found['matrix']} matrix: **[{passed} of {found['planned']} checks pass]({TABLE})**"
         f" against transformers {versions['transformers']} on torch {versions['torch']}, with onnxruntime "
         f"{versions['onnxruntime']}; {ties or 'no'} near-tie{'' if ties == 1 else 's'}."
     )
-    yield ""
+
+
+def parity_table(found: dict[str, Any]) -> Iterator[str]:
+    """One row a stage of the model; the exam has a table of its own."""
     yield "| compared with PyTorch | checks | worst of all checks (limit) |"
     yield "|---|--:|---|"
     for stage, entry in found["summary"].items():
@@ -112,13 +116,18 @@ def shown(value: float | str | None, rule: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the tables and the session of README.md.")
+    parser = argparse.ArgumentParser(description="Write the measured sections of README.md.")
     parser.add_argument("artifact", nargs="?", type=Path, default=ROOT / "artifacts" / "tiny")
     parser.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
     options = parser.parse_args()
     try:
         found = evidence(options.artifact)
-        sections = {"parity": parity_table(found), "session": session(options.artifact), "exam": exam_table(found)}
+        sections = {
+            "proof": proof_line(found),
+            "parity": parity_table(found),
+            "exam": exam_table(found),
+            "session": session(options.artifact),
+        }
         return update(README, sections, options.check)
     except Qwen3VLExportError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,52 +12,46 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from parity_tests.fixtures.paths import ROOT
+from parity_tests.fixtures.documents import DOCUMENTS, name_of, recipe_keys
+from parity_tests.fixtures.paths import DOCS, ROOT
 from qwen3vl_export.cli import main as cli
-from qwen3vl_export.recipe import Recipe
-from qwen3vl_export.recipe.model import Calibration, Checkpoint, Packaging, Parity, Quantization, Vision
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/recipes.md", "docs/runtime.md", "docs/fleet.md")
-
-
-def text(document: str) -> str:
-    return (ROOT / document).read_text("utf-8")
+FIRST_SCREEN = 40  # lines of README.md
+LINE_LENGTH = 120
 
 
-def keys(model: type[BaseModel], below: str = "") -> Iterator[str]:
-    blocks = {
-        "checkpoint": Checkpoint,
-        "vision": Vision,
-        "quantization": Quantization,
-        "calibration": Calibration,
-        "parity": Parity,
-        "packaging": Packaging,
-    }
-    for name in model.model_fields:
-        if model is Recipe and name in blocks:
-            yield from keys(blocks[name], f"{name}.")
-        else:
-            yield below + name
-
-
-@pytest.mark.parametrize("key", list(keys(Recipe)))
+@pytest.mark.parametrize("key", list(recipe_keys()))
 def test_every_recipe_key_is_documented(key: str) -> None:
-    page = text("docs/recipes.md")
+    page = (DOCS / "recipes.md").read_text("utf-8")
     last = key.rpartition(".")[2]
     assert f"| `{key}`" in page or f"`.{last}`" in page
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text(document)):
-        assert (ROOT / document).parent.joinpath(target).exists(), target
+def prose(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, without fences, tables and what scripts write between markers."""
+    skipped = re.compile(r"^```.*?^```$|^<!-- (\w+) -->$.*?^<!-- /?\1 -->$|^\|.*?$", re.MULTILINE | re.DOTALL)
+    kept = skipped.sub(lambda match: "\n" * match[0].count("\n"), text)
+    return enumerate(kept.splitlines(), 1)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_prose_is_wrapped(document: Path) -> None:
+    lines = prose(document.read_text("utf-8"))
+    assert not [f"line {number}: {line}" for number, line in lines if len(line) > LINE_LENGTH]
+
+
+def test_the_first_screen_of_the_readme_has_what_a_stranger_needs() -> None:
+    screen = "\n".join((ROOT / "README.md").read_text("utf-8").splitlines()[:FIRST_SCREEN])
+    commands = ("$ pip install", *(f"$ qwen3vl-export {command}" for command in ("build", "verify", "run")))
+    table = "#compared-with-pytorch"
+    needed = [*commands, "Qwen3VL.load(", "<!-- /proof -->", table, "Runs on", "onnxruntime", "Python 3.11"]
+    assert not [words for words in needed if words not in screen]
 
 
 def shown_commands() -> list[str]:
-    lines = [line for document in DOCUMENTS for line in text(document).splitlines()]
+    lines = [line for document in DOCUMENTS for line in document.read_text("utf-8").splitlines()]
     return sorted({line[2:].split("#")[0].strip() for line in lines if line.startswith("$ qwen3vl-export ")})
 
 
@@ -101,9 +95,12 @@ def found(**changes: Any) -> dict[str, Any]:
 
 
 def test_tables_say_what_was_and_was_not_measured(update_readme: ModuleType) -> None:
-    lines = list(update_readme.parity_table(found()))
-    assert "**1 of 2 checks pass**" in lines[0]
-    assert lines[-1] == "| vision encoder, with every DeepStack map | 2 | max abs not measured |"
+    (proof,) = update_readme.proof_line(found())
+    assert f"**[1 of 2 checks pass]({update_readme.TABLE})**" in proof
+    assert (
+        list(update_readme.parity_table(found()))[-1]
+        == "| vision encoder, with every DeepStack map | 2 | max abs not measured |"
+    )
     assert list(update_readme.exam_table(found()))[-1] == "| 64x64 | 4 | 75% | 100% |"
 
 
