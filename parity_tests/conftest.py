@@ -22,6 +22,7 @@ import pytest
 from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from . import plugin
+from .fixtures.fast_subset import is_fast
 from .fixtures.tiny_builds import VERIFIED, build_once, build_split, scratch
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Chromium, for who has none: -m 'not chromium'."""
+    """Mark the tests that need Chromium (`-m 'not chromium'` skips them) and the fast ones (`-m fast`)."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("chromium")
+        if is_fast(item):
+            item.add_marker("fast")
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,12 @@ def tree() -> set[str]:
 
 
 @cache
+def folders() -> set[str]:
+    """The names of the project's folders, wherever they are."""
+    return {PurePosixPath(name).name for name in tree() if (ROOT / name).is_dir()}
+
+
+@cache
 def members(file: str) -> dict[str, set[str]]:
     """The top-level names of a module and its classes' members. Imported names count: `__init__.py` re-exports."""
     names: dict[str, set[str]] = {}
@@ -125,12 +131,11 @@ def wrong_mention(word: str) -> str | None:
     word = re.sub(r"\(.*\)$", "", word.split(": ")[0])
     if not PATH.fullmatch(word) or word.startswith("/"):
         return None
-    folders = {PurePosixPath(name).name for name in tree() if (ROOT / name).is_dir()}
     first = word.removeprefix("./").split("/")[0]
-    if word.endswith(".py") or ("/" in word and first in folders):
+    if word.endswith(".py") or ("/" in word and first in folders()):
         return None if is_in_tree(word) else "no such file or folder"
     if DOTTED.fullmatch(word) and not re.fullmatch(r"[\d.]+", word):
-        known = word in set(recipe_keys()) or is_defined(word) or is_elsewhere(word)
+        known = word in recipe_keys() or is_defined(word) or is_elsewhere(word)
         return None if known else "no module, class or recipe key has it"
     return None
 

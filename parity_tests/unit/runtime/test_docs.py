@@ -1,5 +1,4 @@
-"""docs/runtime.md keeps up with the runtime: its examples run, and every setting, form and command is in it. So does
-the example of README.md."""
+"""docs/runtime.md keeps up with the runtime: its examples run, and it has every setting and command."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def folder(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files the examples name."""
     (tmp_path / "artifacts").mkdir()
-    for name in ("tiny", "qwen3-vl-2b-instruct"):  # README.md asks a published size, with the same three lines
+    for name in ("tiny", "qwen3-vl-2b-instruct"):  # README.md names a published size
         (tmp_path / "artifacts" / name).symlink_to(tiny_artifact)
     shutil.copy(PHOTOGRAPH, tmp_path / "cat.jpg")
     write_video(tmp_path / "clip.mp4", moving_frames(30))
