@@ -23,6 +23,11 @@ class Qwen3VLExportError(Exception):
         super().__init__(f"{what.rstrip('.')}. {next}" if next else what)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its class where the message is empty."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 class RecipeError(Qwen3VLExportError):
     """A recipe that cannot be read or that asks for the impossible."""
 
@@ -63,8 +68,3 @@ class ParityError(Qwen3VLExportError):
     """A verification that found a difference, or compared nothing."""
 
     exit_code = 1
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

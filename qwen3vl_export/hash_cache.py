@@ -21,7 +21,7 @@ from pathlib import Path
 
 import platformdirs
 
-from .whole_file import whole_file
+from .output import whole_file
 
 FILE = "sha256.json"
 DIRECTORY_VARIABLE = "QWEN3VL_EXPORT_CACHE"

@@ -1,35 +1,38 @@
-"""Where a directory may be written: where there is none, an empty one or, with `--force`, an artifact of ours.
+"""Where a directory may be written: a new path, an empty directory or, with `--force`, an artifact of ours.
 
-To replace is to delete, so an artifact is replaced only while every file in it is its own: named by its manifest, its
-evidence or its provenance. Any other file is somebody's work. And nothing is ever replaced that holds the current
-directory or what the command reads.
+Replacing deletes, so an artifact is replaced only if every file in it belongs to it: if its manifest, evidence or
+provenance names the file. Any other file is somebody's work. A directory that contains the current directory, or
+something the command reads, is never replaced.
 
-Knows the names of an artifact's files; nothing about what is in them.
+Knows the names of an artifact's files; nothing about their content.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, evidence_name
-from .errors import BuildError
+from .errors import BuildError, SpaceError
+from .output import FULL, replace_directory, sibling
 
-TOOL = "qwen3vl-export"  # among the versions that every manifest of ours lists
+TOOL = "qwen3vl-export"  # every manifest of ours lists its version
 
 
 def check_output(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
-    """Where a directory named `path` will be: the path with every symbolic link resolved.
+    """The path with its symbolic links resolved, if a directory may be written there.
 
     Args:
-        force: an artifact that is there may be replaced.
-        inputs: files and directories that the command reads; those that do not exist are passed over.
+        force: whether an existing artifact may be replaced.
+        inputs: files and directories that the command reads; those that do not exist are ignored.
 
     Raises:
-        BuildError: something is there that may not be replaced, or only with `force`.
+        BuildError: `path` exists and may not be replaced, or only with `force`.
     """
     target = path.resolve()
     if not target.exists():
@@ -39,10 +42,10 @@ def check_output(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -
     check_inputs(target, inputs)
     if not any(target.iterdir()):
         return target
-    known = artifact_names(target)
-    if not known:
+    expected = artifact_names(target)
+    if not expected:
         raise BuildError(f"{path}: not empty, and not an artifact", "Choose another directory")
-    if strangers := sorted(set(file_names(target)) - known):
+    if strangers := sorted(set(file_names(target)) - expected):
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise BuildError(
             f"{path}: holds {strangers[0]}{more}, which is not part of the artifact there",
@@ -53,38 +56,72 @@ def check_output(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -
     return target
 
 
-def check_inputs(directory: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to replace a directory that is, or lies above, the current directory or something that is read.
+@contextmanager
+def whole_directory(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success it becomes `path`, on any failure it is removed.
 
     Args:
-        directory: it exists.
+        force: replace an artifact that is already there, once the new one is complete.
+        inputs: what is read meanwhile, which is never replaced.
+
+    Raises:
+        BuildError: `path` is taken.
+        SpaceError: the disk is full.
+    """
+    inputs = tuple(inputs)
+    target = check_output(path, force, inputs)
+    building = sibling(target, "building")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building.mkdir()
+        try:
+            yield building
+            check_output(path, force, inputs)
+            replace_directory(target, building)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise SpaceError(
+                f"{target.parent}: disk full, nothing was written", "Free some space and run it again"
+            ) from error
+        raise
+
+
+def check_inputs(directory: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to replace a directory that is, or contains, the current directory or an input.
+
+    Args:
+        directory: must exist.
 
     Raises:
         BuildError: it may not be replaced.
     """
-    for path, what in ((Path.cwd(), "the current directory"), *((path, f"{path}, which is read") for path in inputs)):
-        if path.exists() and any(directory.samefile(place) for place in with_parents(path)):
+    protected = [(Path.cwd(), "the current directory"), *((path, f"{path}, which is read") for path in inputs)]
+    for path, description in protected:
+        if path.exists() and any(directory.samefile(parent) for parent in with_parents(path)):
             verb = "is" if directory.samefile(path) else "holds"
-            raise BuildError(f"{directory}: {verb} {what}", "Choose another directory")
+            raise BuildError(f"{directory}: {verb} {description}", "Choose another directory")
 
 
 def with_parents(path: Path) -> Iterator[Path]:
-    """A path and all directories above it, both as it is written and with its links resolved."""
+    """A path and its parents, first as given, then with links resolved."""
     for start in (path.absolute(), path.resolve()):
         yield start
         yield from start.parents
 
 
 def artifact_names(root: Path) -> frozenset[str]:
-    """Names of the files that belong to the artifact in `root`, whatever its format; none where there is no artifact.
+    """Names of the files that belong to the artifact in `root`, of any format; empty if it holds no artifact.
 
-    Evidence and provenance are named whether or not they are there; a published artifact's provenance lists the rest
-    of what was published.
+    Evidence and provenance are named even if they do not exist; a published artifact's provenance lists the other
+    published files.
     """
     manifest, statement = read_json(root / MANIFEST), read_json(root / STATEMENT)
     try:
         manifest["tools"][TOOL]
-        reports = {evidence_name(name, of) for name in REPORTS for of in ("", *manifest.get("precisions", {}))}
+        precisions = ("", *manifest.get("precisions", {}))
+        reports = {evidence_name(name, precision) for name in REPORTS for precision in precisions}
         published = {subject["name"] for subject in statement["subject"]} if statement else set()
         return frozenset({MANIFEST, STATEMENT, SIGNATURE, *reports, *published, *manifest["files"]})
     except (KeyError, TypeError, AttributeError):
@@ -92,7 +129,7 @@ def artifact_names(root: Path) -> frozenset[str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no such file."""
+    """The content of a JSON file; None if it does not exist or is not JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
@@ -100,7 +137,7 @@ def read_json(path: Path) -> Any:
 
 
 def file_names(root: Path) -> Iterator[str]:
-    """Everything below a directory that is not itself a directory, relative to it; links count and are not followed."""
+    """Every path below a directory that is not a directory, relative to it; links are listed and not followed."""
 
     def refuse(error: OSError) -> NoReturn:
         raise error

@@ -35,9 +35,9 @@ from distributed import Client, LocalCluster, get_worker
 
 from parity_tests.fixtures.fleet_harness import HARNESS
 from qwen3vl_export.fleet.cluster import MEMORY, Cluster
-from qwen3vl_export.fleet.graph import SHARD_SECONDS, Job, Task, critical_path, job_of, part_address, shards
+from qwen3vl_export.fleet.graph import SHARD_SECONDS, Job, Task, critical_path, cut_into_shards, job_of, part_address
 from qwen3vl_export.fleet.runner import Queue, run_tasks
-from qwen3vl_export.fleet.tasks import Outcome, Site
+from qwen3vl_export.fleet.tasks import Site, TaskOutcome
 from qwen3vl_export.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def fleet(recorded: Mapping[str, Any]) -> list[Task]:
                 built = statistics.median(builds) + BUILD_SECONDS * parameters
                 parts = [
                     Task("verify", job, part_address(job, names), (job.artifact,), names, 1, seconds)
-                    for names, seconds in shards(cases, 1.0, SHARD_SECONDS)
+                    for names, seconds in cut_into_shards(cases, 1.0, SHARD_SECONDS)
                 ]
                 results = tuple(part.result for part in parts)
                 merge = Task("merge", job, job.report, (job.artifact, *results), (), 1, statistics.median(merges))
@@ -78,10 +78,10 @@ def named(name: str) -> Job:
     return job_of(load_recipe("tiny").model_copy(update={"name": name}), "standard", None, HARNESS)
 
 
-def sleep(task: Task, site: Site) -> Outcome:
+def sleep(task: Task, site: Site) -> TaskOutcome:
     started, clock = time.time(), time.perf_counter()
     time.sleep(task.seconds)
-    return Outcome(task.result, "made", "", get_worker().address, started, time.perf_counter() - clock)
+    return TaskOutcome(task.result, "made", "", get_worker().address, started, time.perf_counter() - clock)
 
 
 def greedy(tasks: Sequence[Task], workers: int) -> float:
@@ -89,7 +89,7 @@ def greedy(tasks: Sequence[Task], workers: int) -> float:
     queue, present = Queue(tasks), {str(index): 1 for index in range(workers)}
     clock, running = 0.0, list[tuple[float, str]]()
     while queue.ready or running:
-        for task in queue.startable([queue.tasks[name] for _, name in running], present):
+        for task in queue.take_startable([queue.tasks[name] for _, name in running], present):
             heapq.heappush(running, (clock + task.seconds, task.result))
         clock, name = heapq.heappop(running)
         queue.done(name)
@@ -127,7 +127,7 @@ def simulate(whole: Sequence[Task], workers: int, seconds: float) -> dict[str, A
     ):
         client.wait_for_workers(workers)
         executor = Cluster(client, SITE, lambda event, **values: None, None, work=sleep)
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, TaskOutcome] = {}
         cpu, start = time.process_time(), time.perf_counter()
         run_tasks(tasks, executor, lambda event, **values: None, outcomes)
         makespan, spent = time.perf_counter() - start, time.process_time() - cpu
@@ -151,9 +151,9 @@ def simulate(whole: Sequence[Task], workers: int, seconds: float) -> dict[str, A
     }
 
 
-def idle_between(outcomes: Mapping[str, Outcome]) -> Iterator[float]:
+def idle_between(outcomes: Mapping[str, TaskOutcome]) -> Iterator[float]:
     """Seconds between the end of a task and the start of the next one on its worker."""
-    by_worker: defaultdict[str, list[Outcome]] = defaultdict(list)
+    by_worker: defaultdict[str, list[TaskOutcome]] = defaultdict(list)
     for outcome in outcomes.values():
         by_worker[outcome.worker].append(outcome)
     for own in by_worker.values():

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -31,6 +31,8 @@ import typer
 from parity_tests.fixtures.fleet_processes import Processes, cluster, wait_until
 from parity_tests.fixtures.paths import ROOT
 from qwen3vl_export.artifact import MANIFEST, PARITY
+from qwen3vl_export.evidence import Evidence, Summary
+from qwen3vl_export.evidence.json_form import from_json
 from qwen3vl_export.hash_cache import sha256_file
 
 RECIPES = ("tiny", "tiny-portable", "tiny-fp16", "tiny-bf16", "tiny-int8", "tiny-int4")
@@ -89,18 +91,18 @@ def half_written(store: Path) -> list[str]:
 def verdicts(store: Path) -> dict[str, str]:
     found = {}
     for path in sorted(store.glob("reports/*/summary.json")):
-        one = json.loads(path.read_text("utf-8"))
-        found[one["artifact"]] = f"{one['planned'] - one['failed']} of {one['planned']}"
+        summary = from_json(Summary, path.read_bytes())
+        found[summary.artifact] = f"{summary.planned - summary.failed} of {summary.planned}"
     return found
 
 
 def unit_seconds(store: Path) -> dict[str, float]:
     """Seconds of each case of the float32 recipe, from its checks."""
     (report,) = store.glob(f"reports/tiny-{'[0-9a-f]' * 20}/{PARITY}")
-    found: Counter[str] = Counter()
-    for check in json.loads(report.read_text("utf-8"))["checks"]:
-        if check["stage"] not in ("exam", "accuracy"):
-            found[check["case"]] += check["seconds"]
+    found: defaultdict[str, float] = defaultdict(float)
+    for check in from_json(Evidence, report.read_bytes()).checks:
+        if check.stage not in ("exam", "accuracy"):
+            found[check.case] += check.seconds
     return {name: round(seconds, 3) for name, seconds in found.items()}
 
 

@@ -11,22 +11,21 @@ did not pass, or that belongs to another manifest, is refused.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from marked import update
 
 from qwen3vl_export.artifact import PARITY, open_artifact
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
+from qwen3vl_export.evidence import SIGNS, Evidence, Rule
+from qwen3vl_export.evidence.json_form import from_json
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 TABLE = "#compared-with-pytorch"  # the heading above the parity table
-SIGNS = {"max": "≤", "min": "≥", "equals": "="}
 EXAM = ("exam", "accuracy")
 TITLES = {
     "prompt": "prompt text and tokens",
@@ -43,7 +42,7 @@ TITLES = {
 }
 
 
-def evidence(artifact: Path) -> dict[str, Any]:
+def read_evidence(artifact: Path) -> Evidence:
     """The artifact's parity.json.
 
     Raises:
@@ -55,45 +54,52 @@ def evidence(artifact: Path) -> dict[str, Any]:
     again = f"Run: qwen3vl-export verify {artifact}"
     if not path.is_file():
         raise ParityError(f"{path}: is missing", again)
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    if found["manifest_sha256"] != opened.manifest_sha256:
+    try:
+        evidence = from_json(Evidence, path.read_bytes())
+    except ValueError as error:
+        raise ParityError(f"{path}: is not a parity report ({error})", again) from None
+    if evidence.manifest_sha256 != opened.manifest_sha256:
         raise ParityError(f"{path}: belongs to another build", again)
-    if not found["passed"]:
+    if not evidence.passed:
         raise ParityError(f"{path}: did not pass", "Nothing is published from a failed verification")
-    return found
+    return evidence
 
 
-def proof_line(found: dict[str, Any]) -> Iterator[str]:
+def proof_line(evidence: Evidence) -> Iterator[str]:
     """The verdict in one line, linked to the table."""
-    versions, ties = found["versions"], len(found["near_ties"])
-    passed = sum(check["passed"] for check in found["checks"])
+    versions, ties = evidence.versions, len(evidence.near_ties)
+    passed = len(evidence.checks) - len(evidence.failures)
     yield (
-        f"`{found['artifact']}`, {found['matrix']} matrix: **[{passed} of {found['planned']} checks pass]({TABLE})**"
+        f"`{evidence.artifact}`, {evidence.matrix} matrix: **[{passed} of {evidence.planned} checks pass]({TABLE})**"
         f" against transformers {versions['transformers']} on torch {versions['torch']}, with onnxruntime "
         f"{versions['onnxruntime']}; {ties or 'no'} near-tie{'' if ties == 1 else 's'}."
     )
 
 
-def parity_table(found: dict[str, Any]) -> Iterator[str]:
+def parity_table(evidence: Evidence) -> Iterator[str]:
     """One row a stage of the model; the exam has a table of its own."""
     yield "| compared with PyTorch | checks | worst of all checks (limit) |"
     yield "|---|--:|---|"
-    for stage, entry in found["summary"].items():
+    for stage, entry in evidence.summary.items():
         if entry is None or stage in EXAM:
             continue
         worst = ", ".join(
-            f"{rule['measure'].replace('_', ' ')} {shown(entry['worst'][rule['measure']], rule)}"
-            for rule in found["profile"]["rules"][stage]
+            f"{rule.measure.replace('_', ' ')} {with_limit(entry.worst[rule.measure], rule)}"
+            for rule in evidence.profile.rules[stage]
         )
-        yield f"| {TITLES.get(stage, stage)} | {entry['checks']} | {worst} |"
+        yield f"| {TITLES.get(stage, stage)} | {entry.checks} | {worst} |"
 
 
-def exam_table(found: dict[str, Any]) -> Iterator[str]:
+def exam_table(evidence: Evidence) -> Iterator[str]:
     yield "| pictures | questions | right through ONNX | right in PyTorch |"
     yield "|---|--:|--:|--:|"
-    for case, entry in (found["exam"] or {}).items():
-        scores = (f"{100 * entry[key]:.3g}%" for key in ("accuracy", "reference_accuracy"))
-        yield f"| {case.replace('-', ' ')} | {entry['questions']:.0f} | {' | '.join(scores)} |"
+    for case, score in (evidence.exam or {}).items():
+        shares = " | ".join(percent(share) for share in (score.accuracy, score.reference_accuracy))
+        yield f"| {case.replace('-', ' ')} | {score.questions or 0:.0f} | {shares} |"
+
+
+def percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.3g}%"
 
 
 def session(artifact: Path) -> Iterator[str]:
@@ -107,12 +113,12 @@ def session(artifact: Path) -> Iterator[str]:
     yield "```"
 
 
-def shown(value: float | str | None, rule: dict[str, Any]) -> str:
+def with_limit(value: float | None, rule: Rule) -> str:
     """A value with its limit; a cosine keeps the digits that tell it from 1."""
-    if not isinstance(value, int | float):
-        return value or "not measured"
+    if value is None:
+        return "not measured"
     digits = f"{value:.7f}" if 0.99 < value < 1 else f"{value:.2g}"
-    return f"{digits} ({SIGNS[rule['kind']]} {rule['limit']:.5g})"
+    return f"{digits} ({SIGNS[rule.kind]} {rule.limit:.5g})"
 
 
 def main() -> int:
@@ -121,11 +127,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
     options = parser.parse_args()
     try:
-        found = evidence(options.artifact)
+        evidence = read_evidence(options.artifact)
         sections = {
-            "proof": proof_line(found),
-            "parity": parity_table(found),
-            "exam": exam_table(found),
+            "proof": proof_line(evidence),
+            "parity": parity_table(evidence),
+            "exam": exam_table(evidence),
             "session": session(options.artifact),
         }
         return update(README, sections, options.check)

@@ -42,7 +42,7 @@ def hub(proven: Path) -> Iterator[Hub]:
     publication = prepare(proven, REPOSITORY)
     files = {name: path.read_bytes() for name, path in publication.files.items()}
     with running_hub() as server:
-        server.repositories[REPOSITORY] = {**files, **publication.made}
+        server.repositories[REPOSITORY] = {**files, **publication.generated}
         yield server
 
 

@@ -21,7 +21,7 @@ from onnx import ModelProto
 from qwen3vl_export.artifact import MANIFEST, Artifact, FileRecord, open_artifact
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
 from qwen3vl_export.hash_cache import sha256_file
-from qwen3vl_export.promise import CALIBRATED, OWN_WEIGHTS
+from qwen3vl_export.promise import CALIBRATED, DEQUANTIZED
 
 from ..harness.sides.bench import Bench
 from . import graphs, runtime, weights
@@ -94,7 +94,7 @@ def change_setting(name: str, edit: Callable[[str], str], artifact: Artifact) ->
 
 def quantized(fault: Fault) -> Fault:
     """The same mistake in the 4-bit artifact, to be found by comparison with the artifact's dequantized weights."""
-    return replace(fault, name=f"{fault.name}-int4", stage=f"{OWN_WEIGHTS}{fault.stage}", recipe="tiny-int4")
+    return replace(fault, name=f"{fault.name}-int4", stage=f"{DEQUANTIZED}{fault.stage}", recipe="tiny-int4")
 
 
 def in_graph(name: str, graph: str, edit: Callable[[ModelProto, Facts], None], stage: str, says: str) -> Fault:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qwen3vl_export.errors import ArtifactError, ParityError
-from qwen3vl_export.promise import OWN_WEIGHTS, graphs_run
+from qwen3vl_export.promise import DEQUANTIZED, graphs_run
 
 from ..harness.checks.weights import STAGES
 from ..harness.judging.outcome import Outcome
@@ -52,7 +52,7 @@ def run_affected_checks(bench: Bench, fault: Fault) -> Iterator[Outcome]:
 def can_affect(fault: Fault, check: Check) -> bool:
     if check.stage in STAGES:
         return check.name in (fault.graphs or ())
-    if fault.stage.startswith(OWN_WEIGHTS) != check.stage.startswith(OWN_WEIGHTS):
+    if fault.stage.startswith(DEQUANTIZED) != check.stage.startswith(DEQUANTIZED):
         return False
     if fault.stage in INPUT_STAGES:
         return check.stage in INPUT_STAGES

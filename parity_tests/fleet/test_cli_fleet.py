@@ -10,7 +10,7 @@ import pytest
 from parity_tests.fixtures.commands import assert_one_line, invoke
 from parity_tests.fixtures.fleet_harness import HARNESS
 from qwen3vl_export.fleet import plan_table
-from qwen3vl_export.fleet.account import standings
+from qwen3vl_export.fleet.account import statuses_of
 from qwen3vl_export.fleet.estimate import Estimate, estimate, speed_of_copies, speed_of_products
 from qwen3vl_export.fleet.graph import jobs_of
 from qwen3vl_export.fleet.store import open_store
@@ -40,7 +40,7 @@ ESTIMATE = Estimate(
     ids=lambda value: value.split(" --store")[0] if "--store" in value else None,
 )
 def test_a_mistake_is_one_line(arguments: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3vl_export.fleet.cluster.CONNECTING", 1.0)
+    monkeypatch.setattr("qwen3vl_export.fleet.cluster.CONNECT_TIMEOUT", 1.0)
     (tmp_path / "file").write_text("")
     given = arguments.replace("STORE", str(tmp_path / "store")).replace("FILE", str(tmp_path / "file"))
     assert_one_line(invoke("fleet", *given.split()), expected)
@@ -58,7 +58,7 @@ def test_a_plan_tells_bytes_memory_and_time(tmp_path: Path, capsys: pytest.Captu
     store = open_store(str(tmp_path))
     jobs = jobs_of(["tiny", "tiny-int8"], "quick", None, HARNESS)
     store.put(jobs[0].estimate, ESTIMATE.to_json())
-    plan_table.show(standings(jobs, store))
+    plan_table.show(statuses_of(jobs, store))
     shown = " ".join(capsys.readouterr().out.split())
     assert "tiny build, verify, merge 18,253,611,008 1 min 30 s 4.0 GB" in shown
     assert "40.0 GB 4" in shown

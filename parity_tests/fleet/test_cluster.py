@@ -28,8 +28,8 @@ from qwen3vl_export.errors import FleetError
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.fleet import account, fleet
 from qwen3vl_export.fleet import cluster as cluster_module
-from qwen3vl_export.fleet.account import Standing
-from qwen3vl_export.fleet.fleet import Asked
+from qwen3vl_export.fleet.account import JobStatus
+from qwen3vl_export.fleet.fleet import FleetOptions
 from qwen3vl_export.fleet.places import INCOMING
 from qwen3vl_export.recipe import load_recipe
 
@@ -55,66 +55,69 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
         yield made
 
 
+MakeOptions = Callable[..., FleetOptions]
+
+
 @dataclass(frozen=True)
 class First:
-    """The first fleet, from nothing: what it found, and what it was asked."""
+    """The first fleet, which starts with an empty store: its options and the statuses at its end."""
 
-    asked: Asked
-    found: list[Standing]
+    options: FleetOptions
+    found: list[JobStatus]
 
 
 @pytest.fixture(scope="module")
 def first(recipes: dict[str, str], processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> First:
     folder = tmp_path_factory.mktemp("first")
     log = folder / "log.jsonl"
-    asked = Asked(list(recipes.values()), str(folder / "store"), HARNESS, processes.address, "quick", log=log)
-    return First(asked, fleet.run(asked))
+    options = FleetOptions(list(recipes.values()), str(folder / "store"), HARNESS, processes.address, "quick", log=log)
+    return First(options, fleet.run(options))
 
 
 @pytest.fixture
-def asked(first: First, recipes: dict[str, str], processes: Processes, tmp_path: Path) -> Callable[..., Asked]:
+def make_options(first: First, recipes: dict[str, str], processes: Processes, tmp_path: Path) -> MakeOptions:
     """What a test asks for, with a copy of the first fleet's store: estimated and built; `unbuilt` takes that back."""
 
-    def make(*names: str, unbuilt: bool = False, **options: Any) -> Asked:
+    def make(*names: str, unbuilt: bool = False, **options: Any) -> FleetOptions:
         store = tmp_path / "store"
         if not store.exists():
-            shutil.copytree(first.asked.store_url, store)
+            shutil.copytree(first.options.store_url, store)
         if unbuilt:
             shutil.rmtree(store / "artifacts")
         paths = [recipes[name] for name in names or NAMES]
         options = {"scheduler": processes.address, "matrix": "full", **options}
-        return Asked(paths, str(store), HARNESS, log=tmp_path / "log.jsonl", **options)
+        return FleetOptions(paths, str(store), HARNESS, log=tmp_path / "log.jsonl", **options)
 
     return make
 
 
-def events(asked: Asked, *names: str) -> list[dict[str, Any]]:
-    assert asked.log is not None
-    lines = asked.log.read_text("utf-8").splitlines() if asked.log.is_file() else []
+def events(options: FleetOptions, *names: str) -> list[dict[str, Any]]:
+    assert options.log is not None
+    lines = options.log.read_text("utf-8").splitlines() if options.log.is_file() else []
     return [event for event in map(json.loads, lines) if event["event"] in names]
 
 
-def made(asked: Asked) -> list[str]:
+def made(options: FleetOptions) -> list[str]:
     """What was really made, not found."""
-    return [event["task"] for event in events(asked, "task-ended") if event["status"] == "made"]
+    return [event["task"] for event in events(options, "task-ended") if event["status"] == "made"]
 
 
 class Running:
     """A fleet that runs in a thread, while the test does harm."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.found: list[Standing] = []
+    def __init__(self, options: FleetOptions) -> None:
+        self.found: list[JobStatus] = []
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(asked,))
+        self.thread = threading.Thread(target=self._run, args=(options,))
         self.thread.start()
 
-    def _run(self, asked: Asked) -> None:
+    def _run(self, options: FleetOptions) -> None:
         try:
-            self.found = fleet.run(asked)
+            self.found = fleet.run(options)
         except BaseException as error:
             self.error = error
 
-    def wait(self) -> list[Standing]:
+    def wait(self) -> list[JobStatus]:
         self.thread.join(120)
         assert not self.thread.is_alive()
         if self.error is not None:
@@ -122,9 +125,9 @@ class Running:
         return self.found
 
 
-def assert_whole(asked: Asked) -> None:
+def assert_whole(options: FleetOptions) -> None:
     """Nothing half-written: every artifact in the store is as its manifest says, and nothing is left over."""
-    store = Path(asked.store_url)
+    store = Path(options.store_url)
     for path in (store / "artifacts").iterdir():
         files = json.loads((path / MANIFEST).read_text("utf-8"))["files"]
         assert {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} == {*files, MANIFEST}
@@ -137,30 +140,30 @@ def test_a_fleet_makes_what_single_builds_make(first: First, recipes: dict[str, 
     for name, one in zip(NAMES, first.found, strict=True):
         single = build(load_recipe(recipes[name]), out=tmp_path / name, log=lambda line: None)
         compared = subprocess.run(
-            ["diff", "-r", single, Path(first.asked.store_url) / one.job.artifact], check=False, capture_output=True
+            ["diff", "-r", single, Path(first.options.store_url) / one.job.artifact], check=False, capture_output=True
         )
         assert (compared.returncode, compared.stdout) == (0, b"")
-    assert len({event["worker"] for event in events(first.asked, "task-ended")}) > 1
-    assert_whole(first.asked)
+    assert len({event["worker"] for event in events(first.options, "task-ended")}) > 1
+    assert_whole(first.options)
 
 
 def test_a_second_run_makes_nothing_and_another_matrix_builds_nothing(
-    asked: Callable[..., Asked], capsys: pytest.CaptureFixture[str]
+    make_options: MakeOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = asked(matrix="quick")
+    again = make_options(matrix="quick")
     found = fleet.run(again)
     assert all(one.passed for one in found)
     assert events(again, "task-started") == []
     capsys.readouterr()
     account.show(found, [])
     assert "all 3 built, verified and passed" in capsys.readouterr().out
-    other = asked(matrix="standard")
+    other = make_options(matrix="standard")
     assert all(one.passed for one in fleet.run(other))
     assert {event["kind"] for event in events(other, "task-started")} == {"verify", "merge"}
 
 
-def test_two_fleets_on_one_store_never_clobber_each_other(asked: Callable[..., Asked], tmp_path: Path) -> None:
-    wanted = asked(matrix="standard", unbuilt=True)
+def test_two_fleets_on_one_store_never_clobber_each_other(make_options: MakeOptions, tmp_path: Path) -> None:
+    wanted = make_options(matrix="standard", unbuilt=True)
     running = [Running(wanted), Running(replace(wanted, log=tmp_path / "other.jsonl"))]
     for one in running:
         assert all(standing.passed for standing in one.wait())
@@ -169,10 +172,8 @@ def test_two_fleets_on_one_store_never_clobber_each_other(asked: Callable[..., A
         assert len(list((Path(wanted.store_url) / folder).glob("one-*"))) <= 2  # a report of each matrix
 
 
-def test_a_worker_killed_in_a_build_and_one_in_a_verification(
-    asked: Callable[..., Asked], processes: Processes
-) -> None:
-    wanted = asked("one", unbuilt=True)
+def test_a_worker_killed_in_a_build_and_one_in_a_verification(make_options: MakeOptions, processes: Processes) -> None:
+    wanted = make_options("one", unbuilt=True)
     running = Running(wanted)
     victim = wait_until(lambda: processes.working("build-"), "build under way")
     processes.kill(victim)
@@ -187,8 +188,8 @@ def test_a_worker_killed_in_a_build_and_one_in_a_verification(
     assert_whole(wanted)
 
 
-def test_a_scheduler_that_is_restarted_is_found_again(asked: Callable[..., Asked], processes: Processes) -> None:
-    wanted = asked()
+def test_a_scheduler_that_is_restarted_is_found_again(make_options: MakeOptions, processes: Processes) -> None:
+    wanted = make_options()
     running = Running(wanted)
     wait_until(lambda: processes.working("verify-"), "verification under way")
     processes.restart_scheduler()
@@ -201,8 +202,8 @@ def test_a_scheduler_that_is_restarted_is_found_again(asked: Callable[..., Asked
     processes.wait_for_workers()
 
 
-def test_a_store_that_goes_away_is_waited_for(asked: Callable[..., Asked], processes: Processes) -> None:
-    wanted = asked("one")
+def test_a_store_that_goes_away_is_waited_for(make_options: MakeOptions, processes: Processes) -> None:
+    wanted = make_options("one")
     running = Running(wanted)
     wait_until(lambda: processes.working("verify-"), "verification under way")
     store = Path(wanted.store_url)
@@ -218,9 +219,9 @@ def test_a_store_that_goes_away_is_waited_for(asked: Callable[..., Asked], proce
 
 
 def test_a_store_that_stays_away_ends_the_run_and_a_rerun_makes_only_the_rest(
-    asked: Callable[..., Asked], processes: Processes, capsys: pytest.CaptureFixture[str]
+    make_options: MakeOptions, processes: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = asked("one", patience=2.0)
+    wanted = make_options("one", patience=2.0)
     running = Running(wanted)
     wait_until(lambda: processes.working("verify-"), "verification under way")
     store = Path(wanted.store_url)
@@ -235,12 +236,12 @@ def test_a_store_that_stays_away_ends_the_run_and_a_rerun_makes_only_the_rest(
     assert_whole(wanted)
 
 
-def test_a_full_disk_on_one_worker_moves_its_work(asked: Callable[..., Asked], processes: Processes) -> None:
+def test_a_full_disk_on_one_worker_moves_its_work(make_options: MakeOptions, processes: Processes) -> None:
     processes.kill("w1")
     processes.kill("w2")
     processes.start_worker("w1", small_disk=True)
     processes.wait_for_workers()
-    wanted = asked(matrix="quick", unbuilt=True)
+    wanted = make_options(matrix="quick", unbuilt=True)
     try:
         assert all(one.passed for one in fleet.run(wanted))
     finally:
@@ -254,11 +255,11 @@ def test_a_full_disk_on_one_worker_moves_its_work(asked: Callable[..., Asked], p
     assert_whole(wanted)
 
 
-def test_large_builds_stay_away_from_a_small_worker(asked: Callable[..., Asked], processes: Processes) -> None:
+def test_large_builds_stay_away_from_a_small_worker(make_options: MakeOptions, processes: Processes) -> None:
     processes.kill("w1")
     processes.start_worker("w1", memory=3e9)
     processes.wait_for_workers()
-    wanted = asked(matrix="quick", unbuilt=True)
+    wanted = make_options(matrix="quick", unbuilt=True)
     for path in (Path(wanted.store_url) / "estimates").iterdir():
         path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"build_memory": int(9e9)}), "utf-8")
     try:
@@ -276,7 +277,10 @@ def test_large_builds_stay_away_from_a_small_worker(asked: Callable[..., Asked],
 
 
 def test_a_failure_is_kept_told_and_made_again_alone(
-    asked: Callable[..., Asked], recipes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_options: MakeOptions,
+    recipes: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A checkpoint without one of its files: its estimate works, its build fails."""
     checkpoint = tmp_path / "checkpoint"
@@ -288,8 +292,10 @@ def test_a_failure_is_kept_told_and_made_again_alone(
             os.link(file, checkpoint / file.name)
     broken = tmp_path / "broken.yaml"
     broken.write_text(f"extends: {recipes['one']}\ncheckpoint: {{source: {checkpoint}}}\n")
-    wanted = asked("one")
-    both = Asked([*wanted.recipes, str(broken)], wanted.store_url, HARNESS, wanted.scheduler, "quick", log=wanted.log)
+    wanted = make_options("one")
+    both = FleetOptions(
+        [*wanted.recipes, str(broken)], wanted.store_url, HARNESS, wanted.scheduler, "quick", log=wanted.log
+    )
     good, bad = fleet.run(both)
     assert good.passed
     assert not bad.passed
@@ -306,29 +312,29 @@ def test_a_failure_is_kept_told_and_made_again_alone(
 
 
 def test_bad_clusters_are_refused_in_one_line(
-    asked: Callable[..., Asked], processes: Processes, monkeypatch: pytest.MonkeyPatch
+    make_options: MakeOptions, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
         FleetError, match=r"tcp://127\.0\.0\.1:9: no scheduler answers there .*Start one: dask scheduler"
     ):
-        fleet.run(asked(scheduler="tcp://127.0.0.1:9"))
+        fleet.run(make_options(scheduler="tcp://127.0.0.1:9"))
     with monkeypatch.context() as patch:
         here = fleet.tools()
         patch.setattr(fleet, "tools", lambda: {**here, "onnx": "0.1"})
         with pytest.raises(
             FleetError, match=r"worker tcp.*: onnx is .* there and 0\.1 here: results would not be comp"
         ):
-            fleet.run(asked())
+            fleet.run(make_options())
     with monkeypatch.context() as patch:
         patch.setattr("qwen3vl_export.fleet.graph.MERGING_MEMORY", int(2 * MEMORY))
         with pytest.raises(FleetError, match=r"merge one: needs about .* of memory, the largest worker has 14\.9 GB"):
-            fleet.run(asked())
+            fleet.run(make_options())
     processes.kill("w2")
     processes.start_worker("w2", threads=2)
     processes.wait_for_workers()
     try:
         with pytest.raises(FleetError, match="runs 2 tasks in one process"):
-            fleet.run(asked())
+            fleet.run(make_options())
     finally:
         processes.kill("w2")
         processes.start_worker("w2")
@@ -336,9 +342,9 @@ def test_bad_clusters_are_refused_in_one_line(
 
 
 def test_a_cluster_of_this_machine_fits_its_cores_and_memory(
-    asked: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = asked("one", matrix="standard", scheduler=None)
+    wanted = make_options("one", matrix="standard", scheduler=None)
     monkeypatch.setattr(cluster_module, "machine_memory", lambda: int(5 * 2.1e9))  # 8.4e9 to serve, 4 workers of 2.1e9
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert all(one.passed for one in fleet.run(wanted))
@@ -348,9 +354,9 @@ def test_a_cluster_of_this_machine_fits_its_cores_and_memory(
 
 
 def test_without_dask_the_same_tasks_run_here(
-    asked: Callable[..., Asked], recipes: dict[str, str], tmp_path: Path
+    make_options: MakeOptions, recipes: dict[str, str], tmp_path: Path
 ) -> None:
-    store = asked("one", unbuilt=True).store_url
+    store = make_options("one", unbuilt=True).store_url
     code = f"""
 import sys
 sys.modules["dask"] = sys.modules["distributed"] = None
@@ -359,7 +365,7 @@ found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name in ("dask", "distributed") else found(name, *a)
 from parity_tests.fixtures.fleet_harness import HARNESS
 from qwen3vl_export.fleet import fleet
-[one] = fleet.run(fleet.Asked([{recipes["one"]!r}], {store!r}, HARNESS, matrix="quick"))
+[one] = fleet.run(fleet.FleetOptions([{recipes["one"]!r}], {store!r}, HARNESS, matrix="quick"))
 assert one.passed
 assert not any(name.startswith(("dask.", "distributed.")) for name in sys.modules)
 """

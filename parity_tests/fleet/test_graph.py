@@ -15,9 +15,9 @@ from parity_tests.harness.plan import Subject, plan
 from qwen3vl_export.errors import CheckpointError, FleetError, RecipeError
 from qwen3vl_export.fleet import address, graph
 from qwen3vl_export.fleet.estimate import Estimate
-from qwen3vl_export.fleet.graph import Job, Task, jobs_of, shards, target_of, tasks_of
+from qwen3vl_export.fleet.graph import Job, Task, cut_into_shards, jobs_of, target_of, tasks_of
 from qwen3vl_export.fleet.runner import check_memory, run_tasks
-from qwen3vl_export.fleet.tasks import Outcome
+from qwen3vl_export.fleet.tasks import TaskOutcome
 from qwen3vl_export.recipe import load_recipe
 
 GB = 1 << 30
@@ -26,9 +26,9 @@ ESTIMATE = Estimate(
 )
 
 
-def run(tasks: Sequence[Task], executor: Scripted, tell: Any = None) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
-    run_tasks(tasks, executor, tell or silent, outcomes)
+def run(tasks: Sequence[Task], executor: Scripted, emit: Any = None) -> dict[str, TaskOutcome]:
+    outcomes: dict[str, TaskOutcome] = {}
+    run_tasks(tasks, executor, emit or silent, outcomes)
     return outcomes
 
 
@@ -100,7 +100,7 @@ def test_a_job_falls_into_build_shards_merge_and_publication(job: Job) -> None:
 @pytest.mark.parametrize("seconds, count", [(0.1, 1), (10.0, 4), (60.0, 21), (500.0, 21)])
 def test_shards_hold_every_unit_once_in_order(seconds: float, count: int) -> None:
     units = {f"case-{index}": 1.0 for index in range(21)}
-    found = shards(units, seconds, 60.0)
+    found = cut_into_shards(units, seconds, 60.0)
     assert [name for names, _ in found for name in names] == list(units)
     assert len(found) == count
     assert sum(cost for _, cost in found) == pytest.approx(21 * seconds)
@@ -143,10 +143,10 @@ class Scripted:
         needs = sorted((task.memory for task, _ in self.flying), reverse=True)
         assert all(a <= b for a, b in zip(needs, sorted(self.present.values(), reverse=True), strict=False))
 
-    def ended(self) -> Sequence[Outcome]:
+    def ended(self) -> Sequence[TaskOutcome]:
         task, avoid = self.flying.pop(0)
         worker = next(name for name, room in self.present.items() if name not in avoid and room >= task.memory)
-        return [Outcome(task.result, self.ends(task, worker), "because", worker)]
+        return [TaskOutcome(task.result, self.ends(task, worker), "because", worker)]
 
     def close(self) -> None:
         pass
@@ -161,7 +161,7 @@ def test_long_chains_go_first_and_no_worker_idles() -> None:
     tasks = [*tasks_of(short, ESTIMATE), *tasks_of(long, replace(ESTIMATE, build_seconds=300))]
     executor = Scripted({f"w{index}": 8 * GB for index in range(3)})
     outcomes = run(tasks, executor)
-    assert all(outcome.good for outcome in outcomes.values())
+    assert all(outcome.succeeded for outcome in outcomes.values())
     assert len(outcomes) == len(tasks)
     assert executor.order[0] == "build tiny-int8"
     assert executor.most == 3
@@ -175,7 +175,7 @@ def test_two_large_tasks_never_share_the_one_large_worker() -> None:
         task for job in jobs("tiny", "tiny-int8") for task in tasks_of(job, replace(ESTIMATE, build_memory=9 * GB))
     ]
     executor = Scripted({"large": 10 * GB, "small": 3 * GB})  # `Scripted.submit` holds them against each other
-    assert all(outcome.good for outcome in run(tasks, executor).values())
+    assert all(outcome.succeeded for outcome in run(tasks, executor).values())
     assert executor.order[:2] == ["build tiny", "build tiny-int8"] or executor.order[0].startswith("build")
     assert executor.most == 2  # shards go to the small one meanwhile
 
@@ -183,12 +183,12 @@ def test_two_large_tasks_never_share_the_one_large_worker() -> None:
 def test_what_a_worker_cannot_do_goes_to_another() -> None:
     moved: list[str] = []
 
-    def tell(event: str, **values: Any) -> None:
+    def emit(event: str, **values: Any) -> None:
         if event == "task-moved":
             moved.append(values["worker"])
 
     executor = Scripted({"full": 8 * GB, "good": 8 * GB}, lambda task, worker: "unable" if worker == "full" else "made")
-    outcomes = run(tasks_of(jobs("tiny")[0], ESTIMATE), executor, tell)
+    outcomes = run(tasks_of(jobs("tiny")[0], ESTIMATE), executor, emit)
     assert {outcome.worker for outcome in outcomes.values()} == {"good"}
     assert set(moved) == {"full"}
 
@@ -200,7 +200,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else() -> None:
         return "failed" if task.label == "build tiny" else "made"
 
     outcomes = run(tasks, Scripted({"w": 8 * GB}, ends))
-    made = {task.label for task in tasks if task.result in outcomes and outcomes[task.result].good}
+    made = {task.label for task in tasks if task.result in outcomes and outcomes[task.result].succeeded}
     assert "merge tiny-int8" in made
     assert not any("tiny" in label and "int8" not in label for label in made)
 

@@ -34,7 +34,7 @@ def happen(events: Events) -> None:
 
 
 def test_a_pipe_gets_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.Shown({"build": 1, "verify": 2}) as shown:
+    with progress.ProgressDisplay({"build": 1, "verify": 2}) as shown:
         happen(Events(None, shown))
     assert capsys.readouterr().out.splitlines() == [
         "workers: 2",
@@ -53,7 +53,7 @@ def test_a_terminal_gets_bars_and_only_what_went_wrong(monkeypatch: pytest.Monke
     console = Console(file=screen, force_terminal=True, width=100, color_system=None)
     monkeypatch.setattr(progress, "console", lambda: console)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    with progress.Shown({"build": 1, "verify": 2}) as shown:
+    with progress.ProgressDisplay({"build": 1, "verify": 2}) as shown:
         happen(Events(None, shown))
         shown.bars.refresh()
         bars = screen.getvalue()

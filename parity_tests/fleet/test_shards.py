@@ -12,9 +12,10 @@ import pytest
 from parity_tests.harness import plan, shards
 from parity_tests.harness import verify as harness
 from parity_tests.harness.cases.matrix import Matrix, load_matrix
-from parity_tests.harness.evidence.schema import Evidence
 from qwen3vl_export.artifact import JUNIT, PARITY, SUMMARY
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.evidence import Evidence, Hardware, summarize
+from qwen3vl_export.evidence.json_form import from_json, to_json, to_values
 from qwen3vl_export.recipe.model import Recipe
 
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")
@@ -55,18 +56,14 @@ def comparable(evidence: dict[str, Any]) -> dict[str, Any]:
 def test_parts_together_are_the_evidence_of_a_single_run(tiny_artifact: Path, parts: list[bytes]) -> None:
     files = shards.merge_parts(tiny_artifact, "quick", parts)
     merged = json.loads(files[PARITY])
-    Evidence.model_validate(merged)
-    single = harness.run(harness.open_bench(tiny_artifact, "quick"), "quick").to_json_dict()
+    single = to_values(harness.run(harness.open_bench(tiny_artifact, "quick"), "quick").evidence())
     assert comparable(merged) == comparable(single)
     assert merged["speed"]["prompt_seconds"] > 0 and merged["speed"]["new_seconds"] > 0
     assert set(merged["seconds"]) == set(single["seconds"])
     assert merged["passed"] is True
     assert files == shards.merge_parts(tiny_artifact, "quick", parts)
     assert b"testcase" in files[JUNIT]
-    summary = json.loads(files[SUMMARY])
-    assert summary["planned"] == merged["planned"]
-    assert summary["failed"] == 0
-    assert summary["speed"] == merged["speed"]
+    assert files[SUMMARY].decode() == to_json(summarize(from_json(Evidence, files[PARITY])))
 
 
 def test_a_missing_or_doubled_part_is_no_evidence(tiny_artifact: Path, parts: list[bytes]) -> None:
@@ -89,7 +86,13 @@ def test_a_unit_that_is_not_planned_is_refused(tiny_artifact: Path) -> None:
 
 
 def test_machines_that_differ_are_all_named() -> None:
-    one = {"processor": "A", "cores": 4, "system": "Linux"}
-    two = {"processor": "B", "cores": 2, "system": "Linux"}
-    assert shards.merge_hardware([one, one]) == one
-    assert shards.merge_hardware([one, two]) == {"processor": "A; B", "cores": 2, "system": "Linux"}
+    first, second, silent = Hardware("A", 4, "Linux"), Hardware("B", 2, "Linux"), Hardware(None, None, "Linux")
+    assert shards.merge_hardware([first, first]) == first
+    assert shards.merge_hardware([first, second]) == Hardware("A; B", 2, "Linux")
+    assert shards.merge_hardware([first, silent]) == first
+
+
+def test_a_part_that_is_no_part_is_refused(tiny_artifact: Path, parts: list[bytes]) -> None:
+    half = json.dumps({key: value for key, value in json.loads(parts[0]).items() if key != "seconds"}).encode()
+    with pytest.raises(ParityError, match=r"a part cannot be read \(seconds is missing\)\. Run the fleet again"):
+        shards.merge_parts(tiny_artifact, "quick", [half, *parts[1:]])

@@ -188,5 +188,5 @@ def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_reading_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="holds no fleet's results"):
-        open_store(str(tmp_path), make=False)
+        open_store(str(tmp_path), create=False)
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from qwen3vl_export.fleet import address, tasks
 from qwen3vl_export.fleet.estimate import Estimate
 from qwen3vl_export.fleet.graph import Job, Task, estimate_task, jobs_of, tasks_of
 from qwen3vl_export.fleet.store import Store, open_store
-from qwen3vl_export.fleet.tasks import Outcome, Site, perform
+from qwen3vl_export.fleet.tasks import Site, TaskOutcome, perform
 
 ESTIMATE = Estimate(size=1, build_memory=1, build_seconds=1, verify_memory=1, unit_seconds=1, opening_seconds=1)
 
@@ -33,7 +33,7 @@ class Bench:
     scratch: Path
     job: Job
 
-    def perform(self, task: Task) -> Outcome:
+    def perform(self, task: Task) -> TaskOutcome:
         return perform(task, self.site, self.scratch, "w0")
 
     def task(self, kind: str) -> Task:
@@ -178,7 +178,7 @@ def test_a_fetched_artifact_is_kept_for_the_next_shard(tiny_artifact: Path, benc
     remote = open_store("memory://fetched")
     remote.put_tree(bench.job.artifact, tiny_artifact, MANIFEST)
     task = bench.task("verify")
-    first = tasks.artifact_here(task, remote, bench.scratch)
+    first = tasks.local_artifact(task, remote, bench.scratch)
     assert (first / MANIFEST).read_bytes() == (tiny_artifact / MANIFEST).read_bytes()
     remote.place.fs.rm("/fetched/artifacts", recursive=True)  # type: ignore[attr-defined]
-    assert tasks.artifact_here(task, remote, bench.scratch) == first
+    assert tasks.local_artifact(task, remote, bench.scratch) == first

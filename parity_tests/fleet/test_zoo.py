@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, Page
 
 from qwen3vl_export.artifact import MANIFEST, PARITY, SUMMARY
 from qwen3vl_export.errors import FleetError
+from qwen3vl_export.evidence import Hardware, Speed, Summary
+from qwen3vl_export.evidence.json_form import to_json
 from qwen3vl_export.fleet import zoo
 from qwen3vl_export.fleet.store import Store, open_store
 from qwen3vl_export.hash_cache import sha256_file
@@ -40,16 +42,18 @@ def add_artifact(store: Store, manifest: dict[str, Any], name: str, source: str,
 def add_report(store: Store, manifest: Path, matrix: str, planned: int, failed: int, speed: float) -> None:
     folder = Path(store.url) / "reports" / f"{manifest.parent.name}-{matrix}"
     folder.mkdir(parents=True)
-    summary = {
-        "manifest_sha256": sha256_file(manifest),
-        "matrix": matrix,
-        "passed": not failed,
-        "planned": planned,
-        "failed": failed,
-        "hardware": {"processor": "Some CPU", "cores": 8},
-        "speed": {"new_tokens": 1000, "prompt_seconds": 400 / speed, "new_seconds": 600 / speed} if speed else None,
-    }
-    (folder / SUMMARY).write_text(json.dumps(summary), "utf-8")
+    summary = Summary(
+        artifact=manifest.parent.name,
+        manifest_sha256=sha256_file(manifest),
+        matrix=matrix,
+        passed=not failed,
+        planned=planned,
+        hardware=Hardware("Some CPU", 8, "Linux x86_64"),
+        speed=Speed(1, 10, 900, 400 / speed, 1000, 600 / speed) if speed else None,
+        failed=failed,
+        seconds={"total": 1.0},
+    )
+    (folder / SUMMARY).write_text(to_json(summary), "utf-8")
     (folder / PARITY).write_text("{}", "utf-8")
     (folder / zoo.HTML).write_text(f"<!doctype html><title>{manifest.parent.name} {matrix}</title>", "utf-8")
 
@@ -92,7 +96,7 @@ def test_what_the_entries_say(store: Store) -> None:
     found = {entry.manifest.name: entry for entry in zoo.entries(store)}
     assert list(found) == ["qwen3-vl-4b-instruct", "qwen3-vl-4b-int4", "qwen3-vl-30b-fixed", "qwen3-vl-30b-fp16"]
     first = found["qwen3-vl-4b-instruct"]
-    assert [report.summary["matrix"] for report in first.reports] == ["standard", "quick"]
+    assert [report.summary.matrix for report in first.reports] == ["standard", "quick"]
     assert first.reports[0].speed == pytest.approx(12)
     assert first.manifest.bytes > 0
     assert [entry.precision for entry in found.values()] == [

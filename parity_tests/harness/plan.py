@@ -16,16 +16,16 @@ from qwen3vl_export.artifact import Manifest
 from qwen3vl_export.contract import TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.promise import (
-    OWN_STAGES,
-    OWN_WEIGHTS,
+    DEQUANTIZED,
+    DEQUANTIZED_STAGES,
     Grid,
+    graph_kind,
     grid_case,
-    kind_of,
+    missing_checks,
     missing_graphs,
     promised_graphs,
     quantized_graphs,
     reason_to_skip,
-    unproven,
 )
 from qwen3vl_export.recipe.model import Recipe
 
@@ -90,7 +90,7 @@ class Subject:
     @property
     def kinds(self) -> frozenset[str]:
         """The graphs, every encoder under the one name."""
-        return frozenset(map(kind_of, self.graphs))
+        return frozenset(map(graph_kind, self.graphs))
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def complete(planned: Plan, subject: Subject) -> Plan:
         ParityError: it would leave something unproven that the recipe promises.
     """
     ids = [(check.stage, check.name) for check in planned.checks]
-    for missing in unproven(subject.recipe, subject.graphs, subject.model_type, ids):
+    for missing in missing_checks(subject.recipe, subject.graphs, subject.model_type, ids):
         raise ParityError(
             f"{CASES.name}: the {planned.matrix} matrix has no check of {missing}, which the recipe promises",
             "Add a case, or choose another matrix",
@@ -196,10 +196,10 @@ def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str])
     if reason is not None:
         return checks
     return checks + [
-        Check(f"{OWN_WEIGHTS}{stage}", case.name, dequantized.dequantized_check(stage, case), case)
+        Check(f"{DEQUANTIZED}{stage}", case.name, dequantized.dequantized_check(stage, case), case)
         for case in cases
         for stage in stages_of(case)
-        if stage in OWN_STAGES
+        if stage in DEQUANTIZED_STAGES
     ]
 
 

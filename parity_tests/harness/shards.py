@@ -9,15 +9,15 @@ Knows plans and reports; nothing about who carries out which part where.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 from qwen3vl_export.artifact import JUNIT, PARITY, SUMMARY, Artifact, open_artifact
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.evidence import CheckResult, Hardware, Speed, summarize
+from qwen3vl_export.evidence.json_form import from_json, to_json
 from qwen3vl_export.hash_cache import source_digest
 from qwen3vl_export.recipe.model import Recipe
 
@@ -37,7 +37,22 @@ EXAM = "exam"
 QUESTION = 0.3  # of an ordinary case: one picture and a short answer of both sides
 COUNTED = ("total", "pytorch", "artifact")  # seconds that are summed
 
-Json = dict[str, Any]
+
+@dataclass(frozen=True)
+class Part:
+    """The results of some units of a verification, and what they rest on."""
+
+    format: int
+    manifest_sha256: str
+    matrix: str
+    seed: int
+    units: tuple[str, ...]
+    seconds: Mapping[str, float]
+    reference_results: Mapping[str, int]
+    speed: Speed | None
+    versions: Mapping[str, str | None]
+    hardware: Hardware
+    checks: tuple[CheckResult, ...]
 
 
 def unit_of(check: Check) -> str:
@@ -85,20 +100,20 @@ def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: P
     if missing := sorted(selected - carried_out):
         raise ParityError(f"{artifact}: its plan has no {missing[0]}", "Plan the fleet again")
     after = read_counters(bench)
-    values: Json = {
-        "format": FORMAT,
-        "manifest_sha256": report.manifest_sha256,
-        "matrix": matrix,
-        "seed": report.seed,
-        "units": list(names),
-        "seconds": {"total": report.seconds["total"], **{key: after[key] - before[key] for key in COUNTED[1:]}},
-        "reference_results": {key: after[key] - before[key] for key in ("computed", "from_disk")},
-        "speed": bench.clock.since(clock_before).to_json(bench.runtime.sessions.threads),
-        "versions": versions(),
-        "hardware": hardware(),
-        "checks": [outcome.to_json() for outcome in report.outcomes],
-    }
-    return json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+    part = Part(
+        format=FORMAT,
+        manifest_sha256=report.manifest_sha256,
+        matrix=matrix,
+        seed=report.seed,
+        units=tuple(names),
+        seconds={"total": report.seconds["total"], **{key: after[key] - before[key] for key in COUNTED[1:]}},
+        reference_results={key: int(after[key] - before[key]) for key in ("computed", "from_disk")},
+        speed=bench.clock.since(clock_before).speed(bench.runtime.sessions.threads),
+        versions=versions(),
+        hardware=hardware(),
+        checks=tuple(outcome.result for outcome in report.outcomes),
+    )
+    return to_json(part).encode()
 
 
 def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str, bytes]:
@@ -111,12 +126,9 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
     """
     opened = open_artifact(artifact, check=False)
     planned = plan(matrix, Subject.of_manifest(opened.manifest))
-    read = [json.loads(part) for part in parts]
-    for part in read:
-        check_part(part, opened, matrix)
+    read = [read_part(part, opened, matrix) for part in parts]
     outcomes: dict[str, Outcome] = {}
-    for values in (values for part in read for values in part["checks"]):
-        outcome = Outcome.from_json(values)
+    for outcome in (Outcome.of_result(result) for part in read for result in part.checks):
         if outcome.id in outcomes:
             raise ParityError(f"{artifact}: {outcome.id} is in two parts", "Plan the fleet again")
         outcomes[outcome.id] = outcome
@@ -130,57 +142,56 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
         profile_of(opened),
         planned,
         [outcomes[name] for name in names],
-        {key: sum(part["seconds"][key] for part in read) for key in COUNTED},
-        read[0]["seed"],
-        {key: sum(part["reference_results"][key] for part in read) for key in ("computed", "from_disk")},
+        {key: sum(part.seconds[key] for part in read) for key in COUNTED},
+        read[0].seed,
+        {key: sum(part.reference_results[key] for part in read) for key in ("computed", "from_disk")},
     )
-    speed = merge_speeds(part["speed"] for part in read)
-    report = replace(report, hardware=merge_hardware([part["hardware"] for part in read]), speed=speed)
-    evidence = report.to_json_dict()
-    copied = ("artifact", "manifest_sha256", "matrix", "passed", "planned", "hardware", "speed")
-    summary = {
-        **{key: evidence[key] for key in copied},
-        "failed": sum(not check["passed"] for check in evidence["checks"]),
-        "seconds": evidence["seconds"],
-    }
+    speed = merge_speeds([part.speed for part in read])
+    report = replace(report, hardware=merge_hardware([part.hardware for part in read]), speed=speed)
+    evidence = report.evidence()
     return {
         PARITY: report.to_json().encode(),
         JUNIT: report.to_junit().encode(),
         HTML: render(evidence, load_matrix()).encode(),
-        SUMMARY: json.dumps(summary, ensure_ascii=False, allow_nan=False).encode(),
+        SUMMARY: to_json(summarize(evidence)).encode(),
     }
 
 
-def check_part(part: Json, artifact: Artifact, matrix: str) -> None:
-    """Check that a part belongs to this artifact, matrix and version.
+def read_part(data: bytes, artifact: Artifact, matrix: str) -> Part:
+    """A part, which must belong to this artifact, matrix and version.
 
     Raises:
-        ParityError: it does not.
+        ParityError: it does not, or is no part.
     """
     expected = {"format": FORMAT, "manifest_sha256": artifact.manifest_sha256, "matrix": matrix, "versions": versions()}
+    try:
+        part = from_json(Part, data)
+    except ValueError as error:
+        raise ParityError(f"{artifact.root}: a part cannot be read ({error})", "Run the fleet again") from None
     for key, value in expected.items():
-        if part[key] != value:
-            raise ParityError(f"{artifact.root}: a part has {key} {part[key]}, not {value}", "Run the fleet again")
+        if getattr(part, key) != value:
+            message = f"{artifact.root}: a part has {key} {getattr(part, key)}, not {value}"
+            raise ParityError(message, "Run the fleet again")
+    return part
 
 
-def merge_hardware(machines: Sequence[Json]) -> Json:
+def merge_hardware(machines: Sequence[Hardware]) -> Hardware:
     """One description of several machines: each different value once, the smallest number of cores."""
-    merged: Json = {}
-    for key in machines[0]:
-        values = list(dict.fromkeys(machine[key] for machine in machines))
-        numbers = [value for value in values if isinstance(value, int)]
-        merged[key] = values[0] if len(values) == 1 else min(numbers) if numbers else "; ".join(map(str, values))
-    return merged
+
+    processors = dict.fromkeys(machine.processor for machine in machines if machine.processor is not None)
+    systems = dict.fromkeys(machine.system for machine in machines)
+    cores = [machine.cores for machine in machines if machine.cores is not None]
+    return Hardware("; ".join(processors) or None, min(cores, default=None), "; ".join(systems))
 
 
-def merge_speeds(speeds: Iterable[Json | None]) -> Json | None:
+def merge_speeds(speeds: Sequence[Speed | None]) -> Speed | None:
     """The speed of several processes, seconds and tokens summed; None if none generated an answer."""
     measured = [speed for speed in speeds if speed is not None]
     if not measured:
         return None
-    threads = {speed["threads"] for speed in measured}
-    sums = {name: sum(speed[name] for speed in measured) for name in asdict(Clock())}
-    return {**sums, "threads": threads.pop() if len(threads) == 1 else None}
+    threads = {speed.threads for speed in measured}
+    sums = {field.name: sum(getattr(speed, field.name) for speed in measured) for field in fields(Clock)}
+    return Speed(threads.pop() if len(threads) == 1 else None, **sums)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.errors import ArtifactError, CheckpointError
+from qwen3vl_export.evidence import CheckpointSource
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.promise import reason_to_skip
 from qwen3vl_export.recipe import recipe_dirs
@@ -178,7 +179,7 @@ def run(
     seconds = {"total": total, "pytorch": pytorch, "artifact": sum(side.candidate_seconds for side in benches)}
     cached = {name: sum(getattr(reference, name) for reference in references) for name in ("computed", "from_disk")}
     report = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
-    return replace(report, speed=bench.clock.to_json(bench.runtime.sessions.threads))
+    return replace(report, speed=bench.clock.speed(bench.runtime.sessions.threads))
 
 
 def trails_of(bench: Bench, report: Report) -> list[Trail]:
@@ -202,7 +203,7 @@ def report_of(
     return Report(
         artifact=artifact.manifest.name,
         manifest_sha256=artifact.manifest_sha256,
-        checkpoint={key: artifact.manifest.checkpoint[key] for key in ("source", "revision")},
+        checkpoint=CheckpointSource(artifact.manifest.checkpoint["source"], artifact.manifest.checkpoint["revision"]),
         matrix=planned.matrix,
         seed=seed,
         profile=profile,
@@ -216,12 +217,12 @@ def report_of(
 
 def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path | None = None) -> None:
     """`parity.json`, `parity.xml` and `parity.html` into the artifact, and a line into the history."""
-    values = report.to_json_dict()
+    evidence = report.evidence()
     path = log or artifact.root.resolve().parent / history.NAME
-    history.append(path, values)
+    history.append(path, evidence)
     write(artifact.evidence_path(PARITY), report.to_json())
     write(artifact.evidence_path(JUNIT), report.to_junit())
-    write(artifact.evidence_path(HTML), render(values, matrix, history.of_artifact(path, report.artifact)))
+    write(artifact.evidence_path(HTML), render(evidence, matrix, history.of_artifact(path, report.artifact)))
 
 
 def profile_of(artifact: Artifact) -> Profile:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..whole_file import whole_file
+from ..output import whole_file
 
 if TYPE_CHECKING:
     import PIL.Image

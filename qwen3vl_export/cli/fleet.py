@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..fleet.fleet import Asked
+    from ..fleet.fleet import FleetOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,8 +77,8 @@ def plan(
     from ..fleet.fleet import plan as plan_fleet
     from ..fleet.plan_table import show
 
-    asked = _asked(recipes, store, matrix, scheduler, publish, None, scratch, patience)
-    show(plan_fleet(asked))
+    options = _options(recipes, store, matrix, scheduler, publish, None, scratch, patience)
+    show(plan_fleet(options))
 
 
 @app.command()
@@ -103,10 +103,10 @@ def run(
     from ..fleet.account import show
     from ..fleet.fleet import run as run_fleet
 
-    asked = _asked(recipes, store, matrix, scheduler, publish, log, scratch, patience)
-    results = run_fleet(asked)
-    show(results, _next_command(asked))
-    raise typer.Exit(0 if all(result.passed for result in results) else 1)
+    options = _options(recipes, store, matrix, scheduler, publish, log, scratch, patience)
+    statuses = run_fleet(options)
+    show(statuses, _next_command(options))
+    raise typer.Exit(0 if all(status.passed for status in statuses) else 1)
 
 
 @app.command()
@@ -126,13 +126,13 @@ def status(
     from ..fleet.account import show
     from ..fleet.fleet import status as fleet_status
 
-    asked = _asked(recipes, store, matrix, None, publish, None, None, patience)
-    results = fleet_status(asked)
-    show(results, _next_command(asked))
-    raise typer.Exit(0 if all(result.passed for result in results) else 1)
+    options = _options(recipes, store, matrix, None, publish, None, None, patience)
+    statuses = fleet_status(options)
+    show(statuses, _next_command(options))
+    raise typer.Exit(0 if all(status.passed for status in statuses) else 1)
 
 
-def _asked(
+def _options(
     recipes: list[str],
     store: str,
     matrix: Matrix | None,
@@ -141,24 +141,24 @@ def _asked(
     log: Path | None,
     scratch: Path | None,
     patience: float,
-) -> Asked:
+) -> FleetOptions:
     from parity_tests.harness import shards
 
-    from ..fleet.fleet import Asked
+    from ..fleet.fleet import FleetOptions
     from ..fleet.harness import Harness
 
     harness = Harness(shards.units, shards.verify_part, shards.merge_parts, shards.forget, shards.version)
     tier = matrix.value if matrix else None
-    return Asked(recipes, store, harness, scheduler, tier, publish, log, scratch, patience)
+    return FleetOptions(recipes, store, harness, scheduler, tier, publish, log, scratch, patience)
 
 
-def _next_command(asked: Asked) -> list[str]:
+def _next_command(options: FleetOptions) -> list[str]:
     """The command that continues this fleet, with `{recipes}` in place of its recipes."""
     values = {
-        "--store": asked.store_url,
-        "--matrix": asked.matrix,
-        "--scheduler": asked.scheduler,
-        "--publish": asked.target,
+        "--store": options.store_url,
+        "--matrix": options.matrix,
+        "--scheduler": options.scheduler,
+        "--publish": options.target,
     }
-    options = [word for name, value in values.items() if value is not None for word in (name, value)]
-    return ["qwen3vl-export", "fleet", "run", "{recipes}", *options]
+    words = [word for name, value in values.items() if value is not None for word in (name, value)]
+    return ["qwen3vl-export", "fleet", "run", "{recipes}", *words]

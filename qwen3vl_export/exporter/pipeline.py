@@ -24,7 +24,6 @@ import torch
 
 from ..artifact import GRAPH_DIR
 from ..errors import BuildError
-from ..output import resumable_directory
 from ..packaging import storage_rules, write_packaging
 from ..recipe.model import Recipe
 from ..recipe.quantize import MethodSettings
@@ -48,6 +47,7 @@ from .skeletons import (
 )
 from .stages import Stages
 from .submodules import Submodule
+from .unfinished import resumable_directory
 from .weights import Progress, WeightFile, attach
 from .weights.errors import report_errors
 from .weights.journal import Journal

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from ..artifact import GRAPH_DIR
 from ..hash_cache import identity, source_digest
-from ..output import JOURNAL, clear
+from ..output import clear
 from ..recipe.model import Recipe
 from .checkpoint import Checkpoint
 from .skeletons import Log
 from .stages import tool_versions
+from .unfinished import JOURNAL
 from .weights.journal import Journal, hash_of
 
 

@@ -1,6 +1,6 @@
-"""What a store holds of a fleet: what is built, verified and published, what failed, and the command that goes on.
+"""The status of a fleet: what is built, verified and published, what failed, and the command that makes the rest.
 
-Reads the store only, so that it is true whoever did the work. Knows names and counts; carries nothing out.
+Reads the store only, so it does not matter which machines did the work. Knows names and counts; carries nothing out.
 """
 
 from __future__ import annotations
@@ -9,71 +9,86 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..artifact import SUMMARY
 from ..console import console, say, table
+from ..errors import FleetError
+from ..evidence import Summary
+from ..evidence.json_form import from_json
 from .estimate import Estimate
 from .graph import LAST, Job, Kind, Task, estimate_task, tasks_of
-from .runner import Tell
+from .runner import Emit
 from .store import Store
-from .tasks import Outcome
+from .tasks import TaskOutcome
 
 FAILURES = "failures"
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One job's results.
+class JobStatus:
+    """The results of one job.
 
     Attributes:
-        estimate: None if it was never estimated; the tasks are unknown then.
-        missing: tasks whose results are not there.
-        summary: of its verification, if that is there.
-        failures: messages of missing tasks that failed when last tried.
+        estimate: None before the job is estimated; its tasks are unknown until then.
+        missing: tasks whose results are not in the store.
+        summary: of its verification, if that is complete.
+        failures: messages of missing tasks whose last attempt failed.
     """
 
     job: Job
     estimate: Estimate | None
     tasks: Sequence[Task]
     missing: Sequence[Task]
-    summary: Mapping[str, Any] | None = None
+    summary: Summary | None = None
     failures: Sequence[str] = field(default=())
 
     @property
     def passed(self) -> bool:
-        """Whether everything is there and every check passed."""
-        return not self.missing and self.summary is not None and self.summary["passed"] is True
+        """Whether no result is missing and every check passed."""
+        return not self.missing and self.summary is not None and self.summary.passed
 
     @property
     def verdict(self) -> str:
         if self.summary is None:
             return "not verified"
-        good = self.summary["planned"] - self.summary["failed"]
-        return f"{'passed' if self.summary['passed'] else 'FAILED'}: {good} of {self.summary['planned']} checks"
+        passed = self.summary.planned - self.summary.failed
+        return f"{'passed' if self.summary.passed else 'FAILED'}: {passed} of {self.summary.planned} checks"
 
 
-def standings(jobs: Iterable[Job], store: Store) -> list[Standing]:
-    """How far each job is."""
-    listed = Listed(store)
-    return [standing(job, store, listed) for job in jobs]
+def statuses_of(jobs: Iterable[Job], store: Store) -> list[JobStatus]:
+    """The status of each job."""
+    index = StoreIndex(store)
+    return [status_of(job, store, index) for job in jobs]
 
 
-def standing(job: Job, store: Store, listed: Listed) -> Standing:
+def status_of(job: Job, store: Store, index: StoreIndex) -> JobStatus:
     first = estimate_task(job)
-    if not listed.has(first):
-        return Standing(job, None, [first], [first], failures=listed.failures([first]))
+    if not index.has(first):
+        return JobStatus(job, None, [first], [first], failures=index.failures([first]))
     estimate = Estimate.from_json(store.read(job.estimate))
     tasks = tasks_of(job, estimate)
-    verified = any(task.kind == "merge" and listed.has(task) for task in tasks)
-    # Parts are needed for the report alone, and are not looked for once that is there.
-    missing = [task for task in tasks if not (task.kind == "verify" and verified) and not listed.has(task)]
-    summary = json.loads(store.read(f"{job.report}/{SUMMARY}")) if verified else None
-    return Standing(job, estimate, tasks, missing, summary, listed.failures(missing))
+    verified = any(task.kind == "merge" and index.has(task) for task in tasks)
+    # Only the report needs the parts: once it is complete, they are not missing.
+    missing = [task for task in tasks if not (task.kind == "verify" and verified) and not index.has(task)]
+    summary = read_summary(store, job.report) if verified else None
+    return JobStatus(job, estimate, tasks, missing, summary, index.failures(missing))
 
 
-class Listed:
-    """Which results are there, each folder of the store listed once."""
+def read_summary(store: Store, report: str) -> Summary:
+    """The summary of a report in the store.
+
+    Raises:
+        FleetError: it is missing or cannot be read.
+    """
+    name = f"{report}/{SUMMARY}"
+    try:
+        return from_json(Summary, store.read(name))
+    except ValueError as error:
+        raise FleetError(f"{store.url}: {name} cannot be read ({error})", "Remove it and run the fleet again") from None
+
+
+class StoreIndex:
+    """Which results are in the store; lists each folder once."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -86,14 +101,14 @@ class Listed:
         return task.kind not in LAST or self.store.has(task.proof)
 
     def failures(self, tasks: Sequence[Task]) -> list[str]:
-        """What tasks ended with when they were last tried."""
-        known = self._names(FAILURES)
-        notes = [(task, failure_name(task)) for task in tasks]
-        found = []
-        for task, name in notes:
-            if name.partition("/")[2] in known:
-                found.append(f"{task.label}: {json.loads(self.store.read(name))['message']}")
-        return found
+        """The messages of tasks whose last attempt failed."""
+        recorded = self._names(FAILURES)
+        names = {task.label: failure_name(task) for task in tasks}
+        return [
+            f"{label}: {json.loads(self.store.read(name))['message']}"
+            for label, name in names.items()
+            if name.partition("/")[2] in recorded
+        ]
 
     def _names(self, folder: str) -> frozenset[str]:
         if folder not in self.folders:
@@ -105,55 +120,61 @@ def failure_name(task: Task) -> str:
     return f"{FAILURES}/{task.result.replace('/', '-').removesuffix('.json')}.json"
 
 
-def note_failures(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], store: Store) -> None:
-    """Keep why tasks failed, for whoever asks later."""
+def store_failures(tasks: Sequence[Task], outcomes: Mapping[str, TaskOutcome], store: Store) -> None:
+    """Store why tasks failed, for a later `fleet status`."""
     for task in tasks:
         outcome = outcomes.get(task.result)
-        if outcome is not None and not outcome.good:
+        if outcome is not None and not outcome.succeeded:
             values = {"task": task.result, "message": outcome.message, "worker": outcome.worker, "trace": outcome.trace}
             store.replace(failure_name(task), (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def show(found: Sequence[Standing], again: Sequence[str]) -> None:
+def show(statuses: Sequence[JobStatus], command: Sequence[str]) -> None:
     """A line for each job, what failed, and how to rerun only that.
 
     Args:
-        again: the command that was given, without its recipes; `{recipes}` stands for them.
+        command: the command as it was given; `{recipes}` stands for its recipes.
     """
     rows = [
-        (one.job.name, there(one, "build"), shards(one), one.job.matrix, one.verdict, there(one, "publish"))
-        for one in found
+        (
+            status.job.name,
+            is_done(status, "build"),
+            shards_done(status),
+            status.job.matrix,
+            status.verdict,
+            is_done(status, "publish"),
+        )
+        for status in statuses
     ]
     console().print(table("", ("recipe", "built", "shards", "matrix", "verdict", "published"), rows, wrap="verdict"))
-    for one in found:
-        for failure in one.failures:
-            say(f"failed: {failure}")
-    unfinished = [one.job.asked for one in found if one.missing]
-    refuted = [one.job.name for one in found if one.summary is not None and not one.summary["passed"]]
-    if refuted:
-        say(f"{len(refuted)} did not pass: {', '.join(refuted)}; see zoo.html for their reports")
+    for failure in (failure for status in statuses for failure in status.failures):
+        say(f"failed: {failure}")
+    unfinished = [status.job.argument for status in statuses if status.missing]
+    failed = [status.job.name for status in statuses if status.summary is not None and not status.summary.passed]
+    if failed:
+        say(f"{len(failed)} did not pass: {', '.join(failed)}; see zoo.html for their reports")
     if unfinished:
-        say(f"{len(unfinished)} of {len(found)} not finished. What is there is not made again; make the rest:")
-        say(" ".join(shlex.quote(word) for part in again for word in (unfinished if part == "{recipes}" else [part])))
-    elif not refuted:
-        say(f"all {len(found)} built, verified and passed")
+        say(f"{len(unfinished)} of {len(statuses)} not finished. What is there is not made again; make the rest:")
+        say(" ".join(shlex.quote(word) for part in command for word in (unfinished if part == "{recipes}" else [part])))
+    elif not failed:
+        say(f"all {len(statuses)} built, verified and passed")
 
 
-def there(one: Standing, kind: Kind) -> str:
-    """Whether the one task of a kind is done; empty where there is none."""
-    if not any(task.kind == kind for task in one.tasks):
+def is_done(status: JobStatus, kind: Kind) -> str:
+    """`yes` or `no` for the only task of a kind; empty if there is none."""
+    if not any(task.kind == kind for task in status.tasks):
         return ""
-    return "no" if any(task.kind == kind for task in one.missing) else "yes"
+    return "no" if any(task.kind == kind for task in status.missing) else "yes"
 
 
-def shards(one: Standing) -> str:
+def shards_done(status: JobStatus) -> str:
     """`3 of 4`."""
-    left, every = (sum(task.kind == "verify" for task in tasks) for tasks in (one.missing, one.tasks))
-    return f"{every - left} of {every}" if every else ""
+    missing, total = (sum(task.kind == "verify" for task in tasks) for tasks in (status.missing, status.tasks))
+    return f"{total - missing} of {total}" if total else ""
 
 
-def told(tell: Tell, found: Sequence[Standing], seconds: float) -> None:
-    """The end of a run as an event."""
-    missing = [task.result for one in found for task in one.missing]
-    verdicts = {one.job.name: one.verdict for one in found}
-    tell("run-ended", seconds=round(seconds, 2), missing=missing, verdicts=verdicts)
+def emit_end(emit: Emit, statuses: Sequence[JobStatus], seconds: float) -> None:
+    """Emit the event `run-ended`."""
+    missing = [task.result for status in statuses for task in status.missing]
+    verdicts = {status.job.name: status.verdict for status in statuses}
+    emit("run-ended", seconds=round(seconds, 2), missing=missing, verdicts=verdicts)

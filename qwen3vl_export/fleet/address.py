@@ -1,7 +1,7 @@
-"""What results are called: by the hash of everything they depend on.
+"""The names of results: the hash of everything they depend on.
 
-Equal recipe, checkpoint, tools and cases give an equal address; a changed byte in any of them gives another one, so
-that nothing in a store is ever out of date. Knows how to name things; nothing about how they are made.
+Equal recipes, checkpoints, tools and cases give equal addresses; a changed byte in any of them gives another one, so
+that nothing in a store is ever out of date. Knows names; nothing about how results are made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIGITS = 20  # of a sha256: 80 bits
 
 @cache
 def tools() -> Mapping[str, str]:
-    """Versions of everything that shapes an artifact, and the digest of this package's own sources."""
+    """Versions of everything an artifact depends on, and the digest of this package's sources."""
     from ..exporter.stages import tool_versions
 
     return {**tool_versions(), "sources": source_digest(Path(__file__).parents[1])}
@@ -37,18 +37,16 @@ def revision_of(recipe: Recipe) -> str:
     """
     directory = recipe.checkpoint_dir
     if directory is None:
-        wanted = recipe.checkpoint
-        return (
-            wanted.revision
-            if COMMIT.fullmatch(wanted.revision)
-            else resolve_commit(wanted.source, wanted.revision, "Pin it when online: qwen3vl-export recipes pin")
-        )
+        source, revision = recipe.checkpoint.source, recipe.checkpoint.revision
+        if COMMIT.fullmatch(revision):
+            return revision
+        return resolve_commit(source, revision, "Pin it when online: qwen3vl-export recipes pin")
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory", "See checkpoint.source of the recipe")
     hashes = HashCache()
-    found = {path.name: hashes.sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
+    digests = {path.name: hashes.sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
     hashes.save()
-    return f"sha256:{digest_of(found)}"
+    return f"sha256:{digest_of(digests)}"
 
 
 def digest_of(inputs: Any) -> str:

@@ -1,8 +1,8 @@
-"""What a recipe will take: bytes, peak memory and time of its build (`qwen3vl_export/plan`) and of its verification.
+"""What a recipe costs: bytes, peak memory and time of its build (`exporter/plan`) and of its verification.
 
 Building is what `build --plan` says. Verifying is arithmetic: passes over a case, times the parameters, over the
-speed of a product and of memory, both timed here. An estimate orders the work and cuts it into shards; nothing is
-judged by it.
+speed of a product and of memory, both timed on this machine. An estimate orders the work and cuts it into shards; no
+verdict depends on it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ESTIMATING_SECONDS, MERGING_SECONDS = 15.0, 3.0
 VERIFYING_MEMORY = 2 << 30  # both libraries, and the scores of the largest picture in eager attention
 PROMPT, ANSWER = 600, 64  # tokens of a case, pictures' tokens among them
 PASSES, ANSWERS = 6, 3  # over its prompt and over its answer, both sides together
-OPENING_SECONDS = 3.0  # that do not depend on it either: importing both libraries
-CASE_SECONDS = 0.4  # that do not depend on the model: drawing pictures, comparing arrays
+OPENING_SECONDS = 3.0  # independent of the model: importing both libraries
+CASE_SECONDS = 0.4  # independent of the model: drawing pictures, comparing arrays
 SIDE = 768  # of the matrices whose product is timed
 COPIED = 64 << 20  # bytes whose copying is timed
 
@@ -34,7 +34,7 @@ class Estimate:
 
     Attributes:
         unit_seconds: of one ordinary case.
-        opening_seconds: until a worker can begin with its first one: checkpoint and artifact are read.
+        opening_seconds: until a worker has read checkpoint and artifact and can begin with its first case.
     """
 
     size: int
@@ -52,7 +52,7 @@ class Estimate:
         """The inverse of `to_json`.
 
         Raises:
-            FleetError: it is none.
+            FleetError: it is no estimate.
         """
         try:
             return cls(**json.loads(data))
@@ -72,7 +72,7 @@ def estimate(recipe: Recipe, directory: Path) -> Estimate:
     from ..exporter.plan import plan_build
     from ..exporter.skeletons import open_recipe_checkpoint
 
-    forget_peak()
+    reset_peak_memory()
     planned = plan_build(recipe, out=directory / recipe.name, log=lambda line: None)
     parameters = sum(prod(entry.shape) for entry in open_recipe_checkpoint(recipe, None).tensors.values())
     products, copies = speed_of_products(), speed_of_copies()
@@ -87,8 +87,8 @@ def estimate(recipe: Recipe, directory: Path) -> Estimate:
     )
 
 
-def forget_peak() -> None:
-    """Let the kernel forget this process's peak of memory: what it did before is no part of the estimate."""
+def reset_peak_memory() -> None:
+    """Reset this process's peak memory, so that the estimate does not include what ran before."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 

@@ -1,9 +1,9 @@
-"""What happens in a fleet, as events: a line of JSON each for machines, and a call for whoever shows it.
+"""Events of a fleet: a line of JSON each, and a call to each listener.
 
     {"time": "…Z", "run": "…", "event": "task-ended", "task": "artifacts/tiny-…", "status": "made", "seconds": 12.1, …}
 
 Events: run-started, workers, task-started, task-moved, task-ended, scheduler-lost, scheduler-back, run-ended. Knows
-none of their meaning.
+nothing about their meaning.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Listener = Callable[[Event], None]
 
 
 class Events:
-    """Hands every event to listeners and keeps its line.
+    """Passes every event to listeners and stores its line.
 
     Args:
-        path: file to which lines are appended as they come; None keeps them here only.
+        path: file to which lines are appended at once; None keeps them in memory only.
     """
 
     def __init__(self, path: Path | None = None, *listeners: Listener) -> None:
@@ -34,14 +34,14 @@ class Events:
 
     def __call__(self, event: str, **values: Any) -> None:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        made: Event = {"time": time, "run": self.run, "event": event, **values}
-        line = json.dumps(made, ensure_ascii=False, default=str)
+        record: Event = {"time": time, "run": self.run, "event": event, **values}
+        line = json.dumps(record, ensure_ascii=False, default=str)
         self.lines.append(line)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         for listener in self.listeners:
-            listener(made)
+            listener(record)
 
     def text(self) -> bytes:
         return "".join(line + "\n" for line in self.lines).encode()

@@ -1,6 +1,6 @@
-"""A fleet from its recipes to its store: estimate, plan, carry out, say what is there. Three functions tell the story.
+"""A fleet from its recipes to its store: estimate, plan, carry out, report. `plan`, `run`, `status` are commands.
 
-Knows the order of things; how each is done is told elsewhere.
+Knows the order of the steps; nothing about how each is done.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ..console import say
 from ..errors import FleetError
 from ..publishing import SCHEME
 from ..replaceable import check_output
-from .account import Standing, note_failures, standings, told
+from .account import JobStatus, emit_end, statuses_of, store_failures
 from .address import tools
 from .events import Events
 from .graph import KINDS, Job, Task, jobs_of, publication_address
 from .harness import Harness
-from .progress import Shown
+from .progress import ProgressDisplay
 from .runner import Executor, Serial, check_memory, machine_memory, run_tasks
 from .store import PATIENCE, Store, open_store
-from .tasks import Outcome, Site
+from .tasks import Site, TaskOutcome
 from .zoo import write_zoo
 
 RUNS = "runs"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line said."""
+class FleetOptions:
+    """The arguments of the command line."""
 
     recipes: Sequence[str]
     store_url: str
@@ -47,65 +47,64 @@ class Asked:
     patience: float = PATIENCE
 
 
-def plan(asked: Asked) -> list[Standing]:
-    """How far each job is and what the rest will take; estimates what was never estimated, and does nothing else.
+def plan(options: FleetOptions) -> list[JobStatus]:
+    """The status of each job and the estimates of what is missing; makes missing estimates, and nothing else.
 
     Raises:
-        Qwen3VLExportError: a recipe, the store, the scheduler or its workers are not as they should be.
+        Qwen3VLExportError: something is wrong with a recipe, the store, the scheduler or its workers.
     """
-    jobs, store = opened(asked, make=True)
-    events = Events(asked.log)
-    with scratch_of(asked) as scratch:
-        estimate(jobs, store, asked, scratch, events)
-    return standings(jobs, store)
+    jobs, store = open_jobs(options, create=True)
+    events = Events(options.log)
+    with scratch_directory(options) as scratch:
+        estimate(jobs, store, options, scratch, events)
+    return statuses_of(jobs, store)
 
 
-def status(asked: Asked) -> list[Standing]:
-    """How far each job is; writes nothing."""
-    return standings(*opened(asked, make=False))
+def status(options: FleetOptions) -> list[JobStatus]:
+    """The status of each job; writes nothing."""
+    return statuses_of(*open_jobs(options, create=False))
 
 
-def run(asked: Asked) -> list[Standing]:
-    """Make everything that is missing, and the page over the store.
+def run(options: FleetOptions) -> list[JobStatus]:
+    """Make everything that is missing, and the page of the store.
 
     Raises:
-        Qwen3VLExportError: as `plan`; or all workers or the scheduler went away and did not come back. What was
-            finished by then is in the store.
+        Qwen3VLExportError: as `plan`; or all workers or the scheduler are gone. Finished results are in the store.
     """
-    jobs, store = opened(asked, make=True)
-    start, events = time.perf_counter(), Events(asked.log)
-    with scratch_of(asked) as scratch:
-        estimate(jobs, store, asked, scratch, events)
-        tasks = [task for one in standings(jobs, store) for task in one.missing if task.kind != "estimate"]
+    jobs, store = open_jobs(options, create=True)
+    start, events = time.perf_counter(), Events(options.log)
+    with scratch_directory(options) as scratch:
+        estimate(jobs, store, options, scratch, events)
+        tasks = [task for status in statuses_of(jobs, store) for task in status.missing if task.kind != "estimate"]
         if tasks:
-            carry_out(tasks, store, asked, scratch, events)
-    found = standings(jobs, store)
-    told(events, found, time.perf_counter() - start)
+            carry_out(tasks, store, options, scratch, events)
+    statuses = statuses_of(jobs, store)
+    emit_end(events, statuses, time.perf_counter() - start)
     if tasks:
         store.put(f"{RUNS}/{events.run}.jsonl", events.text())
     write_zoo(store)
-    return found
+    return statuses
 
 
-def opened(asked: Asked, make: bool) -> tuple[list[Job], Store]:
-    """The jobs and their store; a directory's path is made absolute, for workers start elsewhere.
+def open_jobs(options: FleetOptions, create: bool) -> tuple[list[Job], Store]:
+    """The jobs and their store; makes a directory's path absolute, because workers have another working directory.
 
     Args:
-        make: something is to be made: the store where there is none, and what can be published nowhere is refused.
+        create: create a missing store, and check that every job can be published.
     """
-    jobs = jobs_of(asked.recipes, asked.matrix, asked.target, asked.harness)
-    store = open_store(absolute(asked.store_url), make=make, patience=asked.patience, log=say)
-    if make:
+    jobs = jobs_of(options.recipes, options.matrix, options.target, options.harness)
+    store = open_store(absolute(options.store_url), create=create, patience=options.patience, log=say)
+    if create:
         for job in jobs:
             check_target(job, store)
     return jobs, store
 
 
 def check_target(job: Job, store: Store) -> None:
-    """Refuse a directory that a job could not be published to, before anything is built for it.
+    """Refuse a directory that a job cannot be published to, before building anything.
 
     Raises:
-        BuildError: something is there that is no artifact, or it holds what the job reads.
+        BuildError: the directory is not an artifact, or contains what the job reads.
     """
     if job.target is None or job.target.startswith(SCHEME) or store.has(publication_address(job)):
         return
@@ -116,65 +115,65 @@ def absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
-def estimate(jobs: Sequence[Job], store: Store, asked: Asked, scratch: Path, events: Events) -> None:
-    """Put an estimate of every job into the store, where there is none."""
-    tasks = [task for one in standings(jobs, store) for task in one.missing if task.kind == "estimate"]
+def estimate(jobs: Sequence[Job], store: Store, options: FleetOptions, scratch: Path, events: Events) -> None:
+    """Store the missing estimates of jobs."""
+    tasks = [task for status in statuses_of(jobs, store) for task in status.missing if task.kind == "estimate"]
     if tasks:
-        carry_out(tasks, store, asked, scratch, events)
+        carry_out(tasks, store, options, scratch, events)
 
 
-def carry_out(tasks: Sequence[Task], store: Store, asked: Asked, scratch: Path, events: Events) -> None:
-    """Tasks on an executor that is opened for them, shown and logged; failures are kept in the store.
+def carry_out(tasks: Sequence[Task], store: Store, options: FleetOptions, scratch: Path, events: Events) -> None:
+    """Open an executor and run tasks on it, with progress and a log; stores failures.
 
     Raises:
-        FleetError: a task needs more memory than any worker has, or the workers went away.
+        FleetError: a task needs more memory than any worker has, or all workers are gone.
     """
-    site = Site(store.url, asked.harness, tools(), asked.harness.version(), asked.patience)
+    site = Site(store.url, options.harness, tools(), options.harness.version(), options.patience)
     totals = Counter(str(task.kind) for task in tasks)
-    outcomes: dict[str, Outcome] = {}
-    executor = executor_for(tasks, site, asked, scratch, events)
+    outcomes: dict[str, TaskOutcome] = {}
+    executor = executor_for(tasks, site, options, scratch, events)
     try:
         check_memory(tasks, executor.workers())
         if executor.dashboard is not None:
             say(f"{len(executor.workers())} workers; dashboard: {executor.dashboard}")
         events("run-started", tasks=dict(totals), workers=len(executor.workers()), store=store.url)
-        with Shown({kind: totals[kind] for kind in KINDS}) as shown:
-            events.listeners.append(shown)
+        with ProgressDisplay({kind: totals[kind] for kind in KINDS}) as display:
+            events.listeners.append(display)
             try:
                 run_tasks(tasks, executor, events, outcomes)
             finally:
-                events.listeners.remove(shown)
-        note_failures(tasks, outcomes, store)
+                events.listeners.remove(display)
+        store_failures(tasks, outcomes, store)
     except FleetError:
         if outcomes:
-            unfinished = [task for task in tasks if not (task.result in outcomes and outcomes[task.result].good)]
-            say(f"stopped with {len(unfinished)} of {len(tasks)} tasks to do: " + ", ".join(labels(unfinished)))
+            unfinished = [task for task in tasks if not (task.result in outcomes and outcomes[task.result].succeeded)]
+            say(f"stopped with {len(unfinished)} of {len(tasks)} tasks to do: " + ", ".join(count_labels(unfinished)))
         raise
     finally:
         executor.close()
 
 
-def labels(tasks: Sequence[Task]) -> list[str]:
-    """What tasks are, those of one kind and recipe together: `3 x verify tiny`."""
+def count_labels(tasks: Sequence[Task]) -> list[str]:
+    """Tasks as words, those of one kind and recipe together: `3 x verify tiny`."""
     counts = Counter(f"{task.kind} {task.job.name}" for task in tasks)
     return [label if count == 1 else f"{count} x {label}" for label, count in counts.items()]
 
 
-def executor_for(tasks: Sequence[Task], site: Site, asked: Asked, scratch: Path, events: Events) -> Executor:
-    """The scheduler's workers, else a cluster on this machine, else, without dask, this process."""
-    if asked.scheduler is None and find_spec("distributed") is None:
+def executor_for(tasks: Sequence[Task], site: Site, options: FleetOptions, scratch: Path, events: Events) -> Executor:
+    """The workers of the scheduler, if one is given; else a cluster on this machine; without dask, this process."""
+    if options.scheduler is None and find_spec("distributed") is None:
         return Serial(site, scratch, machine_memory())
     from .cluster import connect, local
 
-    if asked.scheduler is not None:
-        return connect(asked.scheduler, site, events)
+    if options.scheduler is not None:
+        return connect(options.scheduler, site, events)
     return local(site, events, scratch, max(task.memory for task in tasks))
 
 
 @contextmanager
-def scratch_of(asked: Asked) -> Iterator[Path]:
-    """A directory of this run's own, for what is being made."""
-    if asked.scratch is not None:
-        asked.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=asked.scratch, prefix="fleet-run-", ignore_cleanup_errors=True) as folder:
+def scratch_directory(options: FleetOptions) -> Iterator[Path]:
+    """A temporary directory of this run, for unfinished results."""
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.scratch, prefix="fleet-run-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)

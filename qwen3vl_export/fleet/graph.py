@@ -2,8 +2,8 @@
 
     estimate ▸ build ▸ verify, in shards of units ▸ merge into one parity.json ▸ publish
 
-How a verification is cut into shards follows from the estimate in the store, never from the machines at hand, so that
-a rerun cuts in the same places. Knows addresses and sums; nothing about how a task is carried out.
+The estimate in the store determines how a verification is cut into shards, not the available machines, so that a rerun
+cuts in the same places. Knows addresses and sums; nothing about how a task is carried out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .estimate import ESTIMATING_MEMORY, ESTIMATING_SECONDS, MERGING_MEMORY, MER
 from .harness import Harness
 
 SHARD_SECONDS = 30.0  # of work in a shard at least; docs/fleet.md has the arithmetic
-OPENINGS = 10  # times what a worker needs to open an artifact: that stays below a tenth of a shard
+OPENINGS = 10  # a shard takes at least this many times what opening its artifact takes
 PUBLISHING_SECONDS = 20.0
 
 Kind = Literal["estimate", "build", "verify", "merge", "publish"]
@@ -44,9 +44,9 @@ class Job:
 
     Attributes:
         revision: commit of the checkpoint, or the digest of its directory.
-        units: what it is verified in: name -> how many cases that is worth.
-        target: where to publish it; None is nowhere.
-        asked: what the user called the recipe.
+        units: of its verification: name -> how many ordinary cases each costs.
+        target: where to publish it; None does not publish.
+        argument: the recipe as the user named it.
     """
 
     recipe: Recipe
@@ -57,7 +57,7 @@ class Job:
     artifact: str
     report: str
     target: str | None = None
-    asked: str = ""
+    argument: str = ""
 
     @property
     def name(self) -> str:
@@ -69,11 +69,11 @@ class Task:
     """One piece of work.
 
     Attributes:
-        result: what it leaves in the store; also its name.
+        result: its result's name in the store, which identifies the task.
         needs: results of other tasks that it reads.
-        units: of the verification, where it is one.
-        memory: bytes it takes at most, estimated.
-        seconds: it takes, estimated.
+        units: of a verification.
+        memory: estimated peak, in bytes.
+        seconds: estimated.
     """
 
     kind: Kind
@@ -87,7 +87,7 @@ class Task:
 
     @property
     def proof(self) -> str:
-        """The file in the store that says the result is there, whole."""
+        """The file in the store whose presence means that the result is complete."""
         return f"{self.result}/{LAST[self.kind]}" if self.kind in LAST else self.result
 
     @property
@@ -102,18 +102,18 @@ def jobs_of(recipes: Sequence[str], matrix: str | None, target: str | None, harn
 
     Args:
         recipes: files or names.
-        matrix: of every job; each recipe's own unless said.
-        target: where to publish: a directory or `hf://org`, to which the recipe's name is added unless it says {name}.
+        matrix: of every job; defaults to each recipe's.
+        target: where to publish: a directory or `hf://org`, followed by the recipe's name unless it contains {name}.
 
     Raises:
-        Qwen3VLExportError: a recipe is unknown or wrong, two have one name, or a checkpoint is not there.
+        Qwen3VLExportError: a recipe is unknown or wrong, two have the same name, or a checkpoint is missing.
     """
     jobs: dict[str, Job] = {}
     for name in dict.fromkeys(recipes):
         recipe = load_recipe(name)
         if recipe.name in jobs:
             raise FleetError(f"two recipes are called {recipe.name}", "Give one of them another name")
-        jobs[recipe.name] = replace(job_of(recipe, matrix or recipe.parity.matrix, target, harness), asked=name)
+        jobs[recipe.name] = replace(job_of(recipe, matrix or recipe.parity.matrix, target, harness), argument=name)
     return list(jobs.values())
 
 
@@ -148,7 +148,7 @@ def tasks_of(job: Job, estimate: Estimate) -> list[Task]:
     build = Task("build", job, job.artifact, (), (), estimate.build_memory, estimate.build_seconds)
     parts = [
         Task("verify", job, part_address(job, units), (job.artifact,), units, estimate.verify_memory, seconds)
-        for units, seconds in shards(
+        for units, seconds in cut_into_shards(
             job.units, estimate.unit_seconds, max(SHARD_SECONDS, OPENINGS * estimate.opening_seconds)
         )
     ]
@@ -169,23 +169,23 @@ def publication_address(job: Job) -> str:
     return address(FOLDERS["publish"], job.name, {"report": job.report, "target": job.target}, ".json")
 
 
-def shards(
+def cut_into_shards(
     units: Mapping[str, float], unit_seconds: float, shard_seconds: float
 ) -> list[tuple[tuple[str, ...], float]]:
     """Neighbouring units in groups of at most `shard_seconds`, or of one unit; and the seconds of each group."""
-    found: list[tuple[tuple[str, ...], float]] = []
+    groups: list[tuple[tuple[str, ...], float]] = []
     names: list[str] = []
     seconds = 0.0
     for name, weight in units.items():
         cost = weight * unit_seconds
         if names and seconds + cost > shard_seconds:
-            found.append((tuple(names), seconds))
+            groups.append((tuple(names), seconds))
             names, seconds = [], 0.0
         names.append(name)
         seconds += cost
     if names:
-        found.append((tuple(names), seconds))
-    return found
+        groups.append((tuple(names), seconds))
+    return groups
 
 
 def critical_path(tasks: Iterable[Task]) -> dict[str, float]:
@@ -195,7 +195,7 @@ def critical_path(tasks: Iterable[Task]) -> dict[str, float]:
     for task in listed:
         for name in task.needs:
             after.get(name, []).append(task.result)
-    found: dict[str, float] = {}
-    for task in reversed(listed):  # a task stands behind those it needs
-        found[task.result] = task.seconds + max((found[name] for name in after[task.result]), default=0.0)
-    return found
+    lengths: dict[str, float] = {}
+    for task in reversed(listed):  # a task comes after those it needs
+        lengths[task.result] = task.seconds + max((lengths[name] for name in after[task.result]), default=0.0)
+    return lengths

@@ -1,4 +1,4 @@
-"""What a fleet asks of the parity harness. The command line hands it in: nothing in here knows where it lives."""
+"""What a fleet needs of the parity harness. The command line passes it in; the fleet does not import it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Harness:
     """Functions that can be sent to workers.
 
     Attributes:
-        units: what the artifact of a recipe is verified in, in order, for a matrix: name -> how many cases it is worth.
-        verify_part: carries out units of a matrix on an artifact, beside a checkpoint (None: where the recipe says).
-        merge_parts: all parts of a matrix as the files of a whole verification; `parity.json` and `SUMMARY` among them.
-        forget: gives back what is kept in memory between parts.
-        version: digest of what a verdict depends on, beyond the versions of tools.
+        units: of the verification of a recipe's artifact on a matrix, in order: name -> ordinary cases that it costs.
+        verify_part: carries out units of a matrix on an artifact, against a checkpoint (None is the one of the recipe).
+        merge_parts: merges all parts of a matrix into the files of a verification, with `parity.json` and `SUMMARY`.
+        forget: frees what is cached in memory between parts.
+        version: digest of what a verdict depends on besides the versions of tools.
     """
 
     units: Callable[[Recipe, str], Mapping[str, float]]

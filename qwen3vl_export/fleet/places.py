@@ -1,9 +1,9 @@
-"""Where a store lies: the few operations it needs, on a local directory and on any other fsspec file system.
+"""Where a store is: the few operations it needs, on a local directory and on any other fsspec file system.
 
 Whatever is written appears whole under its name or not at all. Locally and on file systems that rename, it is written
 under a temporary name first; object stores show an object only when all of it has arrived, and refuse a second one
-(conditional put). A tree of files counts as there when its last file is. Nothing is retried here and errors are the
-file system's own: `store.py` knows what to do about them.
+(conditional put). A tree of files exists once its last file does. Nothing is retried and errors are the file system's:
+`store.py` handles them.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ class Place(Protocol):
     def read(self, name: str) -> bytes: ...
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder; nothing where there is none."""
+        """The names directly in a folder; empty if there is no folder."""
         ...
 
     def write(self, name: str, data: bytes, new: bool) -> bool:
-        """One file. Returns whether it was written: with `new`, one that is already there is left as it is."""
+        """Write one file; returns whether it was written: with `new`, an existing file is left as it is."""
         ...
 
     def write_tree(self, name: str, source: Path, last: str) -> bool:
-        """A directory; `last` is the file that says it is whole. Returns False where it is already there."""
+        """Write a directory whose file `last` is written last; returns False if it exists already."""
         ...
 
     def fetch_tree(self, name: str, target: Path) -> None: ...
 
     def local(self, name: str) -> Path | None:
-        """Where a name lies on this machine's own disks, if it does."""
+        """The path of a name on this machine's disks, or None."""
         ...
 
 
 class Directory:
-    """A directory of this machine, or of a network disk that it has mounted."""
+    """A directory of this machine or of a mounted network disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -110,7 +110,7 @@ class Directory:
 
     @contextmanager
     def _incoming(self) -> Iterator[Path]:
-        """A name nobody looks at; nothing is left there."""
+        """A temporary name; whatever has it at the end is removed."""
         folder = self.root / INCOMING
         folder.mkdir(exist_ok=True)
         partial = folder / uuid.uuid4().hex
@@ -128,7 +128,7 @@ class Remote:
     """A path of a fsspec file system.
 
     Args:
-        fs: the file system, without a cache of listings: others write too.
+        fs: the file system, without a cache of listings, because other processes write too.
         whole_objects: a file that is put appears only when all of it is there.
     """
 
@@ -139,7 +139,7 @@ class Remote:
 
     def exists(self, name: str) -> bool:
         try:
-            self.fs.info(self._path(name))  # `fs.exists` takes an unreachable store for an empty one
+            self.fs.info(self._path(name))  # `fs.exists` mistakes an unreachable store for an empty one
         except FileNotFoundError:
             return False
         return True
@@ -150,10 +150,10 @@ class Remote:
 
     def names(self, folder: str) -> list[str]:
         try:
-            found = self.fs.ls(self._path(folder), detail=False)
+            paths = self.fs.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
-        return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found} - {folder.rpartition("/")[2], ""})
+        return sorted({str(path).rstrip("/").rpartition("/")[2] for path in paths} - {folder.rpartition("/")[2], ""})
 
     def write(self, name: str, data: bytes, new: bool) -> bool:
         final = self._path(name)
@@ -187,7 +187,7 @@ class Remote:
         return None
 
     def _put(self, path: Path, name: str) -> None:
-        """One file of any size, whole; equal results are equal bytes, so one that is there may be replaced."""
+        """Write one file of any size; equal results are equal bytes, so an existing file may be replaced."""
         final = self._path(name)
         if self.whole_objects:
             self.fs.put_file(str(path), final)

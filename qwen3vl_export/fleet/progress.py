@@ -1,6 +1,6 @@
 """A fleet's progress for a person: a bar for each kind of task on a terminal, a line for each task elsewhere.
 
-Listens to events; knows nothing about how they come to be.
+Listens to events; knows nothing about who emits them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .graph import KINDS
 TITLES = {"estimate": "estimates", "build": "builds", "verify": "shards", "merge": "reports", "publish": "published"}
 
 
-class Shown:
-    """A listener that shows, as long as its context lasts.
+class ProgressDisplay:
+    """A listener that shows progress inside its context.
 
     Args:
-        totals: how many tasks of each kind are to be carried out.
+        totals: the number of tasks of each kind.
     """
 
     def __init__(self, totals: Mapping[str, int]) -> None:

@@ -1,8 +1,8 @@
-"""Which task next: the loop that takes tasks through an executor, in the order that ends soonest.
+"""Scheduling: runs tasks on an executor, in the order that ends soonest.
 
-A task starts when all it needs is there and a worker with its memory is free; among those, the one with the longest
-chain behind it. What a worker was unable to do goes to another one. Nothing is handed out that could not start at
-once, so that a worker that dies or joins changes only what comes next. Knows neither dask nor what tasks do.
+A task starts when its inputs exist and a worker with enough memory is free; of several, the one with the longest chain
+of tasks after it. A task that one worker is unable to do goes to another. Only tasks that can start at once are
+submitted, so that a worker that dies or joins affects later tasks only. Knows neither dask nor what tasks do.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from typing import Any, Protocol
 from ..console import format_size
 from ..errors import FleetError
 from .graph import Task, critical_path
-from .tasks import Outcome, Site, perform
+from .tasks import Site, TaskOutcome, perform
 
-TRIES = 3  # workers that may be unable to do a task before it is given up
-HERE = "here"
+TRIES = 3  # workers that are unable to do a task before it fails
+THIS_PROCESS = "here"  # its name as a worker
 
-Tell = Callable[..., None]  # (event: str, **values)
+Emit = Callable[..., None]  # (event: str, **values)
 
 
 class Executor(Protocol):
-    """Workers, however they come to be."""
+    """The interface of workers."""
 
     @property
     def dashboard(self) -> str | None:
-        """Address of a page that shows them at work."""
+        """Address of a page that shows the workers."""
         ...
 
     def workers(self) -> Mapping[str, int]:
-        """Every worker there is now, and the bytes of memory it has for tasks."""
+        """Every current worker, and the bytes of memory it has for tasks."""
         ...
 
     def submit(self, task: Task, avoid: frozenset[str]) -> None:
-        """Hand a task to a worker that has its memory and is not one of `avoid`."""
+        """Give a task to a worker with enough memory that is not one of `avoid`."""
         ...
 
-    def ended(self) -> Sequence[Outcome]:
-        """Outcomes of submitted tasks, at least one unless time passed without; waits for them.
+    def ended(self) -> Sequence[TaskOutcome]:
+        """Wait for outcomes of submitted tasks; empty if none ended within the executor's waiting time.
 
         Raises:
-            FleetStopped: there is nobody left to wait for.
+            FleetStopped: no worker is left.
         """
         ...
 
@@ -63,28 +63,28 @@ class Serial:
     dashboard: str | None = None
 
     def workers(self) -> Mapping[str, int]:
-        return {HERE: self.memory}
+        return {THIS_PROCESS: self.memory}
 
     def submit(self, task: Task, avoid: frozenset[str]) -> None:
         self.submitted.append(task)
 
-    def ended(self) -> Sequence[Outcome]:
-        return [perform(self.submitted.pop(), self.site, self.scratch, HERE)]
+    def ended(self) -> Sequence[TaskOutcome]:
+        return [perform(self.submitted.pop(), self.site, self.scratch, THIS_PROCESS)]
 
     def close(self) -> None:
         pass
 
 
 class Queue:
-    """Tasks that are ready, longest chain first; those that cannot start yet stay in it."""
+    """Tasks that are ready to start, longest chain first, and those that wait for others."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.rank = critical_path(tasks)
         self.waiting = {task.result: {name for name in task.needs if name in self.rank} for task in tasks}
         self.after: defaultdict[str, list[str]] = defaultdict(list)
         for name, needed in self.waiting.items():
-            for other in needed:
-                self.after[other].append(name)
+            for result in needed:
+                self.after[result].append(name)
         self.tasks = {task.result: task for task in tasks}
         self.ready: list[tuple[float, str]] = []
         for name, needed in self.waiting.items():
@@ -100,69 +100,71 @@ class Queue:
             if not self.waiting[name]:
                 self.add(self.tasks[name])
 
-    def startable(self, in_flight: Iterable[Task], workers: Mapping[str, int]) -> list[Task]:
-        """Takes out what can start beside what is in flight, one task for each free worker that has the memory."""
+    def take_startable(self, in_flight: Iterable[Task], workers: Mapping[str, int]) -> list[Task]:
+        """Remove and return the tasks that can start now, one for each free worker with enough memory."""
         running = sorted((task.memory for task in in_flight), reverse=True)
         memory = sorted(workers.values(), reverse=True)
         chosen: list[Task] = []
-        passed_over: list[tuple[float, str]] = []
+        skipped: list[tuple[float, str]] = []
         while self.ready and len(running) < len(memory):
             entry = heapq.heappop(self.ready)
             task = self.tasks[entry[1]]
-            beside = sorted([*running, task.memory], reverse=True)
-            if all(need <= room for need, room in zip(beside, memory, strict=False)):
-                running = beside
+            together = sorted([*running, task.memory], reverse=True)
+            if all(need <= room for need, room in zip(together, memory, strict=False)):
+                running = together
                 chosen.append(task)
             else:
-                passed_over.append(entry)
-        for entry in passed_over:
+                skipped.append(entry)
+        for entry in skipped:
             heapq.heappush(self.ready, entry)
         return chosen
 
 
-def run_tasks(tasks: Sequence[Task], executor: Executor, tell: Tell, outcomes: dict[str, Outcome]) -> None:
-    """Carry out tasks, each after those it needs.
+def run_tasks(tasks: Sequence[Task], executor: Executor, emit: Emit, outcomes: dict[str, TaskOutcome]) -> None:
+    """Run tasks, each after those it needs.
 
     Args:
-        tasks: in an order in which a task stands behind those it needs. What is needed but not listed is there.
-        tell: takes every event: task-started, task-ended, task-moved.
-        outcomes: gets how each task that was started ended, by its result, as soon as it has.
+        tasks: every task after those it needs. Needed results that are not among them exist already.
+        emit: takes every event: task-started, task-ended, task-moved.
+        outcomes: receives the outcome of each task by its result, as soon as it ends.
 
     Raises:
-        FleetStopped: no worker is left; what was finished by then is in the store.
+        FleetStopped: no worker is left; finished results are in the store.
     """
     queue = Queue(tasks)
     in_flight: dict[str, Task] = {}
     avoid: defaultdict[str, set[str]] = defaultdict(set)
     tries: Counter[str] = Counter()
     while queue.ready or in_flight:
-        for task in queue.startable(in_flight.values(), executor.workers()):
+        for task in queue.take_startable(in_flight.values(), executor.workers()):
             in_flight[task.result] = task
             executor.submit(task, frozenset(avoid[task.result]))
-            tell("task-started", **about(task))
+            emit("task-started", **fields_of(task))
         for outcome in executor.ended():
-            done = in_flight.pop(outcome.result, None)
-            if done is None:
-                continue  # a second outcome: it ran twice, which changes nothing
+            ended = in_flight.pop(outcome.result, None)
+            if ended is None:
+                continue  # the second outcome of a task that ran twice
             if outcome.status == "unable":
-                avoid[done.result].add(outcome.worker)
-                tries[done.result] += 1
-                others = {name: room for name, room in executor.workers().items() if name not in avoid[done.result]}
-                if tries[done.result] < TRIES and any(room >= done.memory for room in others.values()):
-                    tell("task-moved", **about(done), worker=outcome.worker, message=outcome.message)
-                    queue.add(done)
+                avoid[ended.result].add(outcome.worker)
+                tries[ended.result] += 1
+                candidates = {
+                    name: room for name, room in executor.workers().items() if name not in avoid[ended.result]
+                }
+                if tries[ended.result] < TRIES and any(room >= ended.memory for room in candidates.values()):
+                    emit("task-moved", **fields_of(ended), worker=outcome.worker, message=outcome.message)
+                    queue.add(ended)
                     continue
-            outcomes[done.result] = outcome
-            tell("task-ended", **about(done), **described(outcome))
-            if outcome.good:
-                queue.done(done.result)
+            outcomes[ended.result] = outcome
+            emit("task-ended", **fields_of(ended), **fields_of_outcome(outcome))
+            if outcome.succeeded:
+                queue.done(ended.result)
 
 
 def check_memory(tasks: Iterable[Task], workers: Mapping[str, int]) -> None:
-    """Hold every task against the largest worker.
+    """Check every task against the largest worker.
 
     Raises:
-        FleetError: one needs more.
+        FleetError: a task needs more memory than it has.
     """
     largest = max(workers.values(), default=0)
     for task in tasks:
@@ -175,12 +177,12 @@ def check_memory(tasks: Iterable[Task], workers: Mapping[str, int]) -> None:
             )
 
 
-def about(task: Task) -> dict[str, Any]:
+def fields_of(task: Task) -> dict[str, Any]:
     return {"task": task.result, "kind": task.kind, "recipe": task.job.name}
 
 
-def described(outcome: Outcome) -> dict[str, Any]:
-    """An outcome for the log; what is empty is left out."""
+def fields_of_outcome(outcome: TaskOutcome) -> dict[str, Any]:
+    """The fields of an outcome in an event; omits empty ones."""
     values = {
         "status": outcome.status,
         "worker": outcome.worker,
@@ -195,7 +197,7 @@ def described(outcome: Outcome) -> dict[str, Any]:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory, or what its control group allows."""
+    """Bytes of this machine's memory, or of its control group's limit if that is less."""
     import os
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

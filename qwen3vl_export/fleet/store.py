@@ -1,8 +1,8 @@
 """The store of a fleet: results by name, under one fsspec URL, shared by all workers and by several fleets.
 
-A result is written once, whole, and never changed; who comes second leaves it as it is. A store that cannot be
-reached is waited for, with growing pauses, up to `patience` seconds: each operation survives an outage on its own. A
-store is known by its marker file, so that a network disk that is not mounted is not taken for an empty store.
+A result is written once, whole, and never changed; a second writer leaves it as it is. Every operation retries a store
+that cannot be reached, with growing pauses, for up to `patience` seconds. A marker file identifies a store, so that a
+network disk that is not mounted is not mistaken for an empty store.
 
 Knows bytes and directories; nothing about what the results mean.
 """
@@ -24,24 +24,24 @@ from .places import WHOLE_OBJECTS, Directory, Place, Remote
 
 MARKER = "fleet-store.json"
 FORMAT = 1
-PATIENCE = 120.0  # seconds an unreachable store is waited for
+PATIENCE = 120.0  # seconds to retry an unreachable store
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between tries; each is twice the one before
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-# What waiting does not help against. Everything else a file system raises is taken for an outage: which exceptions that
-# are depends on the file system.
-LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, FleetError)
+# Errors that are not retried. Everything else a file system raises counts as an outage: which exceptions it raises then
+# depends on the file system.
+PERMANENT = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, FleetError)
 
 Log = Callable[[str], None]
 Result = TypeVar("Result")
 
 
 class Unreachable(OSError):
-    """The store's marker is not where it was."""
+    """The store's marker is missing."""
 
 
 class Store:
-    """Results under one URL; `open_store` is the way to get one."""
+    """Results under one URL; use `open_store` to get one."""
 
     def __init__(self, url: str, place: Place, patience: float = PATIENCE, log: Log = lambda line: None) -> None:
         self.url = url
@@ -50,7 +50,7 @@ class Store:
         self.log = log
 
     def has(self, name: str) -> bool:
-        return self._patiently(partial(self._exists, name))
+        return self._retry(partial(self._exists, name))
 
     def read(self, name: str) -> bytes:
         """The bytes of one file.
@@ -63,57 +63,57 @@ class Store:
             try:
                 return self.place.read(name)
             except FileNotFoundError:
-                self._reach()
+                self._check_marker()
                 raise FleetError(f"{self.url}: {name} is missing", "Run the fleet again") from None
 
-        return self._patiently(read)
+        return self._retry(read)
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder."""
+        """The names directly in a folder."""
 
         def names() -> list[str]:
-            found = self.place.names(folder)
-            if not found:
-                self._reach()
-            return found
+            listed = self.place.names(folder)
+            if not listed:
+                self._check_marker()
+            return listed
 
-        return self._patiently(names)
+        return self._retry(names)
 
     def put(self, name: str, data: bytes) -> bool:
-        """Write one file unless it is there; returns whether it was written."""
-        return self._writing(lambda: self.place.write(name, data, new=True))
+        """Write one file unless it exists; returns whether it was written."""
+        return self._retry_write(lambda: self.place.write(name, data, new=True))
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write one file, or put it in the place of the one that is there."""
-        self._writing(lambda: self.place.write(name, data, new=False))
+        """Write one file, replacing one that exists."""
+        self._retry_write(lambda: self.place.write(name, data, new=False))
 
     def put_tree(self, name: str, source: Path, last: str) -> bool:
-        """Write a directory unless it is there.
+        """Write a directory unless it exists; returns whether it was written.
 
         Args:
-            last: the file whose presence says that all others are there.
+            last: the file that is written last: its presence means that all others are there.
         """
-        return self._writing(lambda: self.place.write_tree(name, source, last))
+        return self._retry_write(lambda: self.place.write_tree(name, source, last))
 
     def fetch_tree(self, name: str, target: Path) -> None:
         """Copy a directory to this machine; `target` must not exist."""
-        self._patiently(lambda: self.place.fetch_tree(name, target))
+        self._retry(lambda: self.place.fetch_tree(name, target))
 
     def local(self, name: str) -> Path | None:
-        """Where a name lies on this machine's disks, or None."""
+        """The path of a name on this machine's disks, or None."""
         return self.place.local(name)
 
     def was_away(self, error: Exception) -> bool:
-        """Whether work that failed may have failed because the store was away; waits until it is back.
+        """Whether an error may come from an outage of the store; if so, waits until the store can be reached again.
 
         Raises:
-            FleetError: it does not come back.
+            FleetError: it cannot be reached for `patience` seconds.
         """
         root, name = self.local(""), getattr(error, "filename", None)
         inside = root is not None and isinstance(name, str | os.PathLike) and Path(name).is_relative_to(root)
         if isinstance(error, FleetError) or (not inside and self.place_answers()):
             return False
-        self._patiently(self._reach)
+        self._retry(self._check_marker)
         return True
 
     def place_answers(self) -> bool:
@@ -126,51 +126,51 @@ class Store:
     def _exists(self, name: str) -> bool:
         if self.place.exists(name):
             return True
-        self._reach()
+        self._check_marker()
         return False
 
-    def _reach(self) -> None:
+    def _check_marker(self) -> None:
         if not self.place.exists(MARKER):
-            raise Unreachable(f"{MARKER} is not there")
+            raise Unreachable(f"{MARKER} is missing")
 
-    def _writing(self, write: Callable[[], Result]) -> Result:
+    def _retry_write(self, write: Callable[[], Result]) -> Result:
         def checked() -> Result:
-            self._reach()  # or a directory would be made where a disk is to be mounted
+            self._check_marker()  # else this would create a directory where a disk is to be mounted
             return write()
 
-        return self._patiently(checked)
+        return self._retry(checked)
 
-    def _patiently(self, operation: Callable[[], Result]) -> Result:
-        """The operation, again and again while the store cannot be reached.
+    def _retry(self, operation: Callable[[], Result]) -> Result:
+        """Run an operation, retrying while the store cannot be reached.
 
         Raises:
             FleetError: it could not be reached for `patience` seconds, is full, or may not be written to.
         """
-        given_up, pause, told = time.monotonic() + self.patience, FIRST_PAUSE, False
+        deadline, pause, logged = time.monotonic() + self.patience, FIRST_PAUSE, False
         while True:
             try:
-                found = operation()
-                if told:
+                result = operation()
+                if logged:
                     self.log(f"store: {self.url} is back")
-                return found
+                return result
             except Exception as error:
                 if refusal := self.refusal(error):
                     raise refusal from error
-                if isinstance(error, LASTING):
+                if isinstance(error, PERMANENT):
                     raise
-                if time.monotonic() + pause > given_up:
+                if time.monotonic() + pause > deadline:
                     raise FleetError(
                         f"{self.url}: cannot be reached for {self.patience:.0f} s ({first_line(error)})",
                         "Run it again when it is back: what is there is not made again",
                     ) from error
-                if not told:
+                if not logged:
                     self.log(f"store: {self.url} cannot be reached ({first_line(error)}), trying again")
-                    told = True
+                    logged = True
             time.sleep(pause * random.uniform(0.7, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def refusal(self, error: Exception) -> FleetError | None:
-        """What a full or forbidden store is called; None for everything else."""
+        """The error for a store that is full or refuses access; None for any other error."""
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, PermissionError) or number in REFUSED:
             return FleetError(
@@ -181,41 +181,43 @@ class Store:
         return None
 
 
-def open_store(url: str, make: bool = True, patience: float = PATIENCE, log: Log = lambda line: None) -> Store:
+def open_store(url: str, create: bool = True, patience: float = PATIENCE, log: Log = lambda line: None) -> Store:
     """The store at a fsspec URL.
 
     Args:
         url: a directory, or `s3://bucket/path`, `gs://…`, `hf://datasets/org/name/…`, whatever fsspec knows.
-        make: begin one where there is none, and make sure that it can be written to.
-        log: takes a line when the store goes away or comes back.
+        create: create a store if there is none, and check that it can be written to.
+        log: takes a line when the store becomes unreachable or reachable.
 
     Raises:
-        FleetError: no such kind of URL, nothing there, or it may not be written to.
+        FleetError: an unknown kind of URL, no store there, or no permission to write.
     """
     store = store_at(url, patience, log)
-    if not make:
-        if not store._patiently(partial(store.place.exists, MARKER)):
+    if not create:
+        if not store._retry(partial(store.place.exists, MARKER)):
             raise FleetError(f"{url}: holds no fleet's results", "Check --store, or: qwen3vl-export fleet run")
         return store
     marker = json.dumps({"format": FORMAT}).encode() + b"\n"
     if isinstance(store.place, Directory):
         try:
-            store._patiently(partial(store.place.root.mkdir, parents=True, exist_ok=True))
+            store._retry(partial(store.place.root.mkdir, parents=True, exist_ok=True))
         except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
             raise FleetError(
                 f"{url}: no directory can be made there ({first_line(error)})", "Choose another"
             ) from error
-    written = store._patiently(partial(store.place.write, MARKER, marker, new=True))
-    found = json.loads(store.read(MARKER)).get("format")
-    if found != FORMAT:
-        raise FleetError(f"{url}: is a store of format {found}, this version reads {FORMAT}", "Choose another --store")
+    written = store._retry(partial(store.place.write, MARKER, marker, new=True))
+    written_format = json.loads(store.read(MARKER)).get("format")
+    if written_format != FORMAT:
+        raise FleetError(
+            f"{url}: is a store of format {written_format}, this version reads {FORMAT}", "Choose another --store"
+        )
     if not written:
-        store.replace(MARKER, marker)  # the same bytes: one that is there says nothing about permissions
+        store.replace(MARKER, marker)  # the same bytes; checks the permission to write
     return store
 
 
 def store_at(url: str, patience: float = PATIENCE, log: Log = lambda line: None) -> Store:
-    """The store that somebody opened at a URL: what is not there now is waited for."""
+    """The store at a URL that has been opened before: its absence is an outage."""
     return Store(url, place_at(url), patience, log)
 
 

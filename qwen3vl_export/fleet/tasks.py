@@ -1,8 +1,8 @@
 """What each task does: a function of recipe, checkpoint, tools and units, whose result goes into the store.
 
-A task first looks whether its result is there; it can be carried out twice, or by two machines at once, and the first
-result stands. What a worker cannot do but another one may (its disk is full, its tools are of other versions) is told
-apart from what fails everywhere. Needs neither dask nor a cluster.
+A task does nothing if its result exists; it can run twice, or on two machines at once, and the first result is kept.
+A failure that another worker may not have (a full disk, tools of other versions) is distinguished from one that every
+worker would have. Needs neither dask nor a cluster.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .graph import LAST, Kind, Task
 from .harness import Harness
 from .store import FULL, PATIENCE, Store, store_at
 
-SCRATCH = "fleet-"  # what a worker's temporary directories begin with
-FETCHED = "fleet-artifacts"  # where a worker keeps the artifact it verifies
-OS_ERROR = re.compile(r"os error (\d+)")  # how libraries in Rust tell the number of an error
+SCRATCH = "fleet-"  # prefix of a worker's temporary directories
+FETCHED = "fleet-artifacts"  # directory of the artifact that a worker fetched last
+OS_ERROR = re.compile(r"os error (\d+)")  # the form of error numbers in messages of Rust libraries
 
-# made: by this task; there: it was in the store; failed: it would fail anywhere; unable: this machine cannot.
+# made: by this task; there: the result existed; failed: any worker would fail; unable: only this worker cannot.
 Status = Literal["made", "there", "failed", "unable"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """What all tasks of a fleet share."""
+    """What all tasks of a fleet have in common."""
 
     store_url: str
     harness: Harness
@@ -50,8 +50,8 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a task ended. `started` is the time of day in seconds, `seconds` how long it took."""
+class TaskOutcome:
+    """How a task ended. `started` is in seconds since the epoch, `seconds` is its duration."""
 
     result: str
     status: Status
@@ -64,70 +64,72 @@ class Outcome:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def good(self) -> bool:
+    def succeeded(self) -> bool:
         return self.status in ("made", "there")
 
 
-def perform(task: Task, site: Site, scratch: Path, worker: str) -> Outcome:
-    """Carry out a task; whatever goes wrong is in the outcome.
+def perform(task: Task, site: Site, scratch: Path, worker: str) -> TaskOutcome:
+    """Run a task; every failure becomes an outcome.
 
     Args:
-        scratch: directory for what is being made, on a disk with room for an artifact.
-        worker: the name of this worker, for people.
+        scratch: directory for unfinished results, on a disk with room for an artifact.
+        worker: the name of this worker, for messages.
     """
     started, clock = time.time(), time.perf_counter()
     notices: list[str] = []
 
-    def ended(status: Status, message: str = "", trace: str = "", **figures: Any) -> Outcome:
+    def outcome(status: Status, message: str = "", trace: str = "", **figures: Any) -> TaskOutcome:
         seconds = time.perf_counter() - clock
-        return Outcome(task.result, status, message, worker, started, seconds, tuple(notices), trace, figures)
+        return TaskOutcome(task.result, status, message, worker, started, seconds, tuple(notices), trace, figures)
 
     try:
-        if differing := differences(site):
-            return ended("unable", differing)
+        if difference := version_differences(site):
+            return outcome("unable", difference)
         store = store_at(site.store_url, site.patience, notices.append)
         if store.has(task.proof):
-            return ended("there")
+            return outcome("there")
         if task.kind != "verify":
-            site.harness.forget()  # what a verification kept in memory is not counted in other tasks
+            site.harness.forget()  # other tasks' memory does not include what a verification cached
         scratch.mkdir(parents=True, exist_ok=True)
         try:
-            figures = act(task, site, store, scratch)
+            figures = run_action(task, site, store, scratch)
         except Exception as error:
             if not store.was_away(error):
                 raise
-            site.harness.forget()  # it read files of the store, which were gone
-            figures = act(task, site, store, scratch)
-        return ended("made", **figures)
+            site.harness.forget()  # it may have read files of the store while it was unreachable
+            figures = run_action(task, site, store, scratch)
+        return outcome("made", **figures)
     except SpaceError as error:
-        return ended("unable", f"disk full on {worker}: {error.what}")
+        return outcome("unable", f"disk full on {worker}: {error.what}")
     except MemoryError:
-        return ended("unable", f"out of memory on {worker}")
+        return outcome("unable", f"out of memory on {worker}")
     except Qwen3VLExportError as error:
-        return ended("failed", str(error))
-    except Exception as error:  # a bug of ours must not end the other tasks; its traceback is in the log
+        return outcome("failed", str(error))
+    except Exception as error:  # a bug must not end the other tasks; its traceback is in the log
         if errno_of(error) in FULL:
-            return ended("unable", f"disk full on {worker}: {one_line(error)}")
-        return ended("failed", one_line(error), traceback.format_exc())
+            return outcome("unable", f"disk full on {worker}: {one_line(error)}")
+        return outcome("failed", one_line(error), traceback.format_exc())
 
 
-def act(task: Task, site: Site, store: Store, scratch: Path) -> Mapping[str, Any]:
-    """One try, in a directory of its own."""
+def run_action(task: Task, site: Site, store: Store, scratch: Path) -> Mapping[str, Any]:
+    """Run a task's action in a temporary directory."""
     with tempfile.TemporaryDirectory(dir=scratch, prefix=SCRATCH, ignore_cleanup_errors=True) as folder:
         return ACTIONS[task.kind](task, site, store, Path(folder), scratch)
 
 
-def differences(site: Site) -> str:
-    """In which versions this process differs from the one that planned; empty if in none."""
-    here = {**tools(), "parity harness": site.harness.version()}
-    wanted = {**site.tools, "parity harness": site.harness_version}
-    return versions_differ(here, wanted)
+def version_differences(site: Site) -> str:
+    """How the versions of this process differ from those of the planning process; empty if they do not."""
+    installed = {**tools(), "parity harness": site.harness.version()}
+    planned = {**site.tools, "parity harness": site.harness_version}
+    return compare_versions(installed, planned)
 
 
-def versions_differ(here: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """`onnx is 1.22.0 there and 1.23.0 here`, for each that differs."""
-    differing = [name for name in wanted if here.get(name) != wanted[name]]
-    return ", ".join(f"{name} is {short(here.get(name))} there and {short(wanted[name])} here" for name in differing)
+def compare_versions(installed: Mapping[str, str], planned: Mapping[str, str]) -> str:
+    """`onnx is 1.22.0 there and 1.23.0 here`, for each that differs; "there" is the worker."""
+    differing = [name for name in planned if installed.get(name) != planned[name]]
+    return ", ".join(
+        f"{name} is {short(installed.get(name))} there and {short(planned[name])} here" for name in differing
+    )
 
 
 def short(version: str | None) -> str:
@@ -140,15 +142,15 @@ def make_estimate(task: Task, site: Site, store: Store, folder: Path, scratch: P
 
 
 def make_artifact(task: Task, site: Site, store: Store, folder: Path, scratch: Path) -> Mapping[str, Any]:
-    """Build as `build` does.
+    """Build the artifact, as `build` does.
 
     Raises:
-        CheckpointError: the checkpoint is not the one that was planned with.
+        CheckpointError: the checkpoint is not the planned one.
     """
     from ..exporter.pipeline import build
 
     recipe = task.job.recipe
-    with redirect_stderr(io.StringIO()):  # its bar; the fleet has its own
+    with redirect_stderr(io.StringIO()):  # its progress bar
         path = build(recipe, out=folder / recipe.name, log=lambda line: None)
     built = json.loads((path / MANIFEST).read_text("utf-8"))["checkpoint"]
     revision = revision_of(recipe) if built["revision"] == "local" else built["revision"]
@@ -162,45 +164,45 @@ def make_artifact(task: Task, site: Site, store: Store, folder: Path, scratch: P
 
 
 def make_part(task: Task, site: Site, store: Store, folder: Path, scratch: Path) -> Mapping[str, Any]:
-    """Verify some units, with what `verify` would run."""
-    artifact = artifact_here(task, store, scratch)
+    """Verify some units, with the checks of `verify`."""
+    artifact = local_artifact(task, store, scratch)
     part = site.harness.verify_part(artifact, task.job.matrix, task.units, task.job.recipe.checkpoint_dir)
     store.put(task.result, part)
     return {"units": len(task.units)}
 
 
 def make_report(task: Task, site: Site, store: Store, folder: Path, scratch: Path) -> Mapping[str, Any]:
-    """All parts as one verification. That checks failed is a result like another."""
+    """Merge all parts into one verification; failed checks are no failure of the task."""
     root = folder / task.job.name
     root.mkdir()
     (root / MANIFEST).write_bytes(store.read(f"{task.job.artifact}/{MANIFEST}"))
     files = site.harness.merge_parts(root, task.job.matrix, [store.read(name) for name in task.parts])
-    made = folder / "report"
-    made.mkdir()
+    report = folder / "report"
+    report.mkdir()
     for name, data in files.items():
-        (made / name).write_bytes(data)
-    store.put_tree(task.result, made, LAST["merge"])
+        (report / name).write_bytes(data)
+    store.put_tree(task.result, report, LAST["merge"])
     return {}
 
 
 def make_publication(task: Task, site: Site, store: Store, folder: Path, scratch: Path) -> Mapping[str, Any]:
-    """Publish the artifact with its evidence, also where this very artifact has been published.
+    """Publish the artifact with its evidence; replaces an earlier publication of the same artifact.
 
     Raises:
-        PublishError: another artifact is there.
+        PublishError: the target holds another artifact.
     """
     from ..publishing import publish
 
     target = task.job.target
     assert target is not None
     root = folder / task.job.name
-    copy_here(store, task.job.artifact, root)
-    copy_here(store, task.job.report, folder / "report")
+    copy_tree(store, task.job.artifact, root)
+    copy_tree(store, task.job.report, folder / "report")
     for path in (folder / "report").iterdir():
         if path.name != SUMMARY:
             path.replace(root / path.name)
-    there = Path(target) / MANIFEST
-    if there.is_file() and sha256_file(there) != sha256_file(root / MANIFEST):
+    published = Path(target) / MANIFEST
+    if published.is_file() and sha256_file(published) != sha256_file(root / MANIFEST):
         raise PublishError(f"{target}: another artifact is there", "Move it elsewhere, or choose another --publish")
     publish(root, target, force=True, log=lambda line: None)
     store.put(task.result, (json.dumps({"target": target, "report": task.job.report}, indent=1) + "\n").encode())
@@ -217,24 +219,24 @@ ACTIONS: Mapping[Kind, Action] = {
 }
 
 
-def artifact_here(task: Task, store: Store, scratch: Path) -> Path:
-    """The artifact of a task as a directory: in the store itself, or fetched; the one fetched last is kept."""
+def local_artifact(task: Task, store: Store, scratch: Path) -> Path:
+    """The directory of a task's artifact: in the store itself, or fetched; keeps only the last fetched one."""
     name = task.job.artifact
     if (path := store.local(name)) is not None:
         return path
-    kept = scratch / FETCHED
-    found = kept / Path(name).name
-    if not found.is_dir():
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir(parents=True)
-        fetching = kept / ".fetching"
+    cache = scratch / FETCHED
+    artifact = cache / Path(name).name
+    if not artifact.is_dir():
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(parents=True)
+        fetching = cache / ".fetching"
         store.fetch_tree(name, fetching)
-        fetching.rename(found)
-    return found
+        fetching.rename(artifact)
+    return artifact
 
 
-def copy_here(store: Store, name: str, target: Path) -> None:
-    """A directory of the store in another place; files are linked where that is possible."""
+def copy_tree(store: Store, name: str, target: Path) -> None:
+    """Copy a directory of the store; files become hard links where that is possible."""
     path = store.local(name)
     if path is None:
         store.fetch_tree(name, target)
@@ -250,11 +252,11 @@ def copy_here(store: Store, name: str, target: Path) -> None:
 
 
 def errno_of(error: Exception) -> int | None:
-    """The operating system's number of an error, where it has one."""
+    """The operating system's number of an error, if it has one."""
     if isinstance(error, OSError):
         return error.errno
-    found = OS_ERROR.search(str(error))
-    return int(found[1]) if found else None
+    match = OS_ERROR.search(str(error))
+    return int(match[1]) if match else None
 
 
 def one_line(error: BaseException) -> str:

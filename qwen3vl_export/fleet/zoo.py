@@ -1,13 +1,12 @@
-"""`zoo.html`: one self-contained page over a store: every artifact, its precision, size, verdict, speed and reports.
+"""`zoo.html`: one self-contained page about a store: every artifact, its precision, size, verdict, speed and reports.
 
-Made from the manifests and summaries in the store alone, whichever fleets put them there. Several fleets may write it
-at once: each looks again after writing, so that the last page knows everything. Judges nothing.
+Made from the manifests and summaries in the store, of all fleets. Several fleets may write it at once: each checks the
+store again after writing, so that the last page is complete. Judges nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from ..artifact import MANIFEST, PARITY, SUMMARY, Manifest
 from ..console import format_size
 from ..contract import TIERS
 from ..errors import ArtifactError, FleetError
+from ..evidence import Summary
+from ..evidence.json_form import from_json
 from .graph import FOLDERS
 from .store import Store
 
@@ -32,35 +33,29 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Report:
-    """One verification: where it lies and what it found."""
+class Verification:
+    """A verification: its path in the store and its summary."""
 
     path: str
-    summary: Json
-
-    @property
-    def passed(self) -> bool:
-        return self.summary["passed"] is True
+    summary: Summary
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second of the artifact's own answers, reading the prompts included; None if it gave none."""
-        clocked = self.summary["speed"]
-        return clocked["new_tokens"] / (clocked["prompt_seconds"] + clocked["new_seconds"]) if clocked else None
+        """Tokens a second of the artifact's answers, reading the prompts included; None if there were none."""
+        return None if self.summary.speed is None else self.summary.speed.answer_rate
 
     @property
     def machine(self) -> str:
-        hardware = self.summary["hardware"]
-        return f"{hardware['processor']}, {hardware['cores']} cores"
+        return f"{self.summary.hardware.processor}, {self.summary.hardware.cores} cores"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact, and its reports, of the largest matrix first."""
+    """An artifact and its verifications, the largest matrix first."""
 
     path: str
     manifest: Manifest
-    reports: Sequence[Report]
+    reports: Sequence[Verification]
 
     @property
     def precision(self) -> str:
@@ -68,19 +63,21 @@ class Entry:
 
     @property
     def verdict(self) -> str:
-        """`good` if every report passed, `bad` if one did not, `none` where there is none."""
-        return "none" if not self.reports else "good" if all(one.passed for one in self.reports) else "bad"
+        """`good` if every verification passed, `bad` if one did not, `none` if there is none."""
+        return (
+            "none" if not self.reports else "good" if all(report.summary.passed for report in self.reports) else "bad"
+        )
 
     @property
     def sizes(self) -> str:
-        """Which picture sizes it takes."""
+        """The picture sizes it accepts."""
         vision = self.manifest.recipe["vision"]
         sizes = ["x".join(map(str, reversed(size))) for size in vision["sizes"]]  # width x height
         return "any size" if vision["grid"] == "dynamic" else sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
 
 
 def precision(recipe: Json) -> str:
-    """`float32`; `vision int8, decoder int4` where parts are quantized, the rest being in the recipe's dtype."""
+    """`float32`; `vision int8, decoder int4` where parts are quantized and the rest is in the recipe's dtype."""
     plans = recipe.get("quantization") or {}
     methods = {name: (plans.get(graph) or {}).get("method", "none") for graph, name in PARTS}
     if set(methods.values()) == {"none"}:
@@ -92,34 +89,41 @@ def precision(recipe: Json) -> str:
 
 
 def entries(store: Store) -> list[Entry]:
-    """Every artifact in a store: of one checkpoint together, by name."""
-    reports: dict[str, list[Report]] = {}
-    for path, data in found(store, FOLDERS["merge"], PARITY, SUMMARY):
-        summary = json.loads(data)
-        reports.setdefault(summary["manifest_sha256"], []).append(Report(path, summary))
-    listed = []
-    for path, data in found(store, FOLDERS["build"], MANIFEST, MANIFEST):
-        own = reports.get(hashlib.sha256(data).hexdigest(), [])
-        own.sort(key=lambda report: (-TIERS.index(report.summary["matrix"]), report.path))
-        listed.append(Entry(path, Manifest.from_json(data, f"{path}/{MANIFEST}"), own))
-    listed.sort(key=lambda entry: (natural(entry.manifest.checkpoint["source"]), natural(entry.manifest.name)))
-    return listed
+    """Every artifact in a store, sorted by checkpoint and name."""
+    reports: dict[str, list[Verification]] = {}
+    for path, data in read_each(store, FOLDERS["merge"], PARITY, SUMMARY):
+        summary = from_json(Summary, data)
+        reports.setdefault(summary.manifest_sha256, []).append(Verification(path, summary))
+    artifacts = []
+    for path, data in read_each(store, FOLDERS["build"], MANIFEST, MANIFEST):
+        verifications = reports.get(hashlib.sha256(data).hexdigest(), [])
+        verifications.sort(key=lambda report: (-TIERS.index(report.summary.matrix), report.path))
+        artifacts.append(Entry(path, Manifest.from_json(data, f"{path}/{MANIFEST}"), verifications))
+    artifacts.sort(
+        key=lambda entry: (natural_key(entry.manifest.checkpoint["source"]), natural_key(entry.manifest.name))
+    )
+    return artifacts
 
 
-def found(store: Store, folder: str, proof: str, name: str) -> Iterator[tuple[str, bytes]]:
-    """One file of every whole directory in a folder."""
+def read_each(store: Store, folder: str, proof: str, name: str) -> Iterator[tuple[str, bytes]]:
+    """The path of every complete directory in a folder, and one of its files.
+
+    Args:
+        proof: the file whose presence means that a directory is complete.
+        name: the file to read.
+    """
     for directory in store.names(folder):
         path = f"{folder}/{directory}"
         if store.has(f"{path}/{proof}"):
             yield path, store.read(f"{path}/{name}")
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key by which 4b comes before 30b."""
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """A sort key that puts 4b before 30b."""
     return [(int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text)]
 
 
-def render(listed: Sequence[Entry]) -> str:
+def render(artifacts: Sequence[Entry]) -> str:
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1]]),
         autoescape=True,
@@ -128,14 +132,18 @@ def render(listed: Sequence[Entry]) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["size"] = format_size
-    counts = {verdict: sum(entry.verdict == verdict for entry in listed) for verdict in ("good", "bad", "none")}
+    counts = {verdict: sum(entry.verdict == verdict for entry in artifacts) for verdict in ("good", "bad", "none")}
     return environment.get_template(TEMPLATE).render(
-        entries=listed, counts=counts, bytes=sum(entry.manifest.bytes for entry in listed), html=HTML, manifest=MANIFEST
+        entries=artifacts,
+        counts=counts,
+        bytes=sum(entry.manifest.bytes for entry in artifacts),
+        html=HTML,
+        manifest=MANIFEST,
     )
 
 
 def write_zoo(store: Store) -> None:
-    """Write the page, again if another fleet added something meanwhile.
+    """Write the page, and again if another fleet adds something meanwhile.
 
     Raises:
         FleetError: a manifest in the store cannot be read.

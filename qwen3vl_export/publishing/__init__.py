@@ -1,9 +1,9 @@
 """`publish` and `fetch`: a publication to a directory or to the Hugging Face Hub, and back.
 
-An upload is one commit: files go up first and become visible together, so that a broken upload leaves the repository
-as it was, and the next try sends only what has not arrived. A download lands in huggingface_hub's cache, which resumes,
-and becomes a directory only when everything in it is as manifest, evidence and provenance say. Credentials are
-huggingface_hub's own; this module never sees one.
+An upload is one commit: files are sent first and become visible together, so that a broken upload leaves the repository
+as it was, and the next attempt sends only what is missing. A download goes to huggingface_hub's cache, which resumes,
+and becomes a directory only if every file matches manifest, evidence and provenance. huggingface_hub handles
+credentials; this module never sees one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..artifact import STATEMENT, open_artifact
 from ..console import format_size
 from ..errors import PublishError, first_line
 from ..hub import TIMEOUT
-from ..output import link, whole_directory
-from ..replaceable import check_output
+from ..output import link
+from ..replaceable import check_output, whole_directory
 from .provenance import sign
 from .publication import Publication, prepare
 from .verify_artifact import verify_artifact
@@ -44,11 +44,11 @@ class Repository:
         """Read `hf://org/name[@revision]`.
 
         Raises:
-            PublishError: it is none.
+            PublishError: it is not the name of a repository.
         """
         name, _, revision = text.removeprefix(SCHEME).partition("@")
-        bad = not REPOSITORY.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-"))
-        if bad or max(map(len, name.split("/"))) > 96:
+        malformed = not REPOSITORY.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-"))
+        if malformed or max(map(len, name.split("/"))) > 96:
             raise PublishError(f"{text}: is not the name of a repository", "Write hf://OWNER/NAME")
         return cls(name, revision or None)
 
@@ -69,11 +69,11 @@ def publish(
 
     Args:
         to: a directory, or `hf://org/name`.
-        private: a repository that has to be made is private.
-        dry_run: check everything and say what would be published where; write and send nothing.
+        private: make the repository private if it does not exist.
+        dry_run: check everything and list what would be published; write and send nothing.
         signed: sign the provenance with sigstore.
         force: replace an artifact that is already there.
-        demo: also the page that asks the artifact in a browser.
+        demo: add the page that runs the artifact in a browser.
 
     Raises:
         Qwen3VLExportError: the artifact may not be published, or the target cannot be written.
@@ -106,10 +106,10 @@ def publish(
 
 
 def write(publication: Publication, directory: Path, signed: bool, refer: bool = False) -> None:
-    """Every file of a publication into a directory.
+    """Write every file of a publication into a directory.
 
     Args:
-        refer: refer to the artifact's files instead of copying them.
+        refer: link to the artifact's files instead of copying them.
     """
     names = publication.artifact.manifest.second_names
     for name, source in sorted(publication.files.items(), key=lambda item: item[0] in names):
@@ -121,14 +121,14 @@ def write(publication: Publication, directory: Path, signed: bool, refer: bool =
             link(directory / names[name], target)
         else:
             shutil.copyfile(source, target)
-    for name, data in publication.made.items():
+    for name, data in publication.generated.items():
         (directory / name).write_bytes(data)
     if signed:
         sign(directory)
 
 
 def upload(folder: Path, repository: Repository, private: bool) -> str:
-    """The folder as the whole content of the repository's main branch, in one commit; returns the commit's address.
+    """Make a folder the whole content of the repository's main branch, in one commit; returns the commit's address.
 
     Raises:
         PublishError: no permission, no network, or the Hub refused.
@@ -141,7 +141,7 @@ def upload(folder: Path, repository: Repository, private: bool) -> str:
         commit = api.upload_folder(
             repo_id=repository.name,
             folder_path=folder,
-            delete_patterns="*",  # what an earlier publication had and this one has not
+            delete_patterns="*",  # files of an earlier publication that this one does not have
             commit_message="Publish an artifact with its proof",
         )
     return str(commit.commit_url)
@@ -152,14 +152,14 @@ def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = 
 
     Args:
         source: `hf://org/name[@revision]`, or a directory.
-        out: directory to write; `artifacts/<name>` unless given.
+        out: directory to write; defaults to `artifacts/<name>`.
         force: replace an artifact that is already there.
 
     Returns:
         The directory.
 
     Raises:
-        Qwen3VLExportError: it cannot be reached, or something in it is not as it should be; nothing is written then.
+        Qwen3VLExportError: it cannot be reached, or a file in it is wrong; nothing is written.
     """
     repository = Repository.parse(source) if source.startswith(SCHEME) else None
     if repository is None and not Path(source).is_dir():
@@ -167,23 +167,23 @@ def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = 
     name = repository.name.split("/")[1] if repository else Path(source).resolve().name
     out = out or Path("artifacts") / name
     check_output(out, force, () if repository else [Path(source)])
-    found = download(repository) if repository else Path(source)
-    if out.resolve().is_relative_to(found.resolve()):
+    published = download(repository) if repository else Path(source)
+    if out.resolve().is_relative_to(published.resolve()):
         raise PublishError(f"{out}: lies inside {source}", "Choose another --out")
-    with whole_directory(out, force, [found]) as directory:
+    with whole_directory(out, force, [published]) as directory:
         ignored = shutil.ignore_patterns(".git*", ".cache")
-        shutil.copytree(found, directory, dirs_exist_ok=True, ignore=ignored)
+        shutil.copytree(published, directory, dirs_exist_ok=True, ignore=ignored)
         if not (directory / STATEMENT).is_file():
             raise PublishError(f"{source}: has no {STATEMENT}", "It was not published by qwen3vl-export publish")
         for line in verify_artifact(directory):
             log(line)
-        share(directory)
+        link_second_names(directory)
     log(f"{out} is ready. Ask it: qwen3vl-export run {out} --prompt TEXT")
     return out
 
 
-def share(directory: Path) -> None:
-    """Store once what a checked artifact has under two names."""
+def link_second_names(directory: Path) -> None:
+    """Store files once that a checked artifact has under two names."""
     manifest = open_artifact(directory, check=False).manifest
     for second, first in manifest.second_names.items():
         if first in manifest.files and manifest.files.get(second) == manifest.files[first]:
@@ -192,7 +192,7 @@ def share(directory: Path) -> None:
 
 
 def download(repository: Repository) -> Path:
-    """The repository's files in huggingface_hub's cache; what has arrived is not fetched twice.
+    """Download a repository into huggingface_hub's cache; returns its directory. What has arrived is not fetched twice.
 
     Raises:
         PublishError: no such repository or revision, no permission, or no network.
@@ -204,15 +204,15 @@ def download(repository: Repository) -> Path:
 
 
 @contextmanager
-def hub_errors(name: str, again: str) -> Iterator[None]:
-    """Say in one line what huggingface_hub ran into.
+def hub_errors(name: str, advice: str) -> Iterator[None]:
+    """Turn errors of huggingface_hub into one line.
 
     Raises:
-        PublishError: in place of whatever it raised.
+        PublishError: instead of the error it raised.
     """
     from huggingface_hub import errors
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its tries before the last; progress stays
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its failed attempts; progress stays
     try:
         yield
     except errors.GatedRepoError:
@@ -229,19 +229,19 @@ def hub_errors(name: str, again: str) -> Iterator[None]:
         ) from None
     except OSError as error:  # HfHubHTTPError and the HTTP library's errors among them
         if error.errno is not None:
-            raise  # the disk's: full, read-only, not permitted
-        raise refusal(name, error, again) from None
+            raise  # of the disk: full, read-only, not permitted
+        raise refusal_of(name, error, advice) from None
     except Exception as error:  # which HTTP library raises depends on huggingface_hub's version
-        raise refusal(name, error, again) from None
+        raise refusal_of(name, error, advice) from None
 
 
-def refusal(name: str, error: Exception, again: str) -> PublishError:
-    """What the Hub's status code means, else that it was out of reach."""
+def refusal_of(name: str, error: Exception, advice: str) -> PublishError:
+    """The error for the Hub's status code, or for a failed connection."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return PublishError(f"{name}: the Hub does not know who you are", "Log in: hf auth login")
     if status == 403:
         return PublishError(f"{name}: you may not write there", "Log in as somebody who may: hf auth login")
     if status is not None:
-        return PublishError(f"{name}: the Hub answered {status} ({first_line(error)})", again)
-    return PublishError(f"{name}: the connection to the Hub failed ({first_line(error)})", again)
+        return PublishError(f"{name}: the Hub answered {status} ({first_line(error)})", advice)
+    return PublishError(f"{name}: the connection to the Hub failed ({first_line(error)})", advice)

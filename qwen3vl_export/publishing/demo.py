@@ -1,7 +1,7 @@
-"""The demo page: static files that ask the artifact they lie beside, in a browser.
+"""The demo page: static files that run the artifact in the same directory, in a browser.
 
-They are `docs/demo` of the repository; an installed package has them where it has its recipes. Knows where they are,
-and nothing about what is in them.
+They are in `docs/demo` of the repository, or beside the recipes of an installed package. Knows where they are; nothing
+about their content.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def demo_files(artifact: Artifact) -> dict[str, bytes]:
     """The page's files, by name.
 
     Raises:
-        PublishError: the artifact is not laid out for transformers.js, or the files are not there.
+        PublishError: the artifact is not packaged for transformers.js, or the files are missing.
     """
     if TRANSFORMERS_JS not in artifact.manifest.recipe["packaging"]["runtimes"]:
         raise PublishError(
-            f"{artifact.root}: is not packaged for {TRANSFORMERS_JS}, with which the demo page asks it",
+            f"{artifact.root}: is not packaged for {TRANSFORMERS_JS}, which the demo page runs it with",
             "Publish it without --demo, or rebuild it with vision.grid: dynamic",
         )
-    folder = next((one for one in FOLDERS if (one / PAGE).is_file()), None)
+    folder = next((folder for folder in FOLDERS if (folder / PAGE).is_file()), None)
     if folder is None:
         raise PublishError("the demo page is not part of this installation", "Install qwen3vl-export again")
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -1,63 +1,60 @@
-"""The parity evidence inside an artifact: whether there is any, whether it passed, and whether it is about this one.
+"""Whether an artifact may be published: its evidence exists, passed, and is about this very artifact.
 
-Reads `parity.json`, which `verify` writes. Compares nothing and imports neither torch nor parity_tests.
+Reads `parity.json`, which `verify` writes. Measures nothing and imports neither torch nor parity_tests.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from ..artifact import MANIFEST, Artifact
 from ..contract import TIERS
 from ..errors import ParityError
-from ..promise import promised_graphs, unproven
-
-Evidence = dict[str, Any]  # parity.json, parsed
+from ..evidence import Evidence
+from ..evidence.json_form import from_json
+from ..promise import missing_checks, promised_graphs
 
 
 def passing_evidence(artifact: Artifact) -> Evidence:
-    """The evidence of a verification of this very artifact that passed.
+    """Read the evidence of an artifact, which must have passed.
 
     Raises:
-        ParityError: there is none, it failed, is incomplete, was made for another manifest, or leaves out what the
+        ParityError: there is none, or it failed, is incomplete, is about another manifest, or lacks a check that the
             recipe promises.
     """
     path = artifact.evidence_path()
-    again = f"Prove it: qwen3vl-export verify {artifact.root}"
+    advice = f"Prove it: qwen3vl-export verify {artifact.root}"
     if not path.is_file():
-        raise ParityError(f"{artifact.root}: has no {path.name}", again)
+        raise ParityError(f"{artifact.root}: has no {path.name}", advice)
     try:
-        evidence: Evidence = json.loads(path.read_text("utf-8"))
-        about, name, planned, checks = (evidence[key] for key in ("manifest_sha256", "artifact", "planned", "checks"))
-        failed = [check["id"] for check in checks if not check["passed"]]
-        done = [(check["stage"], check["case"]) for check in checks]
-        passed = evidence["passed"] is True
-    except (ValueError, KeyError, TypeError) as error:
-        raise ParityError(f"{path}: is not a parity report ({type(error).__name__})", again) from None
-    if about != artifact.manifest_sha256:
-        raise ParityError(f"{path}: is about another {MANIFEST} (sha256 {str(about)[:12]}…)", again)
-    if name != artifact.manifest.name:
-        raise ParityError(f"{path}: is about {name}, not {artifact.manifest.name}", again)
+        evidence = from_json(Evidence, path.read_bytes())
+    except ValueError as error:
+        raise ParityError(f"{path}: is not a parity report ({error})", advice) from None
+    checks, planned, failed = evidence.checks, evidence.planned, evidence.failures
+    if evidence.manifest_sha256 != artifact.manifest_sha256:
+        raise ParityError(f"{path}: is about another {MANIFEST} (sha256 {evidence.manifest_sha256[:12]}…)", advice)
+    if evidence.artifact != artifact.manifest.name:
+        raise ParityError(f"{path}: is about {evidence.artifact}, not {artifact.manifest.name}", advice)
     if failed:
-        raise ParityError(f"{path}: {len(failed)} of {planned} checks failed, {failed[0]} first", "Mend it and rebuild")
-    if not passed or not checks or len(checks) != planned:
-        raise ParityError(f"{path}: {len(checks)} of {planned} checks were carried out", again)
+        raise ParityError(
+            f"{path}: {len(failed)} of {planned} checks failed, {failed[0].id} first", "Mend it and rebuild"
+        )
+    if not evidence.passed or not checks or len(checks) != planned:
+        raise ParityError(f"{path}: {len(checks)} of {planned} checks were carried out", advice)
+    done = [(check.stage, check.case) for check in checks]
     facts, recipe = artifact.manifest.facts, artifact.manifest.recipe
-    for missing in unproven(recipe, promised_graphs(recipe, facts.patch_size), facts.model_type, done):
-        raise ParityError(f"{path}: has no check of {missing}, which the recipe promises", again)
+    for missing in missing_checks(recipe, promised_graphs(recipe, facts.patch_size), facts.model_type, done):
+        raise ParityError(f"{path}: has no check of {missing}, which the recipe promises", advice)
     return evidence
 
 
 def check_tier(artifact: Artifact, evidence: Evidence) -> None:
-    """Compare the cases that were run with those the recipe asks for.
+    """Check that the cases were those the recipe asks for.
 
     Raises:
-        ParityError: fewer were run.
+        ParityError: they were fewer.
     """
-    done, wanted = evidence["matrix"], artifact.manifest.recipe["parity"]["matrix"]
-    if TIERS.index(done) < TIERS.index(wanted):
+    required = artifact.manifest.recipe["parity"]["matrix"]
+    if TIERS.index(evidence.matrix) < TIERS.index(required):
         raise ParityError(
-            f"{artifact.evidence_path()}: is of the {done} matrix, the recipe asks for {wanted}",
+            f"{artifact.evidence_path()}: is of the {evidence.matrix} matrix, the recipe asks for {required}",
             f"Prove it: qwen3vl-export verify {artifact.root}",
         )

@@ -1,31 +1,28 @@
-"""The parity heatmap: one row for each case, one column for each stage, darker where a difference nears its limit.
+"""The parity heatmap: a row for each case, a column for each stage, darker where a difference is close to its limit.
 
-Draws what `parity.json` says; judges nothing. Pillow's built-in font, so that equal evidence gives equal bytes.
+Draws the evidence; judges nothing. Uses Pillow's built-in font, so that equal evidence gives equal bytes.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from PIL import Image, ImageDraw, ImageFont
 
-from .evidence import Evidence
+from ..evidence import CheckResult, Evidence
 
 HEATMAP = "parity.png"
 CELL, ROW = 92, 20  # pixels
 MARGIN = 12
 NAMES = 250  # width of the column of case names
 INK, PAPER, ABSENT = (36, 41, 47), (255, 255, 255), (235, 237, 240)
-EXAM = ("exam", "accuracy")  # answers are right or wrong, and their cases are not those of the other stages
+EXAM = ("exam", "accuracy")  # right or wrong answers, whose cases are not those of the other stages
 EXACT, NEAR, FAILED = (46, 160, 67), (240, 196, 25), (207, 34, 46)
 
 
 def heatmap(evidence: Evidence) -> Image.Image:
-    """The picture. A cell's number is the largest difference in percent of its limit; `=` means exact."""
-    checks = evidence["checks"]
-    stages = [stage for stage, entry in evidence["summary"].items() if entry and stage not in EXAM]
-    cases = list(dict.fromkeys(check["case"] for check in checks if check["stage"] in stages))
-    cells = {(check["case"], check["stage"]): check for check in checks}
+    """Draw the heatmap. A cell's number is the largest difference in percent of its limit; `=` means exact."""
+    stages = [stage for stage, entry in evidence.summary.items() if entry and stage not in EXAM]
+    cases = list(dict.fromkeys(check.case for check in evidence.checks if check.stage in stages))
+    cells = {(check.case, check.stage): check for check in evidence.checks}
     size = (NAMES + CELL * len(stages) + 2 * MARGIN, ROW * (len(cases) + 1) + 2 * MARGIN)
     image = Image.new("RGB", size, PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
@@ -42,22 +39,12 @@ def heatmap(evidence: Evidence) -> Image.Image:
     return image
 
 
-def cell(check: dict[str, Any] | None) -> tuple[tuple[int, int, int], str]:
+def cell(check: CheckResult | None) -> tuple[tuple[int, int, int], str]:
     """Colour and label of one check."""
     if check is None:
         return ABSENT, ""
-    if not check["passed"]:
+    if not check.passed:
         return FAILED, "failed"
-    share = max(map(used, check["verdicts"]), default=0.0)
+    share = max((verdict.share(verdict.value) or 0.0 for verdict in check.verdicts), default=0.0)
     colour = tuple(round(a + (b - a) * min(1.0, share)) for a, b in zip(EXACT, NEAR, strict=True))
     return (colour[0], colour[1], colour[2]), "=" if share == 0 else f"{100 * share:.2g} %"
-
-
-def used(verdict: dict[str, Any]) -> float:
-    """How much of a limit a measure uses: 0 is exact, 1 the limit. Lower limits count from 1, their best value."""
-    value, limit = verdict["value"], verdict["limit"]
-    if verdict["measure"] == "compared" or verdict["kind"] == "equals":
-        return 0.0
-    if verdict["kind"] == "min":
-        return float((1 - value) / (1 - limit)) if limit < 1 else 0.0
-    return float(value / limit) if limit else 0.0

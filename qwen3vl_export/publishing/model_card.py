@@ -11,13 +11,12 @@ from typing import Any
 
 from ..artifact import STATEMENT, Artifact
 from ..console import format_size
+from ..evidence import SIGNS, Evidence, Rule
 from ..packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
-from .evidence import Evidence
 from .heatmap import HEATMAP
 from .sbom import SBOM
 
 CARD = "README.md"
-SIGNS = {"max": "≤", "min": "≥", "equals": "="}
 
 PYTHON = """\
 # needs qwen3vl-export and huggingface_hub
@@ -69,19 +68,19 @@ def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, lic
 
     Args:
         proofs: the artifact in each of its precisions, the default one first, with the evidence of each.
-        repository: `org/name`, as the snippets say it.
-        licence: identifier for the card's header, `apache-2.0`.
+        repository: `org/name`, for the snippets.
+        licence: identifier for the card's header, such as `apache-2.0`.
     """
     artifact = proofs[0][0]
     return "\n".join(
         [
             *header(artifact, licence),
-            *what_it_is(artifact),
+            *introduction(artifact),
             *precisions(proofs),
             *usage(artifact, repository),
-            *(line for one in proofs for line in parity(*one)),
+            *(line for proof in proofs for line in parity(*proof)),
             *sizes(artifact),
-            *(line for one in proofs for line in speed(*one)),
+            *(line for proof in proofs for line in speed(*proof)),
             *limits(artifact),
             *origin(artifact, licence),
         ]
@@ -98,7 +97,7 @@ def header(artifact: Artifact, licence: str) -> Iterator[str]:
     yield from (f"tags: [onnx, {', '.join(artifact.manifest.recipe['packaging']['runtimes'])}, qwen3_vl]", "---", "")
 
 
-def what_it_is(artifact: Artifact) -> Iterator[str]:
+def introduction(artifact: Artifact) -> Iterator[str]:
     manifest = artifact.manifest
     source, revision = manifest.checkpoint["source"], manifest.checkpoint["revision"]
     recipe = manifest.recipe
@@ -118,7 +117,7 @@ def quantized(recipe: dict[str, Any] | Any) -> str:
 
 
 def precisions(proofs: Sequence[tuple[Artifact, Evidence]]) -> Iterator[str]:
-    """What lies side by side, if more than one precision does."""
+    """A table of the precisions, if there is more than one."""
     if len(proofs) == 1:
         return
     yield from ("## Precisions", "")
@@ -130,7 +129,7 @@ def precisions(proofs: Sequence[tuple[Artifact, Evidence]]) -> Iterator[str]:
         total = format_size(sum(manifest.files[file].bytes for file in files))
         name = f"`{artifact.precision}`" if artifact.precision else "default (`fp32` in transformers.js)"
         weights = f"{manifest.recipe['dtype']}{quantized(manifest.recipe)}"
-        yield f"| {name} | {weights} | {total} | {len(evidence['checks'])} of {evidence['planned']} |"
+        yield f"| {name} | {weights} | {total} | {len(evidence.checks)} of {evidence.planned} |"
     if names := artifact.manifest.second_names:
         yield from ("", "Stored once under two names: " + ", ".join(f"`{b}` is `{a}`" for b, a in names.items()) + ".")
     yield ""
@@ -149,22 +148,23 @@ def usage(artifact: Artifact, repository: str) -> Iterator[str]:
 
 
 def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
-    versions, checks = evidence["versions"], evidence["checks"]
-    yield from (f"## Parity with PyTorch{of(artifact)}", "")
-    yield f"{len(checks)} of {evidence['planned']} checks of the {evidence['matrix']} matrix pass against transformers"
+    versions = evidence.versions
+    yield from (f"## Parity with PyTorch{precision_suffix(artifact)}", "")
+    counts = f"{len(evidence.checks)} of {evidence.planned} checks of the {evidence.matrix} matrix"
+    yield f"{counts} pass against transformers"
     yield f"{versions['transformers']} on torch {versions['torch']}, with onnxruntime {versions['onnxruntime']};"
-    yield f"near-ties: {len(evidence['near_ties'])}. Evidence: `{artifact.evidence_path().name}`, about the manifest"
+    yield f"near-ties: {len(evidence.near_ties)}. Evidence: `{artifact.evidence_path().name}`, about the manifest"
     yield from (
         f"with sha256 `{artifact.manifest_sha256}`.",
         "",
         "| stage | checks | worst of all checks (limit) |",
         "|---|--:|---|",
     )
-    for stage, entry in evidence["summary"].items():
+    for stage, entry in evidence.summary.items():
         if entry:
-            rules = {rule["measure"]: rule for rule in evidence["profile"]["rules"].get(stage, ())}
-            worst = [measured(name, value, rules[name]) for name, value in entry["worst"].items()]
-            yield f"| {stage} | {entry['checks']} | {', '.join(worst)} |"
+            rules = {rule.measure: rule for rule in evidence.profile.rules.get(stage, ())}
+            worst = [measured(rules[measure], value) for measure, value in entry.worst.items()]
+            yield f"| {stage} | {entry.checks} | {', '.join(worst)} |"
     yield from (
         "",
         f"![largest difference of every check, in percent of its limit]({artifact.evidence_path(HEATMAP).name})",
@@ -172,9 +172,10 @@ def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
     )
 
 
-def measured(name: str, value: float | str | None, rule: dict[str, Any]) -> str:
-    text = "not measured" if value is None else value if isinstance(value, str) else f"{value:.3g}"
-    return f"{name.replace('_', ' ')} {text} ({SIGNS[rule['kind']]} {rule['limit']:.5g})"
+def measured(rule: Rule, value: float | None) -> str:
+    """`max abs 2.8e-05 (≤ 0.0001)`."""
+    text = "not measured" if value is None else f"{value:.3g}"
+    return f"{rule.measure.replace('_', ' ')} {text} ({SIGNS[rule.kind]} {rule.limit:.5g})"
 
 
 def sizes(artifact: Artifact) -> Iterator[str]:
@@ -184,30 +185,30 @@ def sizes(artifact: Artifact) -> Iterator[str]:
     yield from (f"| all {len(files)} files | {format_size(manifest.bytes)} |", "")
 
 
-def of(artifact: Artifact) -> str:
+def precision_suffix(artifact: Artifact) -> str:
     """` in q4`, or nothing for the default precision."""
     return f" in {artifact.precision}" if artifact.precision else ""
 
 
 def speed(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
-    """What the runtime was clocked at while it was being verified; no benchmark, and said so."""
-    machine, clocked = evidence["hardware"], evidence["speed"]
-    where = f"{machine['processor']}, {machine['cores']} cores" if machine["processor"] else f"{machine['cores']} cores"
-    yield from (f"## Speed{of(artifact)}", "")
-    if clocked is None:
+    """The speed of the runtime during the verification, which is no benchmark."""
+    machine, clock = evidence.hardware, evidence.speed
+    where = f"{machine.processor}, {machine.cores} cores" if machine.processor else f"{machine.cores} cores"
+    yield from (f"## Speed{precision_suffix(artifact)}", "")
+    if clock is None:
         yield f"Not measured: the verification ran spread over several processes, on {where}."
     else:
-        threads = clocked["threads"] or machine["cores"]
+        threads = clock.threads or machine.cores
+        prompts, answers = map(rate, (clock.prompt_rate, clock.new_rate))
         yield f"While verifying, on {where}, {threads} thread{'' if threads == 1 else 's'} to an operator:"
-        yield f"{rate('prompt', clocked)} tokens/s reading prompts with their pictures, {rate('new', clocked)} tokens/s"
-        yield f"answering, over {clocked['answers']} answers. Batches count every row's tokens. No benchmark: whatever"
+        yield f"{prompts} tokens/s reading prompts with their pictures, {answers} tokens/s"
+        yield f"answering, over {clock.answers} answers. Batches count every row's tokens. No benchmark: whatever"
         yield "else the machine did is in these numbers."
     yield ""
 
 
-def rate(kind: str, clocked: dict[str, Any]) -> str:
+def rate(value: float) -> str:
     """Tokens a second: `1,870`, `4.25`."""
-    value = clocked[f"{kind}_tokens"] / max(clocked[f"{kind}_seconds"], 1e-9)
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

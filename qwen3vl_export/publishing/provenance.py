@@ -1,7 +1,7 @@
-"""Where an artifact comes from: an in-toto statement with SLSA provenance over every published file, and its signature.
+"""Provenance of an artifact: an in-toto statement with SLSA provenance about every published file, and its signature.
 
-The statement is made from the manifest alone and holds no date. Signing is sigstore's, if the user has it
-(`pip install sigstore`); it opens a browser or takes the identity of a CI run, and keys never pass through here.
+The statement is made from the manifest alone and has no date. sigstore signs it, if installed (`pip install sigstore`);
+it opens a browser or uses the identity of a CI run, and this module never handles keys.
 Formats: https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1
 """
 
@@ -27,7 +27,7 @@ def statement(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
     """The statement.
 
     Args:
-        digests: sha256 of every published file but the statement and its signature.
+        digests: sha256 of every published file except the statement and its signature.
     """
     manifest = artifact.manifest
     checkpoint = manifest.checkpoint
@@ -52,7 +52,7 @@ def statement(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
 
 
 def subjects(path: Path) -> dict[str, str]:
-    """The sha256 of every file a statement speaks of, by name.
+    """The sha256 of every file in a statement, by name.
 
     Raises:
         PublishError: it is no such statement.
@@ -67,7 +67,7 @@ def subjects(path: Path) -> dict[str, str]:
 
 
 def sign(directory: Path) -> None:
-    """Sign the statement with sigstore; the bundle lies beside it.
+    """Sign the statement with sigstore; writes the bundle beside it.
 
     Raises:
         PublishError: sigstore is not installed, or did not sign.
@@ -88,7 +88,7 @@ def check_signature(directory: Path, identity: str, issuer: str) -> None:
 def run_sigstore(*arguments: str) -> None:
     if importlib.util.find_spec("sigstore") is None:
         raise PublishError("signatures need sigstore, which is not installed", "Install it: pip install sigstore")
-    ran = subprocess.run([sys.executable, "-m", "sigstore", *arguments], capture_output=True, text=True)
-    if ran.returncode:
-        lines = (ran.stderr or ran.stdout).strip().splitlines() or ["no message"]
+    process = subprocess.run([sys.executable, "-m", "sigstore", *arguments], capture_output=True, text=True)
+    if process.returncode:
+        lines = (process.stderr or process.stdout).strip().splitlines() or ["no message"]
         raise PublishError(f"sigstore {arguments[0]} failed ({lines[-1].strip()})", "See: python -m sigstore --help")

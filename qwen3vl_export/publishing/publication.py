@@ -1,7 +1,7 @@
-"""A publication: a checked artifact, and the card, picture, licence and provenance that are published beside it.
+"""A publication: a checked artifact, and the card, heatmap, licence and provenance that are published with it.
 
-Refuses what has not been proven: parity evidence must pass and name this manifest, and every file must be as the
-manifest says. Writes nothing into the artifact and knows nothing about where the files go.
+Refuses an artifact without proof: parity evidence must pass and name this manifest, and every file must match the
+manifest. Writes nothing into the artifact; knows nothing about where the files go.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from PIL import Image
 
 from ..artifact import MANIFEST, REPORTS, STATEMENT, Artifact, open_artifact
 from ..errors import PublishError
+from ..evidence import Evidence
 from .demo import demo_files
-from .evidence import Evidence, check_tier, passing_evidence
+from .evidence import check_tier, passing_evidence
 from .heatmap import HEATMAP, heatmap
 from .model_card import CARD, model_card
 from .provenance import statement
@@ -32,65 +33,66 @@ STAGES = "stages/"
 
 @dataclass(frozen=True)
 class Publication:
-    """Everything that is published: files of the artifact, by name, and texts made for the occasion.
+    """Everything that is published: files of the artifact and files generated for the publication.
 
     Attributes:
-        files: name -> where it lies.
-        made: name -> bytes.
+        files: name -> path.
+        generated: name -> bytes.
     """
 
     artifact: Artifact
     files: Mapping[str, Path]
-    made: Mapping[str, bytes]
+    generated: Mapping[str, bytes]
 
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of every file, by name."""
-        found = {name: path.stat().st_size for name, path in self.files.items()}
-        return dict(sorted({**found, **{name: len(data) for name, data in self.made.items()}}.items()))
+        sizes = {name: path.stat().st_size for name, path in self.files.items()}
+        sizes |= {name: len(data) for name, data in self.generated.items()}
+        return dict(sorted(sizes.items()))
 
 
 def prepare(root: Path, repository: str | None = None, licence: Path | None = None, demo: bool = False) -> Publication:
-    """Check an artifact and make what is published beside it.
+    """Check an artifact and generate what is published with it.
 
     Args:
-        repository: `org/name` for the card's snippets; a placeholder's unless said.
-        licence: the checkpoint's licence, where the artifact holds none.
-        demo: also the page that asks it in a browser.
+        repository: `org/name` for the card's snippets; defaults to a placeholder.
+        licence: the checkpoint's licence, if the artifact has none.
+        demo: add the page that runs it in a browser.
 
     Raises:
         ArtifactError, ParityError: a file differs from the manifest, or parity is not proven.
         PublishError: no licence, the artifact holds build stages, or a demo page could not run it.
     """
     artifact = open_artifact(root, check=False)
-    proofs = [(one, proof(one)) for one in artifact.every_precision]
+    proofs = [(precision, proof(precision)) for precision in artifact.every_precision]
     digests = check_digests(artifact)
     if any(name.startswith(STAGES) for name in digests):
         raise PublishError(f"{root}: holds every build stage, which nobody runs", f"Rebuild: {artifact.build_command}")
     files = {name: artifact.root / name for name in digests}
-    reports = [one.evidence_path(name) for one in artifact.every_precision for name in REPORTS]
+    reports = [precision.evidence_path(name) for precision in artifact.every_precision for name in REPORTS]
     files |= {path.name: path for path in (artifact.root / MANIFEST, *reports) if path.is_file()}
-    made = demo_files(artifact) if demo else {}
+    generated = demo_files(artifact) if demo else {}
     text = licence_text(artifact, licence)
     if LICENCE not in files:
-        made[LICENCE] = text.encode()
+        generated[LICENCE] = text.encode()
     name = repository or f"OWNER/{artifact.manifest.name}"
-    for one, evidence in proofs:
-        made[one.evidence_path(HEATMAP).name] = as_png(heatmap(evidence))
-    made[CARD] = model_card(proofs, name, licence_id(text)).encode()
-    made[SBOM] = as_json(sbom(artifact, digests))
+    for precision, evidence in proofs:
+        generated[precision.evidence_path(HEATMAP).name] = as_png(heatmap(evidence))
+    generated[CARD] = model_card(proofs, name, licence_id(text)).encode()
+    generated[SBOM] = as_json(sbom(artifact, digests))
     rest = {name: path for name, path in files.items() if name not in digests}
     published = {**digests, **{name: sha256(path.read_bytes()) for name, path in rest.items()}}
-    published |= {name: sha256(data) for name, data in made.items()}
-    made[STATEMENT] = as_json(statement(artifact, published))
-    return Publication(artifact, files, made)
+    published |= {name: sha256(data) for name, data in generated.items()}
+    generated[STATEMENT] = as_json(statement(artifact, published))
+    return Publication(artifact, files, generated)
 
 
 def proof(artifact: Artifact) -> Evidence:
-    """The evidence of one precision, which must pass and be enough.
+    """The evidence of one precision, which must pass on the matrix the recipe names.
 
     Raises:
-        ArtifactError, ParityError: it is not, or a graph's inputs or outputs are not the declared ones.
+        ArtifactError, ParityError: it does not, or a graph's inputs or outputs are not the declared ones.
     """
     evidence = passing_evidence(artifact)
     check_tier(artifact, evidence)
@@ -99,7 +101,7 @@ def proof(artifact: Artifact) -> Evidence:
 
 
 def licence_text(artifact: Artifact, given: Path | None) -> str:
-    """The checkpoint's licence: the one given, else the one in the artifact.
+    """The text of the checkpoint's licence: of the given file, else of the artifact's.
 
     Raises:
         PublishError: there is none.
@@ -118,7 +120,7 @@ def licence_text(artifact: Artifact, given: Path | None) -> str:
 
 
 def licence_id(text: str) -> str:
-    """`apache-2.0`; `other` for a licence this does not know by its first lines."""
+    """`apache-2.0`; `other` for a licence whose first lines are unknown."""
     return next((known for title, known in LICENCES.items() if title in text[:400]), "other")
 
 

@@ -1,4 +1,4 @@
-"""The bill of materials of an artifact, as a CycloneDX 1.6 ML-BOM: what it was made from, with which tools, by digest.
+"""The bill of materials of an artifact, a CycloneDX 1.6 ML-BOM: its sources and tools, by digest.
 
 Made from the manifest alone, so that equal artifacts give equal bytes: no date, no serial number.
 Format: https://cyclonedx.org/docs/1.6/json/
@@ -29,7 +29,9 @@ def sbom(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
         "bom-ref": f"checkpoint:{checkpoint['source']}",
         "name": checkpoint["source"],
         "version": checkpoint["revision"],
-        "components": [file(name, digest, "checkpoint/") for name, digest in sorted(checkpoint["files"].items())],
+        "components": [
+            file_component(name, digest, "checkpoint/") for name, digest in sorted(checkpoint["files"].items())
+        ],
     }
     libraries = [
         {"type": "library", "bom-ref": f"pkg:pypi/{name}@{release}", "name": name, "version": release}
@@ -58,7 +60,7 @@ def sbom(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
                         "outputs": [{"format": "text"}],
                     }
                 },
-                "components": [file(name, digest) for name, digest in sorted(digests.items())],
+                "components": [file_component(name, digest) for name, digest in sorted(digests.items())],
             },
         },
         "components": [source, *libraries],
@@ -68,7 +70,7 @@ def sbom(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def file(name: str, digest: str, prefix: str = "") -> dict[str, Any]:
+def file_component(name: str, digest: str, prefix: str = "") -> dict[str, Any]:
     return {"type": "file", "bom-ref": f"file:{prefix}{name}", "name": name, "hashes": [sha256(digest)]}
 
 

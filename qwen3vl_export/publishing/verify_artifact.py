@@ -1,4 +1,4 @@
-"""`verify-artifact`: everything about an artifact that can be checked without a network, torch or the checkpoint.
+"""`verify-artifact`: every check of an artifact that needs neither a network nor torch nor the checkpoint.
 
 Files against the manifest, the manifest against this version's graph contract, the parity evidence against the
 manifest, and, where the artifact was published, every file against the provenance statement and its signature.
@@ -14,8 +14,9 @@ from .. import contract
 from ..artifact import MANIFEST, SIGNATURE, STATEMENT, Artifact, lies_inside, open_artifact
 from ..contract import Facts, Graph, Tensor
 from ..errors import ArtifactError, PublishError
+from ..evidence import Evidence
 from ..hash_cache import sha256_file
-from .evidence import Evidence, passing_evidence
+from .evidence import passing_evidence
 from .provenance import check_signature, subjects
 
 HEADS = {
@@ -27,29 +28,30 @@ HEADS = {
 
 @dataclass(frozen=True)
 class Signer:
-    """Who must have signed: the identity in the certificate, and who vouches for it."""
+    """The required signer: the identity in the certificate, and its issuer."""
 
     identity: str
     issuer: str
 
 
 def verify_artifact(root: Path, signer: Signer | None = None) -> Iterator[str]:
-    """Check everything; yields one line for each thing that holds.
+    """Check everything; yields a line for each check that passes.
 
     Args:
         signer: also check the signature, offline.
 
     Raises:
-        Qwen3VLExportError: the first thing that does not hold.
+        Qwen3VLExportError: the first check that fails.
     """
     artifact = open_artifact(root, check=False)
     digests = check_digests(artifact)
     yield f"files       {len(artifact.manifest.files)} are as {MANIFEST} says"
-    for one in artifact.every_precision:
-        check_contract(one)
-        of = f" in {one.precision}" if one.precision else ""
-        yield f"contract    {', '.join(one.manifest.graphs)}{of}: inputs and outputs as this version declares them"
-        yield f"parity      {proven(passing_evidence(one))}{of}"
+    for precision in artifact.every_precision:
+        check_contract(precision)
+        suffix = f" in {precision.precision}" if precision.precision else ""
+        graphs = ", ".join(precision.manifest.graphs)
+        yield f"contract    {graphs}{suffix}: inputs and outputs as this version declares them"
+        yield f"parity      {describe_proof(passing_evidence(precision))}{suffix}"
     if not (root / STATEMENT).is_file():
         yield "provenance  none: this artifact was not published"
     else:
@@ -63,51 +65,51 @@ def verify_artifact(root: Path, signer: Signer | None = None) -> Iterator[str]:
         yield "signature   there is one; check it with --identity and --issuer"
 
 
-def proven(evidence: Evidence) -> str:
+def describe_proof(evidence: Evidence) -> str:
     """`460 of 460 checks passed against transformers 5.23.0, matrix standard`."""
-    release = evidence["versions"]["transformers"]
-    return f"{len(evidence['checks'])} checks of the {evidence['matrix']} matrix pass against transformers {release}"
+    release = evidence.versions.get("transformers")
+    return f"{len(evidence.checks)} checks of the {evidence.matrix} matrix pass against transformers {release}"
 
 
 def check_digests(artifact: Artifact) -> dict[str, str]:
-    """Hash every file of the manifest anew: name -> sha256.
+    """Hash every file of the manifest again: name -> sha256.
 
     Raises:
-        ArtifactError: one is missing, altered or lies outside; it is named.
+        ArtifactError: a file is missing, altered or outside the artifact.
     """
-    again = f"Fetch it again, or rebuild: {artifact.build_command}"
+    advice = f"Fetch it again, or rebuild: {artifact.build_command}"
     digests = {}
     for name, record in artifact.manifest.files.items():
         path = artifact.root / name
         if not lies_inside(artifact.root, name, artifact.root):
-            raise ArtifactError(f"{name}: lies outside the artifact directory", again)
+            raise ArtifactError(f"{name}: lies outside the artifact directory", advice)
         if not path.is_file():
-            raise ArtifactError(f"{artifact.root}: {name} is missing", again)
+            raise ArtifactError(f"{artifact.root}: {name} is missing", advice)
         digests[name] = sha256_file(path)
         if digests[name] != record.sha256:
-            raise ArtifactError(f"{name}: was altered, its sha256 differs from {MANIFEST}", again)
+            raise ArtifactError(f"{name}: was altered, its sha256 differs from {MANIFEST}", advice)
     return digests
 
 
-def check_statement(root: Path, known: dict[str, str]) -> int:
+def check_statement(root: Path, digests: dict[str, str]) -> int:
     """Compare every subject of the statement with its file; returns how many there are.
 
     Args:
-        known: digests of files hashed before.
+        digests: of files that are already hashed.
 
     Raises:
         PublishError: a file is missing, altered or outside the directory.
     """
-    found = subjects(root / STATEMENT)
-    for name, digest in found.items():
+    listed = subjects(root / STATEMENT)
+    for name, digest in listed.items():
         path = root / name
         if not lies_inside(root, name, root) or not path.is_file():
             raise PublishError(f"{root}: {name} is missing, {STATEMENT} lists it", "Fetch it again")
-        if (known.get(name) or sha256_file(path)) != digest:
+        if (digests.get(name) or sha256_file(path)) != digest:
             raise PublishError(f"{name}: was altered, its sha256 differs from {STATEMENT}", "Fetch it again")
-    if unnamed := sorted({MANIFEST, *known} - set(found)):
+    if unnamed := sorted({MANIFEST, *digests} - set(listed)):
         raise PublishError(f"{root / STATEMENT}: says nothing about {unnamed[0]}", "Fetch it again")
-    return len(found)
+    return len(listed)
 
 
 def check_contract(artifact: Artifact) -> None:
@@ -120,9 +122,9 @@ def check_contract(artifact: Artifact) -> None:
     for name, entry in artifact.manifest.graphs.items():
         declared = graph_of(name, facts, grids.get(name))
         for kind, tensors in (("inputs", declared.inputs), ("outputs", declared.outputs)):
-            wanted = {tensor.name: list(tensor.shape) for tensor in tensors}
-            found = {tensor: values["shape"] for tensor, values in entry[kind].items()}
-            if found != wanted or not all(fits(tensor, entry[kind][tensor.name]["dtype"]) for tensor in tensors):
+            expected = {tensor.name: list(tensor.shape) for tensor in tensors}
+            shapes = {tensor: values["shape"] for tensor, values in entry[kind].items()}
+            if shapes != expected or not all(fits(tensor, entry[kind][tensor.name]["dtype"]) for tensor in tensors):
                 raise ArtifactError(
                     f"{artifact.root}: {kind} of {name} are not those this version declares",
                     f"Use the version it was built with, {artifact.manifest.tools['qwen3vl-export']}, or rebuild",
@@ -130,7 +132,7 @@ def check_contract(artifact: Artifact) -> None:
 
 
 def graph_of(name: str, facts: Facts, grid: tuple[int, int] | None) -> Graph:
-    """The declaration of a graph by name; any name but the heads' is a vision encoder's."""
+    """The declaration of a graph by name; every other name is a vision encoder's."""
     return HEADS[name](facts) if name in HEADS else contract.vision_encoder(facts, name, grid)
 
 

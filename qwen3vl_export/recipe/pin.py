@@ -5,14 +5,13 @@ Knows nothing about downloading: it only asks the Hub for the commit.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from uuid import uuid4
 
 import yaml
 
 from ..errors import RecipeError
 from ..hub import COMMIT, resolve_commit
+from ..output import whole_file
 from . import find_recipe, load_recipe
 
 
@@ -33,14 +32,10 @@ def pin(path_or_name: str | Path) -> tuple[Path, str, bool]:
     if COMMIT.fullmatch(checkpoint.revision):
         return file, checkpoint.revision, False
     commit = resolve_commit(checkpoint.source, checkpoint.revision)
-    draft = file.with_name(f"{file.stem}.pinned-{uuid4().hex[:12]}{file.suffix}")
-    try:
+    with whole_file(file, hidden=False) as draft:  # a recipe's name may be that of its file, and has no leading dot
         draft.write_text(with_revision(file.read_text("utf-8"), commit), "utf-8")
         if load_recipe(draft).checkpoint.revision != commit:
             raise RecipeError(f"{file}: cannot be edited safely", f"Write checkpoint.revision: {commit} yourself")
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
     return file, commit, True
 
 

@@ -20,7 +20,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from ..errors import InputError
-from ..whole_file import whole_file
+from ..output import whole_file
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 SCALE = 1000  # coordinate of the right and bottom edge

@@ -21,7 +21,7 @@ from torch import nn
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
-from qwen3vl_export.promise import OWN_STAGES, OWN_WEIGHTS
+from qwen3vl_export.promise import DEQUANTIZED, DEQUANTIZED_STAGES
 
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
@@ -33,15 +33,15 @@ from .stages import STAGES
 from .weights import dequantized_weights, modules_of, place_of
 
 
-def prefixed_stages(stages: tuple[str, ...] = OWN_STAGES) -> list[str]:
-    return [f"{OWN_WEIGHTS}{stage}" for stage in stages]
+def prefixed_stages(stages: tuple[str, ...] = DEQUANTIZED_STAGES) -> list[str]:
+    return [f"{DEQUANTIZED}{stage}" for stage in stages]
 
 
 def add_dequantized_rules(profile: Profile, dtype: str) -> Profile:
     """The profile with rules for the stages `dequantized_*`: those of the compute dtype, because both sides compute
     with the quantized weights."""
     exact = load_compute_profile(dtype)
-    rules = {f"{OWN_WEIGHTS}{stage}": exact.rules[stage] for stage in OWN_STAGES}
+    rules = {f"{DEQUANTIZED}{stage}": exact.rules[stage] for stage in DEQUANTIZED_STAGES}
     return replace(profile, rules={**profile.rules, **rules})
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from qwen3vl_export.promise import OWN_WEIGHTS
+from qwen3vl_export.promise import DEQUANTIZED
 from qwen3vl_export.runtime.arrays import Floats
 
 from ..cases.matrix import Case
@@ -27,9 +27,9 @@ DIAGNOSED = 4  # failures of one stage that are diagnosed: each costs a run of P
 
 def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
     """The outcome with the suspect that explains it best, else with the first layer that differs, if there is one."""
-    if outcome.stage.startswith(OWN_WEIGHTS):
+    if outcome.stage.startswith(DEQUANTIZED):
         bench = dequantized_bench(bench)
-    stage = outcome.stage.removeprefix(OWN_WEIGHTS)
+    stage = outcome.stage.removeprefix(DEQUANTIZED)
     if case is None or stage not in ("vision", "decoder"):
         return outcome
     bench.diagnoses[outcome.stage] += 1

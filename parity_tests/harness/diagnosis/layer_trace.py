@@ -30,6 +30,7 @@ from qwen3vl_export.contract import (
     past_name,
 )
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.evidence import GraphTrail, Point
 
 from ..cases.matrix import Case
 from ..judging.measures import max_abs, nmse, token_cosines
@@ -48,20 +49,6 @@ TOWERS = {VISION_ENCODER: ("vision encoder", "vision block"), DECODER: ("decoder
 
 
 @dataclass(frozen=True)
-class Point:
-    """One value of a graph compared with PyTorch's: the input or output of a layer, or the output of the graph."""
-
-    stage: str
-    module: str
-    side: str
-    op: str
-    nmse: float | None
-    worst_token_cosine: float | None
-    max_abs: float | None
-    diverged: bool
-
-
-@dataclass(frozen=True)
 class Trail:
     """The points of one graph on one case, stage by stage in the order of the build.
 
@@ -74,6 +61,13 @@ class Trail:
     points: Sequence[Point]
     unmatched: Sequence[str]
     stages: Sequence[str]
+
+    @property
+    def record(self) -> GraphTrail:
+        """What `parity.json` holds of it."""
+        return GraphTrail(
+            self.graph, self.case, tuple(self.points), tuple(self.unmatched), tuple(self.stages), self.message
+        )
 
     @property
     def first(self) -> Point | None:

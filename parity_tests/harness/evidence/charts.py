@@ -1,4 +1,4 @@
-"""The geometry of the report's charts: numbers to coordinates, nothing drawn here.
+"""The geometry of the report's charts: from numbers to coordinates.
 
 Everything is in the units of an SVG view box; colours are steps of a scale that the style sheet fills in for light and
 dark. Knows numbers; nothing about parity.

@@ -1,35 +1,47 @@
 """The evidence of one verification: `parity.json`, a JUnit file, and the summary on the terminal.
 
-Knows outcomes and how to show them; compares nothing. Files are written beside their final name and moved there, so
-that an artifact never holds half a report. A stage that was not measured is null in the JSON and says so on the
-terminal.
+Knows outcomes and how to show them; compares nothing. Files appear whole or not at all. A stage that was not measured
+is null in the JSON and "not measured" on the terminal.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qwen3vl_export.evidence import (
+    FORMAT,
+    SIGNS,
+    CheckpointSource,
+    Difference,
+    Evidence,
+    ExamScore,
+    Hardware,
+    NearTie,
+    PrecisionCost,
+    Rule,
+    Speed,
+    StageSummary,
+)
+from qwen3vl_export.evidence.json_form import to_json
+from qwen3vl_export.output import whole_file
+
 from ..diagnosis.layer_trace import Trail
-from ..judging.measures import Difference, pool_means
-from ..judging.outcome import Outcome, json_ready
-from ..judging.verdicts import SIGNS, Profile, Rule
+from ..judging.measures import pool_means
+from ..judging.outcome import Outcome
+from ..judging.verdicts import Profile
 from ..plan import EXAM_STAGES, ORDER
 
-FORMAT = 1
 PACKAGES = ("qwen3vl-export", "torch", "transformers", "onnxruntime", "numpy", "pillow", "tokenizers")
-EXAM_MEASURES = ("questions", "accuracy", "reference_accuracy")
 PRECISION_STAGES = ("prefill", "decode")  # the whole artifact over the prompt, and every token after it
 SHOWN_FAILURES = 12
 SHOWN_REPLAYS = 3
@@ -38,11 +50,11 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Report:
-    """All outcomes of one run and what they rest on."""
+    """All outcomes of a run and what they are based on."""
 
     artifact: str
     manifest_sha256: str
-    checkpoint: dict[str, Any]
+    checkpoint: CheckpointSource
     matrix: str
     seed: int
     profile: Profile
@@ -50,10 +62,10 @@ class Report:
     planned: int
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    reference_results: dict[str, int] | None = None  # how many PyTorch computed, how many were kept from earlier runs
-    speed: dict[str, Any] | None = None  # what the runtime's own generation was clocked at
+    reference_results: dict[str, int] | None = None  # how many PyTorch computed, how many came from earlier runs
+    speed: Speed | None = None
     trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
-    hardware: dict[str, Any] | None = None  # None is this machine's
+    hardware: Hardware | None = None  # None is this machine's
 
     @property
     def failures(self) -> list[Outcome]:
@@ -63,10 +75,6 @@ class Report:
     def passed(self) -> bool:
         """Whether everything planned was carried out and passed; a run that compared nothing did not."""
         return bool(self.outcomes) and len(self.outcomes) == self.planned and not self.failures
-
-    @property
-    def near_ties(self) -> list[tuple[str, Difference]]:
-        return [(outcome.id, tie) for outcome in self.outcomes for tie in outcome.near_ties]
 
     def worst(self, stage: str, rule: Rule) -> float | None:
         """The value of a rule's measure that comes closest to breaking it, NaN first; None if never measured."""
@@ -80,72 +88,71 @@ class Report:
             return max(numbers, key=lambda number: abs(number - rule.limit))
         return min(numbers) if rule.kind == "min" else max(numbers)
 
-    def summary(self) -> dict[str, Any]:
-        """Per stage the profile judges: how many checks, how many failed, worst of each measure; null if not run."""
-        found: dict[str, Any] = {}
-        for stage in (stage for stage in ORDER if stage in self.profile.rules):
-            own = [outcome for outcome in self.outcomes if outcome.stage == stage]
-            worst = {rule.measure: self.worst(stage, rule) for rule in self.profile.rules.get(stage, ())}
-            failed = sum(not outcome.passed for outcome in own)
-            found[stage] = {"checks": len(own), "failed": failed, "worst": worst} if own else None
-        return found
+    def summary(self) -> dict[str, StageSummary | None]:
+        """By stage the profile judges; None for a stage that was not run."""
+        return {stage: self.summary_of(stage) for stage in ORDER if stage in self.profile.rules}
 
-    def precision(self) -> dict[str, Any] | None:
+    def summary_of(self, stage: str) -> StageSummary | None:
+        outcomes = [outcome for outcome in self.outcomes if outcome.stage == stage]
+        worst = {rule.measure: self.worst(stage, rule) for rule in self.profile.rules[stage]}
+        failed = sum(not outcome.passed for outcome in outcomes)
+        return StageSummary(len(outcomes), failed, worst) if outcomes else None
+
+    def precision(self) -> PrecisionCost | None:
         """What this precision costs against PyTorch in float32: logits pooled over every position of the stages
         `PRECISION_STAGES`, and answers right; None where no logits were compared."""
         parts = [o.measures for o in self.outcomes if o.stage in PRECISION_STAGES and o.measures.get("positions")]
         worst = [float(value) for part in parts if (value := part.get("worst_kl")) is not None]
         if not parts:
             return None
-        exams = [o.measures for o in self.outcomes if o.stage == "accuracy"]
-        return {
-            "positions": sum(int(part["positions"] or 0) for part in parts),
-            "mean_kl": pool_means(parts, "mean_kl"),
-            "worst_kl": max(worst, key=lambda value: (value != value, value)) if worst else None,
-            "top1_agreement": pool_means(parts, "top1_agreement"),
-            **{measure: exams[0].get(measure) if exams else None for measure in EXAM_MEASURES},
-        }
+        exams = [exam_score(outcome) for outcome in self.outcomes if outcome.stage == "accuracy"]
+        score = exams[0] if exams else ExamScore(None, None, None)
+        return PrecisionCost(
+            positions=sum(int(part["positions"] or 0) for part in parts),
+            mean_kl=pool_means(parts, "mean_kl"),
+            worst_kl=max(worst, key=lambda value: (value != value, value)) if worst else None,
+            top1_agreement=pool_means(parts, "top1_agreement"),
+            questions=score.questions,
+            accuracy=score.accuracy,
+            reference_accuracy=score.reference_accuracy,
+        )
+
+    def evidence(self) -> Evidence:
+        """What `parity.json` holds."""
+        exam = {outcome.case: exam_score(outcome) for outcome in self.outcomes if outcome.stage in EXAM_STAGES}
+        near_ties = (
+            NearTie(check=outcome.id, **{field.name: getattr(tie, field.name) for field in fields(Difference)})
+            for outcome in self.outcomes
+            for tie in outcome.near_ties
+        )
+        return Evidence(
+            format=FORMAT,
+            passed=self.passed,
+            artifact=self.artifact,
+            manifest_sha256=self.manifest_sha256,
+            checkpoint=self.checkpoint,
+            matrix=self.matrix,
+            seed=self.seed,
+            planned=self.planned,
+            carried_out=len(self.outcomes),
+            summary=self.summary(),
+            precision=self.precision(),
+            exam=exam or None,
+            near_ties=tuple(near_ties),
+            left_out=self.left_out,
+            seconds={name: round(value, 2) for name, value in self.seconds.items()},
+            speed=self.speed,
+            reference_results=self.reference_results,
+            versions=versions(),
+            hardware=self.hardware or hardware(),
+            profile=self.profile,
+            checks=tuple(outcome.result for outcome in self.outcomes),
+            bisect=tuple(trail.record for trail in self.trails) or None,
+        )
 
     def to_json(self) -> str:
-        return json.dumps(self.to_json_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def to_json_dict(self) -> dict[str, Any]:
-        """What `parity.json` holds; its schema is docs/parity.schema.json."""
-        exam = {
-            outcome.case: {key: outcome.measures.get(key) for key in EXAM_MEASURES}
-            for outcome in self.outcomes
-            if outcome.stage in EXAM_STAGES
-        }
-        values = {
-            "format": FORMAT,
-            "passed": self.passed,
-            "artifact": self.artifact,
-            "manifest_sha256": self.manifest_sha256,
-            "checkpoint": self.checkpoint,
-            "matrix": self.matrix,
-            "seed": self.seed,
-            "planned": self.planned,
-            "carried_out": len(self.outcomes),
-            "summary": self.summary(),
-            "precision": self.precision(),
-            "exam": exam or None,
-            "near_ties": [{"check": name, **asdict(tie)} for name, tie in self.near_ties],
-            "left_out": self.left_out,
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-            "speed": self.speed,
-            "reference_results": self.reference_results,
-            "versions": versions(),
-            "hardware": self.hardware or hardware(),
-            "profile": {
-                "name": self.profile.name,
-                "settings": dict(self.profile.settings),
-                "rules": {stage: [asdict(rule) for rule in rules] for stage, rules in self.profile.rules.items()},
-            },
-            "checks": [outcome.to_json() for outcome in self.outcomes],
-            "bisect": [{**asdict(trail), "message": trail.message} for trail in self.trails] or None,
-        }
-        found: dict[str, Any] = json_ready(values)
-        return found
+        """The text of `parity.json`."""
+        return to_json(self.evidence(), indent=1) + "\n"
 
     def to_junit(self) -> str:
         """One test case per check."""
@@ -166,44 +173,45 @@ class Report:
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
+def exam_score(outcome: Outcome) -> ExamScore:
+    """The score of a check of the exam."""
+    return ExamScore(*(outcome.measures.get(field.name) for field in fields(ExamScore)))
+
+
 def write(path: Path, text: str) -> None:
     """The whole file or none of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str | None]:
     """Installed versions, null for a package that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    releases: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            releases[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            releases[package] = None
+    return releases
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, cores and operating system; null where the system does not say."""
+def hardware() -> Hardware:
+    """Processor, cores and operating system."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or None,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    return Hardware(
+        processor=names[0] if names else platform.processor() or None,
+        cores=os.cpu_count(),
+        system=f"{platform.system()} {platform.machine()}",
+    )
 
 
 def show(report: Report, console: Console, command: str = "") -> None:
     """A line per measure, then near-ties, failures and what was left out; the verdict last, where a terminal stops.
 
     Args:
-        command: what would verify this artifact again; printed with the case and the seed of what failed.
+        command: verifies this artifact again; printed with the case and the seed of each failure.
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("stage", "passed", "measure", "worst", "limit", ""):
@@ -213,13 +221,13 @@ def show(report: Report, console: Console, command: str = "") -> None:
         if entry is None:
             table.add_row(stage, NOTHING, "[dim]not measured[/]")
             continue
-        count = f"{entry['checks'] - entry['failed']} of {entry['checks']}"
+        count = f"{entry.checks - entry.failed} of {entry.checks}"
         for index, rule in enumerate(rules):
-            value = entry["worst"][rule.measure]
+            value = entry.worst[rule.measure]
             good = value is not None and value == value and rule.holds(value)
             table.add_row(
                 stage if index == 0 else "",
-                ("" if index else f"[bold red]{count}[/]" if entry["failed"] else count),
+                ("" if index else f"[bold red]{count}[/]" if entry.failed else count),
                 rule.measure,
                 NOTHING if value is None else f"{value:.7g}" if rule.kind == "min" else f"{value:.3g}",
                 f"{SIGNS[rule.kind]} {rule.limit:.6g}",
@@ -228,7 +236,7 @@ def show(report: Report, console: Console, command: str = "") -> None:
     console.print(table)
     if (cost := report.precision()) is not None:
         console.print(f"{escape(report.profile.name)} against PyTorch in float32: {cost_of(cost)}")
-    for name, tie in report.near_ties:
+    for name, tie in ((outcome.id, tie) for outcome in report.outcomes for tie in outcome.near_ties):
         console.print(
             f"[yellow]near-tie[/] {escape(name)}: token {tie.step} of row {tie.row} is {tie.candidate_token}, PyTorch "
             f"chose {tie.reference_token}; logits differ by {tie.candidate_gap:.1e} and {tie.reference_gap:.1e}"
@@ -257,24 +265,22 @@ def show(report: Report, console: Console, command: str = "") -> None:
     )
 
 
-def cost_of(cost: dict[str, Any]) -> str:
-    """`KL 0.012 in the mean and 0.84 at worst, the same best token at 97.1 % of 1,234 positions; …`."""
-    kl, worst, top1 = (cost[key] for key in ("mean_kl", "worst_kl", "top1_agreement"))
-    numbers = "not measured" if kl is None or worst is None else f"{kl:.2g} in the mean and {worst:.2g} at worst"
+def cost_of(cost: PrecisionCost) -> str:
+    """`KL 0.012 on average and 0.84 at worst, the same best token at 97.1 % of 1,234 positions; …`."""
+    mean, worst, top1 = cost.mean_kl, cost.worst_kl, cost.top1_agreement
+    numbers = "not measured" if mean is None or worst is None else f"{mean:.2g} on average and {worst:.2g} at worst"
     same = "not measured" if top1 is None else f"{top1:.2%}"
-    text = f"KL {numbers}, the same best token at {same} of {cost['positions']:,} positions"
-    if cost["accuracy"] is not None:
-        text += (
-            f"; {cost['accuracy']:.1%} of {cost['questions']} questions right ({cost['reference_accuracy']:.1%} there)"
-        )
+    text = f"KL {numbers}, the same best token at {same} of {cost.positions:,} positions"
+    if cost.accuracy is not None:
+        text += f"; {cost.accuracy:.1%} of {cost.questions} questions right ({cost.reference_accuracy:.1%} there)"
     return text
 
 
 def time_spent(report: Report) -> str:
-    """`9 s: onnxruntime 2.1 s (23 %), PyTorch 5.4 s for 33 of 210 results, the others kept from earlier runs`."""
+    """`9 s: onnxruntime 2.1 s (23 %), PyTorch 5.4 s for 33 of 210 results, the others from earlier runs`."""
     total, torch, ours = (report.seconds.get(key, 0.0) for key in ("total", "pytorch", "artifact"))
     text = f"{total:.0f} s: onnxruntime {ours:.1f} s ({ours / max(total, 1e-9):.0%}), PyTorch {torch:.1f} s"
     counts = report.reference_results or {"from_disk": 0}
     if counts["from_disk"]:
-        text += f" for {counts['computed']} of {sum(counts.values())} results, the others kept from earlier runs"
+        text += f" for {counts['computed']} of {sum(counts.values())} results, the others from earlier runs"
     return text

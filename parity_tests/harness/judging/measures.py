@@ -9,10 +9,11 @@ Everything is computed in float64, whatever the dtype of the arrays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qwen3vl_export.evidence import Difference
 
 Array = NDArray[np.floating] | NDArray[np.integer]
 Measures = Mapping[str, float | int | bool | None]
@@ -154,19 +155,6 @@ def common_prefix(candidate: Sequence[int], reference: Sequence[int]) -> int:
         if a != b:
             return index
     return min(len(candidate), len(reference))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One step at which the two sides chose different tokens; the gaps are each side's logit distance of the two."""
-
-    row: int
-    step: int
-    candidate_token: int
-    reference_token: int
-    candidate_gap: float
-    reference_gap: float
-    near_tie: bool
 
 
 def explain_difference(

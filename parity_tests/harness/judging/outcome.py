@@ -6,13 +6,15 @@ number that JSON cannot hold is the word NaN or Infinity.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .measures import Difference, Measures
-from .verdicts import Profile, Verdict
+from qwen3vl_export.evidence import CheckResult, Difference, Verdict
+from qwen3vl_export.evidence.json_form import from_values, to_values
+
+from .measures import Measures
+from .verdicts import Profile
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,40 @@ class Outcome:
         parts = [f"{self.id}: {reason}", self.where, f"Looks like: {self.diagnosis}" if self.diagnosis else ""]
         return ". ".join(part for part in parts if part)
 
+    @property
+    def result(self) -> CheckResult:
+        """What `parity.json` holds of it."""
+        return CheckResult(
+            stage=self.stage,
+            case=self.case,
+            seconds=round(self.seconds, 3),
+            measures=self.measures,
+            verdicts=tuple(self.verdicts),
+            where=self.where,
+            differences=tuple(self.differences),
+            error=self.error,
+            diagnosis=self.diagnosis,
+            id=self.id,
+            passed=self.passed,
+        )
+
+    @classmethod
+    def of_result(cls, result: CheckResult) -> Outcome:
+        """The inverse of `result`."""
+        return cls(**{field.name: getattr(result, field.name) for field in fields(cls)})
+
     def to_json(self) -> dict[str, Any]:
-        values = {**asdict(self), "id": self.id, "passed": self.passed, "seconds": round(self.seconds, 3)}
-        result: dict[str, Any] = json_ready(values)
-        return result
+        values: dict[str, Any] = to_values(self.result)
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Outcome:
-        """The inverse of `to_json`."""
-        known = {key: value for key, value in numbers_back(values).items() if key not in ("id", "passed")}
-        known["verdicts"] = tuple(Verdict(**verdict) for verdict in known["verdicts"])
-        known["differences"] = tuple(Difference(**difference) for difference in known["differences"])
-        return cls(**known)
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: they are no outcome.
+        """
+        return cls.of_result(from_values(CheckResult, values))
 
 
 def judge(stage: str, case: str, finding: Finding, profile: Profile, seconds: float) -> Outcome:
@@ -83,25 +107,3 @@ def judge(stage: str, case: str, finding: Finding, profile: Profile, seconds: fl
     verdicts = profile.judge(stage, finding.measures, finding.compared)
     measures = {"compared": finding.compared, **finding.measures}
     return Outcome(stage, case, seconds, measures, tuple(verdicts), finding.where, tuple(finding.differences))
-
-
-WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def json_ready(value: Any) -> Any:
-    """Non-finite floats as words; everything else as it is."""
-    if isinstance(value, dict):
-        return {key: json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def numbers_back(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: numbers_back(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [numbers_back(item) for item in value]
-    return WORDS.get(value, value) if isinstance(value, str) else value

@@ -11,57 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from qwen3vl_export import evidence
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.evidence import SIGNS, Kind, Rule, Verdict
 
 from .measures import Measures
 
 TOLERANCES = Path(__file__).with_name("tolerances.yaml")
-Kind = Literal["max", "min", "equals"]
-SIGNS: dict[Kind, str] = {"max": "≤", "min": "≥", "equals": "="}
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One limit on one measure, with its reason and source."""
-
-    measure: str
-    kind: Kind
-    limit: float
-    reason: str
-    source: str
-
-    def holds(self, value: float | int | bool) -> bool:
-        if self.kind == "equals":
-            return value == self.limit
-        return value <= self.limit if self.kind == "max" else value >= self.limit
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One rule applied to one value; `value` is None where nothing was measured."""
-
-    measure: str
-    kind: Kind
-    limit: float
-    value: float | None
-    passed: bool
-
-    def __str__(self) -> str:
-        value = "not measured" if self.value is None else f"{self.value:.3g}"
-        return f"{self.measure} {value} ({SIGNS[self.kind]} {self.limit:.6g})"
-
-
-@dataclass(frozen=True)
-class Profile:
+class Profile(evidence.Profile):
     """All rules of one precision: stage -> rules, plus the settings measures need."""
-
-    name: str
-    rules: Mapping[str, tuple[Rule, ...]]
-    settings: Mapping[str, float]
 
     def judge(self, stage: str, measures: Measures, compared: int) -> list[Verdict]:
         """Apply every rule of `stage`.
@@ -82,7 +47,7 @@ class Profile:
 
 
 def parse_rule(where: str, measure: str, entry: Mapping[str, Any]) -> Rule:
-    kinds = [kind for kind in SIGNS if kind in entry]
+    kinds: list[Kind] = [kind for kind in SIGNS if kind in entry]
     unknown = set(entry) - {*SIGNS, "reason", "source"}
     if len(kinds) != 1 or unknown or not entry.get("reason") or not entry.get("source"):
         raise ParityError(
@@ -103,7 +68,7 @@ def load_profiles(path: Path = TOLERANCES) -> dict[str, Profile]:
             stage: tuple(parse_rule(f"{path.name}: {name}.{stage}", measure, rule) for measure, rule in entries.items())
             for stage, entries in stages.items()
         }
-        profiles[name] = Profile(name, rules, settings)
+        profiles[name] = Profile(name, settings, rules)
     return profiles
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from qwen3vl_export.evidence import Speed
 
 
 @dataclass
@@ -27,12 +28,12 @@ class Clock:
         """What has been added after `earlier`, a copy of this clock."""
         return Clock(**{name: value - getattr(earlier, name) for name, value in asdict(self).items()})
 
-    def to_json(self, threads: int | None) -> dict[str, Any] | None:
+    def speed(self, threads: int | None) -> Speed | None:
         """For the evidence; None if nothing was generated."""
         if not self.answers:
             return None
         seconds = {name: round(getattr(self, name), 3) for name in ("prompt_seconds", "new_seconds")}
-        return {"threads": threads, **asdict(self), **seconds}
+        return Speed(threads, **{**asdict(self), **seconds})
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qwen3vl_export.hash_cache import cache_directory
+from qwen3vl_export.output import whole_file
 
 # Bytes; the least recently used results are deleted first. Logits of a published vocabulary take 0.6 MB a token.
 BUDGET = 8 * 1024**3
@@ -94,16 +95,12 @@ class Store:
         """Store a result. If the disk refuses it, it is computed again when it is needed."""
         path = self.path(key)
         arrays = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {"value": value}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with whole_file(path) as partial:
                 with partial.open("wb") as file:
                     np.savez(file, **arrays)
                 size = partial.stat().st_size
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
             self._make_room(size)
 
     def _make_room(self, added: int) -> None:

@@ -8,15 +8,36 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export import output
+from qwen3vl_export import output, replaceable
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.output import resumable_directory, whole_directory
+from qwen3vl_export.exporter.unfinished import resumable_directory
+from qwen3vl_export.output import whole_file
+from qwen3vl_export.replaceable import whole_directory
 
 from .test_replaceable import files_below, make_artifact
 
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["a.png"] and path.read_text() == "old"
+    with whole_file(path) as partial, whole_file(path) as second:
+        assert partial != second and partial.suffix == ".png" and partial.name.startswith(".")
+        partial.write_text("new")
+        second.write_text("newer")
+        assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.png"] and path.read_text() == "new"  # the outer one is the last to be renamed
+    with whole_file(tmp_path / "b.yaml", hidden=False) as partial:
+        partial.touch()
+        assert not partial.name.startswith(".")
+    assert names(tmp_path) == ["a.png", "b.yaml"]
 
 
 def test_success_renames_into_place(tmp_path: Path) -> None:
@@ -150,7 +171,7 @@ def test_what_cannot_be_deleted_is_named(
 def test_what_has_a_temporary_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = tmp_path / ".out.building"
     (taken / "deep").mkdir(parents=True)
-    monkeypatch.setattr(output, "_sibling", lambda path, what: taken)
+    monkeypatch.setattr(replaceable, "sibling", lambda path, purpose: taken)
     with pytest.raises(FileExistsError), whole_directory(tmp_path / "out"):
         raise AssertionError("must not get here")
     assert (taken / "deep").is_dir()

@@ -10,9 +10,8 @@ import pytest
 
 from qwen3vl_export.artifact import MANIFEST, STATEMENT, FileRecord
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.output import whole_directory
 from qwen3vl_export.recipe import load_recipe
-from qwen3vl_export.replaceable import check_output
+from qwen3vl_export.replaceable import check_output, whole_directory
 
 from ...fixtures.commands import assert_one_line, invoke
 from ...fixtures.paths import ROOT, TINY

@@ -20,10 +20,10 @@ from qwen3vl_export.exporter import weights
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.progress import SECONDS, ProgressLines
+from qwen3vl_export.exporter.unfinished import BUILDING, JOURNAL, resumable_directory, unfinished
 from qwen3vl_export.exporter.weights import journal as journals
 from qwen3vl_export.exporter.weights.journal import Journal
 from qwen3vl_export.exporter.weights.stream import ErrorSums
-from qwen3vl_export.output import BUILDING, JOURNAL, resumable_directory, unfinished
 from qwen3vl_export.recipe import load_recipe
 
 KILLED = """

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from jsonschema import Draft202012Validator
 
-from parity_tests.fixtures.paths import DOCS
+from parity_tests.fixtures.paths import DOCS, FIXTURES
 from parity_tests.harness.cases.matrix import load_matrix
-from parity_tests.harness.diagnosis.layer_trace import Point, Trail
+from parity_tests.harness.diagnosis.layer_trace import Trail
 from parity_tests.harness.evidence import history
 from parity_tests.harness.evidence.charts import STEPS, heatmap, line, log_axis, step_of
-from parity_tests.harness.evidence.page import render, short
+from parity_tests.harness.evidence.history import PastRun
+from parity_tests.harness.evidence.page import render
 from parity_tests.harness.evidence.report import Report, cost_of
-from parity_tests.harness.evidence.schema import Evidence, schema_text
+from parity_tests.harness.evidence.schema import schema_text
+from parity_tests.harness.evidence.sections import short
 from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
+from qwen3vl_export.evidence import CheckpointSource, Evidence, Point, Summary, summarize
+from qwen3vl_export.evidence.json_form import from_json, from_values, to_json, to_values
 
 SCHEMA = DOCS / "parity.schema.json"
+VALIDATOR = Draft202012Validator(json.loads(schema_text()))
+FROZEN = FIXTURES / "evidence"  # files that earlier versions wrote
 PROFILE = load_profile("float32")
 POINT = Point("written", "layers.1.mlp.up_proj", "output", "MatMul", 1e-3, 0.61, 2.0, True)
 TRAIL = Trail(
@@ -41,9 +48,9 @@ def vision(case: str, max_abs: float | None) -> Outcome:
 
 
 def report(*outcomes: Outcome, trails: tuple[Trail, ...] = ()) -> Report:
-    checkpoint = {"source": "x", "revision": "local"}
-    result = Report("tiny", "0" * 64, checkpoint, "quick", load_matrix().seed, PROFILE, outcomes, len(outcomes))
-    return replace(result, trails=trails, seconds={"total": 1.0}, reference_results={"computed": 1, "from_disk": 0})
+    checkpoint = CheckpointSource("x", "local")
+    found = Report("tiny", "0" * 64, checkpoint, "quick", load_matrix().seed, PROFILE, outcomes, len(outcomes))
+    return replace(found, trails=trails, seconds={"total": 1.0}, reference_results={"computed": 1, "from_disk": 0})
 
 
 GOOD = report(vision("minimum-64x64", 1e-5), vision("wide-512x128", 3e-5))
@@ -57,23 +64,70 @@ BAD = report(
 )
 
 
+CHECK = to_values(GOOD.evidence())["checks"][0]
+VERDICT = CHECK["verdicts"][0]
+
+
 def test_the_published_schema_is_the_code_s() -> None:
     assert SCHEMA.read_text("utf-8") == schema_text(), (
         "python -m parity_tests.harness.evidence.schema > docs/parity.schema.json"
     )
 
 
-@pytest.mark.parametrize("verification", [GOOD, BAD], ids=["good", "bad"])
-def test_what_is_written_follows_the_schema(verification: Report) -> None:
-    Evidence.model_validate_json(verification.to_json())
+@pytest.mark.parametrize("written", [GOOD, BAD], ids=["good", "bad"])
+def test_what_is_written_follows_the_schema_and_is_read_again(written: Report) -> None:
+    VALIDATOR.validate(json.loads(written.to_json()))
+    assert to_json(from_json(Evidence, written.to_json()), indent=1) + "\n" == written.to_json()
 
 
 @pytest.mark.parametrize(
-    "change", [{"passed": None}, {"novelty": 1}, {"manifest_sha256": "abc"}, {"summary": {"vision": {}}}]
-)
-def test_the_schema_refuses_what_is_no_evidence(change: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        Evidence.model_validate({**GOOD.to_json_dict(), **change})
+    ("change", "reason"),
+    [
+        ({"passed": None}, "passed is not true or false"),
+        ({"novelty": 1}, "novelty is an unknown key"),
+        ({"manifest_sha256": "abc"}, "manifest_sha256 does not match"),
+        ({"summary": {"vision": {}}}, "summary.vision.checks is missing"),
+        ({"format": 2}, "format is not one of 1"),
+        ({"matrix": "huge"}, "matrix is not one of quick, standard, full"),
+        ({"planned": -1}, "planned is less than 0"),
+        ({"planned": True}, "planned is not an integer"),
+        ({"planned": 1.5}, "planned is not an integer"),
+        ({"seconds": {"total": "NaN"}}, "seconds.total is not a number"),
+        ({"checks": {}}, "checks is not a list"),
+        ({"checks": [{**CHECK, "where": None}]}, r"checks\[0\].where is not text"),
+        ({"checks": [{**CHECK, "seconds": -1}]}, r"checks\[0\].seconds is less than 0"),
+        ({"checks": [{**CHECK, "measures": {"max_abs": "much"}}]}, r"checks\[0\].measures.max_abs is not"),
+        ({"checks": [{**CHECK, "verdicts": [VERDICT | {"kind": "about"}]}]}, r"verdicts\[0\].kind is not one of 'max'"),
+        ({"profile": {"name": "x", "settings": [], "rules": {}}}, "profile.settings is not an object"),
+    ],
+)  # fmt: skip
+def test_neither_reader_nor_schema_takes_what_is_no_evidence(change: dict[str, Any], reason: str) -> None:
+    values = {**to_values(GOOD.evidence()), **change}
+    with pytest.raises(ValueError, match=reason):
+        from_values(Evidence, values)
+    assert not VALIDATOR.is_valid(values)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, b"\xff", '{"format": NaN}'])
+def test_what_is_not_even_an_object_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        from_json(Evidence, text)
+
+
+def test_files_of_the_version_before_are_read_and_written_as_they_were() -> None:
+    text = (FROZEN / "parity.json").read_text("utf-8")
+    VALIDATOR.validate(json.loads(text))
+    evidence = from_json(Evidence, text)
+    assert to_json(evidence, indent=1) + "\n" == text
+    assert [check.id for check in evidence.failures] == ["vision[photograph-451x300]", "decode[text-only]"]
+    assert math.isnan(evidence.failures[0].measures["max_abs"] or 0)
+    assert Page(render(evidence, load_matrix())).open == []
+    summary = (FROZEN / "summary.json").read_text("utf-8")
+    assert to_json(from_json(Summary, summary)) == summary
+    assert summarize(evidence) == from_json(Summary, summary)
+    lines = (FROZEN / "parity-history.jsonl").read_text("utf-8").splitlines()
+    assert [to_json(from_json(PastRun, line)) for line in lines] == lines
+    assert [run.profile for run in history.of_artifact(FROZEN / "parity-history.jsonl", "tiny-int4")] == ["int4"]
 
 
 def logits(stage: str, case: str, positions: int, kl: float, worst: float, top1: float) -> Outcome:
@@ -98,14 +152,14 @@ COSTLY = report(
 def test_what_a_precision_costs_is_pooled_over_positions() -> None:
     cost = COSTLY.precision()
     assert cost is not None
-    assert cost["mean_kl"] == pytest.approx(0.2) and cost["worst_kl"] == 2.0
-    assert cost["top1_agreement"] == pytest.approx(0.925) and cost["positions"] == 40
+    assert cost.mean_kl == pytest.approx(0.2) and cost.worst_kl == 2.0
+    assert cost.top1_agreement == pytest.approx(0.925) and cost.positions == 40
     assert cost_of(cost) == (
-        "KL 0.2 in the mean and 2 at worst, the same best token at 92.50% of 40 positions; "
+        "KL 0.2 on average and 2 at worst, the same best token at 92.50% of 40 positions; "
         "91.5% of 200 questions right (93.5% there)"
     )
     assert GOOD.precision() is None
-    Evidence.model_validate_json(COSTLY.to_json())
+    from_json(Evidence, COSTLY.to_json())
     assert "What the precision costs" in page(COSTLY).text and "91.5 %" in page(COSTLY).text
 
 
@@ -136,8 +190,8 @@ class Page(HTMLParser):
         self.text += " " + " ".join(data.split())
 
 
-def page(verification: Report, runs: list[dict[str, Any]] | None = None) -> Page:
-    return Page(render(verification.to_json_dict(), load_matrix(), runs or []))
+def page(written: Report, runs: list[PastRun] | None = None) -> Page:
+    return Page(render(written.evidence(), load_matrix(), runs or []))
 
 
 def test_the_page_is_one_file_with_the_verdict_first() -> None:
@@ -162,21 +216,21 @@ def test_the_page_of_a_failure_says_what_and_where() -> None:
 
 def test_every_case_of_the_matrix_can_be_drawn_on_the_page() -> None:
     cases = load_matrix().of_tier("standard")
-    text = render(report(*(vision(case.name, 1.0) for case in cases)).to_json_dict(), load_matrix())
+    text = render(report(*(vision(case.name, 1.0) for case in cases)).evidence(), load_matrix())
     assert Page(text).open == []
 
 
 def test_the_history_grows_by_a_line_and_shows_on_the_page(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
-    for verification in (GOOD, BAD, GOOD):
-        history.append(path, verification.to_json_dict())
+    for written in (GOOD, BAD, GOOD):
+        history.append(path, written.evidence())
     with path.open("a") as file:
         file.write('{"artifact": "tiny", half a li\n')
-    history.append(path, {**GOOD.to_json_dict(), "artifact": "another"})
+    history.append(path, replace(GOOD, artifact="another").evidence())
     runs = history.of_artifact(path, "tiny")
-    assert [run["passed"] for run in runs] == [True, False, True]
-    assert runs[0]["worst"]["vision"]["max_abs"] == 3e-5
-    assert runs[1]["worst"]["vision"]["max_abs"] == "NaN"
+    assert [run.passed for run in runs] == [True, False, True]
+    assert runs[0].worst["vision"]["max_abs"] == 3e-5
+    assert math.isnan(runs[1].worst["vision"]["max_abs"] or 0)
     assert len(path.read_text().splitlines()) == 5
     assert "last 3 verifications" in page(GOOD, runs).text
     assert "Over time" not in page(GOOD, runs[:1]).text
@@ -217,4 +271,4 @@ def test_a_trail_says_what_agrees_before_it() -> None:
         "decoder layer 1, mlp.up_proj (MatMul): worst-token cosine 0.61, max abs 2, after written. "
         "The last value that agrees: decoder layer 0, mlp.up_proj (MatMul)"
     )
-    assert asdict(TRAIL)["unmatched"] == ("lm_head",)
+    assert TRAIL.record.unmatched == ("lm_head",)

@@ -29,6 +29,7 @@ from parity_tests.harness.sides.reference import Greedy
 from parity_tests.harness.verify import run
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.evidence import CheckpointSource
 
 from ...fixtures.torch_sessions import torch_bench
 
@@ -208,7 +209,7 @@ def test_a_near_tie_passes_and_is_listed(
 
 
 def report(outcomes: list[Outcome], planned: int) -> Report:
-    return Report("tiny", "0" * 64, {"source": "x", "revision": "local"}, "quick", 1, PROFILE, outcomes, planned)
+    return Report("tiny", "0" * 64, CheckpointSource("x", "local"), "quick", 1, PROFILE, outcomes, planned)
 
 
 GOOD = judge_measures(max_abs=0.0, worst_token_cosine=1.0)

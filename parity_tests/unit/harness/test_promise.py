@@ -13,7 +13,7 @@ from qwen3vl_export.artifact import MANIFEST, NEEDED_FILES, open_artifact
 from qwen3vl_export.errors import ArtifactError, FleetError
 from qwen3vl_export.fleet.store import open_store
 from qwen3vl_export.fleet.zoo import write_zoo
-from qwen3vl_export.promise import GRAPHS, promised_graphs, unproven
+from qwen3vl_export.promise import GRAPHS, missing_checks, promised_graphs
 from qwen3vl_export.recipe import load_recipe
 
 from ...fixtures.commands import assert_one_line, invoke
@@ -75,7 +75,7 @@ BROKEN: dict[str, tuple[str, Change, str]] = {
     "an unknown promise": (
         "tiny",
         lambda values: values["recipe"]["graphs"].append("audio_encoder"),
-        "its recipe names a graph audio_encoder, which there is not",
+        "its recipe names a graph audio_encoder, which does not exist",
     ),
     "no recipe": ("tiny", given({}, "recipe"), "not a manifest"),
     "no encoder": ("tiny", given([], "encoders"), "its encoders are not those its recipe promises"),
@@ -220,9 +220,9 @@ def test_evidence_needs_a_check_of_every_bound_encoder_and_quantized_graph() -> 
     recipe = load_recipe("tiny-buckets").to_json_dict()
     recipe["quantization"]["decoder_model_merged"] = {"method": "int8_dynamic"}
     graphs = promised_graphs(recipe, 16)
-    missing = set(unproven(recipe, graphs, "qwen3_vl", []))
+    missing = set(missing_checks(recipe, graphs, "qwen3_vl", []))
     assert {f"vision[grid-{grid[0]}x{grid[1]}]" for grid in graphs.values() if grid} <= missing
     assert {"weights[decoder_model_merged]", "embeddings", "generate"} <= missing and "exam" not in missing
     checks = [(name.rstrip("]").partition("[")[0], name.rstrip("]").partition("[")[2]) for name in missing]
-    assert list(unproven(recipe, graphs, "qwen3_vl", checks)) == []
-    assert list(unproven(recipe, graphs, "qwen3_vl", checks[1:])) != []
+    assert list(missing_checks(recipe, graphs, "qwen3_vl", checks)) == []
+    assert list(missing_checks(recipe, graphs, "qwen3_vl", checks[1:])) != []

@@ -14,11 +14,12 @@ from parity_tests.harness import plan
 from parity_tests.harness import verify as harness
 from parity_tests.harness.cases.matrix import Matrix, load_matrix
 from parity_tests.harness.evidence.history import NAME
-from parity_tests.harness.evidence.schema import Evidence
 from parity_tests.harness.options import Options
 from parity_tests.harness.verify import HTML
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
+from qwen3vl_export.evidence import Evidence
+from qwen3vl_export.evidence.json_form import from_json
 from qwen3vl_export.hash_cache import sha256_file
 
 FAULT = next(fault for fault in FAULTS if fault.name == "deepstack-dropped")
@@ -51,20 +52,20 @@ def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_good_artifact_passes_and_carries_the_evidence(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert harness.verify(artifact, Options("quick")) == 0
-    printed = capsys.readouterr().out
-    assert "passed: 21 of 21 checks of the quick matrix" in printed
-    assert "not checked: exam" in printed
-    Evidence.model_validate_json((artifact / PARITY).read_text("utf-8"))
+    shown = capsys.readouterr().out
+    assert "passed: 21 of 21 checks of the quick matrix" in shown
+    assert "not checked: exam" in shown
     assert "Passed." in (artifact / HTML).read_text("utf-8")
     assert len((artifact.parent / NAME).read_text("utf-8").splitlines()) == 1
-    evidence = json.loads((artifact / PARITY).read_text("utf-8"))
-    assert evidence["passed"] is True
-    assert evidence["manifest_sha256"] == sha256_file(artifact / MANIFEST)
-    assert evidence["matrix"] == "quick"
-    assert evidence["summary"]["vision"]["worst"]["max_abs"] < 1e-4
-    assert evidence["summary"]["exam"] is None
-    assert evidence["versions"]["torch"]
-    assert evidence["hardware"]["cores"]
+    evidence = from_json(Evidence, (artifact / PARITY).read_text("utf-8"))
+    assert evidence.passed
+    assert evidence.manifest_sha256 == sha256_file(artifact / MANIFEST)
+    assert evidence.matrix == "quick"
+    vision = evidence.summary["vision"]
+    assert vision is not None and (vision.worst["max_abs"] or 1) < 1e-4
+    assert evidence.summary["exam"] is None
+    assert evidence.versions["torch"]
+    assert evidence.hardware.cores
     assert ElementTree.parse(artifact / JUNIT).getroot().get("failures") == "0"
 
 
@@ -73,10 +74,10 @@ def test_a_faulty_artifact_fails_and_the_evidence_says_so(
 ) -> None:
     faulty = FAULT.plant(artifact, tmp_path / "faulty")
     assert harness.verify(faulty, Options("quick")) == 1
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "FAILED" in printed
-    assert FAULT.says in printed
-    assert json.loads((faulty / PARITY).read_text("utf-8"))["passed"] is False
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "FAILED" in shown
+    assert FAULT.says in shown
+    assert not from_json(Evidence, (faulty / PARITY).read_text("utf-8")).passed
 
 
 def test_an_altered_file_is_refused(artifact: Path) -> None:
@@ -120,9 +121,9 @@ def test_a_failure_prints_how_to_replay_it_and_where_it_starts(
 ) -> None:
     faulty = FAULT.plant(artifact, tmp_path / "faulty")
     assert harness.verify(faulty, Options("quick", bisect=True, seed=7)) == 1
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"replay: qwen3vl-export verify {faulty} --case minimum-64x64 --seed 7 --bisect" in printed
-    assert "bisect decoder layer 1, input_layernorm" in printed
-    evidence = Evidence.model_validate_json((faulty / PARITY).read_text("utf-8"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"replay: qwen3vl-export verify {faulty} --case minimum-64x64 --seed 7 --bisect" in shown
+    assert "bisect decoder layer 1, input_layernorm" in shown
+    evidence = from_json(Evidence, (faulty / PARITY).read_text("utf-8"))
     assert evidence.seed == 7
     assert evidence.bisect is not None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
+import math
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from parity_tests.fixtures.documents import DOCUMENTS, name_of, recipe_keys
-from parity_tests.fixtures.paths import DOCS, ROOT
+from parity_tests.fixtures.paths import DOCS, FIXTURES, ROOT
 from qwen3vl_export.cli import main as cli
+from qwen3vl_export.evidence import Evidence, ExamScore, StageSummary
+from qwen3vl_export.evidence.json_form import from_json, to_json
 
 FIRST_SCREEN = 40  # lines of README.md
 LINE_LENGTH = 120
@@ -78,30 +81,25 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("marked")
 
 
-def found(**changes: Any) -> dict[str, Any]:
-    rule = {"measure": "max_abs", "kind": "max", "limit": 1e-4}
-    values = {
-        "artifact": "tiny",
-        "matrix": "quick",
-        "planned": 2,
-        "near_ties": [],
-        "versions": {"transformers": "5", "torch": "2", "onnxruntime": "1"},
-        "checks": [{"passed": True}, {"passed": False}],
-        "summary": {"vision": {"checks": 2, "failed": 1, "worst": {"max_abs": None}}, "decode": None},
-        "profile": {"rules": {"vision": [rule], "decode": [rule]}},
-        "exam": {"64x64": {"questions": 4, "accuracy": 0.75, "reference_accuracy": 1.0}},
-    }
-    return {**values, **changes}
+def evidence_of(artifact: str, **changes: Any) -> Evidence:
+    """Evidence of an earlier version, renamed and changed."""
+    frozen = from_json(Evidence, (FIXTURES / "evidence" / "parity.json").read_bytes())
+    return replace(frozen, artifact=artifact, **changes)
 
 
 def test_tables_say_what_was_and_was_not_measured(update_readme: ModuleType) -> None:
-    (proof,) = update_readme.proof_line(found())
-    assert f"**[1 of 2 checks pass]({update_readme.TABLE})**" in proof
-    assert (
-        list(update_readme.parity_table(found()))[-1]
-        == "| vision encoder, with every DeepStack map | 2 | max abs not measured |"
-    )
-    assert list(update_readme.exam_table(found()))[-1] == "| 64x64 | 4 | 75% | 100% |"
+    summary = {"vision": StageSummary(2, 1, {"max_abs": None, "worst_token_cosine": math.nan}), "decode": None}
+    exam = {"64x64": ExamScore(4, 0.75, 1.0), "96x96": ExamScore(None, None, None)}
+    evidence = evidence_of("tiny", summary=summary, exam=exam)
+    (proof,) = update_readme.proof_line(evidence)
+    assert f"**[{evidence.planned - 2} of {evidence.planned} checks pass]({update_readme.TABLE})**" in proof
+    lines = list(update_readme.parity_table(evidence))
+    assert lines[-1].startswith("| vision encoder, with every DeepStack map | 2 | max abs not measured, ")
+    assert "worst token cosine nan (≥ " in lines[-1]
+    assert list(update_readme.exam_table(evidence))[-2:] == [
+        "| 64x64 | 4 | 75% | 100% |",
+        "| 96x96 | 0 | not measured | not measured |",
+    ]
 
 
 def test_only_what_stands_between_the_markers_changes(marked: ModuleType, tmp_path: Path) -> None:
@@ -120,13 +118,14 @@ def test_only_what_stands_between_the_markers_changes(marked: ModuleType, tmp_pa
 
 def test_failed_or_foreign_evidence_is_refused(update_readme: ModuleType, monkeypatch: Any, tmp_path: Path) -> None:
     class Opened:
-        manifest_sha256 = "ours"
+        manifest_sha256 = "0" * 64
 
     monkeypatch.setattr(update_readme, "open_artifact", lambda _: Opened)
-    for values, reason in (
-        ({"manifest_sha256": "theirs", "passed": True}, "another build"),
-        ({"manifest_sha256": "ours", "passed": False}, "did not pass"),
+    for text, reason in (
+        (to_json(evidence_of("tiny", manifest_sha256="1" * 64, passed=True)), "another build"),
+        (to_json(evidence_of("tiny", manifest_sha256="0" * 64, passed=False)), "did not pass"),
+        ("{}", r"is not a parity report \(format is missing\)"),
     ):
-        (tmp_path / "parity.json").write_text(json.dumps(values))
+        (tmp_path / "parity.json").write_text(text)
         with pytest.raises(update_readme.ParityError, match=reason):
-            update_readme.evidence(tmp_path)
+            update_readme.read_evidence(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export.whole_file import whole_file
+from qwen3vl_export.output import whole_file
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_a_directory_holds_everything_and_comes_back_whole(proven: Path, tmp_pat
 
 
 def test_equal_artifacts_give_equal_publications(proven: Path, copy: Path) -> None:
-    assert prepare(proven).made == prepare(copy).made
+    assert prepare(proven).generated == prepare(copy).generated
 
 
 def test_an_artifact_that_was_not_published_can_be_checked(proven: Path) -> None:

@@ -9,6 +9,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from qwen3vl_export.artifact import PARITY, open_artifact
+from qwen3vl_export.publishing.evidence import passing_evidence
 from qwen3vl_export.publishing.model_card import rate
 from qwen3vl_export.publishing.publication import prepare
 
@@ -19,7 +20,7 @@ from ...fixtures.spoiling import edit
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:
-    text = prepare(proven).made["sbom.cdx.json"].decode()
+    text = prepare(proven).generated["sbom.cdx.json"].decode()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document = json.loads(text)
     source = document["components"][0]
@@ -29,26 +30,26 @@ def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:
 
 
 def test_the_card_says_what_was_measured(proven: Path) -> None:
-    card = prepare(proven, "me/tiny").made["README.md"].decode()
-    evidence = json.loads((proven / PARITY).read_text("utf-8"))
+    card = prepare(proven, "me/tiny").generated["README.md"].decode()
+    evidence = passing_evidence(open_artifact(proven))
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert "tags: [onnx, onnxruntime, onnxruntime-genai, transformers.js, qwen3_vl]\n" in card
     assert f"### onnxruntime {open_artifact(proven).manifest.min_onnxruntime} or newer\n" in card
-    assert f"{len(evidence['checks'])} of {evidence['planned']} checks" in card
+    assert f"{len(evidence.checks)} of {evidence.planned} checks" in card
     assert open_artifact(proven).manifest_sha256 in card
     assert card.count("me/tiny") >= 5 and "OWNER" not in card
 
 
 def test_the_card_says_how_fast_the_verification_was(proven: Path, copy: Path) -> None:
-    card = prepare(proven).made["README.md"].decode()
-    clocked = json.loads((proven / PARITY).read_text("utf-8"))["speed"]
-    assert clocked["answers"] == 1 and clocked["new_tokens"] == 63
-    assert f"{rate('new', clocked)} tokens/s\nanswering, over 1 answers." in card
-    assert rate("new", {"new_tokens": 1870, "new_seconds": 1.0}) == "1,870"
-    assert rate("new", {"new_tokens": 17, "new_seconds": 4.0}) == "4.25"
+    card = prepare(proven).generated["README.md"].decode()
+    speed = passing_evidence(open_artifact(proven)).speed
+    assert speed is not None and speed.answers == 1 and speed.new_tokens == 63
+    assert f"{rate(speed.new_rate)} tokens/s\nanswering, over 1 answers." in card
+    assert (rate(1870.0), rate(4.25)) == ("1,870", "4.25")
     edit(copy, PARITY, lambda values: values.update(speed=None))
     assert (
-        "Not measured: the verification ran spread over several processes" in prepare(copy).made["README.md"].decode()
+        "Not measured: the verification ran spread over several processes"
+        in prepare(copy).generated["README.md"].decode()
     )
 
 
@@ -67,4 +68,4 @@ def test_the_demo_page_is_published_beside_the_artifact(proven: Path, tmp_path: 
 def test_a_page_that_could_not_run_it_is_refused(tiny_fixed_artifact: Path, tmp_path: Path) -> None:
     fixed = prove(tiny_fixed_artifact, tmp_path / "fixed")
     result = invoke("publish", str(fixed), "--to", str(tmp_path / "out"), "--demo")
-    assert_one_line(result, "is not packaged for transformers.js, with which the demo page asks it")
+    assert_one_line(result, "is not packaged for transformers.js, which the demo page runs it with")

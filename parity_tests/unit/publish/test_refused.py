@@ -21,7 +21,14 @@ from ...harness.plan import EXAM_STAGES
 
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no parity": (lambda root: (root / PARITY).unlink(), "has no parity.json. Prove it: qwen3vl-export verify"),
-    "not a report": (lambda root: (root / PARITY).write_text("[]"), "is not a parity report"),
+    "not a report": (
+        lambda root: (root / PARITY).write_text("[]"),
+        "is not a parity report (it is not an object). Prove it: qwen3vl-export verify",
+    ),
+    "a value of another type": (
+        lambda root: edit(root, PARITY, lambda values: values["checks"][0].update(passed="yes")),
+        "is not a parity report (checks[0].passed is not true or false)",
+    ),
     "failed": (
         lambda root: edit(root, PARITY, lambda values: values["checks"][0].update(passed=False)),
         "checks failed, prompt[minimum-64x64] first",
