@@ -130,7 +130,7 @@ def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
     record = artifact.manifest.checkpoint
     checkpoint = open_recorded(artifact, given)
     digests = checkpoint.provenance()["files"]
-    if wrong := sorted(name for name, digest in record["files"].items() if digests.get(name) != digest):
+    if wrong := sorted({name for name, _ in record["files"].items() ^ digests.items()}):
         raise CheckpointError(
             f"{checkpoint.root}: {wrong[0]} is not the one this artifact was built from",
             "Rebuild it, or pass --checkpoint DIR",

@@ -102,6 +102,7 @@ def build_skeletons(
     Raises:
         CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
     """
+    check_tensors(checkpoint, torch.float32, needs_tower(recipe), log)
     skeletons = []
     optimized: dict[tuple[str, torch.dtype], Skeleton] = {}  # precisions of one dtype differ from quantization on
     for precision in recipe.every_precision:
@@ -109,7 +110,6 @@ def build_skeletons(
         dtype: torch.dtype = getattr(torch, variant.compute_dtype)
         storage_dtype = ir.DataType.BFLOAT16 if variant.dtype == "bfloat16" else None
         check_onnxruntime(variant, checkpoint.facts)
-        check_tensors(checkpoint, dtype)
         for graph, grid in graphs_of(variant, checkpoint.facts):
             if recipe.file_precision(precision, graph) != precision:
                 continue
@@ -198,6 +198,15 @@ def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
 def graphs_of(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, tuple[int, int] | None]]:
     """The graphs a recipe asks for: name, and the bound grid of a fixed encoder in patches."""
     yield from promised_graphs(recipe.to_json_dict(), facts.patch_size).items()
+
+
+def needs_tower(recipe: Recipe) -> bool:
+    """Whether a build reads the vision tower: for its encoder, or for pictures among calibration prompts."""
+    variants = [recipe.at(precision) for precision in recipe.every_precision]
+    calibrated = any(
+        getattr(variant.quantization_of(contract.DECODER), "algorithm", "") == "gptq" for variant in variants
+    )
+    return contract.VISION_ENCODER in recipe.graphs or calibrated
 
 
 def shared_graphs(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:

@@ -20,9 +20,11 @@ from ...errors import CheckpointError
 from ...hash_cache import sha256_file
 from ...hub import download
 from .config import Config, read_config
-from .experts import orient_experts
-from .files import INDEX, stored_weights, weight_files
-from .tensors import Allocator, StoredReader, TensorReader, allocate_anew
+from .experts import orient_experts, stack_experts
+from .files import SETTINGS, StoredWeights, files_read, stored_weights
+from .names import HEAD, TABLE, rename_tensors
+from .tensors import Allocator, StoredReader, TensorReader, allocate_anew, equal_values
+from .unsupported import ADAPTER, refuse_adapter
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,43 @@ class Checkpoint:
         )
 
     @cached_property
-    def tensors(self) -> dict[str, TensorReader]:
-        """Every tensor of every shard, from the headers alone.
+    def stored(self) -> StoredWeights:
+        """Every tensor of every file, under its name there, from the headers alone.
 
         Raises:
-            CheckpointError: a shard is missing or is not a safetensors file.
+            CheckpointError: a file is missing or is not a safetensors file.
         """
-        stored = {name: StoredReader(tensor) for name, tensor in stored_weights(self.root).items()}
-        return orient_experts(stored, self.config)
+        return stored_weights(self.root)
 
-    @property
+    @cached_property
+    def tensors(self) -> dict[str, TensorReader]:
+        """Every tensor, under the name and in the shape that transformers' model gives it, from the headers alone.
+
+        Raises:
+            CheckpointError: a file is missing or is not a safetensors file, two tensors are the same parameter, or a
+                matrix of an expert is missing.
+        """
+        names = rename_tensors(self.stored.tensors, self.config.model_type)
+        stored = {name: StoredReader(self.stored.tensors[stored_name]) for name, stored_name in names.items()}
+        tensors = orient_experts(stack_experts(stored, self.config), self.config)
+        if self.config.tie_word_embeddings and TABLE not in tensors and HEAD in tensors:
+            tensors[TABLE] = tensors[HEAD]
+        return tensors
+
+    @cached_property
     def tied(self) -> bool:
-        """Whether the output head is the token table."""
-        return bool(self.config.tie_word_embeddings)
+        """Whether the output head is the token table.
+
+        A head that is stored beside the table and has other values is a head of its own whatever config.json says:
+        both are read and compared. Source: transformers `PreTrainedModel.tie_weights`.
+
+        Raises:
+            CheckpointError: as `tensors`.
+        """
+        if not self.config.tie_word_embeddings:
+            return False
+        table, head = self.tensors.get(TABLE), self.tensors.get(HEAD)
+        return table is None or head is None or table is head or equal_values(table, head)
 
     def read(self, name: str, rows: slice | None = None, allocate: Allocator | None = None) -> torch.Tensor:
         """One tensor, not necessarily contiguous, in the dtype of its reader.
@@ -95,17 +121,17 @@ class Checkpoint:
         return tensor.read(slice(start, stop), allocate or allocate_anew)
 
     def provenance(self) -> dict[str, Any]:
-        """Source, revision and sha256 of every file that a build reads."""
+        """Source, revision and sha256 of every file that transformers would read, by its path in the directory."""
         return {
             "source": self.source,
             "revision": self.revision,
-            "files": {file.name: sha256_file(file) for file in self.files},
+            "files": {file.relative_to(self.root).as_posix(): sha256_file(file) for file in self.files},
         }
 
     @property
     def files(self) -> list[Path]:
-        """Every file that a build reads: settings, then weights."""
-        return self.settings + weight_files(self.root)
+        """Every file that transformers would read, whether a build does or not: settings, then weights."""
+        return files_read(self.root)
 
     @property
     def settings(self) -> list[Path]:
@@ -127,12 +153,16 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
         name: what the manifest calls a directory; default its last name, so that no machine's paths are recorded.
 
     Raises:
-        CheckpointError: not found, no network, another architecture, or a config without rotary settings.
+        CheckpointError: not found, no network, another architecture, a config without rotary settings, quantized, or
+            with an adapter.
     """
     local = Path(source).expanduser()
     if local.is_dir():
-        return Checkpoint(local.resolve(), name or local.resolve().name, "local", read_config(local))
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        root, name, commit = local.resolve(), name or local.resolve().name, "local"
+    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise CheckpointError(f"{local}: no such checkpoint directory", "Give a directory, or a repository as org/name")
-    root, commit = download(source, revision, [*CHECKPOINT_FILES, "*.safetensors", INDEX, "LICENSE*"])
-    return Checkpoint(root, source, commit, read_config(root))
+    else:
+        files = [*SETTINGS, ADAPTER, "*.safetensors", "*.safetensors.index.json", "LICENSE*"]
+        (root, commit), name = download(source, revision, files), source
+    refuse_adapter(root)
+    return Checkpoint(root, name, commit, read_config(root))

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
 from ...errors import CheckpointError
+from .unsupported import refuse_other_weights
 
 Config: TypeAlias = Qwen3VLConfig | Qwen3VLMoeConfig
 CONFIGS = {"qwen3_vl": Qwen3VLConfig, "qwen3_vl_moe": Qwen3VLMoeConfig}  # by model_type
@@ -33,6 +34,7 @@ def read_config(root: Path) -> Config:
             f"{path}: model_type is {model_type!r}, this tool exports {' and '.join(CONFIGS)}",
             "Use a Qwen3-VL checkpoint",
         )
+    refuse_other_weights(path, raw)
     text = raw.get("text_config", {})
     if model_type == "qwen3_vl_moe" and text.get("hidden_act") != "silu":
         raise CheckpointError(

@@ -1,40 +1,131 @@
-"""Which files of a directory hold a checkpoint's weights. Knows file names; nothing about tensors' meaning."""
+"""Which files of a directory transformers reads, and which of them holds each tensor. Knows file names; nothing about
+tensors' meaning."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
+from ...artifact import CHECKPOINT_FILES
 from ...errors import CheckpointError
 from .safetensors_file import StoredTensor, stored_tensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SETTINGS = (  # what transformers reads of a model, its tokenizer and its processor, where it exists
+    *CHECKPOINT_FILES,
+    "processor_config.json",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+OTHER_FORMATS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack")
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Every tensor of a checkpoint by its name in the files.
+
+    Attributes:
+        overruled: tensors that a later file stores again although the index names an earlier one: the later one's.
+    """
+
+    tensors: dict[str, StoredTensor]
+    overruled: dict[str, StoredTensor] = field(default_factory=dict)
+
+
+def weights_entry(root: Path) -> Path:
+    """The file that says where a checkpoint's weights are: a safetensors file with all of them, or an index.
+
+    Raises:
+        CheckpointError: there is none.
+    Source: transformers `modeling_utils._get_resolved_checkpoint_files`.
+    """
+    if os.path.isfile(root / SINGLE):
+        return root / SINGLE
+    if os.path.isfile(root / INDEX):
+        return root / INDEX
+    if others := sorted(path.name for pattern in OTHER_FORMATS for path in root.glob(pattern)):
+        raise CheckpointError(
+            f"{root}: {SINGLE} is missing, {others[0]} is in a format that is not read",
+            "Convert it: load it with transformers and save it with model.save_pretrained(DIR)",
+        )
+    raise CheckpointError(f"{root}: {SINGLE} is missing", "Download the checkpoint again")
 
 
 def weight_files(root: Path) -> list[Path]:
-    """The safetensors files that an index names, else the single one.
+    """The safetensors files with the weights, in the order in which transformers loads them.
 
     Raises:
-        CheckpointError: one is missing, or the index cannot be read.
+        CheckpointError: one is missing or outside the directory, or the index cannot be read.
     """
-    index = root / INDEX
-    names = [SINGLE]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: not a safetensors index ({error})", "Download it again") from error
-    for name in names:
-        if not (root / name).is_file():
-            raise CheckpointError(f"{root}: {name} is missing", "Download the checkpoint again")
-    return [root / name for name in names]
+    entry = weights_entry(root)
+    files = [entry]
+    if entry.suffix == ".json":
+        files = [_inside(root, name, entry) for name in sorted(set(read_index(entry).values()))]
+    for file in files:
+        if not os.path.isfile(file):
+            raise CheckpointError(f"{root}: {_name(root, file)} is missing", "Download the checkpoint again")
+    return files
 
 
-def stored_weights(root: Path) -> dict[str, StoredTensor]:
-    """Every tensor of every file, from the headers alone, by its name in the files.
+def read_index(path: Path) -> dict[str, str]:
+    """The file that an index names for each tensor.
+
+    Raises:
+        CheckpointError: it is not a safetensors index.
+    """
+    try:
+        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
+        if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+            raise TypeError("weight_map does not map tensors to files")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a safetensors index ({error})", "Download it again") from error
+    return dict(weight_map)
+
+
+def stored_weights(root: Path) -> StoredWeights:
+    """Every tensor of every file, from the headers alone.
+
+    A tensor that the index does not name, or names in another file, is read from where it is, as in transformers. Of
+    one that several files store, the index decides; if it names none of them, the last one is read.
 
     Raises:
         CheckpointError: a file is missing, or is not a safetensors file.
     """
-    return {name: stored for file in weight_files(root) for name, stored in stored_tensors(file).items()}
+    entry = weights_entry(root)
+    index = read_index(entry) if entry.suffix == ".json" else {}
+    weights = StoredWeights({})
+    for file in weight_files(root):
+        for name, stored in stored_tensors(file).items():
+            first = weights.tensors.get(name)
+            if first is not None and index.get(name) == _name(root, first.file):
+                weights.overruled[name] = stored
+            else:
+                weights.tensors[name] = stored
+    return weights
+
+
+def files_read(root: Path) -> list[Path]:
+    """Every file that transformers would read: settings, then weights."""
+    settings = [path for pattern in SETTINGS for path in sorted(root.glob(pattern)) if path.is_file()]
+    entry = weights_entry(root)
+    return [*settings, *([entry] if entry.suffix == ".json" else []), *weight_files(root)]
+
+
+def _name(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()
+
+
+def _inside(root: Path, name: str, source: Path) -> Path:
+    """The file of this name in the directory; `source` is the file that names it."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+        raise CheckpointError(
+            f"{source}: names {name!r}, which is outside the checkpoint's directory", "Download the checkpoint again"
+        )
+    return root / name

@@ -1,6 +1,13 @@
-"""What a submodule's parameters are called in a checkpoint."""
+"""What tensors are called: in the files, in transformers' model, and as a submodule's parameters."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from ...errors import CheckpointError
 
 PREFIXES = {  # of a submodule's parameters -> of the checkpoint's tensors
     "visual.": "model.visual.",
@@ -8,13 +15,68 @@ PREFIXES = {  # of a submodule's parameters -> of the checkpoint's tensors
     "embed_tokens.": "model.language_model.embed_tokens.",
     "lm_head.": "lm_head.",
 }
+TABLE, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+BASE = "model."  # `base_model_prefix` of transformers' classes
+WRAPPED = (BASE, "model.language_model.", "model.visual.")  # prefixes that other programs write in another way
 
 
 def checkpoint_name(parameter: str, tied: bool) -> str:
     """The checkpoint's name of a parameter: `visual.pos_embed.weight` -> `model.visual.pos_embed.weight`."""
-    if tied and parameter == "lm_head.weight":
-        return "model.language_model.embed_tokens.weight"
+    if tied and parameter == HEAD:
+        return TABLE
     for prefix, checkpoint_prefix in PREFIXES.items():
         if parameter.startswith(prefix):
             return checkpoint_prefix + parameter.removeprefix(prefix)
     raise AssertionError(f"{parameter}: no tensor of a checkpoint has this parameter")
+
+
+def rename_tensors(stored: Iterable[str], model_type: str) -> dict[str, str]:
+    """The parameter of transformers' model that each stored tensor is loaded into -> its name in the files.
+
+    Old names are renamed by transformers' own table, and the prefix `model.` is added or removed. A tensor of no
+    parameter keeps its name.
+
+    Raises:
+        CheckpointError: two tensors are the same parameter.
+    Source: transformers `core_model_loading.rename_source_key`.
+    """
+    rules = [*(get_checkpoint_conversion_mapping(model_type) or ()), *get_checkpoint_conversion_mapping("legacy")]
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    stored_names: dict[str, str] = {}
+    for stored_name in stored:
+        name = stored_name
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        if _is_parameter(name.removeprefix(BASE)):
+            name = name.removeprefix(BASE)
+        elif _is_parameter(BASE + name):
+            name = BASE + name
+        if name in stored_names:
+            raise CheckpointError(
+                f"tensors {stored_names[name]} and {stored_name} are both {name}", "Remove one of them"
+            )
+        stored_names[name] = stored_name
+    return stored_names
+
+
+def foreign_prefix(name: str, stored: Iterable[str]) -> tuple[str, str] | None:
+    """How another program began the name of a tensor, and how transformers does; None if it is not stored at all.
+
+    Args:
+        name: of a parameter, e.g. `model.language_model.norm.weight`.
+        stored: names in the files, e.g. `module.model.language_model.norm.weight`.
+    """
+    names = set(stored)
+    for prefix in ("", *WRAPPED):
+        if not name.startswith(prefix):
+            continue
+        tail = name.removeprefix(prefix)
+        for candidate in sorted(names):
+            if candidate != name and (candidate == tail or candidate.endswith(f".{tail}")):
+                module = "" if prefix else f"{tail.partition('.')[0]}."
+                return candidate.removesuffix(tail) + module, prefix + module
+    return None
+
+
+def _is_parameter(name: str) -> bool:
+    return name.startswith(tuple(PREFIXES.values()))

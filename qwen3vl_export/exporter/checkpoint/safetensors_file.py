@@ -18,7 +18,20 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WEIGHT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = WEIGHT_DTYPES | {  # of what else a file may hold
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 DOWNLOAD_AGAIN = "Download it again"
 
 
@@ -55,7 +68,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file, from its header.
 
     Raises:
-        CheckpointError: not a complete safetensors file, or a tensor has a dtype that weights never have.
+        CheckpointError: not a complete safetensors file, or a tensor has a dtype that PyTorch lacks.
     """
     try:
         with safe_open(file, framework="pt"):
@@ -69,8 +82,8 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise CheckpointError(
-                f"{file}: tensor {name} has dtype {entry['dtype']}, weights have {', '.join(DTYPES)}",
-                "Use an unmodified Qwen3-VL checkpoint",
+                f"{file}: tensor {name} has dtype {entry['dtype']}, weights have {', '.join(WEIGHT_DTYPES)}",
+                "Use an unquantized Qwen3-VL checkpoint",
             )
     return {
         name: StoredTensor(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])

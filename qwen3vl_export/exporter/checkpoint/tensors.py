@@ -6,7 +6,10 @@ in another order, one restored from a quantized format. Knows nothing about name
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .safetensors_file import StoredTensor
+
+STRIP_BYTES = 8 << 20  # of each tensor, when two are compared
 
 
 class Allocator(Protocol):
@@ -97,3 +102,64 @@ class TransposedReader:
 
     def read(self, rows: slice, allocate: Allocator) -> Tensor:
         return self.reader.read(rows, allocate).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class StackedReader:
+    """A stack of matrices [N, R, C], each stored as tensors [Ri, C] whose rows follow one another.
+
+    Args:
+        matrices: the tensors of each matrix. All matrices have the same shape.
+    """
+
+    matrices: Sequence[Sequence[TensorReader]]
+
+    @property
+    def file(self) -> Path:
+        return self.matrices[0][0].file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        parts = self.matrices[0]
+        return (len(self.matrices), sum(part.shape[0] for part in parts), parts[0].shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return reduce(torch.promote_types, (part.dtype for parts in self.matrices for part in parts))
+
+    def read(self, rows: slice, allocate: Allocator) -> Tensor:
+        stack = allocate((rows.stop - rows.start, *self.shape[1:]), dtype=self.dtype)
+        for matrix, parts in zip(stack, self.matrices[rows], strict=True):
+            views = matrix.split([part.shape[0] for part in parts])
+            for view, part in zip(views, parts, strict=True):
+                _read_into(view, part)
+        return stack
+
+
+def _read_into(view: Tensor, reader: TensorReader) -> None:
+    def allocate(shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
+        fits = shape == tuple(view.shape) and dtype == view.dtype
+        return view if fits else allocate_anew(shape, dtype=dtype)
+
+    tensor = reader.read(slice(0, reader.shape[0]), allocate)
+    if tensor is not view:
+        view.copy_(tensor)
+
+
+def equal_values(first: TensorReader, second: TensorReader) -> bool:
+    """Whether two tensors have the same shape and equal values, as `torch.equal` in a dtype that holds both.
+
+    They are read some rows at a time.
+    """
+    if first.shape != second.shape:
+        return False
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    count = first.shape[0] if first.shape else 0
+    strip = max(1, STRIP_BYTES // max(1, prod(first.shape[1:]) * dtype.itemsize))
+    slices = (
+        [slice(start, min(start + strip, count)) for start in range(0, count, strip)] if first.shape else [slice(0, 0)]
+    )
+    return all(
+        torch.equal(first.read(rows, allocate_anew).to(dtype), second.read(rows, allocate_anew).to(dtype))
+        for rows in slices
+    )

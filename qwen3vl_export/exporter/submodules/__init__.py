@@ -23,13 +23,23 @@ from ... import contract
 from ...contract import Graph
 from ...errors import CheckpointError
 from ..checkpoint import Checkpoint
-from ..checkpoint.names import checkpoint_name
+from ..checkpoint.names import HEAD, TABLE, checkpoint_name, foreign_prefix
+from ..checkpoint.safetensors_file import WEIGHT_DTYPES
+from ..checkpoint.tensors import StoredReader, equal_values
 from ..unroll import Stack
 from . import attention, experts
 from .decoder import Decoder
 from .embedding import Embeddings, EmbedTokens
 from .layers import decoder_stack, tower_stack
 from .vision import VisionEncoder
+
+TOWER = "model.visual."
+LAYERS = {  # prefix of the layers' tensors -> one that every layer has
+    "model.language_model.layers.": "input_layernorm.weight",
+    "model.visual.blocks.": "norm1.weight",
+}
+DAMAGED = "Download the checkpoint again, or check that it is an unmodified Qwen3-VL"
+NAMED = 3  # of many tensors in a warning
 
 MODELS = {  # by model_type: vision tower and language model
     "qwen3_vl": (Qwen3VLVisionModel, Qwen3VLTextModel),
@@ -126,28 +136,85 @@ def build_submodule(
     return Submodule(graph, module.eval(), mode)
 
 
-def check_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def check_tensors(
+    checkpoint: Checkpoint, dtype: torch.dtype, tower: bool = True, log: Callable[[str], None] = lambda line: None
+) -> None:
     """Compare the checkpoint's tensors with the parameters of every graph's module.
 
+    Args:
+        tower: whether the vision tower is needed, and not only the decoder and the token table.
+        log: takes a warning for everything in the files that transformers reads otherwise than their author may think.
+
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
+        CheckpointError: a tensor is missing, has another shape, or is not of a floating type.
     """
+    tensors = checkpoint.tensors
+    _check_layers(checkpoint, tower)
     tied = checkpoint.tied
     expected: dict[str, tuple[int, ...]] = {}
-    for graph in (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER):
+    for graph in (*([contract.VISION_ENCODER] if tower else []), contract.EMBED_TOKENS, contract.DECODER):
         module = build_submodule(checkpoint, graph, "ort", dtype, all_layers=True).module
         expected |= {checkpoint_name(name, tied): tuple(p.shape) for name, p in module.named_parameters()}
-    tensors = checkpoint.tensors
-    advice = "Download the checkpoint again, or check that it is an unmodified Qwen3-VL"
     for name, shape in expected.items():
         if name not in tensors:
-            raise CheckpointError(f"{checkpoint.root}: tensor {name} {list(shape)} is missing", advice)
+            raise _missing(checkpoint, name, f"tensor {name} {list(shape)} is missing")
         entry = tensors[name]
         if entry.shape != shape:
             raise CheckpointError(
-                f"{entry.file}: tensor {name} is {list(entry.shape)}, config.json asks for {list(shape)}", advice
+                f"{entry.file}: tensor {name} is {list(entry.shape)}, config.json asks for {list(shape)}", DAMAGED
             )
-    extra = sorted(set(tensors) - set(expected) - ({"lm_head.weight"} if tied else set()))
+        if entry.dtype not in WEIGHT_DTYPES.values():
+            raise CheckpointError(
+                f"{entry.file}: tensor {name} has dtype {entry.dtype}, weights have {', '.join(WEIGHT_DTYPES)}",
+                "Use an unquantized Qwen3-VL checkpoint",
+            )
+    ignored = {HEAD} if tied else set()
+    extra = set(tensors) - set(expected) - ignored
+    _warn(checkpoint, [name for name in extra if tower or not name.startswith(TOWER)], log)
+
+
+def _check_layers(checkpoint: Checkpoint, tower: bool) -> None:
+    """Refuse a config.json with more layers than the files hold, before a module of that many layers is made."""
+    config = checkpoint.config
+    counts = (config.text_config.num_hidden_layers, config.vision_config.depth if tower else 0)
+    for (prefix, tensor), count in zip(LAYERS.items(), counts, strict=True):
+        stored = {name.removeprefix(prefix).partition(".")[0] for name in checkpoint.tensors if name.startswith(prefix)}
+        missing = next((index for index in range(count) if str(index) not in stored), None)
+        if missing is not None:
+            what = f"tensors {prefix}{missing}.… are missing, config.json asks for {count} layers"
+            raise _missing(checkpoint, f"{prefix}{missing}.{tensor}", what)
+
+
+def _missing(checkpoint: Checkpoint, name: str, what: str) -> CheckpointError:
+    """The error for tensors that start with `name`: what other programs called them, if they are stored."""
+    tensors = checkpoint.tensors
+    if prefixes := foreign_prefix(name, tensors):
+        return CheckpointError(
+            f"{checkpoint.root}: names of tensors begin with {prefixes[0]} where transformers reads {prefixes[1]}",
+            "Rename them, or save the model itself, not a wrapper of it, with save_pretrained",
+        )
+    if name.startswith(TOWER) and not any(tensor.startswith(TOWER) for tensor in tensors):
+        return CheckpointError(
+            f"{checkpoint.root}: has no vision tower; {what}", "Build text graphs alone: leave the vision encoder out"
+        )
+    return CheckpointError(f"{checkpoint.root}: {what}", DAMAGED)
+
+
+def _warn(checkpoint: Checkpoint, extra: list[str], log: Callable[[str], None]) -> None:
+    """Warn of tensors that are left out, of a head that a tied config does not expect, and of repeated tensors."""
     if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise CheckpointError(f"{tensors[extra[0]].file}: unexpected tensor {extra[0]}{more}", advice)
+        named = ", ".join(sorted(extra)[:NAMED]) + (f" and {len(extra) - NAMED} more" if len(extra) > NAMED else "")
+        log(f"warning: {checkpoint.source}: not part of the model and left out, as in transformers: {named}")
+    if checkpoint.config.tie_word_embeddings and not checkpoint.tied:
+        log(
+            f"warning: {checkpoint.source}: config.json says tie_word_embeddings, but {HEAD} differs from {TABLE}: "
+            "both are exported as they are stored, as in transformers"
+        )
+    for name, later in checkpoint.stored.overruled.items():
+        first = checkpoint.stored.tensors[name]
+        if not equal_values(StoredReader(first), StoredReader(later)):
+            log(
+                f"warning: {checkpoint.source}: {later.file.name} stores {name} with other values than "
+                f"{first.file.name}, which the index names and which is exported; transformers loads the former: "
+                "remove it there"
+            )
