@@ -96,6 +96,14 @@ def test_another_checkpoint_is_refused(artifact: Path, tmp_path: Path) -> None:
         harness.verify(artifact, Options("quick", checkpoint=changed))
 
 
+def test_a_file_that_the_build_did_not_have_is_another_checkpoint(artifact: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(harness.find_checkpoint(harness.open_artifact(artifact)), changed)
+    (changed / "processor_config.json").write_text("{}", "utf-8")
+    with pytest.raises(CheckpointError, match=r"processor_config\.json is not the one this artifact was built from"):
+        harness.verify(artifact, Options("quick", checkpoint=changed))
+
+
 def test_an_unknown_profile_is_refused(artifact: Path) -> None:
     manifest = json.loads((artifact / MANIFEST).read_text("utf-8"))
     manifest["recipe"]["parity"]["tolerances"] = "generous"

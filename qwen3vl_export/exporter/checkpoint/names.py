@@ -66,13 +66,13 @@ def foreign_prefix(name: str, stored: Iterable[str]) -> tuple[str, str] | None:
         name: of a parameter, e.g. `model.language_model.norm.weight`.
         stored: names in the files, e.g. `module.model.language_model.norm.weight`.
     """
-    names = set(stored)
+    unknown = sorted(candidate for candidate in stored if not _is_parameter(candidate))
     for prefix in ("", *WRAPPED):
         if not name.startswith(prefix):
             continue
         tail = name.removeprefix(prefix)
-        for candidate in sorted(names):
-            if candidate != name and (candidate == tail or candidate.endswith(f".{tail}")):
+        for candidate in unknown:
+            if candidate == tail or candidate.endswith(f".{tail}"):
                 module = "" if prefix else f"{tail.partition('.')[0]}."
                 return candidate.removesuffix(tail) + module, prefix + module
     return None
