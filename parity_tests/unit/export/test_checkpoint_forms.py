@@ -1,5 +1,4 @@
-"""Every form in which weights are stored gives the tensors of transformers' `from_pretrained`, to the bit, or is refused
-in one line."""
+"""Every form in which weights are stored gives the tensors of transformers' `from_pretrained`, or is refused."""
 
 from __future__ import annotations
 

@@ -214,6 +214,7 @@ def _warn(checkpoint: Checkpoint, extra: list[str], log: Callable[[str], None]) 
         first = checkpoint.stored.tensors[name]
         if not equal_values(StoredReader(first), StoredReader(later)):
             log(
-                f"warning: {checkpoint.source}: {name} has other values in {later.file.name} than in {first.file.name}, "
-                f"which the index names and which is exported; transformers loads {later.file.name}: remove it there"
+                f"warning: {checkpoint.source}: {name} has other values in {later.file.name} than in "
+                f"{first.file.name}, which the index names and which is exported; transformers loads {later.file.name}: "
+                "remove it there"
             )
