@@ -304,7 +304,7 @@ def test_without_the_tower_text_graphs_can_be_built(tmp_path: Path, tiny: Tensor
     assert not warnings
     assert_as_transformers(opened, prefix="model.language_model.")
     message = refusal(root)
-    assert "has no vision tower" in message and "leave the vision encoder out" in message
+    assert "has no vision tower" in message and "graphs: [embed_tokens, decoder_model_merged]" in message
 
 
 def test_only_the_encoder_and_calibration_need_the_tower() -> None:

@@ -195,7 +195,8 @@ def _missing(checkpoint: Checkpoint, name: str, what: str) -> CheckpointError:
         )
     if name.startswith(TOWER) and not any(tensor.startswith(TOWER) for tensor in tensors):
         return CheckpointError(
-            f"{checkpoint.root}: has no vision tower; {what}", "Build text graphs alone: leave the vision encoder out"
+            f"{checkpoint.root}: has no vision tower; {what}",
+            f"Build text graphs alone: write graphs: [{contract.EMBED_TOKENS}, {contract.DECODER}] in the recipe",
         )
     return CheckpointError(f"{checkpoint.root}: {what}", DAMAGED)
 
@@ -215,6 +216,6 @@ def _warn(checkpoint: Checkpoint, extra: list[str], log: Callable[[str], None]) 
         if not equal_values(StoredReader(first), StoredReader(later)):
             log(
                 f"warning: {checkpoint.source}: {name} has other values in {later.file.name} than in "
-                f"{first.file.name}, which the index names and which is exported; transformers loads {later.file.name}: "
-                "remove it there"
+                f"{first.file.name}, which the index names and which is exported; transformers loads "
+                f"{later.file.name}: remove it there"
             )
