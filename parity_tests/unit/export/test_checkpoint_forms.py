@@ -223,6 +223,30 @@ def test_a_shard_outside_the_directory_is_refused(name: str, tmp_path: Path, tin
     assert repr(name) in message and "outside the checkpoint's directory" in message
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "vocab.json", INDEX])
+def test_settings_that_are_links_to_files_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoint"
+    shutil.copytree(TINY, root, ignore=shutil.ignore_patterns(name))
+    secret = tmp_path / "secret"
+    shutil.copyfile(TINY / "config.json", secret)
+    (root / name).symlink_to(secret)
+    assert f"{name}: is a link to a file outside the checkpoint's directory" in refusal(root)
+
+
+def test_links_of_the_hubs_cache_and_to_weights_are_followed(tmp_path: Path) -> None:
+    repository = tmp_path / "models--me--tiny"
+    root = repository / "snapshots" / "0123abcd"
+    root.mkdir(parents=True)
+    shutil.copytree(TINY, repository / "blobs")
+    for path in (repository / "blobs").iterdir():
+        (root / path.name).symlink_to(Path("../../blobs") / path.name)
+    opened, _ = opened_and_checked(root)
+    assert opened.provenance()["files"] == open_checkpoint(str(TINY)).provenance()["files"]
+    (root / WEIGHTS).unlink()
+    (root / WEIGHTS).symlink_to(TINY / WEIGHTS)
+    opened_and_checked(root)
+
+
 @pytest.mark.parametrize("name", ["gone.safetensors", "x" * 1000, "."])
 def test_a_shard_that_is_no_file_is_missing(name: str, tmp_path: Path, tiny: Tensors) -> None:
     shutil.copyfile(TINY / "config.json", tmp_path / "config.json")

@@ -21,7 +21,7 @@ from ...hash_cache import sha256_file
 from ...hub import download
 from .config import Config, read_config
 from .experts import orient_experts, stack_experts
-from .files import SETTINGS, StoredWeights, files_read, stored_weights
+from .files import INDEX, SETTINGS, StoredWeights, check_links, files_read, stored_weights
 from .names import HEAD, TABLE, rename_tensors
 from .tensors import Allocator, StoredReader, TensorReader, allocate_anew, equal_values
 from .unsupported import ADAPTER, refuse_adapter
@@ -84,7 +84,7 @@ class Checkpoint:
             CheckpointError: a file is missing or is not a safetensors file, two tensors are the same parameter, or a
                 matrix of an expert is missing.
         """
-        names = rename_tensors(self.stored.tensors, self.config.model_type)
+        names = rename_tensors(self.stored.tensors, self.config.model_type, str(self.root))
         stored = {name: StoredReader(self.stored.tensors[stored_name]) for name, stored_name in names.items()}
         tensors = orient_experts(stack_experts(stored, self.config), self.config)
         if self.config.tie_word_embeddings and TABLE not in tensors and HEAD in tensors:
@@ -162,7 +162,8 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
     elif source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise CheckpointError(f"{local}: no such checkpoint directory", "Give a directory, or a repository as org/name")
     else:
-        files = [*SETTINGS, ADAPTER, "*.safetensors", "*.safetensors.index.json", "LICENSE*"]
+        files = [*SETTINGS, ADAPTER, "*.safetensors", INDEX, "LICENSE*"]
         (root, commit), name = download(source, revision, files), source
     refuse_adapter(root)
+    check_links(root)
     return Checkpoint(root, name, commit, read_config(root))

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ...artifact import CHECKPOINT_FILES
+from ...artifact import CHECKPOINT_FILES, lies_inside
 from ...errors import CheckpointError
 from .safetensors_file import StoredTensor, stored_tensors
 
@@ -113,9 +114,25 @@ def stored_weights(root: Path) -> StoredWeights:
 
 def files_read(root: Path) -> list[Path]:
     """Every file that transformers would read: settings, then weights."""
-    settings = [path for pattern in SETTINGS for path in sorted(root.glob(pattern)) if path.is_file()]
     entry = weights_entry(root)
-    return [*settings, *([entry] if entry.suffix == ".json" else []), *weight_files(root)]
+    return [*_files(root, SETTINGS), *([entry] if entry.suffix == ".json" else []), *weight_files(root)]
+
+
+def check_links(root: Path) -> None:
+    """Refuse settings, which a build copies into the artifact, and an index that are links to files elsewhere.
+
+    Links of the Hub's cache are none of those, and weights may be stored on another disk.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    for file in _files(root, (*SETTINGS, INDEX)):
+        if not lies_inside(root, _name(root, file), root):
+            raise CheckpointError(f"{file}: is a link to a file outside the checkpoint's directory", "Copy it here")
+
+
+def _files(root: Path, patterns: Sequence[str]) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()]
 
 
 def _name(root: Path, file: Path) -> str:

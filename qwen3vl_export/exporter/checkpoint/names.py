@@ -30,11 +30,14 @@ def checkpoint_name(parameter: str, tied: bool) -> str:
     raise AssertionError(f"{parameter}: no tensor of a checkpoint has this parameter")
 
 
-def rename_tensors(stored: Iterable[str], model_type: str) -> dict[str, str]:
+def rename_tensors(stored: Iterable[str], model_type: str, source: str) -> dict[str, str]:
     """The parameter of transformers' model that each stored tensor is loaded into -> its name in the files.
 
     Old names are renamed by transformers' own table, and the prefix `model.` is added or removed. A tensor of no
     parameter keeps its name.
+
+    Args:
+        source: the checkpoint, for errors.
 
     Raises:
         CheckpointError: two tensors are the same parameter.
@@ -53,7 +56,7 @@ def rename_tensors(stored: Iterable[str], model_type: str) -> dict[str, str]:
             name = BASE + name
         if name in stored_names:
             raise CheckpointError(
-                f"tensors {stored_names[name]} and {stored_name} are both {name}", "Remove one of them"
+                f"{source}: tensors {stored_names[name]} and {stored_name} are both {name}", "Remove one of them"
             )
         stored_names[name] = stored_name
     return stored_names
