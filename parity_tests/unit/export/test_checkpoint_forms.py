@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from qwen3vl_export.exporter import submodules
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.exporter.checkpoint.files import SETTINGS
 from qwen3vl_export.exporter.checkpoint.names import HEAD, TABLE, checkpoint_name
+from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.skeletons import needs_tower
 from qwen3vl_export.exporter.submodules import check_tensors
 from qwen3vl_export.recipe import load_recipe
@@ -121,6 +123,25 @@ def test_a_head_that_differs_from_the_table_is_a_head_of_its_own(form: str, tmp_
     assert opened.tied is tied
     assert any("tie_word_embeddings" in line and HEAD in line for line in warnings) is not tied
     assert_as_transformers(opened, torch.float32)
+
+
+def test_a_head_of_its_own_is_in_the_artifact(tmp_path: Path, tiny: Tensors) -> None:
+    head = tiny[TABLE].flip(0)
+    root = tmp_path / "checkpoint"
+    shutil.copytree(TINY, root)
+    write(root, tiny | {HEAD: head})
+    recipe = tmp_path / "text.yaml"
+    recipe.write_text(
+        f"checkpoint: {{source: {root}}}\n"
+        "graphs: [embed_tokens, decoder_model_merged]\n"
+        "packaging: {tied_head: link}\n"
+    )
+    built = build(load_recipe(recipe), out=tmp_path / "out", log=lambda line: None)
+    for graph, expected in (("embed_tokens", tiny[TABLE]), ("decoder_model_merged", head)):
+        model = onnx.load(built / "onnx" / f"{graph}.onnx")
+        tables = [t for t in model.graph.initializer if tuple(t.dims) == tuple(head.shape)]
+        (table,) = (onnx.numpy_helper.to_array(tensor) for tensor in tables)
+        assert (table == expected.float().numpy()).all()
 
 
 def test_zeros_of_both_signs_are_equal(tmp_path: Path, tiny: Tensors) -> None:
@@ -268,6 +289,13 @@ def test_names_that_transformers_renames_are_read(form: str, tmp_path: Path, tin
     renamed = {name if name == HEAD else READ_NAMES[form](name): tensor for name, tensor in tensors.items()}
     opened, _ = opened_and_checked(write(tmp_path, renamed))
     assert set(opened.tensors) == set(tensors)
+    assert_as_transformers(opened)
+
+
+def test_a_mixtures_renamed_experts_are_read(tmp_path: Path) -> None:
+    root = write_moe_checkpoint(tmp_path)
+    write(root, {name.removeprefix("model."): tensor for name, tensor in load_file(root / WEIGHTS).items()})
+    opened, _ = opened_and_checked(root)
     assert_as_transformers(opened)
 
 

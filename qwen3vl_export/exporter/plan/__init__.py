@@ -81,7 +81,9 @@ class BuildPlan:
 def plan_build(
     recipe: Recipe, *, checkpoint: str | None = None, out: Path | None = None, log: Log = print
 ) -> BuildPlan:
-    """Plan what `build` would do with the same arguments; leaves no file behind and reads no weight.
+    """Plan what `build` would do with the same arguments.
+
+    Leaves no file behind, and reads no weight but a tied head that is stored beside its table.
 
     Raises:
         Qwen3VLExportError: as `build`, except that neither a disk with too little space nor an artifact at `out` is an
