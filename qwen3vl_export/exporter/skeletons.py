@@ -28,6 +28,7 @@ from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
 from .calibration.results import use_results
 from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint.tokens import check_token_ids
 from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
@@ -41,6 +42,7 @@ from .weights import WeightFile, attach
 
 Log = Callable[[str], None]
 UNQUANTIZED = KeepPrecision()
+GROUP_QUERY_HEAD_MULTIPLE = 8  # of the head sizes that com.microsoft.GroupQueryAttention takes
 
 
 def open_recipe_checkpoint(recipe: Recipe, checkpoint: str | None) -> Checkpoint:
@@ -100,8 +102,13 @@ def build_skeletons(
         calibrations: of the decoder, by precision; each runs when its graph is quantized.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or is not part of this architecture.
+        CheckpointError: a tensor is missing, has another shape, or is not part of this architecture; or config.json's
+            token ids are not the tokenizer's.
+        RecipeError: onnxruntime cannot run the graphs.
     """
+    for line in checkpoint.warnings:
+        log(f"warning: {line}")
+    check_token_ids(checkpoint.root, checkpoint.config)
     check_tensors(checkpoint, torch.float32, needs_tower(recipe), log)
     skeletons = []
     optimized: dict[tuple[str, torch.dtype], Skeleton] = {}  # precisions of one dtype differ from quantization on
@@ -110,6 +117,7 @@ def build_skeletons(
         dtype: torch.dtype = getattr(torch, variant.compute_dtype)
         storage_dtype = ir.DataType.BFLOAT16 if variant.dtype == "bfloat16" else None
         check_onnxruntime(variant, checkpoint.facts)
+        check_head_size(variant, checkpoint.facts)
         for graph, grid in graphs_of(variant, checkpoint.facts):
             if recipe.file_precision(precision, graph) != precision:
                 continue
@@ -192,6 +200,20 @@ def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
             f"{recipe.name}: min_onnxruntime is {recipe.min_onnxruntime}, a mixture of experts on the ort target needs "
             f"onnxruntime {needed}{' with this accuracy_level' if accuracy_level else ''}",
             f'Write min_onnxruntime: "{needed}"',
+        )
+
+
+def check_head_size(recipe: Recipe, facts: Facts) -> None:
+    """Compare the decoder's heads with those that onnxruntime's attention takes.
+
+    Raises:
+        RecipeError: the recipe's target cannot compute them.
+    """
+    if recipe.target == "ort" and contract.DECODER in recipe.graphs and facts.head_dim % GROUP_QUERY_HEAD_MULTIPLE:
+        raise RecipeError(
+            f"{recipe.name}: the decoder's heads have size {facts.head_dim}, onnxruntime's GroupQueryAttention takes "
+            f"multiples of {GROUP_QUERY_HEAD_MULTIPLE}",
+            "Write target: portable",
         )
 
 

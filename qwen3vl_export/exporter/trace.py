@@ -29,7 +29,7 @@ STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
 # Sizes of the example inputs: distinct, and none is 0 or 1, so that the tracer cannot mistake one dim for another.
 EXAMPLE_DIMS = {
-    "num_patches": 768,  # a multiple of every merge unit
+    "num_patches": 3600,  # a multiple of the square of every merge size
     "num_images": 3,
     "num_image_tokens": 11,
     "batch_size": 2,

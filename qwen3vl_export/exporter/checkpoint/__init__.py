@@ -22,7 +22,9 @@ from ...hub import download
 from .config import Config, read_config
 from .experts import orient_experts, stack_experts
 from .files import INDEX, SETTINGS, StoredWeights, check_links, files_read, stored_weights
+from .ignored import warn_of_ignored
 from .names import HEAD, TABLE, rename_tensors
+from .rotary import context_length
 from .tensors import Allocator, StoredReader, TensorReader, allocate_anew, equal_values
 from .unsupported import ADAPTER, refuse_adapter
 
@@ -55,7 +57,7 @@ class Checkpoint:
             num_key_value_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
             vocab_size=text.vocab_size,
-            max_position_embeddings=text.max_position_embeddings,
+            max_position_embeddings=context_length(text),
             num_deepstack=len(vision.deepstack_visual_indexes),
             in_channels=vision.in_channels,
             patch_size=vision.patch_size,
@@ -66,6 +68,11 @@ class Checkpoint:
             vision_start_token_id=self.config.vision_start_token_id,
             vision_end_token_id=self.config.vision_end_token_id,
         )
+
+    @property
+    def warnings(self) -> list[str]:
+        """What its settings say that has no effect, one line each."""
+        return list(warn_of_ignored(self.config))
 
     @cached_property
     def stored(self) -> StoredWeights:
@@ -153,8 +160,8 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
         name: what the manifest calls a directory; default its last name, so that no machine's paths are recorded.
 
     Raises:
-        CheckpointError: not found, no network, another architecture, a config without rotary settings, quantized, or
-            with an adapter.
+        CheckpointError: not found, no network, a config that is not exported (`read_config`), quantized, or with an
+            adapter.
     """
     local = Path(source).expanduser()
     if local.is_dir():

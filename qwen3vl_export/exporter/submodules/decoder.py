@@ -20,41 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import TEXT_ATTENTION, LayerCache
-
-
-def mrope_axes(sections: list[int]) -> list[int]:
-    """Which of the (t, h, w) axes rotates each of the E / 2 frequencies: T H W T H W … while sections last, then T.
-
-    Args:
-        sections: frequencies per axis, e.g. [24, 20, 20]; sums to E / 2.
-    """
-    axes = [0] * sum(sections)
-    for axis in (1, 2):
-        for index in range(axis, sections[axis] * 3, 3):
-            axes[index] = axis
-    return axes
-
-
-class MultimodalRotary(nn.Module):
-    """position_ids int64 [3, B, S] -> cos, sin [B, S, E]; angles in float32, nothing baked per position."""
-
-    inv_freq: Tensor
-    axes: Tensor
-
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        super().__init__()
-        rope = config.rope_parameters
-        size = config.head_dim
-        inv_freq = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("axes", torch.tensor(mrope_axes(rope["mrope_section"])), persistent=False)
-        self.dtype = dtype
-
-    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        positions = position_ids.index_select(0, self.axes)  # [E / 2, B, S]
-        angles = positions.permute(1, 2, 0).to(torch.float32) * self.inv_freq
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+from .rotary import MultimodalRotary
 
 
 class RightPadding:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checkpoint.rotary import vision_rotary
 from . import geometry
 from .attention import grid_attention, rotate
 
@@ -37,12 +38,9 @@ class VisionEncoder(nn.Module):
         self.segments = SEGMENTS[target]
         self.grid = grid
         self.merge = config.spatial_merge_size
-        self.side = round(config.num_position_embeddings**0.5)
+        self.side = int(config.num_position_embeddings**0.5)  # rows that do not fill a square are never read
         self.taps = list(config.deepstack_visual_indexes)
-        spatial_dim = config.hidden_size // config.num_heads // 2
-        theta = config.rope_parameters["rope_theta"]
-        inv_freq = 1.0 / theta ** (torch.arange(0, spatial_dim, 2, dtype=torch.float32) / spatial_dim)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("inv_freq", vision_rotary(config).inv_freq, persistent=False)
 
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         visual = self.visual
