@@ -14,7 +14,6 @@ HARMLESS = {  # keys that are no field of transformers' classes and have no bear
     "is_causal",
     "layer_types",
     "max_window_layers",
-    "model_type",
     "partial_rotary_factor",  # a rotary setting by the time it is read
     "use_cache",
 }
@@ -56,6 +55,8 @@ def _line(key: str, value: object) -> str:
 
 
 def _undeclared(values: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values that were stored but are no fields of the class."""
-    declared = {field.name for field in fields(values)}
-    return ((name, value) for name, value in vars(values).items() if name not in declared and not name.startswith("_"))
+    """Keys and values that were stored but are no fields of the class, nor another name of one."""
+    known = {field.name for field in fields(values)} | {*values.attribute_map, *values.attribute_map.values()}
+    for name, value in vars(values).items():
+        if name not in known and not name.startswith("_") and not hasattr(type(values), name):
+            yield name, value

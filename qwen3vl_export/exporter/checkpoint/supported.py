@@ -79,6 +79,11 @@ def check_supported(path: Path, config: Any) -> None:
 
 def _reasons_to_refuse(config: Any) -> Iterator[str]:
     text, vision = config.text_config, config.vision_config
+    for section, values in (("", config), ("text_config.", text), ("vision_config.", vision)):
+        if getattr(values, "is_heterogeneous", False):
+            yield f"{section}per_layer_config is set, all layers are exported alike"
+        if values.is_encoder_decoder or not values.return_dict:
+            yield f"{section}is_encoder_decoder or return_dict differs from its default, transformers' model needs it"
     experts = EXPERT_SIZES if config.model_type == "qwen3_vl_moe" else ()
     for section, values, names in (
         ("text_config", text, (*TEXT_SIZES, *experts)),
@@ -92,11 +97,6 @@ def _reasons_to_refuse(config: Any) -> Iterator[str]:
     yield from _attention_reasons(text)
     yield from _vision_reasons(vision, text.hidden_size)
     yield from _token_reasons(config)
-    for section, values in (("", config), ("text_config.", text), ("vision_config.", vision)):
-        if getattr(values, "is_heterogeneous", False):
-            yield f"{section}per_layer_config is set, all layers are exported alike"
-        if values.is_encoder_decoder or not values.return_dict:
-            yield f"{section}is_encoder_decoder or return_dict differs from its default, transformers' model needs it"
 
 
 def _text_reasons(text: Any) -> Iterator[str]:
