@@ -39,7 +39,7 @@ def simplify(model: ir.Model) -> ir.Model:
     Raises:
         BuildError: onnxsim changed an input or output.
     """
-    before = _signature(model)
+    before, shapes = _signature(model), [value.shape for value in model.graph.outputs]
     model = passes.InlinePass()(model).model
     optimizer.fold_constants(model, onnx_shape_inference=True)
     model = run_passes(AFTER_FOLDING, model)
@@ -47,6 +47,8 @@ def simplify(model: ir.Model) -> ir.Model:
     simplified = clean(ir.from_proto(proto))
     if _signature(simplified) != before:
         raise BuildError(f"{model.graph.name}: onnxsim changed the inputs or outputs", "Check the onnxsim version")
+    for value, shape in zip(simplified.graph.outputs, shapes, strict=True):
+        value.shape = shape  # where the last node did nothing, the one before it had the tracer's names of dims
     return simplified
 
 
@@ -62,5 +64,9 @@ def run_passes(sequence: Sequence[ir.passes.PassBase], model: ir.Model) -> ir.Mo
     return model
 
 
-def _signature(model: ir.Model) -> list[tuple[str | None, str]]:
-    return [(value.name, str(value.shape)) for value in (*model.graph.inputs, *model.graph.outputs)]
+def _signature(model: ir.Model) -> list[tuple[str | None, list[int | None]]]:
+    """Names, and shapes as far as they are fixed."""
+    return [
+        (value.name, [dim if isinstance(dim, int) else None for dim in value.shape or ()])
+        for value in (*model.graph.inputs, *model.graph.outputs)
+    ]

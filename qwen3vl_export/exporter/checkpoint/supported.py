@@ -24,6 +24,7 @@ ACTIVATIONS = (  # of transformers' `ACT2FN`: those without parameters of their 
     "gelu_python_tanh",
     "gelu_pytorch_tanh",
     "hardswish",
+    "laplace",
     "leaky_relu",
     "linear",
     "mish",
@@ -33,6 +34,7 @@ ACTIVATIONS = (  # of transformers' `ACT2FN`: those without parameters of their 
     "relu6",
     "sigmoid",
     "silu",
+    "sqrtsoftplus",
     "swish",
     "tanh",
 )
