@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from qwen3vl_export.errors import CheckpointError, Qwen3VLExportError
 from qwen3vl_export.exporter.checkpoint.config import NEIGHBOURS, read_config
 from qwen3vl_export.exporter.checkpoint.ignored import warn_of_ignored
 from qwen3vl_export.exporter.checkpoint.tokens import check_token_ids
+from qwen3vl_export.exporter.plan import plan_build
 from qwen3vl_export.exporter.skeletons import check_head_size
 from qwen3vl_export.recipe import load_recipe
 
@@ -104,6 +106,9 @@ REFUSED: dict[str, tuple[Change, str]] = {  # what it is -> the change, and word
     "encoder and decoder": (top(is_encoder_decoder=True), "is_encoder_decoder"),
     "tuples": (text(return_dict=False), "text_config.is_encoder_decoder or return_dict"),
     "no layers": (text(num_hidden_layers=0), "text_config.num_hidden_layers is 0"),
+    "too many layers": (text(num_hidden_layers=10**9), "text_config.num_hidden_layers is 1000000000, a whole number"),
+    "a vocabulary of all atoms": (text(vocab_size=10**30), "text_config.vocab_size is 1000"),
+    "frequencies of nothing": (rope(rope_type="linear", factor=float("nan")), "not finite"),
     "layers as text": (text(num_hidden_layers="4"), "num_hidden_layers"),
     "a fraction of layers": (text(num_hidden_layers=3.5), "num_hidden_layers"),
     "heads unlike": (text(num_key_value_heads=4), "num_attention_heads is 6, not a multiple"),
@@ -192,7 +197,9 @@ def test_no_text_is_a_traceback(tmp_path: Path) -> None:
     assert "not valid JSON" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("value", [None, True, -1, 0, 3, 1.5, "x", [], [1], {}, {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 0, 3, 10**30, 1.5, float("inf"), "x", [], [1], {}, {"a": 1}], ids=repr
+)
 def test_any_value_of_any_key_is_read_or_refused_in_one_line(value: object, tmp_path: Path) -> None:
     for mixture in (False, True):
         plain = published(mixture)
@@ -267,6 +274,24 @@ def test_a_token_that_the_tokenizer_does_not_have_is_named(tmp_path: Path) -> No
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "image_token": "<|picture|>"}), "utf-8")
     check_token_ids(tmp_path, config)
+
+
+def test_a_plan_warns_of_what_is_ignored_and_refuses_foreign_token_ids(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(TINY, tmp_path / "checkpoint"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"checkpoint: {{source: {root}}}\ngraphs: [embed_tokens]\n", "utf-8")
+    raw = json.loads((root / "config.json").read_text("utf-8"))
+    raw["text_config"]["rope_parameters"]["mrope_interleaved"] = False
+    write(root, raw)
+    lines: list[str] = []
+    plan_build(load_recipe(recipe), out=tmp_path / "out", log=lines.append)
+    assert [line for line in lines if line.startswith("warning: ")] == [
+        "warning: config.json: transformers ignores text_config's rotary setting mrope_interleaved (False), and so do "
+        "the graphs"
+    ]
+    write(root, raw | {"image_token_id": 3})
+    with pytest.raises(CheckpointError, match="image_token_id is 3"):
+        plan_build(load_recipe(recipe), out=tmp_path / "out", log=lines.append)
 
 
 def test_head_sizes_that_onnxruntime_does_not_take_are_refused_for_its_target() -> None:

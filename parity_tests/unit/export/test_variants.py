@@ -5,6 +5,7 @@ Each of a few random models differs from the published ones in as many settings 
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -23,6 +25,7 @@ from transformers.cache_utils import DynamicCache
 from qwen3vl_export import contract
 from qwen3vl_export.contract import past_name, present_name
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.exporter.checkpoint.files import SINGLE
 from qwen3vl_export.exporter.checkpoint.supported import ACTIVATIONS
 from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.pipeline import export_graph
@@ -53,6 +56,7 @@ TOWERS: dict[str, dict[str, Any]] = {
         "num_heads": 1,
     },
 }
+DTYPES = (torch.bfloat16, torch.float32, torch.float16, torch.float32)  # of stored tensors, by turns
 YARN = {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 32, "rope_theta": 1000.0}
 DECODERS: dict[str, dict[str, Any]] = {
     "biases-and-yarn": {
@@ -96,8 +100,10 @@ def model_config(text: dict[str, Any], vision: dict[str, Any]) -> Qwen3VLConfig:
 
 
 def written(root: Path, text: dict[str, Any], vision: dict[str, Any]) -> tuple[Checkpoint, Any]:
-    """A random checkpoint, and transformers' model of it."""
+    """A random checkpoint whose tensors are stored in dtypes by turns, and transformers' model of it in float32."""
     path = write_checkpoint(root / "checkpoint", model_config(text, vision), dtype=torch.float32)
+    tensors = zip(load_file(path / SINGLE).items(), cycle(DTYPES), strict=False)
+    save_file({name: tensor.to(dtype) for (name, tensor), dtype in tensors}, path / SINGLE, metadata={"format": "pt"})
     model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     return open_checkpoint(str(path)), model.eval()
 

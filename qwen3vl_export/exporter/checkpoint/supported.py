@@ -61,6 +61,8 @@ VISION_SIZES = (
     "out_hidden_size",
     "num_position_embeddings",
 )
+LARGEST = {"num_hidden_layers": 1000, "depth": 1000, "num_experts": 100_000}  # what a typing mistake would ask for
+LARGEST_SIZE = 2**31 - 1  # of everything else
 TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 ANY_LAYER = "full_attention"
 
@@ -93,8 +95,9 @@ def _reasons_to_refuse(config: Any) -> Iterator[str]:
     ):
         for name in names:
             value = getattr(values, name)
-            if not isinstance(value, int) or value < 1:
-                yield f"{section}.{name} is {value!r}, a whole number above 0 is needed"
+            largest = LARGEST.get(name, LARGEST_SIZE)
+            if not isinstance(value, int) or not 1 <= value <= largest:
+                yield f"{section}.{name} is {value!r}, a whole number from 1 to {largest} is needed"
     yield from _text_reasons(text)
     yield from _attention_reasons(text)
     yield from _vision_reasons(vision, text.hidden_size)
@@ -126,6 +129,8 @@ def _text_reasons(text: Any) -> Iterator[str]:
             f"transformers cannot compute from them ({type(error).__name__}: {' '.join(str(error).split())})"
         )
         return
+    if not rotary.inv_freq.isfinite().all() or not math.isfinite(rotary.attention_scaling):
+        yield "text_config's rotary settings give frequencies or a factor that are not finite"
     if 2 * len(rotary.inv_freq) != text.head_dim:
         yield (
             f"text_config's rotary settings rotate {2 * len(rotary.inv_freq)} of head_dim {text.head_dim} "
