@@ -83,7 +83,7 @@ def plans_of(config: pytest.Config) -> dict[str, Plan]:
 
     They follow from manifests and recipes alone: collecting tests builds nothing.
     """
-    from qwen3vl_export.recipe import find_recipe, load_recipe
+    from qwen3vl_export.recipe import load_recipe
 
     from .harness.plan import Subject, plan
     from .harness.verify import open_unchecked
@@ -93,8 +93,7 @@ def plans_of(config: pytest.Config) -> dict[str, Plan]:
         subject = Subject.of_manifest(open_unchecked(artifact, precision=precision).manifest)
         return {"": plan(matrix, subject)}
     return {
-        name: plan(matrix or TIERS[0], Subject.of_recipe(load_recipe(find_recipe(name))))
-        for name in config.stash.get(BUILDS, {})
+        name: plan(matrix or TIERS[0], Subject.of_recipe(load_recipe(name))) for name in config.stash.get(BUILDS, {})
     }
 
 

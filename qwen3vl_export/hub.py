@@ -11,12 +11,15 @@ from pathlib import Path
 
 from .errors import CheckpointError, first_line
 
+SCHEME = "hf://"  # before the name of a repository, where it could be taken for a directory
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SUBFOLDERS = "*/*"  # a trainer's checkpoint-500/, original/, onnx/: none is read
 TIMEOUT = 20.0  # seconds to wait for the Hub
 
 
 def resolve_commit(source: str, revision: str, offline: str = "Try again when online") -> str:
-    """The commit that a revision of a Hub repository currently points to.
+    """The commit that a revision of a Hub repository currently points to; with `HF_HUB_OFFLINE`, the one in the cache.
 
     Args:
         offline: the advice in the error if the Hub cannot be reached.
@@ -24,9 +27,16 @@ def resolve_commit(source: str, revision: str, offline: str = "Try again when on
     Raises:
         CheckpointError: the Hub cannot be reached, or has no such repository or revision.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    if constants.HF_HUB_OFFLINE:
+        commit = cached_commit(source, revision)
+        if commit is None:
+            raise CheckpointError(
+                f"{source}: revision {revision} is not in the cache, and HF_HUB_OFFLINE is set", f"Unset it. {offline}"
+            )
+        return commit
     try:
         commit = HfApi().model_info(source, revision=revision, timeout=TIMEOUT).sha
     except GatedRepoError:
@@ -40,6 +50,8 @@ def resolve_commit(source: str, revision: str, offline: str = "Try again when on
             f"{source}: the Hub has no such repository, or it is private", "Check the name, or: hf auth login"
         ) from None
     except Exception as error:  # the HTTP library that raises depends on huggingface_hub's version
+        if cached_commit(source, revision) is not None:
+            offline = f"Use the copy in the cache: HF_HUB_OFFLINE=1. {offline}"
         raise CheckpointError(
             f"{source}: the Hugging Face Hub cannot be reached ({first_line(error)})", offline
         ) from None
@@ -48,24 +60,53 @@ def resolve_commit(source: str, revision: str, offline: str = "Try again when on
     return commit
 
 
-def download(source: str, revision: str, patterns: Sequence[str]) -> tuple[Path, str]:
+def cached_commit(source: str, revision: str) -> str | None:
+    """The commit of a revision in the local cache, as of the last time it was downloaded; None if it never was."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
+def download(source: str, revision: str, patterns: Sequence[str], optional: Sequence[str] = ()) -> tuple[Path, str]:
     """Download the files of a repository that match `patterns`: their directory, and their commit.
 
-    A revision that is a commit and already in the cache needs no network.
+    Only files at the top of the repository. A revision that is in the cache needs no network if it is a commit, or with
+    `HF_HUB_OFFLINE`.
+
+    Args:
+        optional: patterns of further files, which a cached copy need not have.
 
     Raises:
         CheckpointError: the repository, its revision or the Hub cannot be reached, or the download failed.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     local = "Or pass a local copy with --checkpoint DIR"
     commit = (
         revision if COMMIT.fullmatch(revision) else resolve_commit(source, revision, f"Try again when online. {local}")
     )
+
+    def snapshot(*chosen: str) -> Path:  # by the name of the revision, so that the cache knows it when offline
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=list(chosen),
+                ignore_patterns=[SUBFOLDERS],
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
+        )
+
     try:
-        return Path(snapshot_download(source, revision=commit, allow_patterns=list(patterns))), commit
+        try:
+            root = snapshot(*patterns, *optional)
+        except LocalEntryNotFoundError:  # offline: what another tool left in the cache may lack them
+            root = snapshot(*patterns)
     except Exception as error:  # as in `resolve_commit`
         raise CheckpointError(
             f"{source}@{commit[:12]}: cannot be downloaded ({first_line(error)})",
             f"Try again: the download resumes. {local}",
         ) from error
+    return root, root.name if COMMIT.fullmatch(root.name) else commit

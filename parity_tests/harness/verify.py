@@ -13,9 +13,9 @@ from pathlib import Path
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.errors import ArtifactError, CheckpointError
 from qwen3vl_export.evidence import CheckpointSource
-from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint, open_repository
 from qwen3vl_export.promise import reason_to_skip
-from qwen3vl_export.recipe import recipe_dirs
+from qwen3vl_export.recipe import find_recorded
 from qwen3vl_export.runtime import Qwen3VL
 
 from .cases.matrix import Matrix, load_matrix
@@ -139,16 +139,18 @@ def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
 
 
 def open_recorded(artifact: Artifact, given: Path | None) -> Checkpoint:
-    """The checkpoint given, else the recorded one: a directory beside the recipes, or a repository at its commit."""
+    """The checkpoint given, else the recorded one: a directory (`find_recorded`), or a repository at its commit."""
     if given is not None:
-        return open_checkpoint(str(given.resolve()))
+        return open_checkpoint(str(given.expanduser().resolve()))
     source, revision = (artifact.manifest.checkpoint[key] for key in ("source", "revision"))
     if revision != "local":
-        return open_checkpoint(source, revision)
-    for base in recipe_dirs():
-        if (base / source).is_dir():
-            return open_checkpoint(str(base / source))
-    raise CheckpointError(f"{source}: no such checkpoint beside the recipes", "Pass --checkpoint DIR")
+        return open_repository(source, revision)
+    directory = find_recorded(source)
+    if directory is None:
+        raise CheckpointError(
+            f"{source}: no such checkpoint beside the recipes or in the current directory", "Pass --checkpoint DIR"
+        )
+    return open_checkpoint(str(directory))
 
 
 def run(

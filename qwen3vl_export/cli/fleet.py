@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .paths import expand
+
 if TYPE_CHECKING:
     from ..fleet.fleet import FleetOptions
 
@@ -30,6 +32,12 @@ class Matrix(StrEnum):
 
 
 Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipe files, or names of shipped recipes.")]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision", metavar="NAME", help="Every recipe in this precision (see: recipes list); can be repeated."
+    ),
+]
 StoreUrl = Annotated[
     str, typer.Option("--store", metavar="URL", help="Where results are stored: a directory, s3://…, gs://…, hf://….")
 ]
@@ -49,10 +57,16 @@ Publish = Annotated[
         help="Publish what passed as DIR/RECIPE or hf://ORG/RECIPE, or replace {name} by RECIPE.",
     ),
 ]
-LogFile = Annotated[Path | None, typer.Option("--log", metavar="FILE", help="Append events to FILE as JSON lines.")]
+LogFile = Annotated[
+    Path | None, typer.Option("--log", parser=expand, metavar="FILE", help="Append events to FILE as JSON lines.")
+]
 Scratch = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Where this machine's workers build. [default: the system's temporary directory]"),
+    typer.Option(
+        parser=expand,
+        metavar="DIR",
+        help="Where this machine's workers build. [default: the system's temporary directory]",
+    ),
 ]
 Patience = Annotated[
     float,
@@ -64,6 +78,7 @@ Patience = Annotated[
 def plan(
     recipes: Recipes,
     store: StoreUrl,
+    precision: Precisions = None,
     matrix: MatrixChoice = None,
     scheduler: Scheduler = None,
     publish: Publish = None,
@@ -77,7 +92,7 @@ def plan(
     from ..fleet.fleet import plan as plan_fleet
     from ..fleet.plan_table import show
 
-    options = _options(recipes, store, matrix, scheduler, publish, None, scratch, patience)
+    options = _options(_in_precisions(recipes, precision), store, matrix, scheduler, publish, None, scratch, patience)
     show(plan_fleet(options))
 
 
@@ -85,6 +100,7 @@ def plan(
 def run(
     recipes: Recipes,
     store: StoreUrl,
+    precision: Precisions = None,
     matrix: MatrixChoice = None,
     scheduler: Scheduler = None,
     publish: Publish = None,
@@ -98,12 +114,14 @@ def run(
 
     Example: `qwen3vl-export fleet run tiny tiny-int8 tiny-int4 --store /srv/zoo`
 
+    Example: `qwen3vl-export fleet run qwen3-vl-2b-instruct --precision bf16 --precision int4 --store /srv/zoo`
+
     Example: `qwen3vl-export fleet run recipes/*.yaml --store s3://bucket/zoo --scheduler tcp://head:8786 --matrix full`
     """
     from ..fleet.account import show
     from ..fleet.fleet import run as run_fleet
 
-    options = _options(recipes, store, matrix, scheduler, publish, log, scratch, patience)
+    options = _options(_in_precisions(recipes, precision), store, matrix, scheduler, publish, log, scratch, patience)
     statuses = run_fleet(options)
     show(statuses, _next_command(options))
     raise typer.Exit(0 if all(status.passed for status in statuses) else 1)
@@ -113,6 +131,7 @@ def run(
 def status(
     recipes: Recipes,
     store: StoreUrl,
+    precision: Precisions = None,
     matrix: MatrixChoice = None,
     publish: Publish = None,
     patience: Patience = 120.0,
@@ -126,10 +145,17 @@ def status(
     from ..fleet.account import show
     from ..fleet.fleet import status as fleet_status
 
-    options = _options(recipes, store, matrix, None, publish, None, None, patience)
+    options = _options(_in_precisions(recipes, precision), store, matrix, None, publish, None, None, patience)
     statuses = fleet_status(options)
     show(statuses, _next_command(options))
     raise typer.Exit(0 if all(status.passed for status in statuses) else 1)
+
+
+def _in_precisions(recipes: list[str], precisions: list[str] | None) -> list[str]:
+    """Every recipe in every precision named, or as it is if none is."""
+    from ..recipe import in_precision
+
+    return [in_precision(recipe, name) for recipe in recipes for name in precisions] if precisions else recipes
 
 
 def _options(

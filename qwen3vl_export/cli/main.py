@@ -21,6 +21,7 @@ from . import recipes as cli_recipes
 from . import run as cli_run
 from .errors import Commands
 from .fleet import Matrix
+from .paths import expand
 
 app = typer.Typer(
     cls=Commands,
@@ -59,9 +60,20 @@ def build(
     ],
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="DIR_OR_REPO", help="Use this checkpoint, a directory or Hub repository."),
+        typer.Option(metavar="DIR_OR_REPO", help="Use this checkpoint: a directory, or a Hub repository as org/name."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output directory. [default: artifacts/NAME]")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the Hub repository. [default: main]")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Build the recipe in this precision (see: recipes list), into NAME-PRECISION."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=expand, metavar="DIR", help="Output directory. [default: artifacts/NAME]")
+    ] = None,
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Also save the graph after every build stage, under stages/.")
     ] = False,
@@ -84,11 +96,15 @@ def build(
 
     Example: `qwen3vl-export build qwen3-vl-2b-instruct --checkpoint ~/models/Qwen3-VL-2B-Instruct`
 
+    Example: `qwen3vl-export build qwen3-vl-8b-instruct --precision int4`
+
     Example: `qwen3vl-export build qwen3-vl-30b-a3b-instruct --plan`
     """
-    from ..recipe import load_recipe
+    from ..recipe import in_precision, load_recipe
+    from .checkpoints import checkpoint_at, verify_command
 
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe if precision is None else in_precision(recipe, precision))
+    checkpoint = checkpoint_at(loaded, checkpoint, revision)
     if plan:
         from ..exporter.plan import plan_build
         from ..exporter.plan.table import show
@@ -100,7 +116,7 @@ def build(
     path = build_artifact(
         loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, resume=resume, log=say
     )
-    say(f"{path} is ready. Verify it: qwen3vl-export verify {path}")
+    say(f"{path} is ready. Verify it: {verify_command(path, loaded, checkpoint)}")
 
 
 @app.command()
@@ -108,13 +124,15 @@ def verify(
     artifact: Annotated[
         Path,
         typer.Argument(
-            metavar="ARTIFACT", help="An artifact directory, or the contract (YAML) of another exporter's package."
+            parser=expand,
+            metavar="ARTIFACT",
+            help="An artifact directory, or the contract (YAML) of another exporter's package.",
         ),
     ],
     matrix: Annotated[Matrix | None, typer.Option(help="How many cases to run. [default: as the recipe says]")] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The checkpoint to compare with, if it has moved."),
+        typer.Option(parser=expand, metavar="DIR", help="The checkpoint to compare with, if it has moved."),
     ] = None,
     case: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Run only this case and write no evidence; can be repeated.")
@@ -125,15 +143,19 @@ def verify(
     ] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Cache of PyTorch's results. [default: in the user's cache directory]"),
+        typer.Option(
+            parser=expand, metavar="DIR", help="Cache of PyTorch's results. [default: in the user's cache directory]"
+        ),
     ] = None,
     history: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Append the result to this file. [default: next to the artifact]"),
+        typer.Option(
+            parser=expand, metavar="FILE", help="Append the result to this file. [default: next to the artifact]"
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Verify only this precision. [default: all the artifact has]"),
+        typer.Option(metavar="NAME", help="Verify only this one of the artifact's precisions. [default: all of them]"),
     ] = None,
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
@@ -161,7 +183,9 @@ app.command("verify-artifact")(cli_publish.verify_artifact)
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="ARTIFACT_OR_ONNX", help="An artifact directory or an .onnx file.")],
+    path: Annotated[
+        Path, typer.Argument(parser=expand, metavar="ARTIFACT_OR_ONNX", help="An artifact directory or an .onnx file.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show the contents of an artifact or an ONNX file: inputs, outputs, operators, sizes, dtypes.

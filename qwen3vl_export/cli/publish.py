@@ -12,16 +12,22 @@ import typer
 
 from ..console import say
 from ..errors import InputError
+from ..hub import SCHEME
+from .paths import expand
 
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")]
 
 
 def publish(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact that has passed verify.")],
+    artifact: Annotated[
+        Path, typer.Argument(parser=expand, metavar="ARTIFACT", help="An artifact that has passed verify.")
+    ],
     to: Annotated[str, typer.Option("--to", metavar="DIR|hf://ORG/NAME", help="Where to publish it.")],
     licence: Annotated[
         Path | None,
-        typer.Option("--license", metavar="FILE", help="The checkpoint's licence, if the artifact has none."),
+        typer.Option(
+            "--license", parser=expand, metavar="FILE", help="The checkpoint's licence, if the artifact has none."
+        ),
     ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="If the repository does not exist yet, create it as private.")
@@ -47,7 +53,15 @@ def publish(
     from ..publishing import publish as publish_artifact
 
     publish_artifact(
-        artifact, to, licence=licence, private=private, dry_run=dry_run, signed=sign, force=force, demo=demo, log=say
+        artifact,
+        expand_target(to),
+        licence=licence,
+        private=private,
+        dry_run=dry_run,
+        signed=sign,
+        force=force,
+        demo=demo,
+        log=say,
     )
 
 
@@ -56,7 +70,9 @@ def fetch(
         str,
         typer.Argument(metavar="hf://ORG/NAME|DIR", help="A published artifact; append @REVISION for a revision."),
     ],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output directory. [default: artifacts/NAME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=expand, metavar="DIR", help="Output directory. [default: artifacts/NAME]")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Download a published artifact and check it: hashes, graph contract, evidence, provenance.
@@ -65,11 +81,13 @@ def fetch(
     """
     from ..publishing import fetch as fetch_artifact
 
-    fetch_artifact(source, out, force, log=say)
+    fetch_artifact(expand_target(source), out, force, log=say)
 
 
 def verify_artifact(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory, published or not.")],
+    artifact: Annotated[
+        Path, typer.Argument(parser=expand, metavar="ARTIFACT", help="An artifact directory, published or not.")
+    ],
     identity: Annotated[
         str | None, typer.Option(metavar="NAME", help="The expected signer: an e-mail address or a CI workflow's URL.")
     ] = None,
@@ -90,3 +108,8 @@ def verify_artifact(
         )
     for line in check(artifact, Signer(identity, issuer) if identity and issuer else None):
         say(line)
+
+
+def expand_target(text: str) -> str:
+    """A repository as it is, a directory with `~` replaced."""
+    return text if text.startswith(SCHEME) else str(expand(text))

@@ -12,7 +12,9 @@ import yaml
 
 from ..console import console, print_error, say, table
 from ..errors import Qwen3VLExportError, RecipeError
-from ..recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
+from ..recipe import Recipe, find_recipe, in_precision, list_precisions, list_recipes, load_recipe, recipe_schema
+from ..recipe.yaml import read_merged
+from .paths import expand
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,11 +22,17 @@ app = typer.Typer(
     help="List, show, check and pin recipes: the YAML files that describe builds.",
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="NAME", help="The recipe in this precision (see: recipes list); short for RECIPE-NAME."
+    ),
+]
 
 
 @app.command("list")
 def list_() -> None:
-    """List the recipes that can be built by name.
+    """List the recipes that can be built by name, and the precisions that each can be built in.
 
     Example: `qwen3vl-export recipes list`
     """
@@ -40,19 +48,24 @@ def list_() -> None:
         raise RecipeError("no recipes in ./recipes", "Run this in the directory that contains recipes/")
     rows.sort(key=lambda row: _natural(row[0]))
     console().print(table("", ("recipe", "sizes", "target", "dtype", "description"), rows, wrap="description"))
-    say("Build one: qwen3vl-export build tiny")
+    precisions = [(name, read_merged(file).data.get("description", "")) for name, file in list_precisions().items()]
+    console().print(table("", ("precision", "description"), precisions, wrap="description"))
+    say("Build one: qwen3vl-export build tiny, or in another precision: qwen3vl-export build tiny --precision int8")
 
 
 @app.command()
 def show(
     recipe: RecipeName,
+    precision: PrecisionName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
     """Show a recipe as it will be built, with inheritance resolved and every default filled in.
 
     Example: `qwen3vl-export recipes show tiny-buckets`
+
+    Example: `qwen3vl-export recipes show qwen3-vl-8b-instruct --precision int4`
     """
-    values = load_recipe(recipe).to_json_dict()
+    values = load_recipe(recipe if precision is None else in_precision(recipe, precision)).to_json_dict()
     if as_json:
         typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
     else:
@@ -90,7 +103,7 @@ def check(
 @app.command()
 def schema(
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
+        Path | None, typer.Option(parser=expand, metavar="FILE", help="Write to this file instead of standard output.")
     ] = None,
 ) -> None:
     """Print the JSON Schema of recipes, with which editors complete and check YAML.

@@ -16,12 +16,15 @@ from rich.text import Text
 
 from ..console import console, strip_controls
 from ..errors import InputError
+from .paths import expand
 
 if TYPE_CHECKING:
     from ..runtime import Answer
 
 DESCRIBE = "Describe this image."
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact directory, such as artifacts/tiny.")]
+Artifact = Annotated[
+    Path, typer.Argument(parser=expand, metavar="ARTIFACT", help="An artifact directory, such as artifacts/tiny.")
+]
 MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum number of tokens of an answer.")]
 Temperature = Annotated[
     float | None,
@@ -99,11 +102,17 @@ def run(
     ] = None,
     draw: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the picture to this file, with the answer's boxes and points drawn."),
+        typer.Option(
+            parser=expand,
+            metavar="FILE",
+            help="Write the picture to this file, with the answer's boxes and points drawn.",
+        ),
     ] = None,
     tools: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON file of functions the model may call; calls are printed as JSON."),
+        typer.Option(
+            parser=expand, metavar="FILE", help="JSON file of functions the model may call; calls are printed as JSON."
+        ),
     ] = None,
     max_new_tokens: MaxNewTokens = 512,
     stop: Stop = None,

@@ -27,7 +27,7 @@ from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
 from .calibration.results import use_results
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint, open_repository
 from .checkpoint.tokens import check_token_ids
 from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
@@ -51,7 +51,7 @@ def open_recipe_checkpoint(recipe: Recipe, checkpoint: str | None) -> Checkpoint
         return open_checkpoint(checkpoint)
     if recipe.checkpoint_dir is not None:
         return open_checkpoint(str(recipe.checkpoint_dir), name=recipe.to_json_dict()["checkpoint"]["source"])
-    return open_checkpoint(recipe.checkpoint.source, recipe.checkpoint.revision)
+    return open_repository(recipe.checkpoint.source, recipe.checkpoint.revision)
 
 
 def inputs_of(recipe: Recipe, checkpoint: str | None) -> tuple[Path, ...]:

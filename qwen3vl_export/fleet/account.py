@@ -51,8 +51,9 @@ class JobStatus:
     def verdict(self) -> str:
         if self.summary is None:
             return "not verified"
-        passed = self.summary.planned - self.summary.failed
-        return f"{'passed' if self.summary.passed else 'FAILED'}: {passed} of {self.summary.planned} checks"
+        planned, failed = self.summary.planned, self.summary.failed
+        passed = f"passed: {planned} of {planned} checks"
+        return passed if self.summary.passed else f"FAILED: {failed} of {planned} checks failed"
 
 
 def statuses_of(jobs: Iterable[Job], store: Store) -> list[JobStatus]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..console import say
 from ..errors import FleetError
-from ..publishing import SCHEME
+from ..hub import SCHEME
 from ..replaceable import check_output
 from .account import JobStatus, emit_end, statuses_of, store_failures
 from .address import tools

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ..artifact import MANIFEST, PARITY
 from ..errors import FleetError
-from ..publishing import SCHEME
+from ..hub import SCHEME
 from ..recipe import load_recipe
 from ..recipe.model import Recipe
 from .address import address, revision_of, tools

@@ -9,7 +9,6 @@ credentials; this module never sees one.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 from ..artifact import STATEMENT, open_artifact
 from ..console import format_size
 from ..errors import PublishError, first_line
-from ..hub import TIMEOUT
+from ..hub import REPOSITORY, SCHEME, TIMEOUT
 from ..output import link
 from ..replaceable import check_output, whole_directory
 from .provenance import sign
@@ -28,8 +27,6 @@ from .publication import Publication, prepare
 from .verify_artifact import verify_artifact
 
 Log = Callable[[str], None]
-SCHEME = "hf://"
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ Every number in it is measured: sizes come from the manifest, differences and ti
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from ..console import format_size
 from ..evidence import SIGNS, Evidence, Rule
 from ..packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
 from .heatmap import HEATMAP
+from .licence import Licence
 from .sbom import SBOM
 
 CARD = "README.md"
@@ -63,13 +66,13 @@ await model.generate({{ ...inputs, max_new_tokens: 512, do_sample: false, stream
 SNIPPETS = {ONNXRUNTIME: ("python", PYTHON), GENAI: ("python", GENAI_PYTHON), TRANSFORMERS_JS: ("js", JAVASCRIPT)}
 
 
-def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, licence: str) -> str:
+def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, licence: Licence) -> str:
     """The card's text.
 
     Args:
         proofs: the artifact in each of its precisions, the default one first, with the evidence of each.
         repository: `org/name`, for the snippets.
-        licence: identifier for the card's header, such as `apache-2.0`.
+        licence: the checkpoint's.
     """
     artifact = proofs[0][0]
     return "\n".join(
@@ -87,14 +90,20 @@ def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, lic
     )
 
 
-def header(artifact: Artifact, licence: str) -> Iterator[str]:
+def header(artifact: Artifact, licence: Licence) -> Iterator[str]:
     source, revision = (artifact.manifest.checkpoint[key] for key in ("source", "revision"))
-    yield from ("---", f"license: {licence}", "pipeline_tag: image-text-to-text")
+    terms = (f"{key}: {as_yaml(value)}" for key, value in licence.front_matter.items())
+    yield from ("---", *terms, "pipeline_tag: image-text-to-text")
     if TRANSFORMERS_JS in artifact.manifest.recipe["packaging"]["runtimes"]:
         yield "library_name: transformers.js"
     if revision != "local":
         yield f"base_model: {source}"
     yield from (f"tags: [onnx, {', '.join(artifact.manifest.recipe['packaging']['runtimes'])}, qwen3_vl]", "---", "")
+
+
+def as_yaml(value: str) -> str:
+    """A string of the front matter: a word as it is, anything else in quotes."""
+    return value if re.fullmatch(r"[A-Za-z][\w.-]*", value) else json.dumps(value, ensure_ascii=False)
 
 
 def introduction(artifact: Artifact) -> Iterator[str]:
@@ -219,7 +228,14 @@ def limits(artifact: Artifact) -> Iterator[str]:
     yield from ("- What the model itself can and cannot do is its checkpoint's.", "")
 
 
-def origin(artifact: Artifact, licence: str) -> Iterator[str]:
-    yield from ("## Licence and origin", "", f"`{licence}`, see `LICENSE`: the checkpoint's.", "")
+def origin(artifact: Artifact, licence: Licence) -> Iterator[str]:
+    yield from ("## Licence and origin", "", f"{terms_of(licence)}: the checkpoint's.", "")
     yield f"`{STATEMENT}` (SLSA provenance) names every file with its sha256, `{SBOM}` (CycloneDX ML-BOM) what it was"
     yield from ("made from.", "")
+
+
+def terms_of(licence: Licence) -> str:
+    """`` `apache-2.0`, see `LICENSE` ``; or where the licence can be read, if the checkpoint's card says so."""
+    name = licence.front_matter.get("license_name", licence.front_matter["license"])
+    place = f"`{licence.file}`" if licence.file else licence.front_matter.get("license_link", "")
+    return f"`{name}`, see {place}" if place else f"`{name}`"

@@ -21,13 +21,12 @@ from ..evidence import Evidence
 from .demo import demo_files
 from .evidence import check_tier, passing_evidence
 from .heatmap import HEATMAP, heatmap
+from .licence import licence_of
 from .model_card import CARD, model_card
 from .provenance import statement
 from .sbom import SBOM, sbom
 from .verify_artifact import check_contract, check_digests
 
-LICENCE = "LICENSE"
-LICENCES = {"Apache License": "apache-2.0", "MIT License": "mit"}
 STAGES = "stages/"
 
 
@@ -73,13 +72,13 @@ def prepare(root: Path, repository: str | None = None, licence: Path | None = No
     reports = [precision.evidence_path(name) for precision in artifact.every_precision for name in REPORTS]
     files |= {path.name: path for path in (artifact.root / MANIFEST, *reports) if path.is_file()}
     generated = demo_files(artifact) if demo else {}
-    text = licence_text(artifact, licence)
-    if LICENCE not in files:
-        generated[LICENCE] = text.encode()
+    terms = licence_of(artifact, licence)
+    if terms.text:
+        generated[terms.file] = terms.text.encode()
     name = repository or f"OWNER/{artifact.manifest.name}"
     for precision, evidence in proofs:
         generated[precision.evidence_path(HEATMAP).name] = as_png(heatmap(evidence))
-    generated[CARD] = model_card(proofs, name, licence_id(text)).encode()
+    generated[CARD] = model_card(proofs, name, terms).encode()
     generated[SBOM] = as_json(sbom(artifact, digests))
     rest = {name: path for name, path in files.items() if name not in digests}
     published = {**digests, **{name: sha256(path.read_bytes()) for name, path in rest.items()}}
@@ -98,30 +97,6 @@ def proof(artifact: Artifact) -> Evidence:
     check_tier(artifact, evidence)
     check_contract(artifact)
     return evidence
-
-
-def licence_text(artifact: Artifact, given: Path | None) -> str:
-    """The text of the checkpoint's licence: of the given file, else of the artifact's.
-
-    Raises:
-        PublishError: there is none.
-    """
-    path = given or artifact.root / LICENCE
-    if not path.is_file():
-        where = path if given else artifact.root
-        raise PublishError(
-            f"{where}: no {LICENCE}, and a model is not published without one",
-            "Pass the checkpoint's with --license FILE",
-        )
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise PublishError(f"{path}: is not a text", "Pass the checkpoint's licence with --license FILE") from None
-
-
-def licence_id(text: str) -> str:
-    """`apache-2.0`; `other` for a licence whose first lines are unknown."""
-    return next((known for title, known in LICENCES.items() if title in text[:400]), "other")
 
 
 def as_png(picture: Image.Image) -> bytes:

@@ -20,6 +20,7 @@ from ..packaging import loadable_runtimes
 from .model import GRAPH_NAMES as GRAPH_NAMES
 from .model import SIZE_STEP, PrecisionName
 from .model import Recipe as Recipe
+from .precisions import precision_files, precisions_of, split_name, use_precision
 from .quantize import METHODS, profile_of
 from .strict import FieldConflict
 from .yaml import EXTENDS, MergedRecipe, read_merged
@@ -44,6 +45,11 @@ def recipe_dirs() -> list[Path]:
     return [path for path in candidates if path.is_dir()]
 
 
+def find_recorded(source: str) -> Path | None:
+    """The directory of a local checkpoint that a manifest names: beside the recipes, else in the current directory."""
+    return next((base / source for base in (*recipe_dirs(), Path()) if (base / source).is_dir()), None)
+
+
 def list_recipes() -> dict[str, Path]:
     """Every recipe that can be loaded by name, by name; the first directory wins."""
     recipes: dict[str, Path] = {}
@@ -54,33 +60,76 @@ def list_recipes() -> dict[str, Path]:
     return recipes
 
 
+def list_precisions() -> dict[str, Path]:
+    """The file of every precision that any recipe can be built in, by name; the first directory wins."""
+    return precision_files(recipe_dirs())
+
+
 def find_recipe(path_or_name: str | Path) -> Path:
-    """The file of a recipe given as a path or by name.
+    """The file of a recipe given as a path or by name, in whatever precision.
 
     Raises:
         RecipeError: no such file or name; similar ones are suggested.
     """
+    return _locate(path_or_name)[0]
+
+
+def in_precision(path_or_name: str | Path, precision: str) -> str:
+    """What a recipe is called in a precision: `tiny-int4`, `recipes/mine-int4.yaml`.
+
+    Raises:
+        RecipeError: no such recipe, or it has no such precision.
+    """
+    file, path = find_recipe(path_or_name), Path(path_or_name)
+    is_path = path.is_file() or path.suffix in SUFFIXES
+    named = str(path.with_name(f"{path.stem}-{precision}{path.suffix}")) if is_path else f"{path}-{precision}"
+    try:
+        _locate(named)
+    except RecipeError:
+        known = [*precisions_of(read_merged(file)), *list_precisions()]
+        advice = _did_you_mean(precision, known) or f"Precisions: {', '.join(known)}"
+        raise RecipeError(f"{path_or_name}: has no precision {precision}", advice) from None
+    return named
+
+
+def _locate(path_or_name: str | Path) -> tuple[Path, str]:
+    """The file of a recipe and the precision that its name adds; "" for none."""
     path = Path(path_or_name)
     if path.is_file():
-        return path
+        return path, ""
     if path.name == str(path_or_name) and path.suffix not in SUFFIXES and not path.exists():
         known = list_recipes()
         if path.name in known:
-            return known[path.name]
-        raise RecipeError(f"{path}: no recipe of that name", _did_you_mean(path.name, known) or "See: recipes list")
+            return known[path.name], ""
+        for base, precision in split_name(path.name):
+            if base in known and _has_precision(known[base], precision):
+                return known[base], precision
+        names = [*known, *(f"{name}-{precision}" for name in known for precision in list_precisions())]
+        raise RecipeError(f"{path}: no recipe of that name", _did_you_mean(path.name, names) or "See: recipes list")
     if path.is_dir():
         raise RecipeError(f"{path}: is a directory", "Name a recipe file, or see: recipes list")
+    for base, precision in split_name(path.stem):
+        file = path.with_name(base + path.suffix)
+        if file.is_file() and _has_precision(file, precision):
+            return file, precision
     siblings = {str(path.parent / file.name) for file in path.parent.glob("*.y*ml")}
     raise RecipeError(f"{path}: no such recipe", _did_you_mean(str(path), siblings) or "See: recipes list")
 
 
+def _has_precision(file: Path, precision: str) -> bool:
+    return precision in list_precisions() or precision in precisions_of(read_merged(file))
+
+
 def load_recipe(path_or_name: str | Path) -> Recipe:
-    """Load and check a recipe: `tiny`, or `recipes/tiny.yaml`.
+    """Load and check a recipe: `tiny` or `recipes/tiny.yaml`; in a precision, `tiny-web` or `recipes/tiny-web.yaml`.
 
     Raises:
         RecipeError: it cannot be found or read, or has an unknown key, a value of the wrong type, or a conflict.
     """
-    merged = read_merged(find_recipe(path_or_name))
+    file, precision = _locate(path_or_name)
+    merged = read_merged(file)
+    if precision:
+        use_precision(merged, precision, list_precisions().get(precision))
     _fill_in_defaults(merged)
     try:
         recipe = Recipe.model_validate_json(json.dumps(merged.data))

@@ -98,7 +98,7 @@ def read_merged(file: Path, children: tuple[Path, ...] = ()) -> MergedRecipe:
     checkpoint = data.get("checkpoint")
     if isinstance(checkpoint, dict) and "source" in checkpoint:
         merged.data.pop("checkpoint", None)
-    merged.data = _merge(merged.data, data)
+    merged.data = merge_mappings(merged.data, data)
     merged.origins.update(dict.fromkeys(_paths(data), file))
     return merged
 
@@ -131,12 +131,14 @@ def read_mapping(file: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+def merge_mappings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     """Merge mappings key by key, unless `override` names a method; replace anything else, lists included."""
     result = {} if METHOD in override else dict(base)
     for key, value in override.items():
         inherited = result.get(key)
-        result[key] = _merge(inherited, value) if isinstance(inherited, dict) and isinstance(value, dict) else value
+        result[key] = (
+            merge_mappings(inherited, value) if isinstance(inherited, dict) and isinstance(value, dict) else value
+        )
     return result
 
 

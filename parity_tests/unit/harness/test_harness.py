@@ -20,7 +20,7 @@ from rich.console import Console
 from parity_tests.fixtures.paths import TINY
 from parity_tests.harness.cases.matrix import Case, Matrix
 from parity_tests.harness.checks.stages import STAGES
-from parity_tests.harness.evidence.report import Report, show, write
+from parity_tests.harness.evidence.report import Report, counted, show, write
 from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.plan import Check, carry_out, check_of
@@ -255,8 +255,21 @@ def test_the_terminal_shows_failures_and_the_verdict() -> None:
         console,
     )
     text = console.export_text()
-    assert "FAILED: 1 of 2 checks" in text
+    assert "FAILED: 1 of 2 checks of the quick matrix failed in" in text
     assert "Looks like: a [bold] guess" in text
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "planned", "expected"),
+    [
+        ([GOOD], 1, "1 of 1 checks of the quick matrix"),
+        ([GOOD, judge_measures(max_abs=1.0)], 2, "1 of 2 checks of the quick matrix failed"),
+        ([GOOD], 3, "0 of 3 checks of the quick matrix failed, 2 did not run"),
+        ([], 0, "0 of 0 checks of the quick matrix failed"),
+    ],
+)
+def test_the_verdict_counts_what_failed(outcomes: list[Outcome], planned: int, expected: str) -> None:
+    assert counted(report(outcomes, planned)) == expected
 
 
 def test_a_report_is_written_whole(tmp_path: Path) -> None:

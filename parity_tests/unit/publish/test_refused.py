@@ -106,7 +106,7 @@ def test_a_licence_is_needed_and_can_be_given(copy: Path, tmp_path: Path) -> Non
     without_licence(copy)
     out = tmp_path / "out"
     assert_one_line(invoke("publish", str(copy), "--to", str(out)), "no LICENSE, and a model is not published without")
-    assert_one_line(invoke("publish", str(copy), "--to", str(out), "--license", "nowhere"), "nowhere: no LICENSE")
+    assert_one_line(invoke("publish", str(copy), "--to", str(out), "--license", "nowhere"), "nowhere: no such file")
     assert_one_line(invoke("publish", str(copy), "--to", str(out), "--license", str(copy / WEIGHTS)), "is not a text")
     mine = tmp_path / "mine"
     mine.write_text("MIT License\n")

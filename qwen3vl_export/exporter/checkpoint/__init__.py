@@ -7,6 +7,7 @@ appear as transformers' modules hold them. Knows nothing about graphs.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,14 @@ from ...artifact import CHECKPOINT_FILES
 from ...contract import Facts
 from ...errors import CheckpointError
 from ...hash_cache import sha256_file
-from ...hub import download
+from ...hub import REPOSITORY, SCHEME, download
 from .config import Config, read_config
 from .experts import orient_experts, stack_experts
 from .files import INDEX, SETTINGS, StoredWeights, check_links, files_read, stored_weights
 from .ignored import warn_of_ignored
+from .licence import CARD, declared_licence, licence_files
 from .names import HEAD, TABLE, rename_tensors
+from .placeholders import refuse_placeholders
 from .rotary import context_length
 from .tensors import Allocator, StoredReader, TensorReader, allocate_anew, equal_values
 from .unsupported import ADAPTER, refuse_adapter
@@ -128,11 +131,14 @@ class Checkpoint:
         return tensor.read(slice(start, stop), allocate or allocate_anew)
 
     def provenance(self) -> dict[str, Any]:
-        """Source, revision and sha256 of every file that transformers would read, by its path in the directory."""
+        """Source, revision and sha256 of every file that transformers would read, by its path in the directory; the
+        declared licence, if there is no file."""
+        licence = {} if self.licences else declared_licence(self.root)
         return {
             "source": self.source,
             "revision": self.revision,
             "files": {file.relative_to(self.root).as_posix(): sha256_file(file) for file in self.files},
+            **({"licence": licence} if licence else {}),
         }
 
     @property
@@ -148,14 +154,14 @@ class Checkpoint:
     @property
     def licences(self) -> list[Path]:
         """Its licence files."""
-        return sorted(self.root.glob("LICENSE*"))
+        return licence_files(self.root)
 
 
 def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Checkpoint:
     """Open a directory, or download a repository at `revision`.
 
     Args:
-        source: path of a directory, or `org/name`.
+        source: path of a directory, `org/name`, or `hf://org/name[@revision]`.
         revision: branch, tag or commit; ignored for a directory.
         name: what the manifest calls a directory; default its last name, so that no machine's paths are recorded.
 
@@ -163,14 +169,52 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
         CheckpointError: not found, no network, a config that is not exported (`read_config`), quantized, or with an
             adapter.
     """
+    if source.startswith(SCHEME):
+        repository, _, named_revision = source.removeprefix(SCHEME).partition("@")
+        return open_repository(repository, named_revision or revision)
     local = Path(source).expanduser()
     if local.is_dir():
-        root, name, commit = local.resolve(), name or local.resolve().name, "local"
-    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise CheckpointError(f"{local}: no such checkpoint directory", "Give a directory, or a repository as org/name")
-    else:
-        files = [*SETTINGS, ADAPTER, "*.safetensors", INDEX, "LICENSE*"]
-        (root, commit), name = download(source, revision, files), source
+        return _open(local.resolve(), name or local.resolve().name, "local")
+    if not REPOSITORY.fullmatch(source):
+        raise CheckpointError(
+            f"{local}: no such checkpoint directory",
+            _similar_directory(local) or "Give a directory, or a repository as org/name",
+        )
+    if local.parent.is_dir():  # a mistyped directory, rather than an owner on the Hub
+        similar = _similar_directory(local)
+        raise CheckpointError(
+            f"{local}: no such checkpoint directory", f"{similar} A repository is {SCHEME}{source}".lstrip()
+        )
+    return open_repository(source, revision)
+
+
+def open_repository(repository: str, revision: str = "main") -> Checkpoint:
+    """Download a repository of the Hub, or find it in the cache.
+
+    Args:
+        repository: `org/name`.
+
+    Raises:
+        CheckpointError: no such repository or revision, no network, or as `open_checkpoint`.
+    """
+    if not REPOSITORY.fullmatch(repository):
+        raise CheckpointError(f"{SCHEME}{repository}: is not the name of a repository", f"Write {SCHEME}OWNER/NAME")
+    wanted = [*SETTINGS, ADAPTER, "*.safetensors", INDEX]
+    root, commit = download(repository, revision, wanted, ["LICENSE*", CARD])
+    return _open(root, repository, commit)
+
+
+def _open(root: Path, source: str, revision: str) -> Checkpoint:
+    refuse_placeholders([root / name for name in (*SETTINGS, INDEX)])
+    refuse_placeholders(sorted(root.glob("*.safetensors")))
     refuse_adapter(root)
     check_links(root)
-    return Checkpoint(root, name, commit, read_config(root))
+    return Checkpoint(root, source, revision, read_config(root))
+
+
+def _similar_directory(path: Path) -> str:
+    """`Did you mean models/tiny?`, or nothing."""
+    parent = path.parent
+    names = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {parent / close[0]}?" if close else ""
