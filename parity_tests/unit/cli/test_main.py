@@ -147,7 +147,9 @@ def test_recipes_list_names_every_recipe_on_one_line() -> None:
     lines = invoke("recipes", "list").stdout.splitlines()
     assert any(line.startswith("tiny-fixed ") and "384x384" in line for line in lines)
     assert any(line.startswith("qwen3-vl-235b-a22b-thinking ") for line in lines)
-    assert len(lines) == 2 + len(list((ROOT / "recipes").glob("*.yaml")))  # a header, and what to do next
+    files = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "precisions").glob("*.yaml")]
+    assert len(lines) == 3 + len(files)  # two headers, and what to do next
+    assert any(line.startswith("int4 ") and "for CPUs" in line for line in lines)
 
 
 def test_recipes_show_is_a_recipe_again(tmp_path: Path) -> None:

@@ -116,6 +116,31 @@ def test_a_licence_is_needed_and_can_be_given(copy: Path, tmp_path: Path) -> Non
     assert invoke("verify-artifact", str(out)).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("declared", "header", "origin"),
+    [
+        ({"license": "apache-2.0"}, "license: apache-2.0\n", "`apache-2.0`: the checkpoint's."),
+        (
+            {"license": "other", "license_name": "a: b", "license_link": "https://x.y/z"},
+            'license: other\nlicense_name: "a: b"\nlicense_link: "https://x.y/z"\n',
+            "`a: b`, see https://x.y/z: the checkpoint's.",
+        ),
+    ],
+)
+def test_a_licence_that_the_checkpoint_declares_will_do(
+    copy: Path, tmp_path: Path, declared: dict[str, str], header: str, origin: str
+) -> None:
+    without_licence(copy)
+    edit(copy, MANIFEST, lambda values: values["checkpoint"].update(licence=declared))
+    edit(copy, PARITY, lambda values: values.update(manifest_sha256=sha256_file(copy / MANIFEST)))
+    out = tmp_path / "out"
+    assert invoke("publish", str(copy), "--to", str(out)).exit_code == 0
+    card = (out / "README.md").read_text("utf-8")
+    assert card.startswith(f"---\n{header}") and origin in card
+    assert not (out / "LICENSE").exists()
+    assert invoke("verify-artifact", str(out)).exit_code == 0
+
+
 def test_build_stages_are_not_published(copy: Path, tmp_path: Path) -> None:
     manifest = open_artifact(copy, check=False).manifest
     (copy / "stages").mkdir()
