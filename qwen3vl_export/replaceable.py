@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, evidence_name
-from .errors import BuildError, SpaceError
+from .errors import BuildError, SpaceError, first_line
 from .output import FULL, replace_directory, sibling
 
 TOOL = "qwen3vl-export"  # every manifest of ours lists its version
@@ -34,8 +34,14 @@ def check_output(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -
     Raises:
         BuildError: `path` exists and may not be replaced, or only with `force`.
     """
-    target = path.resolve()
-    if not target.exists():
+    try:
+        target = path.resolve()
+        existing = next(directory for directory in (target, *target.parents) if directory.exists())
+    except (OSError, RuntimeError) as error:  # a name that is too long; links in a circle (RuntimeError before 3.13)
+        raise BuildError(f"{path}: no directory can be made there ({first_line(error)})", "Choose another") from None
+    if target != existing:
+        if not existing.is_dir():
+            raise BuildError(f"{path}: {existing} is a file", "Choose another directory")
         return target
     if not target.is_dir():
         raise BuildError(f"{path}: is a file", "Choose another directory")

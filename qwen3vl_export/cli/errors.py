@@ -56,9 +56,16 @@ class Commands(TyperGroup):
             if error.errno not in OS_ERRORS:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            next = "Free some space and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose --out"
+            next = advice(error, str(ctx.invoked_subcommand))
             print_error(". ".join([f"{where}{OS_ERRORS[error.errno]}", next, *notes(error)]))
             raise typer.Exit(2) from None
+
+
+def advice(error: OSError, command: str) -> str:
+    """What to do about an error of the disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space and run it again"
+    return "Choose --out" if command in ("build", "fetch") else "Make it writable, or work on a copy"
 
 
 def notes(error: BaseException) -> list[str]:

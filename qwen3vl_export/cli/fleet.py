@@ -92,7 +92,7 @@ def plan(
     from ..fleet.fleet import plan as plan_fleet
     from ..fleet.plan_table import show
 
-    options = _options(_in_precisions(recipes, precision), store, matrix, scheduler, publish, None, scratch, patience)
+    options = _options(in_precisions(recipes, precision), store, matrix, scheduler, publish, None, scratch, patience)
     show(plan_fleet(options))
 
 
@@ -121,7 +121,7 @@ def run(
     from ..fleet.account import show
     from ..fleet.fleet import run as run_fleet
 
-    options = _options(_in_precisions(recipes, precision), store, matrix, scheduler, publish, log, scratch, patience)
+    options = _options(in_precisions(recipes, precision), store, matrix, scheduler, publish, log, scratch, patience)
     statuses = run_fleet(options)
     show(statuses, _next_command(options))
     raise typer.Exit(0 if all(status.passed for status in statuses) else 1)
@@ -145,13 +145,13 @@ def status(
     from ..fleet.account import show
     from ..fleet.fleet import status as fleet_status
 
-    options = _options(_in_precisions(recipes, precision), store, matrix, None, publish, None, None, patience)
+    options = _options(in_precisions(recipes, precision), store, matrix, None, publish, None, None, patience)
     statuses = fleet_status(options)
     show(statuses, _next_command(options))
     raise typer.Exit(0 if all(status.passed for status in statuses) else 1)
 
 
-def _in_precisions(recipes: list[str], precisions: list[str] | None) -> list[str]:
+def in_precisions(recipes: list[str], precisions: list[str] | None) -> list[str]:
     """Every recipe in every precision named, or as it is if none is."""
     from ..recipe import in_precision
 

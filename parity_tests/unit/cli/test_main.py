@@ -104,6 +104,39 @@ def test_build_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.pop("log")
     assert seen == {"checkpoint": "here", "out": Path("there"), "keep_stages": True, "force": True, "resume": True}
     assert result.stdout.endswith("there is ready. Verify it: qwen3vl-export verify there\n")
+    result = invoke("build", "tiny", "--checkpoint", "org/name", "--revision", "v2", "--precision", "web", "--out=~/x")
+    assert result.exit_code == 0, result
+    assert seen["recipe"].name == "tiny-web"  # type: ignore[attr-defined]
+    assert (seen["checkpoint"], seen["out"]) == ("hf://org/name@v2", Path("~/x").expanduser())
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("loop", "loop: no directory can be made there"),
+        ("loop/x", "loop/x: no directory can be made there"),
+        ("file/x", "file is a file. Choose another directory"),
+        ("a" * 300, "no directory can be made there ([Errno 36] File name too long"),
+    ],
+    ids=["links in a circle", "below them", "below a file", "long name"],
+)
+@pytest.mark.parametrize("options", [[], ["--plan"], ["--force"]], ids=["", "plan", "force"])
+def test_where_no_directory_can_be_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, expected: str, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("file").touch()
+    assert_one_line(invoke("build", "tiny", "--out", out, *options), expected)
+
+
+def test_a_disk_that_may_not_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verify(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", "there/parity.json")
+
+    stand_in(monkeypatch, "parity_tests.harness.verify", verify=verify)
+    said = "error: there/parity.json: read-only file system. Make it writable, or work on a copy"
+    assert_one_line(invoke("verify", "there"), said)
 
 
 @pytest.mark.parametrize("code", [0, 1])

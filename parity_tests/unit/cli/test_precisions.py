@@ -10,6 +10,7 @@ import pytest
 from parity_tests.fixtures.commands import assert_one_line, invoke
 from parity_tests.fixtures.paths import RECIPES
 from parity_tests.harness.judging.verdicts import load_profile
+from qwen3vl_export.cli.fleet import in_precisions
 from qwen3vl_export.errors import RecipeError
 from qwen3vl_export.recipe import find_recipe, in_precision, list_precisions, list_recipes, load_recipe
 from qwen3vl_export.recipe.model import Recipe
@@ -134,6 +135,14 @@ def test_a_mistake_in_a_precision_names_its_file(folder: Path, text: str, expect
 )
 def test_a_precision_that_cannot_be_is_one_line(arguments: str, expected: str) -> None:
     assert_one_line(invoke(*arguments.split()), expected)
+
+
+def test_a_fleet_has_every_recipe_in_every_precision() -> None:
+    recipes = ["tiny", "recipes/tiny.yaml"]
+    named = ["tiny-int8", "tiny-web", "recipes/tiny-int8.yaml", "recipes/tiny-web.yaml"]
+    assert in_precisions(recipes, ["int8", "web"]) == named
+    assert in_precisions(recipes, None) == recipes
+    assert [load_recipe(name).name for name in named] == 2 * ["tiny-int8", "tiny-web"]
 
 
 def test_show_takes_a_precision() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of the Hub: what is downloaded, what the cache is good for without a network, and what a mistake prints."""
+"""Checkpoints of the Hub: what is downloaded, and what the cache is good for without a network."""
 
 from __future__ import annotations
 

@@ -98,8 +98,22 @@ def test_a_mistyped_directory_is_not_a_repository(
     with pytest.raises(CheckpointError, match=f"{Path(source)}: no such checkpoint directory") as caught:
         open_checkpoint(source)
     assert asked == []
-    assert ("Did you mean models/my tiny?" in str(caught.value)) is (source == "models/my-tiny")
+    assert ("Did you mean models/my tiny?" in str(caught.value)) is ("tiny" in source or "tinny" in source)
     assert ("A repository is hf://" in str(caught.value)) is source.startswith(("models/my-tiny", "models/tinny"))
+
+
+@pytest.mark.parametrize("parent", ["a file", "a link to itself", "a link to nothing"])
+def test_what_lies_under_no_directory_is_not_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, str]], parent: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if parent == "a file":
+        Path("models").touch()
+    else:
+        Path("models").symlink_to("models" if parent == "a link to itself" else "nowhere")
+    with pytest.raises(CheckpointError, match="models/tiny: no such checkpoint directory"):
+        open_checkpoint("models/tiny")
+    assert asked == []
 
 
 def test_a_repository_can_be_named_so_that_it_is_never_a_directory(

@@ -85,6 +85,7 @@ def test_what_is_installed_builds_verifies_and_publishes_from_another_directory(
     where = "import qwen3vl_export, parity_tests.harness as h; print(qwen3vl_export.__file__, h.__file__)"
     assert all(Path(path).is_relative_to(installed.parent) for path in run("python", "-c", where).split())
     assert "qwen3-vl-8b-instruct" in run("qwen3vl-export", "recipes", "list")
+    assert "method: int4" in run("qwen3vl-export", "recipes", "show", "qwen3-vl-8b-instruct", "--precision", "int4")
     run("qwen3vl-export", "build", "mine", "--out", "tiny")
     run("qwen3vl-export", "verify", "tiny")
     chosen = ["-k", "vision and minimum-64x64", "-p", "no:cacheprovider"]

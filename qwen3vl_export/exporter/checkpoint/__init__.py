@@ -8,6 +8,7 @@ appear as transformers' modules hold them. Knows nothing about graphs.
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +181,7 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
             f"{local}: no such checkpoint directory",
             _similar_directory(local) or "Give a directory, or a repository as org/name",
         )
-    if local.parent.is_dir():  # a mistyped directory, rather than an owner on the Hub
+    if os.path.lexists(local.parent):  # a mistyped directory, rather than an owner on the Hub
         similar = _similar_directory(local)
         raise CheckpointError(
             f"{local}: no such checkpoint directory", f"{similar} A repository is {SCHEME}{source}".lstrip()
