@@ -45,7 +45,6 @@ NEEDED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-CHECKPOINT_FILES = (*NEEDED_FILES, "video_preprocessor_config.json", "chat_template.jinja")
 
 
 def data_name(stem: str, index: int) -> str:

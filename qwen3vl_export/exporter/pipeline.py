@@ -33,7 +33,7 @@ from .manifest import Entries, graph_entry, write_manifest
 from .plan import PlannedFile, check_space, file_placements, planned_files
 from .progress import show_progress
 from .resume import open_journal
-from .settings import copy_settings
+from .settings import check_settings, write_settings
 from .skeletons import (
     UNQUANTIZED,
     Log,
@@ -101,6 +101,7 @@ def prepare_build(
 ) -> PreparedBuild:
     """The first act: trace, simplify, optimize and quantize every graph, on the headers of the checkpoint."""
     log(f"checkpoint {checkpoint.source} ({checkpoint.revision}), {len(checkpoint.tensors)} tensors")
+    check_settings(checkpoint, recipe, log)
     calibrations = plan_calibrations(recipe, checkpoint, directory / CALIBRATED_DIR, log)
     prompts = {precision: calibration.prompts.sha256 for precision, calibration in calibrations.items()}
     journal = open_journal(directory, recipe, checkpoint, prompts, log)
@@ -142,7 +143,7 @@ def finish_artifact(prepared: PreparedBuild, entries: Entries) -> None:
         check_graph(directory / GRAPH_DIR / f"{skeleton.name}.onnx")
     for precision, graph in shared_graphs(recipe, checkpoint.facts):
         entries[precision][graph] = entries[recipe.file_precision(precision, graph)][graph]
-    copy_settings(checkpoint, recipe, directory)
+    write_settings(checkpoint, recipe, directory)
     second_names = write_packaging(directory, recipe.packaging.runtimes, checkpoint.facts, entries)
     write_manifest(directory, recipe, checkpoint, entries, prepared.provenance.result(), second_names)
 

@@ -1,33 +1,40 @@
-"""The checkpoint's settings in the artifact: tokenizer, template, processors and licence, copied.
+"""The checkpoint's settings in the artifact: tokenizer, template, processors and licence.
 
-Knows file names; nothing about graphs or weights.
+Knows what a recipe asks of them; nothing about graphs or weights.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from ..artifact import NEEDED_FILES
-from ..errors import CheckpointError
 from ..packaging.package import PREPROCESSOR
 from ..recipe.model import Recipe
 from .checkpoint import Checkpoint
+from .checkpoint.settings.generation import FILE as GENERATION
+from .checkpoint.settings.generation import check_packaged
 
 
-def copy_settings(checkpoint: Checkpoint, recipe: Recipe, directory: Path) -> None:
-    """Copy the checkpoint's settings and licence into an artifact.
-
-    The size of a fixed encoder goes into the processor settings, so that any processor resizes to that many pixels.
+def check_settings(checkpoint: Checkpoint, recipe: Recipe, log: Callable[[str], None]) -> None:
+    """Read all settings before anything is traced, and log what was chosen or is ignored.
 
     Raises:
-        CheckpointError: a file that a runtime needs is missing.
+        CheckpointError: settings that an artifact of this recipe cannot carry.
     """
-    for name in NEEDED_FILES:
-        if not (checkpoint.root / name).is_file():
-            raise CheckpointError(f"{checkpoint.root}: {name} is missing", "Download the checkpoint again")
-    for file in [*checkpoint.settings, *checkpoint.licences]:
+    for line in checkpoint.settings.warnings:
+        log(line)
+    check_packaged(json.loads(checkpoint.settings.files[GENERATION]), recipe.packaging.runtimes, checkpoint.root)
+
+
+def write_settings(checkpoint: Checkpoint, recipe: Recipe, directory: Path) -> None:
+    """Write the checkpoint's settings and licence into an artifact.
+
+    The size of a fixed encoder goes into the processor settings, so that any processor resizes to that many pixels.
+    """
+    checkpoint.settings.write(directory)
+    for file in checkpoint.licences:
         shutil.copyfile(file, directory / file.name)
     if recipe.vision.grid == "fixed":
         height, width = recipe.vision.sizes[0]

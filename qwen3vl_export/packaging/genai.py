@@ -7,6 +7,7 @@ the decoder. Keys: https://onnxruntime.ai/docs/genai/reference/config.html
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .. import contract
@@ -101,7 +102,13 @@ def processor(package: Package) -> dict[str, Any]:
     pixels = package.settings(PREPROCESSOR)
     patches = {"patch_size": facts.patch_size, "merge_size": facts.spatial_merge_size}
     limits = {"min_pixels": pixels["size"]["shortest_edge"], "max_pixels": pixels["size"]["longest_edge"]}
-    statistics = {"mean": pixels["image_mean"], "std": pixels["image_std"]}
+    # Its Rescale divides by 255; another factor is a factor of mean and deviation.
+    factor = 1.0 if "rescale_factor" not in pixels else 1 / (255 * pixels["rescale_factor"])
+    factor = 1.0 if math.isclose(factor, 1) else factor
+    statistics = {
+        "mean": [factor * value for value in pixels["image_mean"]],
+        "std": [factor * value for value in pixels["image_std"]],
+    }
     steps: list[tuple[str, str, dict[str, Any]]] = [
         ("decode_image", "DecodeImage", {"color_space": "RGB"}),
         ("convert_to_rgb", "ConvertRGB", {}),

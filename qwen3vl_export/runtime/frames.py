@@ -26,13 +26,15 @@ Frames = Iterator[PIL.Image.Image]
 class FrameRules:
     """Frame sampling as set in `video_preprocessor_config.json`: frames per second, minimum and maximum.
 
-    `fps` and `num_frames` exclude each other; with neither, all frames up to `max_frames` are used.
+    `fps` and `num_frames` exclude each other; with neither, all frames up to `max_frames` are used. `every_frame` is
+    `do_sample_frames: false`: all frames, however many.
     """
 
     fps: float | None
     num_frames: int | None
     min_frames: int
     max_frames: int
+    every_frame: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def read_frame_rules(config: Mapping[str, Any], name: str) -> FrameRules:
     """
     number = config.get("num_frames")
     fps = config.get("fps", None if number else 2.0)
-    rules = FrameRules(fps, number, int(config.get("min_frames", 4)), int(config.get("max_frames", 768)))
+    bounds = int(config.get("min_frames", 4)), int(config.get("max_frames", 768))
+    rules = FrameRules(fps, number, *bounds, every_frame=config.get("do_sample_frames") is False)
     if (fps and number) or (fps is not None and not fps > 0) or not 0 < rules.min_frames <= rules.max_frames:
         raise ArtifactError(f"{name}: fps, num_frames, min_frames and max_frames contradict each other", "Rebuild")
     return rules
@@ -73,7 +76,9 @@ def sample_frames(total: int, fps: float, rules: FrameRules, sample_fps: float |
         if given_fps is not None and not 0 < given_fps < np.inf:
             raise InputError(f"a video of {given_fps:g} frames per second", "Use a number above 0")
     rate = rules.fps if sample_fps is None else sample_fps
-    if sample_fps is None and rules.num_frames is not None:
+    if sample_fps is None and rules.every_frame:
+        count = total
+    elif sample_fps is None and rules.num_frames is not None:
         count = min(rules.num_frames, total)
     elif rate is not None:
         count = min(max(int(total / fps * rate), rules.min_frames), rules.max_frames, total)

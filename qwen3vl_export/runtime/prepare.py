@@ -24,7 +24,15 @@ from .frames import FrameRules, read_frame_rules
 from .images import Image, open_image
 from .messages import Message, split_media
 from .picture import Picture
-from .preprocess import PixelRules, frames_to_patches, image_grid, image_to_patches, read_pixel_rules, video_grid
+from .preprocess import (
+    PixelRules,
+    frames_to_patches,
+    image_grid,
+    image_to_patches,
+    read_pixel_rules,
+    read_video_pixel_rules,
+    video_grid,
+)
 from .tokenizer import Tokenizer
 from .video import Video, open_video
 
@@ -76,7 +84,7 @@ class Preparer:
 
     @cached_property
     def video_rules(self) -> PixelRules:
-        return read_pixel_rules(self.artifact.json_file(VIDEO_RULES), self.facts, VIDEO_RULES)
+        return read_video_pixel_rules(self.artifact.json_file(VIDEO_RULES), self.facts, VIDEO_RULES)
 
     @cached_property
     def frame_rules(self) -> FrameRules:

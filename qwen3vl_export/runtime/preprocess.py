@@ -67,6 +67,11 @@ def read_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> Pixe
     return PixelRules(int(low), int(high), mean, std, float(config.get("rescale_factor") or RESCALE), cap)
 
 
+def read_video_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
+    """As `read_pixel_rules`; transformers' video processor ignores `min_pixels` and `max_pixels`."""
+    return read_pixel_rules({**config, "min_pixels": None, "max_pixels": None}, facts, name)
+
+
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Height and width in pixels, multiples of `factor`, close to the given ones and within the pixel budget.
 

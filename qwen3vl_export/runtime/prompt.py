@@ -12,16 +12,32 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from ..errors import ArtifactError, InputError
 from .messages import Message
 
 PLAIN = (str, int, float, bool, type(None))
+
+
+class GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %}` … `{% endgeneration %}`, which mark a model's own turns for trainers: their content alone.
+
+    As `AssistantTracker` of transformers' `chat_template_utils`, which also notes where the content is in the text.
+    """
+
+    tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
 
 
 def compile_template(source: str) -> jinja2.Template:
@@ -31,7 +47,7 @@ def compile_template(source: str) -> jinja2.Template:
         ArtifactError: the template has a syntax error.
     """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlock]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception

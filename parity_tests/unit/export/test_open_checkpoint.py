@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from parity_tests.fixtures.paths import TINY
-from qwen3vl_export.artifact import CHECKPOINT_FILES
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter import checkpoint as checkpoints
 from qwen3vl_export.exporter.checkpoint import open_checkpoint, open_repository
@@ -77,15 +76,18 @@ def test_a_file_in_name_only_is_refused_when_opened(
     assert "\n" not in str(caught.value)
 
 
-def test_a_directory_of_links_is_read(copy: Path, tmp_path: Path) -> None:
+def test_links_to_weights_are_read_and_links_to_nothing_passed_over(copy: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.mkdir()
     for file in copy.iterdir():
-        (linked / file.name).symlink_to(file)
+        if file.suffix == ".safetensors":
+            (linked / file.name).symlink_to(file)
+        else:
+            shutil.copyfile(file, linked / file.name)
     (linked / "LICENSES").mkdir()
     (linked / "LICENSE-2").symlink_to("nowhere")
     opened = open_checkpoint(str(linked))
-    assert {path.name for path in opened.settings} == {name for name in CHECKPOINT_FILES if (TINY / name).is_file()}
+    assert {path.name for path in opened.files} == {path.name for path in copy.iterdir()} - {"LICENSE", "README.md"}
     assert [path.name for path in opened.licences] == ["LICENSE"]
     assert opened.provenance() == {**open_checkpoint(str(TINY)).provenance(), "source": "linked"}
 

@@ -16,7 +16,6 @@ import pytest
 import yaml
 from onnx import ModelProto, helper, numpy_helper
 
-from qwen3vl_export.artifact import CHECKPOINT_FILES
 from qwen3vl_export.contract import (
     DECODER,
     EMBED_TOKENS,
@@ -29,6 +28,7 @@ from qwen3vl_export.contract import (
     VISION_ENCODER,
 )
 from qwen3vl_export.errors import ArtifactError
+from qwen3vl_export.exporter.checkpoint.files import settings_files
 
 from ...faults.graphs import add_constant, after_output, before_input
 from ...fixtures.paths import TINY
@@ -74,8 +74,8 @@ def pad_input(model: ModelProto, name: str, rank: int) -> None:
 def package(portable: Path, out: Path, plain: bool, scatter_inside: bool = True) -> Path:
     """A package as somebody else would publish it; returns its contract."""
     out.mkdir()
-    for name in CHECKPOINT_FILES:
-        shutil.copyfile(TINY / name, out / name)
+    for file in settings_files(TINY):
+        shutil.copyfile(file, out / file.name)
     shutil.copytree(portable / "onnx", out / "onnx")
 
     def change(graph: str, *edits: Any, names: dict[str, str]) -> dict[str, Any]:

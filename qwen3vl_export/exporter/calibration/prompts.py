@@ -65,24 +65,25 @@ def read_prompts(folder: Path, checkpoint: Checkpoint) -> Prompts:
             f"{folder}: no {PROMPTS_FILE} here", "Set calibration.source to a folder with prompts and pictures"
         )
     digest = hashlib.sha256(file.read_bytes())
-    prepare = Preparer(_as_artifact(checkpoint))
     prepared = []
-    for number, text in enumerate(file.read_text("utf-8").splitlines(), start=1):
-        if not text.strip():
-            continue
-        location = f"{file}:{number}"
-        line = _parse_line(text, location)
-        pictures = [folder / name for name in line.images]
-        for picture in pictures:
-            if not picture.is_file():
-                raise BuildError(
-                    f"{location}: no such picture: {picture.name}", f"Put it into the folder of {PROMPTS_FILE}"
-                )
-            digest.update(sha256_file(picture).encode())
-        try:
-            prepared.append(prepare([_build_conversation(line, pictures)], add_generation_prompt=not line.answer))
-        except InputError as error:
-            raise BuildError(f"{location}: {error.what}", error.next) from error
+    with checkpoint.settings.unpacked() as settings:
+        prepare = Preparer(_as_artifact(checkpoint, settings))
+        for number, text in enumerate(file.read_text("utf-8").splitlines(), start=1):
+            if not text.strip():
+                continue
+            location = f"{file}:{number}"
+            line = _parse_line(text, location)
+            pictures = [folder / name for name in line.images]
+            for picture in pictures:
+                if not picture.is_file():
+                    raise BuildError(
+                        f"{location}: no such picture: {picture.name}", f"Put it into the folder of {PROMPTS_FILE}"
+                    )
+                digest.update(sha256_file(picture).encode())
+            try:
+                prepared.append(prepare([_build_conversation(line, pictures)], add_generation_prompt=not line.answer))
+            except InputError as error:
+                raise BuildError(f"{location}: {error.what}", error.next) from error
     if not prepared:
         raise BuildError(f"{file}: holds no prompt", 'Write lines such as {"ask": "What is this?"}')
     return Prompts(tuple(prepared), digest.hexdigest())
@@ -106,8 +107,8 @@ def _build_conversation(line: PromptLine, pictures: list[Path]) -> list[dict[str
     return [*turns, {"role": "assistant", "content": line.answer}] if line.answer else turns
 
 
-def _as_artifact(checkpoint: Checkpoint) -> Artifact:
-    """What the runtime's preparation reads of an artifact: the checkpoint's own files and facts."""
+def _as_artifact(checkpoint: Checkpoint, settings: Path) -> Artifact:
+    """What the runtime's preparation reads of an artifact: settings files and facts."""
     manifest = Manifest(
         name=checkpoint.source,
         recipe={},
@@ -119,4 +120,4 @@ def _as_artifact(checkpoint: Checkpoint) -> Artifact:
         tools={},
         min_onnxruntime="",
     )
-    return Artifact(checkpoint.root, manifest)
+    return Artifact(settings, manifest)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from ...artifact import CHECKPOINT_FILES
 from ...contract import Facts
 from ...errors import CheckpointError
 from ...hash_cache import sha256_file
@@ -29,6 +28,7 @@ from .licence import CARD, declared_licence, licence_files
 from .names import HEAD, TABLE, rename_tensors
 from .placeholders import refuse_placeholders
 from .rotary import context_length
+from .settings import Settings, read_settings
 from .tensors import Allocator, StoredReader, TensorReader, allocate_anew, equal_values
 from .unsupported import ADAPTER, refuse_adapter
 
@@ -147,10 +147,14 @@ class Checkpoint:
         """Every file that transformers would read, whether a build does or not: settings, then weights."""
         return files_read(self.root)
 
-    @property
-    def settings(self) -> list[Path]:
-        """Its config, tokenizer, template and processor files, those that exist."""
-        return [self.root / name for name in CHECKPOINT_FILES if (self.root / name).is_file()]
+    @cached_property
+    def settings(self) -> Settings:
+        """What transformers reads from its config, tokenizer, template and processor files.
+
+        Raises:
+            CheckpointError: settings that cannot be read, that contradict the model, or that no runtime follows.
+        """
+        return read_settings(self.root, self.facts)
 
     @property
     def licences(self) -> list[Path]:

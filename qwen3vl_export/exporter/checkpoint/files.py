@@ -9,14 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ...artifact import CHECKPOINT_FILES, lies_inside
+from ...artifact import lies_inside
 from ...errors import CheckpointError
 from .safetensors_file import StoredTensor, stored_tensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SETTINGS = (  # what transformers reads of a model, its tokenizer and its processor, where it exists
-    *CHECKPOINT_FILES,
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
     "processor_config.json",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
@@ -112,10 +118,15 @@ def stored_weights(root: Path) -> StoredWeights:
     return weights
 
 
+def settings_files(root: Path) -> list[Path]:
+    """The settings files that a checkpoint's directory has."""
+    return _files(root, SETTINGS)
+
+
 def files_read(root: Path) -> list[Path]:
     """Every file that transformers would read: settings, then weights."""
     entry = weights_entry(root)
-    return [*_files(root, SETTINGS), *([entry] if entry.suffix == ".json" else []), *weight_files(root)]
+    return [*settings_files(root), *([entry] if entry.suffix == ".json" else []), *weight_files(root)]
 
 
 def check_links(root: Path) -> None:

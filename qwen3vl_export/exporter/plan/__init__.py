@@ -31,6 +31,7 @@ from ...recipe.model import Recipe
 from ...replaceable import check_output
 from ..checkpoint import Checkpoint
 from ..checkpoint.files import SINGLE
+from ..settings import check_settings
 from ..skeletons import Log, Skeleton, build_skeletons, inputs_of, open_recipe_checkpoint, sort_for_writing
 from ..weights import WORKERS, ArrayKey, FilePlacement, is_transposed, key_of
 from ..weights.inputs import Source, fold_transforms, shape_of, source_of, weight_inputs
@@ -93,6 +94,7 @@ def plan_build(
     check_output(out, force=True, inputs=inputs_of(recipe, checkpoint))
     start = time.perf_counter()
     opened = open_recipe_checkpoint(recipe, checkpoint)
+    check_settings(opened, recipe, log)
     skeletons = build_skeletons(recipe, opened, log)
     traced = time.perf_counter()
     files = planned_files(skeletons, opened, storage_rules(recipe.packaging.runtimes))
@@ -122,8 +124,9 @@ def planned_files(skeletons: Sequence[Skeleton], checkpoint: Checkpoint, rules: 
         size = len(ir.to_proto(skeleton.model).SerializeToString())
         files.append(PlannedFile(f"{GRAPH_DIR}/{skeleton.name}.onnx", size, {}))
     files += [file for placement in placements.values() for file in planned_weight_files(placement)]
-    settings = [*checkpoint.settings, *checkpoint.licences]
-    return files + [PlannedFile(path.name, path.stat().st_size, {}) for path in settings]
+    sizes = {name: len(content) for name, content in checkpoint.settings.files.items()}
+    sizes |= {path.name: path.stat().st_size for path in checkpoint.licences}
+    return files + [PlannedFile(name, size, {}) for name, size in sizes.items()]
 
 
 def file_placements(skeletons: Sequence[Skeleton], rules: StorageRules) -> dict[str, FilePlacement]:

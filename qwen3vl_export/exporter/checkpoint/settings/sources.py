@@ -1,0 +1,41 @@
+"""A checkpoint's settings files as they are stored, and how what transformers makes of them is refused.
+
+Knows file names and JSON; nothing about what a setting means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ....errors import CheckpointError, Qwen3VLExportError, first_line
+
+Json = Mapping[str, Any]
+
+
+def stored_json(root: Path, name: str) -> Json | None:
+    """A stored file, parsed; None if there is none, or if it is not a JSON object."""
+    try:
+        values = json.loads((root / name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def to_bytes(values: Json) -> bytes:
+    """A JSON file as it is written into an artifact."""
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@contextmanager
+def refuse(where: Path | str, kind: str, advice: str) -> Iterator[None]:
+    """Inside, whatever transformers, tokenizers or jinja2 raises is a `CheckpointError` about these settings."""
+    try:
+        yield
+    except Qwen3VLExportError:
+        raise
+    except Exception as error:  # transformers raises many types, tokenizers bare Exception
+        raise CheckpointError(f"{where}: {kind} cannot be read ({first_line(error)})", advice) from error
