@@ -21,6 +21,7 @@ GRAPHS = (VISION_ENCODER, *TABLES, DECODER)
 ALL = ((VISION_ENCODER,), (EMBEDDINGS,), (DECODER,))
 # The stages of a verification and the graphs each runs: of every group the promised ones, at least one.
 RUNS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "sampling": (),
     "prompt": (),
     "preprocess": (),
     "positions": (),

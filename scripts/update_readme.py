@@ -28,6 +28,7 @@ README = ROOT / "README.md"
 TABLE = "#compared-with-pytorch"  # the heading above the parity table
 EXAM = ("exam", "accuracy")
 TITLES = {
+    "sampling": "sampling settings and stop ids",
     "prompt": "prompt text and tokens",
     "preprocess": "resized pixels",
     "positions": "3-axis positions",

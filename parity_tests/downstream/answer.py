@@ -49,7 +49,9 @@ def text_of(reference: PromptReference, prompt: Prompt) -> str:
     """The chat template's text, one `<|image_pad|>` for each picture: what a user passes to a runtime's processor."""
     content = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.ask}]
     messages = [{"role": "user", "content": content}]
-    text: str = reference.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text: str = reference.tokenizer.apply_chat_template(
+        messages, chat_template=reference.template, tokenize=False, add_generation_prompt=True
+    )
     return text
 
 

@@ -24,7 +24,7 @@ from ..harness.verify import open_bench
 from .catalogue import FAULTS, Fault
 
 MATRIX = "quick"
-INPUT_STAGES = ("prompt", "preprocess", "positions")
+INPUT_STAGES = ("sampling", "prompt", "preprocess", "positions")
 
 
 def first_failure(fault: Fault, good: Path, scratch: Path, reference: Reference | None = None) -> Outcome | None:

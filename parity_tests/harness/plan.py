@@ -32,6 +32,7 @@ from qwen3vl_export.recipe.model import Recipe
 from .cases.matrix import CASES, Case, Matrix, load_matrix
 from .checks import dequantized
 from .checks import exam as exam_checks
+from .checks import sampling as sampling_checks
 from .checks import weights as weight_checks
 from .checks.stages import STAGES
 from .diagnosis.diagnose import diagnose
@@ -40,7 +41,7 @@ from .judging.outcome import Finding, Outcome, judge
 from .sides.bench import Bench
 
 EXAM_STAGES = ("exam", "accuracy")
-ORDER = (*weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), *EXAM_STAGES)
+ORDER = (sampling_checks.STAGE, *weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), *EXAM_STAGES)
 PICTURE_STAGES = ("preprocess", "vision")
 
 
@@ -121,7 +122,8 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
     quantized = quantized_graphs(subject.recipe, subject.kinds)
-    checks = [Check(stage, graph, weight_checks.weights_check(graph)) for stage, graph in quantized]
+    checks = [Check(sampling_checks.STAGE, sampling_checks.NAME, sampling_checks.compare_settings)]
+    checks += [Check(stage, graph, weight_checks.weights_check(graph)) for stage, graph in quantized]
     checks += checks_of(cases, subject, left_out)
     if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_check(group)) for group in exam_checks.GROUPS]

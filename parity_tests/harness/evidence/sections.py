@@ -22,6 +22,7 @@ RUNS = 40
 CHART = {"width": 720, "height": 260, "left": 58, "right": 708, "top": 14, "bottom": 214}
 DRIFT_LEFT, DRIFT_RIGHT = 58, 708
 AREAS = {
+    "sampling": "generation settings",
     "weights": "quantized weights",
     "calibrated_weights": "calibrated weights",
     "prompt": "prompt text and tokens",

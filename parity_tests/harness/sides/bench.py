@@ -25,6 +25,7 @@ from qwen3vl_export.runtime.generate import PREFILL_CHUNK, prefill
 from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
 from .counts import Clock, Score
+from .generation_reference import GenerationReference
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
 from .reference import REMEMBERED_CASES, Greedy, Inputs, Reference
@@ -63,11 +64,15 @@ class Bench:
 
     @cached_property
     def pixel_reference(self) -> PixelReference:
-        return PixelReference(self.checkpoint)
+        return PixelReference(self.checkpoint, FPS)
 
     @cached_property
     def prompt_reference(self) -> PromptReference:
         return PromptReference(self.checkpoint, FPS)
+
+    @cached_property
+    def generation_reference(self) -> GenerationReference:
+        return GenerationReference(self.checkpoint)
 
     @cached_property
     def cases(self) -> list[Case]:

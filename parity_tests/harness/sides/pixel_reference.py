@@ -9,10 +9,8 @@ the grid under test, and everything after the resize is transformers'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict, load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
+from transformers.video_utils import VideoMetadata
 
 from qwen3vl_export.runtime.arrays import Bytes, Float32, Ints
 from qwen3vl_export.runtime.images import open_encoded
@@ -32,14 +31,16 @@ Grid = tuple[int, int]
 
 
 class PixelReference:
-    """The processors of one checkpoint directory."""
+    """The processors of one checkpoint directory.
 
-    def __init__(self, checkpoint: Path) -> None:
+    Args:
+        fps: frames per second of every video.
+    """
+
+    def __init__(self, checkpoint: Path, fps: float) -> None:
+        self.fps = fps
         self.images = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
-        self.frames = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)  # for its per-frame functions
-        self.video_config: dict[str, Any] = json.loads(
-            (checkpoint / "video_preprocessor_config.json").read_text("utf-8")
-        )
+        self.videos = Qwen3VLVideoProcessor.from_pretrained(checkpoint)
 
     def __call__(self, prompts: Sequence[Prompt], bound: Sequence[Grid] | None = None) -> tuple[Ints, Float32]:
         """Grids [I, 3] and patches [P, patch_dim] of all pictures in the order of the prompts.
@@ -71,8 +72,9 @@ class PixelReference:
         return features["image_grid_thw"], features["pixel_values"]
 
     def process_frames(self, frames: Sequence[Image.Image], bound: Grid | None) -> tuple[Ints, Float32]:
-        config = self.video_config
-        patch, merge, time = (config[name] for name in ("patch_size", "merge_size", "temporal_patch_size"))
+        videos = self.videos
+        frames = [frames[index] for index in sampled_frames(videos, len(frames), self.fps)]
+        patch, merge, time = videos.patch_size, videos.merge_size, videos.temporal_patch_size
         if bound is None:
             height, width = smart_resize(
                 len(frames),
@@ -80,25 +82,48 @@ class PixelReference:
                 frames[0].width,
                 temporal_factor=time,
                 factor=patch * merge,
-                min_pixels=config["size"]["shortest_edge"],
-                max_pixels=config["size"]["longest_edge"],
+                min_pixels=videos.size["shortest_edge"],
+                max_pixels=frame_budget(videos, len(frames)),
             )
         else:
             height, width = bound[0] * patch, bound[1] * patch
         values = []
         for frame in frames:
-            pixels = self.frames.rescale(self._resize(frame, height, width), 1 / 255)
-            values.append(self.frames.normalize(pixels, config["image_mean"], config["image_std"]))
+            pixels = self._resize(frame, height, width)
+            if videos.do_rescale:
+                pixels = self.images.rescale(pixels, videos.rescale_factor)
+            if videos.do_normalize:
+                pixels = self.images.normalize(pixels, videos.image_mean, videos.image_std)
+            values.append(pixels)
         stack = torch.from_numpy(np.stack(values)[None].astype(np.float32))
         patches, *grid = Qwen3VLVideoProcessor.patchify(None, stack, patch, merge, time)
         return np.array([grid]), patches[0].numpy()
 
     def _resize(self, image: Image.Image, height: int, width: int) -> Bytes:
         """Pixels [3, height, width]."""
-        pixels = self.frames.process_image(image, do_convert_rgb=True)
+        pixels = self.images.process_image(image, do_convert_rgb=True)
         size = SizeDict(height=height, width=width)
-        resized: Bytes = PilBackend.resize(self.frames, pixels, size, self.frames.resample)
+        resized: Bytes = PilBackend.resize(self.images, pixels, size, self.images.resample)
         return resized
+
+
+def sampled_frames(videos: Qwen3VLVideoProcessor, count: int, fps: float) -> list[int]:
+    """Which of `count` frames a video processor samples."""
+    if not videos.do_sample_frames:
+        return list(range(count))
+    metadata = VideoMetadata(total_num_frames=count, fps=fps)
+    indices: list[int] = videos.sample_frames(metadata, num_frames=videos.num_frames, fps=videos.fps).tolist()
+    return indices
+
+
+def frame_budget(videos: Qwen3VLVideoProcessor, count: int) -> int:
+    """Pixels that `count` frames may have together, as in `Qwen3VLVideoProcessor.resize`."""
+    budget: int = videos.size["longest_edge"]
+    if not videos.cap_pixels_per_frame:
+        return budget
+    tokens = videos.max_video_tokens * (videos.patch_size * videos.merge_size) ** 2
+    per_frame: int = max(min(tokens, budget // count), int(videos.size["shortest_edge"] * 1.05))
+    return per_frame * count
 
 
 def load_file(data: bytes) -> Image.Image:

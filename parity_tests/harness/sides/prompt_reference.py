@@ -1,7 +1,7 @@
 """What transformers makes of a prompt's text: chat template, placeholder expansion, tokens.
 
-The expansion is `Qwen3VLProcessor`'s code. The class cannot be instantiated without torchvision, so its two methods run
-on a stand-in with the attributes they read.
+Template and expansion are `Qwen3VLProcessor`'s. The class cannot be instantiated without torchvision, so its methods
+run on a stand-in with the attributes they read.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from ..cases.matrix import Prompt
+from .pixel_reference import sampled_frames
 
 
 class PromptReference:
@@ -29,6 +31,8 @@ class PromptReference:
 
     def __init__(self, checkpoint: Path, fps: float) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.template = processor_template(checkpoint) or self.tokenizer.chat_template
+        self.videos = Qwen3VLVideoProcessor.from_pretrained(checkpoint)
         self.fps = fps
         config = json.loads((checkpoint / "config.json").read_text("utf-8"))
         vision = config["vision_config"]
@@ -56,14 +60,27 @@ class PromptReference:
         content: list[dict[str, Any]] = [{"type": "image"} for _ in prompt.images]
         content += [{"type": "video"}] if prompt.frames else []
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: str = self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+        )
         for _ in prompt.images:
             images = {"image_grid_thw": [grids.pop(0)]}
             expanded = Qwen3VLProcessor.replace_image_token(self.processor, images, 0)
             text = text.replace(self.processor.image_token, expanded.replace("<", "\0"), 1)
         if prompt.frames:
-            metadata = SimpleNamespace(fps=self.fps, frames_indices=list(range(len(prompt.frames))))
+            indices = sampled_frames(self.videos, len(prompt.frames), self.fps)
+            metadata = SimpleNamespace(fps=self.fps, frames_indices=indices)
             videos = {"video_grid_thw": [grids.pop(0)], "video_metadata": [metadata]}
             expanded = Qwen3VLProcessor.replace_video_token(self.processor, videos, 0)
             text = text.replace(self.processor.video_token, expanded.replace("<", "\0"), 1)
         return text.replace("\0", "<")  # so that no replacement was replaced again
+
+
+def processor_template(checkpoint: Path) -> str | None:
+    """The chat template of the checkpoint's processor; None if only its tokenizer has one."""
+    settings, _ = Qwen3VLProcessor.get_processor_dict(checkpoint)
+    processor = SimpleNamespace(chat_template=settings.get("chat_template"))
+    if processor.chat_template is None:
+        return None
+    template: str = Qwen3VLProcessor._resolve_chat_template(processor, None)
+    return template

@@ -109,7 +109,7 @@ def test_a_stage_without_rules_is_refused() -> None:
 
 def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:
     downstream = {"resized_elsewhere"}
-    assert {*STAGES, *downstream, "exam", "accuracy"} == set(PROFILE.rules)
+    assert {"sampling", *STAGES, *downstream, "exam", "accuracy"} == set(PROFILE.rules)
     assert all(rule.reason and rule.source for rules in PROFILE.rules.values() for rule in rules)
 
 

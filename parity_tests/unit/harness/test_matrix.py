@@ -168,7 +168,7 @@ def test_bound_encoders_get_their_own_grids() -> None:
 
 def test_what_cannot_be_checked_is_listed() -> None:
     planned = plan(None, subject(graphs={VISION_ENCODER: None}))
-    assert {check.stage for check in planned.checks} == {"prompt", "preprocess", "positions", "vision"}
+    assert {check.stage for check in planned.checks} == {"sampling", "prompt", "preprocess", "positions", "vision"}
     assert planned.left_out["decoder[text-only]"] == "the artifact has no decoder_model_merged"
     assert planned.left_out["exam"] == "the recipe says held_out: false"
 
