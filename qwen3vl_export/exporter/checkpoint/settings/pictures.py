@@ -109,7 +109,7 @@ def common_values(processor: Any, facts: Facts, where: Path) -> dict[str, Any]:
                 f"{where}: {name} is {getattr(processor, name)!r}, runtimes know {value!r} only", f"Remove {name}"
             )
     size = processor.size
-    if not size.shortest_edge or not size.longest_edge or size.shortest_edge > size.longest_edge:
+    if not size or not size.shortest_edge or not size.longest_edge or size.shortest_edge > size.longest_edge:
         raise CheckpointError(
             f"{where}: size has no shortest_edge up to a longest_edge, in pixels of the whole picture",
             "Take size from the published checkpoint",
@@ -154,7 +154,7 @@ def sampling_values(processor: Qwen3VLVideoProcessor, where: Path) -> dict[str, 
     if values["do_sample_frames"] and values["fps"] is not None and values["num_frames"] is not None:
         raise CheckpointError(
             f"{where}: num_frames is {values['num_frames']} and fps {values['fps']}, transformers takes only one",
-            "Remove num_frames",
+            "Set fps to null, or remove num_frames",
         )
     if not 0 < values["min_frames"] <= values["max_frames"] or (values["fps"] is not None and not values["fps"] > 0):
         raise CheckpointError(

@@ -32,10 +32,11 @@ def to_bytes(values: Json) -> bytes:
 
 @contextmanager
 def refuse(where: Path | str, kind: str, advice: str) -> Iterator[None]:
-    """Inside, whatever transformers, tokenizers or jinja2 raises is a `CheckpointError` about these settings."""
+    """Inside, whatever transformers, tokenizers or the runtime raise is a `CheckpointError` about these settings."""
     try:
         yield
-    except Qwen3VLExportError:
+    except CheckpointError:
         raise
     except Exception as error:  # transformers raises many types, tokenizers bare Exception
-        raise CheckpointError(f"{where}: {kind} cannot be read ({first_line(error)})", advice) from error
+        reason = error.what if isinstance(error, Qwen3VLExportError) else first_line(error)
+        raise CheckpointError(f"{where}: {kind} cannot be read ({reason})", advice) from error
