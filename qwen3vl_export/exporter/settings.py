@@ -24,7 +24,7 @@ def check_settings(checkpoint: Checkpoint, recipe: Recipe, log: Callable[[str], 
         CheckpointError: settings that an artifact of this recipe cannot carry.
     """
     for line in checkpoint.settings.warnings:
-        log(line)
+        log(f"warning: {line}")
     check_packaged(json.loads(checkpoint.settings.files[GENERATION]), recipe.packaging.runtimes, checkpoint.root)
 
 

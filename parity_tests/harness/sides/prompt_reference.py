@@ -31,7 +31,7 @@ class PromptReference:
 
     def __init__(self, checkpoint: Path, fps: float) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self.template = processor_template(checkpoint) or self.tokenizer.chat_template
+        self.template = processor_template(checkpoint, self.tokenizer)
         self.videos = Qwen3VLVideoProcessor.from_pretrained(checkpoint)
         self.fps = fps
         config = json.loads((checkpoint / "config.json").read_text("utf-8"))
@@ -76,11 +76,10 @@ class PromptReference:
         return text.replace("\0", "<")  # so that no replacement was replaced again
 
 
-def processor_template(checkpoint: Path) -> str | None:
-    """The chat template of the checkpoint's processor; None if only its tokenizer has one."""
+def processor_template(checkpoint: Path, tokenizer: Any) -> str:
+    """The chat template of the checkpoint's processor; its tokenizer's if the processor has none."""
     settings, _ = Qwen3VLProcessor.get_processor_dict(checkpoint)
-    processor = SimpleNamespace(chat_template=settings.get("chat_template"))
-    if processor.chat_template is None:
-        return None
+    templates = settings.get("chat_template")
+    processor = SimpleNamespace(chat_template=tokenizer.chat_template if templates is None else templates)
     template: str = Qwen3VLProcessor._resolve_chat_template(processor, None)
     return template

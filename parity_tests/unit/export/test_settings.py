@@ -1,4 +1,4 @@
-"""Settings in every form that checkpoints store them in: an artifact has what transformers reads, or a line says why not.
+"""Settings in every form that checkpoints have: an artifact says what transformers reads, or a line says why not.
 
 Each form goes through the build's reader into files, and the shipped runtime with these files is compared with
 transformers on the stored ones.
@@ -116,6 +116,12 @@ def test_published_files_stay_what_they_are(tmp_path: Path) -> None:
     settings = open_checkpoint(str(copy_settings(tmp_path))).settings
     assert settings.files == {name: (TINY / name).read_bytes() for name in settings.files}
     assert not settings.warnings
+
+
+@pytest.mark.parametrize("form", ["tokenizer-of-another-library", "list-of-special-tokens", "neutral-settings"])
+def test_other_words_for_the_same_settings_stay_what_they_are(form: str, tmp_path: Path) -> None:
+    settings = open_checkpoint(str(stored(tmp_path, FORMS[form]))).settings
+    assert settings.files == {name: (tmp_path / name).read_bytes() for name in settings.files}
 
 
 @pytest.mark.parametrize("form", FORMS)

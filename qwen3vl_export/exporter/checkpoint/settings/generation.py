@@ -99,9 +99,9 @@ def describe_ignored(stored: Mapping[str, Any]) -> Iterator[str]:
     """A line for each stored setting that the artifact's answers do not follow."""
     for name, value in stored.items():
         if name in LENGTHS and value is not None:
-            yield f"warning: {FILE}: {name} is not followed: callers set the length of answers"
+            yield f"{FILE}: {name} is not followed: callers set the length of answers"
         elif name not in (*TOKENS, *HONOURED, *WITHOUT_EFFECT) and name not in GenerationConfig().to_dict():
-            yield f"warning: {FILE}: {name} is ignored, as by transformers"
+            yield f"{FILE}: {name} is ignored, as by transformers"
 
 
 def check_honoured(values: Mapping[str, Any], where: Path) -> None:

@@ -41,10 +41,10 @@ def read_template(root: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
             templates = tokenizer.chat_template
             if templates is None:
                 raise CheckpointError(f"{root}: no chat template", f"Add {FILE} from the published checkpoint")
-            said.append("warning: transformers' processor has no chat template here, the tokenizer's is taken")
+            said.append("transformers' processor has no chat template here, the tokenizer's is taken")
         if isinstance(templates, dict) and len(templates) > 1:
             others = ", ".join(sorted(set(templates) - {"default"}))
-            said.append(f"warning: of several chat templates the default is taken, not {others}")
+            said.append(f"of several chat templates the default is taken, not {others}")
         template: str = Qwen3VLProcessor._resolve_chat_template(SimpleNamespace(chat_template=templates), None)
     check_template(template, tokenizer, root)
     return template, tuple(said)
