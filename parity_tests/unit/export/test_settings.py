@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from parity_tests.fixtures.paths import RECIPES, TINY
+from parity_tests.fixtures.paths import DOCS, RECIPES, TINY
 from parity_tests.fixtures.settings_forms import (
     FORMS,
     GENERATION,
@@ -207,6 +207,12 @@ def test_what_no_runtime_follows_is_refused(form: Callable[[Path], object], mess
         check_settings(open_checkpoint(str(root)), load_recipe(RECIPES / "tiny.yaml"), print)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_document_lists_every_refusal() -> None:
+    table = (DOCS / "checkpoints.md").read_text("utf-8").partition("<!-- refused-settings -->")[2]
+    rows = table.partition("<!-- /refused-settings -->")[0].splitlines()[3:]
+    assert rows == [f"| {form} | `{message}` |" for form, (_, message) in REFUSED.items()]
 
 
 def test_settings_are_refused_before_anything_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
