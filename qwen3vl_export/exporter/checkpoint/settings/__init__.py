@@ -17,6 +17,7 @@ from ....contract import Facts
 from .generation import FILE as GENERATION
 from .generation import read_generation
 from .pictures import IMAGES, VIDEOS, read_images, read_videos
+from .sources import check_json
 from .template import FILE as TEMPLATE
 from .template import read_template, template_bytes
 from .tokens import CONFIG, TOKENIZER, config_bytes, load_tokenizer, tokenizer_bytes
@@ -52,6 +53,7 @@ def read_settings(root: Path, facts: Facts) -> Settings:
         CheckpointError: settings that transformers cannot read, that contradict each other or the model, or that no
             runtime follows.
     """
+    check_json(root)
     images, videos = read_images(root, facts), read_videos(root, facts)
     tokenizer = load_tokenizer(root, facts)
     template, said_of_template = read_template(root, tokenizer)

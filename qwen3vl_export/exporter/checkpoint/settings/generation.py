@@ -86,7 +86,7 @@ def read_generation(root: Path, facts: Facts, eos_token: str) -> tuple[bytes, tu
     try:
         from_generation_config(values)
     except InputError as error:
-        raise CheckpointError(f"{where}: {error.what}", f"{error.next} in {FILE}") from error
+        raise CheckpointError(f"{where}: {error.what}", f"Correct {FILE}; do_sample: false is greedy") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: not the settings of an answer ({error})", f"Correct {FILE}") from error
     written = {name: values[name] for name in (*TOKENS, *HONOURED) if name in values}

@@ -82,10 +82,19 @@ def read_videos(root: Path, facts: Facts) -> bytes:
 
 
 def source_of(root: Path, name: str) -> Path:
-    """The file that transformers reads these settings from."""
+    """The file that transformers reads these settings from.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     nested = stored_json(root, "processor_config.json") or {}
     if NESTED[name] in nested:
         return root / "processor_config.json"
+    if not (root / IMAGES).is_file() and not (root / name).is_file():
+        raise CheckpointError(
+            f"{root}: no {name}, and no {NESTED[name]} in processor_config.json",
+            f"Take {name} from the published checkpoint",
+        )
     return root / (IMAGES if name == VIDEOS and not (root / VIDEOS).is_file() else name)
 
 
@@ -106,7 +115,8 @@ def common_values(processor: Any, facts: Facts, where: Path) -> dict[str, Any]:
     for name, value in ALWAYS.items():
         if getattr(processor, name) != value:
             raise CheckpointError(
-                f"{where}: {name} is {getattr(processor, name)!r}, runtimes know {value!r} only", f"Remove {name}"
+                f"{where}: {name} is {getattr(processor, name)!r}, runtimes do {value!r} only",
+                f"Remove {name}, if pictures without it are what you want",
             )
     size = processor.size
     if not size or not size.shortest_edge or not size.longest_edge or size.shortest_edge > size.longest_edge:

@@ -30,6 +30,19 @@ def to_bytes(values: Json) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def check_json(root: Path) -> None:
+    """Refuse settings files that are damaged, before transformers guesses.
+
+    Raises:
+        CheckpointError: a JSON file that is not an object.
+    """
+    for path in source_files(root):
+        if path.suffix == ".json":
+            with refuse(path, "it", "Download it again"):
+                if not isinstance(json.loads(path.read_text("utf-8")), dict):
+                    raise CheckpointError(f"{path}: not a JSON object", "Download it again")
+
+
 @contextmanager
 def refuse(where: Path | str, kind: str, advice: str) -> Iterator[None]:
     """Inside, whatever transformers, tokenizers or the runtime raise is a `CheckpointError` about these settings."""
@@ -39,4 +52,5 @@ def refuse(where: Path | str, kind: str, advice: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises many types, tokenizers bare Exception
         reason = error.what if isinstance(error, Qwen3VLExportError) else first_line(error)
+        reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
         raise CheckpointError(f"{where}: {kind} cannot be read ({reason})", advice) from error

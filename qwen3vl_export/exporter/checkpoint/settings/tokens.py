@@ -22,6 +22,7 @@ from .sources import Json, refuse, stored_json, to_bytes
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
+VOCABULARY = ("vocab.json", "merges.txt")
 # What the processor calls the tokens of pictures, unless the tokenizer names others; and the facts that must agree.
 PICTURE_TOKENS = {
     "image_token": ("<|image_pad|>", "image_token_id"),
@@ -38,7 +39,10 @@ def load_tokenizer(root: Path, facts: Facts) -> Any:
         CheckpointError: there is none that transformers reads, one that is not of the tokenizers package, or one whose
             tokens are not the model's.
     """
-    with refuse(root, "the tokenizer", "Take the tokenizer's files from the published checkpoint"):
+    advice = "Take the tokenizer's files from the published checkpoint"
+    if not (root / TOKENIZER).is_file() and not all((root / name).is_file() for name in VOCABULARY):
+        raise CheckpointError(f"{root}: no {TOKENIZER}, nor {' and '.join(VOCABULARY)}", advice)
+    with refuse(root, "the tokenizer", advice):
         tokenizer = AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=False)
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise CheckpointError(
