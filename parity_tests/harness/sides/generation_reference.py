@@ -13,6 +13,8 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 
+from .reference import eos_ids
+
 OFF = {"do_sample": False, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0}  # where nothing is set anywhere
 
 
@@ -31,16 +33,8 @@ class GenerationReference:
         config: GenerationConfig = model.generation_config
         stored = {name: value for name, value in config.to_dict().items() if value is not None}
         self.values: dict[str, Any] = {**OFF, **GenerationConfig._get_default_generation_params(), **stored}
-        self.stop_ids = eos_ids(config)
+        self.stop_ids = [] if config.eos_token_id is None else eos_ids(config)
 
     def sampling(self, name: str) -> Any:
         """The value of a setting that decides which token is chosen."""
         return self.values[name]
-
-
-def eos_ids(config: GenerationConfig) -> list[int]:
-    """The ids that end an answer; none if the settings name none."""
-    ids = config.eos_token_id
-    if ids is None:
-        return []
-    return list(ids) if isinstance(ids, (list, tuple)) else [ids]

@@ -35,7 +35,6 @@ from transformers import (
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
-from .generation_reference import eos_ids
 from .reference_cache import Key, Store
 
 SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
@@ -344,6 +343,11 @@ def kinds_of_rows(kinds: Ints, image_grid_thw: Ints) -> list[int]:
     if run != len(runs):
         raise ParityError(f"the prompts hold {len(runs)} pictures and frames, image_grid_thw accounts for {run}")
     return rows
+
+
+def eos_ids(config: GenerationConfig) -> list[int]:
+    ids = config.eos_token_id
+    return list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
 @contextmanager
