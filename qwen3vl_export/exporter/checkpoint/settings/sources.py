@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import CheckpointError, Qwen3VLExportError, first_line
+from ..files import settings_files
 
 Json = Mapping[str, Any]
 
@@ -36,7 +37,7 @@ def check_json(root: Path) -> None:
     Raises:
         CheckpointError: a JSON file that is not an object.
     """
-    for path in source_files(root):
+    for path in settings_files(root):
         if path.suffix == ".json":
             with refuse(path, "it", "Download it again"):
                 if not isinstance(json.loads(path.read_text("utf-8")), dict):
