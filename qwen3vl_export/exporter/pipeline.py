@@ -102,6 +102,9 @@ def prepare_build(
     """The first act: trace, simplify, optimize and quantize every graph, on the headers of the checkpoint."""
     log(f"checkpoint {checkpoint.source} ({checkpoint.revision}), {len(checkpoint.tensors)} tensors")
     check_settings(checkpoint, recipe, log)
+    if checkpoint.quantization is not None:
+        method = checkpoint.quantization.get("quant_method")
+        log(f"quantized weights are restored ({method}), activations are not quantized")
     calibrations = plan_calibrations(recipe, checkpoint, directory / CALIBRATED_DIR, log)
     prompts = {precision: calibration.prompts.sha256 for precision, calibration in calibrations.items()}
     journal = open_journal(directory, recipe, checkpoint, prompts, log)

@@ -36,6 +36,7 @@ from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
 from .reference_cache import Key, Store
+from .restored_weights import restored_weights
 
 SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
 EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
@@ -84,11 +85,18 @@ class Greedy:
 
 
 def load_model(checkpoint: Path) -> Any:
-    """The checkpoint's model in float32: eager attention, eager experts."""
-    model = MODELS[AutoConfig.from_pretrained(checkpoint).model_type]
-    return model.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-    ).eval()
+    """The checkpoint's model in float32: eager attention, eager experts, quantized weights restored."""
+    config = AutoConfig.from_pretrained(checkpoint)
+    settings = getattr(config, "quantization_config", None) or getattr(config.text_config, "quantization_config", None)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint}
+    if settings is not None:  # transformers would need a package for each format, and cannot load experts in float8
+        for owner in (config, config.text_config):
+            owner.quantization_config = None
+        source = {"pretrained_model_name_or_path": None, "state_dict": restored_weights(checkpoint, settings)}
+    model = MODELS[config.model_type].from_pretrained(
+        **source, config=config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    return model.eval()
 
 
 class Reference:

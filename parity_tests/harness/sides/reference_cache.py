@@ -45,7 +45,8 @@ def scope_of(checkpoint_files: Mapping[str, str]) -> str:
     Args:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
     """
-    code = [Path(__file__).with_name(name).read_bytes() for name in ("reference.py", "reference_cache.py")]
+    modules = ("reference.py", "reference_cache.py", "restored_weights.py")
+    code = [Path(__file__).with_name(name).read_bytes() for name in modules]
     digest = hashlib.sha256()
     for part in (*code, repr(sorted(checkpoint_files.items())).encode()):
         digest.update(hashlib.sha256(part).digest())

@@ -14,13 +14,15 @@ from qwen3vl_export.exporter.checkpoint.safetensors_file import stored_tensors
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """A file with a tensor of every dtype that weights have, of several ranks, and one without values."""
+    """A file with tensors of the dtypes that weights and codes have, of several ranks, and one without values."""
     torch.manual_seed(0)
     tensors = {
         "double": torch.randn(3, 5, dtype=torch.float64),
         "single": torch.randn(7, 2, 3),
         "half": torch.randn(11).half(),
         "brain": torch.randn(6, 4).bfloat16(),
+        "codes": torch.randint(-100, 100, (5, 3), dtype=torch.int8),
+        "words": torch.randint(-(2**31), 2**31, (5, 3), dtype=torch.int64).int(),
         "scalar": torch.tensor(2.5),
         "none": torch.empty(0, 4),
     }
@@ -57,7 +59,7 @@ def test_a_file_cut_short_before_is_not_opened(shard: Path) -> None:
         stored_tensors(shard)
 
 
-def test_a_dtype_that_weights_do_not_have_is_named(tmp_path: Path) -> None:
-    save_file({"model.count": torch.arange(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"tensor model\.count has dtype I64, weights have F64, F32, F16, BF16"):
+def test_a_dtype_that_weights_never_have_is_named(tmp_path: Path) -> None:
+    save_file({"model.waves": torch.zeros(3, dtype=torch.complex64)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor model\.waves has dtype C64, weights have F64, F32, F16, BF16\."):
         stored_tensors(tmp_path / "model.safetensors")

@@ -23,13 +23,15 @@ from ...hub import REPOSITORY, SCHEME, download
 from .config import Config, read_config
 from .experts import orient_experts, stack_experts
 from .files import INDEX, SETTINGS, StoredWeights, check_links, files_read, stored_weights
+from .formats import find_settings, restore_tensors
+from .formats.settings import QuantizationConfig
 from .ignored import warn_of_ignored
 from .licence import CARD, declared_licence, licence_files
 from .names import HEAD, TABLE, rename_tensors
 from .placeholders import refuse_placeholders
 from .rotary import context_length
 from .settings import Settings, read_settings
-from .tensors import Allocator, StoredReader, TensorReader, allocate_anew, equal_values
+from .tensors import Allocator, TensorReader, allocate_anew, equal_values
 from .unsupported import ADAPTER, refuse_adapter
 
 
@@ -78,6 +80,11 @@ class Checkpoint:
         """What its settings say that has no effect, one line each."""
         return list(warn_of_ignored(self.config))
 
+    @property
+    def quantization(self) -> QuantizationConfig | None:
+        """How its weights are quantized; None if they are not."""
+        return find_settings(self.root / "config.json", self.config.to_dict())
+
     @cached_property
     def stored(self) -> StoredWeights:
         """Every tensor of every file, under its name there, from the headers alone.
@@ -92,12 +99,13 @@ class Checkpoint:
         """Every tensor, under the name and in the shape that transformers' model gives it, from the headers alone.
 
         Raises:
-            CheckpointError: a file is missing or is not a safetensors file, two tensors are the same parameter, or a
-                matrix of an expert is missing.
+            CheckpointError: a file is missing or is not a safetensors file, two tensors are the same parameter, a
+                matrix of an expert is missing, or weights are quantized in a way that cannot be read.
         """
-        names = rename_tensors(self.stored.tensors, self.config.model_type, str(self.root))
-        stored = {name: StoredReader(self.stored.tensors[stored_name]) for name, stored_name in names.items()}
-        tensors = orient_experts(stack_experts(stored, self.config), self.config)
+        restored = restore_tensors(self.stored.tensors, self.quantization)
+        names = rename_tensors(restored, self.config.model_type, str(self.root))
+        readers = {name: restored[stored_name] for name, stored_name in names.items()}
+        tensors = orient_experts(stack_experts(readers, self.config), self.config)
         if self.config.tie_word_embeddings and TABLE not in tensors and HEAD in tensors:
             tensors[TABLE] = tensors[HEAD]
         return tensors

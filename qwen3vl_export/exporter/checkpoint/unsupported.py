@@ -1,4 +1,5 @@
-"""What changes the weights when transformers loads a model and is not exported: adapters, quantization, other files.
+"""What changes the weights when transformers loads a model and is not exported: adapters, other files, and quantization
+that no format reads.
 
 Such a checkpoint is refused by name, since exporting its files as they are would give another model. Knows files and
 config.json; nothing about tensors.
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
+from .formats import find_settings
+from .formats.settings import UNQUANTIZED
 
 ADAPTER = "adapter_config.json"
 NAMED_WEIGHTS = "transformers_weights"
-QUANTIZATIONS = ("quantization_config", "compression_config")
 
 
 def refuse_adapter(root: Path) -> None:
@@ -31,7 +33,8 @@ def refuse_adapter(root: Path) -> None:
 
 
 def refuse_other_weights(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that says that the weights are quantized, or in a file of another name.
+    """Refuse a configuration that says that the weights are quantized by another method than those of `FORMATS`, or in
+    a file of another name.
 
     Args:
         path: of the config.json.
@@ -45,15 +48,9 @@ def refuse_other_weights(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: {NAMED_WEIGHTS} says that transformers loads {file!r} in place of model.safetensors",
             f"Rename that file to model.safetensors and remove {NAMED_WEIGHTS}",
         )
-    sections = {"": config, "text_config.": config.get("text_config"), "vision_config.": config.get("vision_config")}
-    for section, values in sections.items():
-        for key in QUANTIZATIONS:
-            settings = values.get(key) if isinstance(values, Mapping) else None
-            if settings is None:
-                continue
-            method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-            raise CheckpointError(
-                f"{path}: {section}{key} says that the weights are quantized ({method or 'method not named'}), which "
-                "is not read",
-                "Use the checkpoint it was made from, and quantize with the recipe",
-            )
+    find_settings(path, config)
+    for key in ("compression_config", "vision_config.quantization_config", "vision_config.compression_config"):
+        section, _, name = key.rpartition(".")
+        values = config.get(section) if section else config
+        if isinstance(values, Mapping) and values.get(name) is not None:
+            raise CheckpointError(f"{path}: {key} says that the weights are quantized, which is not read", UNQUANTIZED)
