@@ -182,6 +182,16 @@ def test_the_published_form_is_read_and_nothing_is_said_about_it(mixture: bool, 
     assert list(warn_of_ignored(config)) == []
 
 
+def test_missing_token_ids_are_transformers_defaults(tmp_path: Path) -> None:
+    """They fit the published tokenizer, and no smaller vocabulary."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = read_config(edited(tmp_path, lambda raw: [raw.pop(name) for name in names]))
+    assert [getattr(config, name) for name in names] == [151655, 151656, 151652, 151653]
+    raw = {key: value for key, value in published().items() if key not in names}
+    raw["text_config"]["vocab_size"] = 544
+    assert "image_token_id is 151655, vocab_size 544" in refusal(write(tmp_path, raw))
+
+
 @pytest.mark.parametrize(
     "content",
     ["[]", "3", "null", '"qwen3_vl"', "true", "{", "", "[" * 100_000, "\ufeff{}", '{"model_type": ["qwen3_vl"]}'],

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from transformers import Qwen3VLConfig
+from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRotaryEmbedding
 
 from qwen3vl_export.contract import Graph, Tensor
 from qwen3vl_export.exporter.checkpoint.ignored import warn_of_ignored
@@ -24,6 +25,7 @@ from qwen3vl_export.exporter.submodules import Submodule
 from qwen3vl_export.exporter.submodules.rotary import MultimodalRotary, mrope_axes
 from qwen3vl_export.exporter.trace import trace
 
+from ...fixtures.moe_checkpoint import mixture_config
 from ...fixtures.paths import TINY
 
 CONTEXT, ORIGINAL = 512, 128  # max_position_embeddings, original_max_position_embeddings
@@ -198,6 +200,14 @@ def test_a_context_shorter_than_it_is_scaled_to_is_named() -> None:
 def test_a_dynamic_context_is_as_long_as_its_factor_makes_it() -> None:
     assert context_length(text_config("dynamic")) == 4 * CONTEXT
     assert {context_length(text_config(name)) for name in SETTINGS if name != "dynamic"} == {CONTEXT}
+
+
+def test_a_mixture_has_the_same_angles() -> None:
+    raw = mixture_config(json.loads((TINY / "config.json").read_text("utf-8")))
+    raw["text_config"]["rope_parameters"] |= {"rope_type": "yarn", **SETTINGS["yarn"]}
+    config = Qwen3VLMoeConfig.from_dict(raw).text_config
+    expected = Qwen3VLMoeTextRotaryEmbedding(config)(torch.zeros(1), prompts(CONTEXT))
+    assert all(map(torch.equal, MultimodalRotary(config, torch.float32)(prompts(CONTEXT)), expected))
 
 
 def test_dense_models_and_mixtures_are_both_known() -> None:
