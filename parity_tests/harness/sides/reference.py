@@ -96,6 +96,8 @@ def load_model(checkpoint: Path) -> Any:
     model = MODELS[config.model_type].from_pretrained(
         **source, config=config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
+    if settings is not None and (checkpoint / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint)
     return model.eval()
 
 
