@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import TEXT_ATTENTION, LayerCache
-from .rotary import MultimodalRotary
+from .mrope import MultimodalRotary
 
 
 class RightPadding:

@@ -22,7 +22,7 @@ from qwen3vl_export.exporter.checkpoint.ignored import warn_of_ignored
 from qwen3vl_export.exporter.checkpoint.rotary import TEXT, context_length, text_rotary
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.submodules import Submodule
-from qwen3vl_export.exporter.submodules.rotary import MultimodalRotary, mrope_axes
+from qwen3vl_export.exporter.submodules.mrope import MultimodalRotary, mrope_axes
 from qwen3vl_export.exporter.trace import trace
 
 from ...fixtures.moe_checkpoint import mixture_config
