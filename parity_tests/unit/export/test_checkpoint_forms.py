@@ -404,12 +404,19 @@ def test_experts_of_one_tensor_each_are_stacked(tmp_path: Path) -> None:
     assert f"is [{EXPERTS - 1}, 512, 128], config.json asks for [{EXPERTS}, 512, 128]" in refusal(root)
 
 
-@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model-q4.gguf"])
-def test_other_formats_are_named_with_the_way_to_convert_them(file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "advice"),
+    [
+        ("pytorch_model.bin", "save_pretrained"),
+        ("pytorch_model-00001-of-00002.bin", "save_pretrained"),
+        ("model-q4.gguf", "Use the safetensors files"),
+    ],
+)
+def test_other_formats_are_named_with_what_to_do(file: str, advice: str, tmp_path: Path) -> None:
     shutil.copyfile(TINY / "config.json", tmp_path / "config.json")
     (tmp_path / file).touch()
     message = refusal(tmp_path)
-    assert f"{file} is in a format that is not read" in message and "save_pretrained" in message
+    assert f"{file} is in a format that is not read" in message and advice in message
 
 
 @pytest.mark.parametrize("section", ["", "text_config", "vision_config"])

@@ -31,7 +31,10 @@ SETTINGS = (  # what transformers reads of a model, its tokenizer and its proces
     "added_tokens.json",
     "special_tokens_map.json",
 )
-OTHER_FORMATS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack")
+OTHER_FORMATS = {  # -> what to do
+    ("pytorch_model*.bin",): "Convert it: load it with transformers and save it with model.save_pretrained(DIR)",
+    ("*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack"): "Use the safetensors files of the checkpoint it was made from",
+}
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ def weights_entry(root: Path) -> Path:
         return root / SINGLE
     if os.path.isfile(root / INDEX):
         return root / INDEX
-    if others := sorted(path.name for pattern in OTHER_FORMATS for path in root.glob(pattern)):
-        raise CheckpointError(
-            f"{root}: {SINGLE} is missing, {others[0]} is in a format that is not read",
-            "Convert it: load it with transformers and save it with model.save_pretrained(DIR)",
-        )
-    raise CheckpointError(f"{root}: {SINGLE} is missing", "Download the checkpoint again")
+    for patterns, advice in OTHER_FORMATS.items():
+        if files := _files(root, patterns):
+            raise CheckpointError(
+                f"{root}: {SINGLE} is missing, {files[0].name} is in a format that is not read", advice
+            )
+    raise CheckpointError(
+        f"{root}: {SINGLE} is missing", "Download the checkpoint again, or save it as safetensors if it never had any"
+    )
 
 
 def weight_files(root: Path) -> list[Path]:
