@@ -31,7 +31,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "failed": (
         lambda root: edit(root, PARITY, lambda values: values["checks"][0].update(passed=False)),
-        "checks failed, prompt[minimum-64x64] first",
+        "checks failed, sampling[generation-settings] first",
     ),
     "incomplete": (
         lambda root: edit(root, PARITY, lambda values: values.update(planned=99)),
