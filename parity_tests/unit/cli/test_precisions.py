@@ -73,6 +73,15 @@ def test_a_recipe_of_that_name_comes_first() -> None:
     assert find_recipe("qwen3-vl-8b-instruct-int4").name == "qwen3-vl-8b-instruct.yaml"
 
 
+def test_a_directory_does_not_hide_a_recipe(folder: Path) -> None:
+    for name in ("tiny", "tiny-int8", "strange"):
+        (folder / name).mkdir()
+    assert load_recipe("tiny").name == "tiny"
+    assert load_recipe(in_precision("tiny", "int8")).name == "tiny-int8"
+    with pytest.raises(RecipeError, match="strange: is a directory"):
+        load_recipe("strange")
+
+
 def test_a_precision_that_the_recipe_describes_itself_is_that_one() -> None:
     recipe = load_recipe(in_precision("tiny-precisions", "q4"))
     assert recipe.name == "tiny-precisions-q4"
