@@ -85,18 +85,21 @@ class Greedy:
 
 
 def load_model(checkpoint: Path) -> Any:
-    """The checkpoint's model in float32: eager attention, eager experts, quantized weights restored."""
+    """The checkpoint's model in float32: eager attention, eager experts, weights restored if transformers cannot."""
     config = AutoConfig.from_pretrained(checkpoint)
     settings = getattr(config, "quantization_config", None) or getattr(config.text_config, "quantization_config", None)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint}
-    if settings is not None:  # transformers would need a package for each format, and cannot load experts in float8
-        for owner in (config, config.text_config):
-            owner.quantization_config = None
-        source = {"pretrained_model_name_or_path": None, "state_dict": restored_weights(checkpoint, settings)}
+    weights = restored_weights(checkpoint, settings)
+    for owner in (config, config.text_config):
+        owner.quantization_config = None
     model = MODELS[config.model_type].from_pretrained(
-        **source, config=config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+        checkpoint if weights is None else None,
+        state_dict=weights,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
     )
-    if settings is not None and (checkpoint / "generation_config.json").is_file():
+    if weights is not None and (checkpoint / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint)
     return model.eval()
 

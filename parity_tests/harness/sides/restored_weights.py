@@ -1,4 +1,5 @@
-"""The reference's weights of a quantized checkpoint: whole tensors, restored from each format's definition.
+"""The reference's weights of a checkpoint that transformers does not load: whole tensors, restored from each format's
+definition, and experts stacked.
 
 Written apart from the exporter's readers, which it checks. Returns the checkpoint's tensors by their names, float32
 where they were quantized, experts stacked. Knows names and arithmetic; nothing about the artifact.
@@ -24,21 +25,26 @@ EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 Tensors = dict[str, Tensor]
 
 
-def restored_weights(checkpoint: Path, settings: Mapping[str, Any]) -> Tensors:
-    """Every tensor of a checkpoint's files.
+def restored_weights(checkpoint: Path, settings: Mapping[str, Any] | None) -> Tensors | None:
+    """Every tensor of a checkpoint's files; None if transformers loads them as they are.
 
     Args:
-        settings: its `quantization_config`.
+        settings: its `quantization_config`, if it has one.
 
     Raises:
         ParityError: its `quant_method` is not known.
     """
-    method = settings.get("quant_method")
-    if method not in METHODS:
-        raise ParityError(f"{checkpoint}: quant_method is {method!r}, known are {', '.join(METHODS)}")
     stored = stored_weights(checkpoint).tensors
+    if settings is None and not any(map(EXPERT.fullmatch, stored)):
+        return None
     files = {tensor.file: load_file(tensor.file) for tensor in stored.values()}
-    return stack_experts(METHODS[method]({name: files[tensor.file][name] for name, tensor in stored.items()}, settings))
+    tensors = {name: files[tensor.file][name] for name, tensor in stored.items()}
+    if settings is not None:
+        method = settings.get("quant_method")
+        if method not in METHODS:
+            raise ParityError(f"{checkpoint}: quant_method is {method!r}, known are {', '.join(METHODS)}")
+        tensors = METHODS[method](tensors, settings)
+    return stack_experts(tensors)
 
 
 def stack_experts(tensors: Tensors) -> Tensors:

@@ -125,6 +125,15 @@ def test_quantized_experts_one_by_one_are_stacked(tmp_path: Path, form: str) -> 
     assert torch.equal(rows, torch.cat([values[f"{expert}.5.{part}_proj.weight"] for part in ("gate", "up")]))
 
 
+def test_the_reference_loads_experts_one_by_one(tmp_path: Path) -> None:
+    """transformers 5.23 does not: it would leave random ones."""
+    moe = write_moe_checkpoint(tmp_path, "modules")
+    values = load_file(moe / WEIGHTS)
+    save_file(split_experts(values), moe / WEIGHTS, metadata={"format": "pt"})
+    loaded = load_model(moe).state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in values.items())
+
+
 def edit_settings(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     config = json.loads((directory / "config.json").read_text("utf-8"))
     change(config["quantization_config"])
