@@ -97,19 +97,18 @@ def _locate(path_or_name: str | Path) -> tuple[Path, str]:
     path = Path(path_or_name)
     if path.is_file():
         return path, ""
-    if path.name == str(path_or_name) and path.suffix not in SUFFIXES:
-        known = list_recipes()  # before directories: one may have a recipe's name, as an artifact does
-        if path.name in known:
-            return known[path.name], ""
-        for base, precision in split_name(path.name):
-            if base in known and _has_precision(known[base], precision):
-                return known[base], precision
-        if path.is_dir():
-            raise RecipeError(f"{path}: is a directory", "Name a recipe file, or see: recipes list")
-        names = [*known, *(f"{name}-{precision}" for name in known for precision in list_precisions())]
-        raise RecipeError(f"{path}: no recipe of that name", _did_you_mean(path.name, names) or "See: recipes list")
+    by_name = path.name == str(path_or_name) and path.suffix not in SUFFIXES
+    known = list_recipes() if by_name else {}  # before directories: one may have a recipe's name, as an artifact does
+    if path.name in known:
+        return known[path.name], ""
+    for base, precision in split_name(path.name):
+        if base in known and _has_precision(known[base], precision):
+            return known[base], precision
     if path.is_dir():
         raise RecipeError(f"{path}: is a directory", "Name a recipe file, or see: recipes list")
+    if by_name:
+        names = [*known, *(f"{name}-{precision}" for name in known for precision in list_precisions())]
+        raise RecipeError(f"{path}: no recipe of that name", _did_you_mean(path.name, names) or "See: recipes list")
     for base, precision in split_name(path.stem):
         file = path.with_name(base + path.suffix)
         if file.is_file() and _has_precision(file, precision):
