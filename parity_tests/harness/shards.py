@@ -1,8 +1,9 @@
 """A verification in parts: its units, the results of some of them, and all results merged.
 
-A unit is the smallest piece of work: all checks of a case, the quantized weights of a graph, or the exam, whose groups
-are summed up at its end. A part is the JSON result of some units; merged, the parts are the evidence of a single run:
-the same checks in the same order, summed seconds, and an error if a check is missing or a part belongs to another run.
+A unit is the smallest piece of work: all checks of a case, the generation settings, the quantized weights of a graph,
+or the exam, whose groups are summed up at its end. A part is the JSON result of some units; merged, the parts are the
+evidence of a single run: the same checks in the same order, summed seconds, and an error if a check is missing or a
+part belongs to another run.
 
 Knows plans and reports; nothing about who carries out which part where.
 """
@@ -23,6 +24,7 @@ from qwen3vl_export.recipe.model import Recipe
 
 from .cases.matrix import load_matrix
 from .checks.exam import GROUPS
+from .checks.sampling import STAGE
 from .evidence.page import render
 from .evidence.report import hardware, versions
 from .judging.outcome import Outcome
@@ -34,6 +36,7 @@ from .verify import HTML, open_bench, profile_of, report_of, run
 FORMAT = 1
 SOURCES = ("**/*.py", "**/*.yaml", "**/*.j2", "cases/media/*")
 EXAM = "exam"
+SETTINGS = 0.01  # of an ordinary case: no graph and no model is run
 QUESTION = 0.3  # of an ordinary case: one picture and a short answer of both sides
 COUNTED = ("total", "pytorch", "artifact")  # seconds that are summed
 
@@ -68,7 +71,8 @@ def units(recipe: Recipe, matrix: str) -> dict[str, float]:
     Raises:
         ParityError: no such tier.
     """
-    weights = {unit_of(check): 1.0 for check in plan(matrix, Subject.of_recipe(recipe)).checks}
+    checks = plan(matrix, Subject.of_recipe(recipe)).checks
+    weights = {unit_of(check): SETTINGS if check.stage == STAGE else 1.0 for check in checks}
     if EXAM in weights:
         weights[EXAM] = QUESTION * len(GROUPS) * load_matrix().exam_questions[matrix]
     return weights
