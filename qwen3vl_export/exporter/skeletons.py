@@ -28,7 +28,6 @@ from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
 from .calibration.results import use_results
 from .checkpoint import Checkpoint, open_checkpoint, open_repository
-from .checkpoint.tokens import check_token_ids
 from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
@@ -102,13 +101,11 @@ def build_skeletons(
         calibrations: of the decoder, by precision; each runs when its graph is quantized.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or is not part of this architecture; or config.json's
-            token ids are not the tokenizer's.
+        CheckpointError: a tensor is missing or has another shape.
         RecipeError: onnxruntime cannot run the graphs.
     """
     for line in checkpoint.warnings:
         log(f"warning: {line}")
-    check_token_ids(checkpoint.root, checkpoint.config)
     check_tensors(checkpoint, torch.float32, needs_tower(recipe), log)
     skeletons = []
     optimized: dict[tuple[str, torch.dtype], Skeleton] = {}  # precisions of one dtype differ from quantization on

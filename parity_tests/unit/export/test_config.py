@@ -14,9 +14,10 @@ import pytest
 from transformers import PreTrainedConfig, Qwen3VLConfig, Qwen3VLMoeConfig
 
 from qwen3vl_export.errors import CheckpointError, Qwen3VLExportError
+from qwen3vl_export.exporter.checkpoint import Checkpoint
 from qwen3vl_export.exporter.checkpoint.config import NEIGHBOURS, read_config
 from qwen3vl_export.exporter.checkpoint.ignored import warn_of_ignored
-from qwen3vl_export.exporter.checkpoint.tokens import check_token_ids
+from qwen3vl_export.exporter.checkpoint.settings.tokens import load_tokenizer
 from qwen3vl_export.exporter.plan import plan_build
 from qwen3vl_export.exporter.skeletons import check_head_size
 from qwen3vl_export.recipe import load_recipe
@@ -265,25 +266,32 @@ def test_a_setting_of_the_text_that_the_top_level_contradicts_is_named(tmp_path:
     assert "text_config.tie_word_embeddings (True)" in line
 
 
+def with_config(root: Path, raw: dict[str, Any]) -> Checkpoint:
+    """The tiny checkpoint's tokenizer beside another config.json."""
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(TINY / file, root / file)
+    write(root, raw)
+    return Checkpoint(root, "tiny", "local", read_config(root))
+
+
 @pytest.mark.parametrize("name", ["image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"])
 def test_token_ids_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
     raw = json.loads((TINY / "config.json").read_text("utf-8"))
-    check_token_ids(TINY, read_config(write(tmp_path, raw)))
-    raw[name] = 3
-    with pytest.raises(CheckpointError, match=rf"{name} is 3, tokenizer.json gives <\|.*\|> the id \d+"):
-        check_token_ids(TINY, read_config(write(tmp_path, raw)))
+    load_tokenizer(tmp_path, with_config(tmp_path, raw).facts)
+    with pytest.raises(CheckpointError, match=rf"{name} is 3, in the tokenizer <\|.*\|> is \d+"):
+        load_tokenizer(tmp_path, with_config(tmp_path, {**raw, name: 3}).facts)
 
 
 def test_a_token_that_the_tokenizer_does_not_have_is_named(tmp_path: Path) -> None:
+    checkpoint = with_config(tmp_path, json.loads((TINY / "config.json").read_text("utf-8")))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         content = (TINY / file).read_text("utf-8").replace("<|image_pad|>", "<|picture|>")
         (tmp_path / file).write_text(content, "utf-8")
-    config = read_config(write(tmp_path, json.loads((TINY / "config.json").read_text("utf-8"))))
-    with pytest.raises(CheckpointError, match=r"image_token_id is 524, tokenizer.json has no token <\|image_pad\|>"):
-        check_token_ids(tmp_path, config)
+    with pytest.raises(CheckpointError, match=r"image_token_id is 524, in the tokenizer there is no <\|image_pad\|>"):
+        load_tokenizer(tmp_path, checkpoint.facts)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "image_token": "<|picture|>"}), "utf-8")
-    check_token_ids(tmp_path, config)
+    load_tokenizer(tmp_path, checkpoint.facts)
 
 
 def test_a_plan_warns_of_what_is_ignored_and_refuses_foreign_token_ids(tmp_path: Path) -> None:
