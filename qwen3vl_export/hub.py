@@ -13,9 +13,16 @@ from .errors import CheckpointError, first_line
 
 SCHEME = "hf://"  # before the name of a repository, where it could be taken for a directory
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
+ADAPTER_CONFIG = "adapter_config.json"  # of a repository or a directory with a PEFT adapter
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SUBFOLDERS = "*/*"  # a trainer's checkpoint-500/, original/, onnx/: none is read
 TIMEOUT = 20.0  # seconds to wait for the Hub
+
+
+def split_revision(source: str, default: str = "main") -> tuple[str, str]:
+    """The name of a repository and its revision: of `org/name@commit`, `org/name`, and either after `hf://`."""
+    name, _, revision = source.removeprefix(SCHEME).partition("@")
+    return name, revision or default
 
 
 def resolve_commit(source: str, revision: str, offline: str = "Try again when online") -> str:
@@ -64,11 +71,16 @@ def cached_commit(source: str, revision: str) -> str | None:
     """The commit of a revision in the local cache, as of the last time it was downloaded; None if it never was."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(path).parent.name if isinstance(path, str) else None
+    for name in ("config.json", ADAPTER_CONFIG):
+        path = try_to_load_from_cache(source, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent.name
+    return None
 
 
-def download(source: str, revision: str, patterns: Sequence[str], optional: Sequence[str] = ()) -> tuple[Path, str]:
+def download(
+    source: str, revision: str, patterns: Sequence[str], optional: Sequence[str] = (), option: str = "--checkpoint"
+) -> tuple[Path, str]:
     """Download the files of a repository that match `patterns`: their directory, and their commit.
 
     Only files at the top of the repository. A revision that is in the cache needs no network if it is a commit, or with
@@ -76,6 +88,7 @@ def download(source: str, revision: str, patterns: Sequence[str], optional: Sequ
 
     Args:
         optional: patterns of further files, which a cached copy need not have.
+        option: of the command line that takes a local copy, for errors.
 
     Raises:
         CheckpointError: the repository, its revision or the Hub cannot be reached, or the download failed.
@@ -83,7 +96,7 @@ def download(source: str, revision: str, patterns: Sequence[str], optional: Sequ
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    local = "Or pass a local copy with --checkpoint DIR"
+    local = f"Or pass a local copy with {option} DIR"
     commit = (
         revision if COMMIT.fullmatch(revision) else resolve_commit(source, revision, f"Try again when online. {local}")
     )

@@ -70,8 +70,24 @@ def test_a_local_checkpoint_is_known_by_its_bytes(tmp_path: Path) -> None:
     values = recipe.model_dump() | {"checkpoint": {"source": str(tmp_path)}}
     other = type(recipe).model_validate(values)
     assert address.revision_of(other) != first
-    with pytest.raises(CheckpointError, match="no such checkpoint directory"):
+    with pytest.raises(CheckpointError, match="no such directory"):
         address.revision_of(type(recipe).model_validate(values | {"checkpoint": {"source": str(tmp_path / "no")}}))
+
+
+def test_adapters_are_known_by_their_bytes_and_order(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_text(name)
+    assert recipe.checkpoint_dir is not None
+    checkpoint = {"source": str(recipe.checkpoint_dir.absolute())}
+    lists = [[], ["a"], ["b"], ["a", "b"], ["b", "a"]]
+    variants = [checkpoint | {"adapters": tuple(str(tmp_path / name) for name in names)} for names in lists]
+    revisions = {
+        address.revision_of(type(recipe).model_validate(recipe.model_dump() | {"checkpoint": variant}))
+        for variant in variants
+    }
+    assert len(revisions) == len(lists) and address.revision_of(recipe) in revisions
 
 
 def test_an_unknown_recipe_is_refused() -> None:

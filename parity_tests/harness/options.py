@@ -20,6 +20,7 @@ class Options:
         cache: directory for PyTorch's results; None is the user's cache directory.
         history: file to which the result is appended; None is `parity-history.jsonl` beside the artifact.
         precision: the only one to verify, "" being the default one; None is all the artifact has.
+        adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
     """
 
     matrix: str | None = None
@@ -30,3 +31,4 @@ class Options:
     cache: Path | None = None
     history: Path | None = None
     precision: str | None = None
+    adapters: Sequence[str] = ()

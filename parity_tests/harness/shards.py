@@ -78,12 +78,19 @@ def units(recipe: Recipe, matrix: str) -> dict[str, float]:
     return weights
 
 
-def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: Path | None = None) -> bytes:
+def verify_part(
+    artifact: Path,
+    matrix: str,
+    names: Sequence[str],
+    checkpoint: Path | None = None,
+    adapters: Sequence[str] = (),
+) -> bytes:
     """Carry out some units of an artifact's plan; failures are recorded in the part, they are not errors.
 
     Args:
         names: of the units.
         checkpoint: directory to compare with; None is the one the recipe names.
+        adapters: of the checkpoint; by default those the manifest records.
 
     Returns:
         The part, for `merge_parts`.
@@ -91,7 +98,7 @@ def verify_part(artifact: Path, matrix: str, names: Sequence[str], checkpoint: P
     Raises:
         ArtifactError, CheckpointError, ParityError: there is nothing to compare, or no unit of that name.
     """
-    bench = cached_bench(artifact, matrix, checkpoint)
+    bench = cached_bench(artifact, matrix, checkpoint, tuple(adapters))
     before, clock_before, selected = read_counters(bench), replace(bench.clock), frozenset(names)
     carried_out: set[str] = set()
 
@@ -199,9 +206,9 @@ def merge_speeds(speeds: Sequence[Speed | None]) -> Speed | None:
 
 
 @lru_cache(maxsize=1)
-def cached_bench(artifact: Path, matrix: str, checkpoint: Path | None) -> Bench:
+def cached_bench(artifact: Path, matrix: str, checkpoint: Path | None, adapters: tuple[str, ...]) -> Bench:
     """A bench, cached for the next part of the same artifact: its files are checked and PyTorch loads once."""
-    return open_bench(artifact, matrix, checkpoint)
+    return open_bench(artifact, matrix, checkpoint, adapters=adapters)
 
 
 def forget() -> None:

@@ -11,11 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
-from qwen3vl_export.errors import ArtifactError, CheckpointError
+from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.evidence import CheckpointSource
-from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint, open_repository
 from qwen3vl_export.promise import reason_to_skip
-from qwen3vl_export.recipe import find_recorded
 from qwen3vl_export.runtime import Qwen3VL
 
 from .cases.matrix import Matrix, load_matrix
@@ -29,10 +27,12 @@ from .judging.verdicts import Profile, load_profile
 from .options import Options
 from .plan import Check, Plan, Subject, carry_out, plan
 from .progress import show_progress, terminal
+from .sides.adapters import import_peft
 from .sides.bench import Bench
 from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
+from .sides.recorded import find_checkpoint
 from .sides.reference import Reference
-from .sides.reference_cache import Store, default_directory, scope_of
+from .sides.reference_cache import Store, default_directory, recorded_files, scope_of
 
 HTML = "parity.html"
 SMALL_ARTIFACT = 200_000_000  # bytes of an artifact; below it threads cost more than they bring
@@ -64,13 +64,22 @@ def precisions_of(artifact: Path, options: Options) -> tuple[str, ...]:
 def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
     """One precision of the artifact; whether everything passed."""
     bench = open_bench(
-        artifact, options.matrix, options.checkpoint, cache=options.cache, seed=options.seed, precision=precision
+        artifact,
+        options.matrix,
+        options.checkpoint,
+        cache=options.cache,
+        seed=options.seed,
+        precision=precision,
+        adapters=options.adapters,
     )
     report = run(bench, options.matrix, show_progress, cases=options.cases)
     if options.bisect:
         report = replace(report, trails=trails_of(bench, report))
-    option = f" --precision {precision}" if precision else ""
-    show(report, terminal(), f"qwen3vl-export verify {artifact}{option}")
+    named = [
+        *(f"--adapter {adapter}" for adapter in options.adapters),
+        *([f"--precision {precision}"] * bool(precision)),
+    ]
+    show(report, terminal(), " ".join(["qwen3vl-export verify", str(artifact), *named]))
     if not options.cases:
         write_evidence(bench.artifact, report, bench.matrix, options.history)
     return report.passed
@@ -85,6 +94,7 @@ def open_bench(
     seed: int | None = None,
     precision: str = "",
     reference: Reference | None = None,
+    adapters: Sequence[str] = (),
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint; PyTorch loads when it is first needed.
 
@@ -93,23 +103,26 @@ def open_bench(
         check_files: whether an artifact whose files are not those of its manifest is an error.
         precision: one of those the artifact has; "" is the default one.
         reference: PyTorch with this checkpoint, if it is loaded already.
+        adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
     """
     cases = load_matrix()
     cases = cases if seed is None else cases.model_copy(update={"seed": seed})
     if is_contract(artifact):
-        opened, source = open_foreign(artifact, checkpoint)
-        runtime, root = Qwen3VL(opened, threads=1), source.root
+        opened, source = open_foreign(artifact, checkpoint, adapters)
+        runtime = Qwen3VL(opened, threads=1)
         runtime.sessions = ForeignSessions(opened, read_contract(artifact))
     else:
         opened = open_artifact(artifact, check_files, precision)
         size = sum(record.bytes for record in opened.manifest.files.values())
         runtime = Qwen3VL(opened, threads=1 if size < SMALL_ARTIFACT else None)
-        root = find_checkpoint(opened, checkpoint)
-    store = Store(cache or default_directory(), scope_of(opened.manifest.checkpoint["files"]))
+        source = find_checkpoint(opened, checkpoint, adapters)
+    if source.adapters:
+        import_peft()
+    store = Store(cache or default_directory(), scope_of(recorded_files(opened.manifest.checkpoint)))
     return Bench(
         artifact=opened,
         runtime=runtime,
-        reference=reference or Reference(root, store),
+        reference=reference or Reference(source.root, store, adapters=[adapter.root for adapter in source.adapters]),
         matrix=cases,
         profile=profile_of(opened),
         exam_per_size=cases.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
@@ -119,38 +132,6 @@ def open_bench(
 def open_unchecked(path: Path, checkpoint: Path | None = None, precision: str = "") -> Artifact:
     """An artifact or a package without checking its files."""
     return open_foreign(path, checkpoint)[0] if is_contract(path) else open_artifact(path, False, precision)
-
-
-def find_checkpoint(artifact: Artifact, given: Path | None = None) -> Path:
-    """The directory of the checkpoint an artifact was built from, its files compared with the manifest's record.
-
-    Raises:
-        CheckpointError: it cannot be found, or is another one.
-    """
-    record = artifact.manifest.checkpoint
-    checkpoint = open_recorded(artifact, given)
-    digests = checkpoint.provenance()["files"]
-    if wrong := sorted({name for name, _ in record["files"].items() ^ digests.items()}):
-        raise CheckpointError(
-            f"{checkpoint.root}: {wrong[0]} is not the one this artifact was built from",
-            "Rebuild it, or pass --checkpoint DIR",
-        )
-    return checkpoint.root
-
-
-def open_recorded(artifact: Artifact, given: Path | None) -> Checkpoint:
-    """The checkpoint given, else the recorded one: a directory (`find_recorded`), or a repository at its commit."""
-    if given is not None:
-        return open_checkpoint(str(given.expanduser().resolve()))
-    source, revision = (artifact.manifest.checkpoint[key] for key in ("source", "revision"))
-    if revision != "local":
-        return open_repository(source, revision)
-    directory = find_recorded(source)
-    if directory is None:
-        raise CheckpointError(
-            f"{source}: no such checkpoint beside the recipes or in the current directory", "Pass --checkpoint DIR"
-        )
-    return open_checkpoint(str(directory))
 
 
 def run(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..hub import SCHEME
+from ..hub import ADAPTER_CONFIG, SCHEME
 from ..recipe import Recipe, find_recorded
 from .paths import expand
 
@@ -36,13 +37,25 @@ def local_directory(recipe: Recipe, checkpoint: str | None) -> Path | None:
     return directory if directory.is_dir() else None
 
 
-def verify_command(artifact: Path, recipe: Recipe, checkpoint: str | None) -> str:
-    """The command that verifies what was built; it names the checkpoint if `verify` would not find it by itself."""
+def verify_command(artifact: Path, recipe: Recipe, checkpoint: str | None, adapters: Sequence[str] = ()) -> str:
+    """The command that verifies what was built; it names the checkpoint and the adapters if `verify` would not find
+    them by itself."""
     words = ["qwen3vl-export", "verify", str(artifact)]
+    recorded = recipe.to_json_dict()["checkpoint"]
     directory = local_directory(recipe, checkpoint)
     if directory is not None:
-        recorded = directory.resolve().name if checkpoint else str(recipe.to_json_dict()["checkpoint"]["source"])
-        found = find_recorded(recorded)
-        if found is None or found.resolve() != directory.resolve():
+        is_adapter = (directory / ADAPTER_CONFIG).is_file()  # the manifest records its base as the checkpoint
+        if is_adapter or not _is_found(directory, "" if checkpoint else recorded["source"]):
             words += ["--checkpoint", str(directory)]
+    named = adapters or recipe.adapters
+    names = [""] * len(adapters) if adapters else recorded["adapters"]
+    directories = [(expand(adapter), name) for adapter, name in zip(named, names, strict=True)]
+    if not all(_is_found(path, name) for path, name in directories if path.is_dir()):
+        words += [word for adapter in named for word in ("--adapter", adapter)]
     return shlex.join(words)
+
+
+def _is_found(directory: Path, name: str) -> bool:
+    """Whether `verify` finds a directory under the name that the manifest records; default its last name."""
+    found = find_recorded(name or directory.resolve().name)
+    return found is not None and found.resolve() == directory.resolve()

@@ -65,6 +65,10 @@ def build(
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the Hub repository. [default: main]")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR_OR_REPO", help="Merge this LoRA adapter into the weights; can be repeated."),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -109,14 +113,21 @@ def build(
         from ..exporter.plan import plan_build
         from ..exporter.plan.table import show
 
-        show(plan_build(loaded, checkpoint=checkpoint, out=out, log=say))
+        show(plan_build(loaded, checkpoint=checkpoint, adapters=adapter or (), out=out, log=say))
         return
     from ..exporter.pipeline import build as build_artifact
 
     path = build_artifact(
-        loaded, checkpoint=checkpoint, out=out, keep_stages=keep_stages, force=force, resume=resume, log=say
+        loaded,
+        checkpoint=checkpoint,
+        adapters=adapter or (),
+        out=out,
+        keep_stages=keep_stages,
+        force=force,
+        resume=resume,
+        log=say,
     )
-    say(f"{path} is ready. Verify it: {verify_command(path, loaded, checkpoint)}")
+    say(f"{path} is ready. Verify it: {verify_command(path, loaded, checkpoint, adapter or ())}")
 
 
 @app.command()
@@ -133,6 +144,10 @@ def verify(
     checkpoint: Annotated[
         Path | None,
         typer.Option(parser=expand, metavar="DIR", help="The checkpoint to compare with, if it has moved."),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR_OR_REPO", help="An adapter of the checkpoint, if it has moved; can be repeated."),
     ] = None,
     case: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Run only this case and write no evidence; can be repeated.")
@@ -170,7 +185,9 @@ def verify(
     from parity_tests.harness.verify import verify as verify_artifact
 
     tier = matrix.value if matrix else None
-    options = Options(tier, checkpoint, tuple(case or ()), seed, bisect, cache, history, precision)
+    options = Options(
+        tier, checkpoint, tuple(case or ()), seed, bisect, cache, history, precision, adapters=tuple(adapter or ())
+    )
     raise typer.Exit(verify_artifact(artifact, options))
 
 

@@ -60,6 +60,7 @@ def build(
     recipe: Recipe,
     *,
     checkpoint: str | None = None,
+    adapters: Sequence[str] = (),
     out: Path | None = None,
     keep_stages: bool = False,
     force: bool = False,
@@ -70,6 +71,7 @@ def build(
 
     Args:
         checkpoint: directory or repository to use instead of the recipe's.
+        adapters: directories or repositories of LoRA adapters to merge, instead of the recipe's.
         out: directory to write; default `artifacts/<name>`.
         keep_stages: also keep every stage of every graph, runnable, under `stages/`.
         force: replace the artifact at `out`, and anything an interrupted build of it left.
@@ -83,9 +85,9 @@ def build(
         Qwen3VLExportError: bad checkpoint, output directory taken, disk full, or a graph that fails its checks.
     """
     out = out if out is not None else Path("artifacts") / recipe.name
-    with resumable_directory(out, force, resume, inputs_of(recipe, checkpoint)) as directory:
+    with resumable_directory(out, force, resume, inputs_of(recipe, checkpoint, adapters)) as directory:
         # recipe -> checkpoint -> trace -> simplify -> optimize -> quantize
-        opened = open_recipe_checkpoint(recipe, checkpoint)
+        opened = open_recipe_checkpoint(recipe, checkpoint, adapters)
         prepared = prepare_build(recipe, opened, directory, keep_stages, log)
         check_space(out, prepared.bytes_to_write)
         # -> weights
@@ -101,6 +103,8 @@ def prepare_build(
 ) -> PreparedBuild:
     """The first act: trace, simplify, optimize and quantize every graph, on the headers of the checkpoint."""
     log(f"checkpoint {checkpoint.source} ({checkpoint.revision}), {len(checkpoint.tensors)} tensors")
+    for adapter in checkpoint.adapters:
+        log(f"adapter {adapter.source} ({adapter.revision}), {len(adapter.stored)} tensors")
     check_settings(checkpoint, recipe, log)
     if checkpoint.quantization is not None:
         method = checkpoint.quantization.get("quant_method")

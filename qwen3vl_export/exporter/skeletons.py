@@ -28,6 +28,7 @@ from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
 from .calibration.results import use_results
 from .checkpoint import Checkpoint, open_checkpoint, open_repository
+from .checkpoint.adapter import open_adapter
 from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
@@ -44,18 +45,25 @@ UNQUANTIZED = KeepPrecision()
 GROUP_QUERY_HEAD_MULTIPLE = 8  # of the head sizes that com.microsoft.GroupQueryAttention takes
 
 
-def open_recipe_checkpoint(recipe: Recipe, checkpoint: str | None) -> Checkpoint:
-    """Open the checkpoint the user named, else the recipe's."""
+def open_recipe_checkpoint(recipe: Recipe, checkpoint: str | None, adapters: Sequence[str] = ()) -> Checkpoint:
+    """Open the checkpoint and the adapters that the user named, else the recipe's."""
+    recorded = recipe.to_json_dict()["checkpoint"]
+    named = adapters or recipe.adapters
+    names = [""] * len(named) if adapters else recorded["adapters"]
+    chosen = [open_adapter(adapter, name) for adapter, name in zip(named, names, strict=True)]
     if checkpoint is not None:
-        return open_checkpoint(checkpoint)
-    if recipe.checkpoint_dir is not None:
-        return open_checkpoint(str(recipe.checkpoint_dir), name=recipe.to_json_dict()["checkpoint"]["source"])
-    return open_repository(recipe.checkpoint.source, recipe.checkpoint.revision)
+        opened = open_checkpoint(checkpoint)
+    elif recipe.checkpoint_dir is not None:
+        opened = open_checkpoint(str(recipe.checkpoint_dir), name=recorded["source"])
+    else:
+        opened = open_repository(recipe.checkpoint.source, recipe.checkpoint.revision)
+    return opened.adapted(chosen)
 
 
-def inputs_of(recipe: Recipe, checkpoint: str | None) -> tuple[Path, ...]:
-    """Files and directories that a build reads, one of them the checkpoint the user named."""
-    return recipe.inputs if checkpoint is None else (*recipe.inputs, Path(checkpoint).expanduser())
+def inputs_of(recipe: Recipe, checkpoint: str | None, adapters: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Files and directories that a build reads, among them the checkpoint and the adapters that the user named."""
+    named = [*([] if checkpoint is None else [checkpoint]), *adapters]
+    return (*recipe.inputs, *(Path(path).expanduser() for path in named))
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..hash_cache import HashCache, source_digest
-from ..hub import COMMIT, resolve_commit
-from ..recipe.model import Recipe
+from ..hub import COMMIT, resolve_commit, split_revision
+from ..recipe.model import Recipe, is_directory
 
 DIGITS = 20  # of a sha256: 80 bits
 
@@ -31,18 +31,36 @@ def tools() -> Mapping[str, str]:
 
 def revision_of(recipe: Recipe) -> str:
     """The commit of a recipe's checkpoint, resolved where the recipe names a branch; the digest of a directory's files.
+    With adapters, the digest of that and of theirs.
 
     Raises:
         CheckpointError: no such directory, or the Hub does not know it.
     """
-    directory = recipe.checkpoint_dir
-    if directory is None:
-        source, revision = recipe.checkpoint.source, recipe.checkpoint.revision
-        if COMMIT.fullmatch(revision):
-            return revision
-        return resolve_commit(source, revision, "Pin it when online: qwen3vl-export recipes pin")
+    checkpoint = recipe.checkpoint
+    if recipe.checkpoint_dir is None:
+        revision = _commit_of(checkpoint.source, checkpoint.revision, "Pin it when online: qwen3vl-export recipes pin")
+    else:
+        revision = _digest_of_directory(recipe.checkpoint_dir, "checkpoint.source")
+    if not checkpoint.adapters:
+        return revision
+    adapters = [
+        _digest_of_directory(Path(adapter), "checkpoint.adapters")
+        if is_directory(adapter)
+        else _commit_of(*split_revision(adapter), "Write @COMMIT behind the adapter's name")
+        for adapter in recipe.adapters
+    ]
+    return f"sha256:{digest_of([revision, *adapters])}"
+
+
+def _commit_of(source: str, revision: str, offline: str) -> str:
+    """The commit of a repository's revision; `offline` is the advice if the Hub cannot be reached."""
+    return revision if COMMIT.fullmatch(revision) else resolve_commit(source, revision, offline)
+
+
+def _digest_of_directory(directory: Path, key: str) -> str:
+    """The digest of a directory's files; `key` is the recipe's that names it."""
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint directory", "See checkpoint.source of the recipe")
+        raise CheckpointError(f"{directory}: no such directory", f"See {key} of the recipe")
     hashes = HashCache()
     digests = {path.name: hashes.sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
     hashes.save()

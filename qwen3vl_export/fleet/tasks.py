@@ -153,7 +153,8 @@ def make_artifact(task: Task, site: Site, store: Store, folder: Path, scratch: P
     with redirect_stderr(io.StringIO()):  # its progress bar
         path = build(recipe, out=folder / recipe.name, log=lambda line: None)
     built = json.loads((path / MANIFEST).read_text("utf-8"))["checkpoint"]
-    revision = revision_of(recipe) if built["revision"] == "local" else built["revision"]
+    is_recorded = built["revision"] != "local" and not recipe.checkpoint.adapters
+    revision = built["revision"] if is_recorded else revision_of(recipe)
     if revision != task.job.revision:
         raise CheckpointError(
             f"{recipe.name}: its checkpoint is {revision} on this worker, {task.job.revision} was planned",
@@ -166,7 +167,8 @@ def make_artifact(task: Task, site: Site, store: Store, folder: Path, scratch: P
 def make_part(task: Task, site: Site, store: Store, folder: Path, scratch: Path) -> Mapping[str, Any]:
     """Verify some units, with the checks of `verify`."""
     artifact = local_artifact(task, store, scratch)
-    part = site.harness.verify_part(artifact, task.job.matrix, task.units, task.job.recipe.checkpoint_dir)
+    recipe = task.job.recipe
+    part = site.harness.verify_part(artifact, task.job.matrix, task.units, recipe.checkpoint_dir, recipe.adapters)
     store.put(task.result, part)
     return {"units": len(task.units)}
 

@@ -113,7 +113,12 @@ def introduction(artifact: Artifact) -> Iterator[str]:
     sized = {"dynamic": "pictures of any size and any number"}.get(recipe["vision"]["grid"], "pictures of fixed sizes")
     runtimes = ", ".join(recipe["packaging"]["runtimes"])
     yield from (f"# {manifest.name}", "")
-    yield f"`{source}` at revision `{revision}` as ONNX, for {sized}: weights in {recipe['dtype']}{quantized(recipe)},"
+    adapters = "".join(
+        f" with the LoRA adapter `{adapter['source']}` at revision `{adapter['revision']}`"
+        for adapter in manifest.checkpoint.get("adapters", [])
+    )
+    yield f"`{source}` at revision `{revision}`{adapters} as ONNX, for {sized}:"
+    yield f"weights in {recipe['dtype']}{quantized(recipe)},"
     yield f"target `{recipe['target']}`. The directory loads unmodified in {runtimes}."
     yield "Built by qwen3vl-export, and compared with PyTorch stage by stage."
     yield ""

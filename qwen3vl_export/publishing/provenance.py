@@ -30,10 +30,10 @@ def statement(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
         digests: sha256 of every published file except the statement and its signature.
     """
     manifest = artifact.manifest
-    checkpoint = manifest.checkpoint
     materials = [
-        {"name": f"{checkpoint['source']}@{checkpoint['revision']}/{name}", "digest": {"sha256": digest}}
-        for name, digest in sorted(checkpoint["files"].items())
+        {"name": f"{source['source']}@{source['revision']}/{name}", "digest": {"sha256": digest}}
+        for source in (manifest.checkpoint, *manifest.checkpoint.get("adapters", []))
+        for name, digest in sorted(source["files"].items())
     ]
     return {
         "_type": STATEMENT_TYPE,

@@ -24,15 +24,8 @@ def sbom(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
     root = f"artifact:{manifest.name}"
     checkpoint, tools = manifest.checkpoint, dict(manifest.tools)
     version = tools.pop("qwen3vl-export")
-    source = {
-        "type": "machine-learning-model",
-        "bom-ref": f"checkpoint:{checkpoint['source']}",
-        "name": checkpoint["source"],
-        "version": checkpoint["revision"],
-        "components": [
-            file_component(name, digest, "checkpoint/") for name, digest in sorted(checkpoint["files"].items())
-        ],
-    }
+    adapters = checkpoint.get("adapters", [])
+    sources = [model(checkpoint, "checkpoint"), *(model(adapter, f"adapter {n}") for n, adapter in enumerate(adapters))]
     libraries = [
         {"type": "library", "bom-ref": f"pkg:pypi/{name}@{release}", "name": name, "version": release}
         | ({"purl": f"pkg:pypi/{name}@{release}"} if name != "python" else {})
@@ -63,10 +56,19 @@ def sbom(artifact: Artifact, digests: Mapping[str, str]) -> dict[str, Any]:
                 "components": [file_component(name, digest) for name, digest in sorted(digests.items())],
             },
         },
-        "components": [source, *libraries],
-        "dependencies": [
-            {"ref": root, "dependsOn": [source["bom-ref"], *(library["bom-ref"] for library in libraries)]}
-        ],
+        "components": [*sources, *libraries],
+        "dependencies": [{"ref": root, "dependsOn": [component["bom-ref"] for component in [*sources, *libraries]]}],
+    }
+
+
+def model(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The checkpoint or one of its adapters, as the manifest records it."""
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": f"{kind}:{record['source']}",
+        "name": record["source"],
+        "version": record["revision"],
+        "components": [file_component(name, digest, f"{kind}/") for name, digest in sorted(record["files"].items())],
     }
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from ..hub import SCHEME
 from ..packaging import RUNTIMES, loadable_runtimes
 from .quantize import PROFILES, MethodSettings, Quantization, profile_of
 from .strict import FieldConflict, StrictModel
@@ -27,6 +28,11 @@ RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js"]
 Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
 
 
+def is_directory(source: str) -> bool:
+    """Whether a source is a directory; a Hub id starts with neither a dot, a slash nor a tilde."""
+    return source.startswith((".", "/", "~"))
+
+
 class Checkpoint(StrictModel):
     """Where the weights come from."""
 
@@ -35,10 +41,14 @@ class Checkpoint(StrictModel):
     revision: str = Field(default="main", min_length=1)
     """Commit of a Hub id. `main` is resolved when building and recorded; `recipes pin` writes the commit here."""
 
+    adapters: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """PEFT LoRA adapters to merge into the weights, in this order: directories beside the recipe, or Hub ids, with
+    @COMMIT behind them if not main."""
+
     @property
     def is_local(self) -> bool:
-        """Whether `source` is a directory; a Hub id starts with neither a dot, a slash nor a tilde."""
-        return self.source.startswith((".", "/", "~"))
+        """Whether `source` is a directory."""
+        return is_directory(self.source)
 
 
 class Calibration(StrictModel):
@@ -152,6 +162,16 @@ class Recipe(StrictModel):
         return self._directory / Path(self.checkpoint.source).expanduser() if self.checkpoint.is_local else None
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters of the checkpoint: absolute paths of directories, and Hub ids after `hf://`."""
+        return tuple(
+            str((self._directory / Path(adapter).expanduser()).absolute())
+            if is_directory(adapter)
+            else f"{SCHEME}{adapter}"
+            for adapter in self.checkpoint.adapters
+        )
+
+    @property
     def calibration_dir(self) -> Path | None:
         """The folder of calibration prompts, if one is named."""
         return self._directory / Path(self.calibration.source).expanduser() if self.calibration is not None else None
@@ -160,7 +180,8 @@ class Recipe(StrictModel):
     def inputs(self) -> tuple[Path, ...]:
         """Files and directories of this machine that a build reads: recipes, checkpoint, calibration prompts."""
         named = (self.checkpoint_dir, self.calibration_dir)
-        return (*self._files, *(path for path in named if path is not None))
+        adapters = (Path(adapter) for adapter in self.adapters if is_directory(adapter))
+        return (*self._files, *(path for path in named if path is not None), *adapters)
 
     @property
     def compute_dtype(self) -> Literal["float32", "float16"]:
@@ -201,8 +222,9 @@ class Recipe(StrictModel):
         and checkpoint must give the same bytes wherever they are stored."""
         values: dict[str, Any] = self.model_dump(mode="json")
         for block in (values["checkpoint"], values["calibration"] or {}):
-            if block.get("source", "").startswith(("/", "~")):
-                block["source"] = "./" + Path(block["source"]).name
+            if "source" in block:
+                block["source"] = _without_machine(block["source"])
+        values["checkpoint"]["adapters"] = [_without_machine(adapter) for adapter in self.checkpoint.adapters]
         return values
 
     @model_validator(mode="after")
@@ -281,3 +303,8 @@ class Recipe(StrictModel):
             raise FieldConflict(
                 "calibration", "algorithm: gptq needs prompts", "Write calibration: {source: ./calibration}"
             )
+
+
+def _without_machine(source: str) -> str:
+    """A source without an absolute path."""
+    return "./" + Path(source).name if source.startswith(("/", "~")) else source

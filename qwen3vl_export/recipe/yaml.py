@@ -144,12 +144,20 @@ def merge_mappings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, 
 
 def _rebase_sources(data: dict[str, Any], old: Path, new: Path) -> None:
     """Keep relative directories pointing at the same place when a recipe in another directory inherits them."""
+
+    def rebase(source: Any) -> Any:
+        if not isinstance(source, str) or not source.startswith("."):
+            return source
+        relative = Path(os.path.relpath(old / source, new)).as_posix()
+        return relative if relative.startswith(".") else f"./{relative}"
+
     for key in DIRECTORY_BLOCKS:
         block = data.get(key)
-        source = block.get("source") if isinstance(block, dict) else None
-        if isinstance(block, dict) and isinstance(source, str) and source.startswith("."):
-            relative = Path(os.path.relpath(old / source, new)).as_posix()
-            data[key] = {**block, "source": relative if relative.startswith(".") else f"./{relative}"}
+        if isinstance(block, dict):
+            adapters = block.get("adapters")
+            sources = {"source": rebase(block["source"])} if "source" in block else {}
+            lists = {"adapters": [rebase(adapter) for adapter in adapters]} if isinstance(adapters, list) else {}
+            data[key] = {**block, **sources, **lists}
 
 
 def _paths(data: dict[str, Any], parent: KeyPath = ()) -> Iterator[KeyPath]:

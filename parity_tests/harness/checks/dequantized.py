@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +25,10 @@ from qwen3vl_export.promise import DEQUANTIZED, DEQUANTIZED_STAGES
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
 from ..judging.verdicts import Profile, load_compute_profile
+from ..sides.adapters import untie
 from ..sides.bench import Bench
 from ..sides.reference import Reference
-from ..sides.reference_cache import Store, scope_of
+from ..sides.reference_cache import Store, recorded_files, scope_of
 from .stages import STAGES
 from .weights import dequantized_weights, modules_of, place_of
 
@@ -58,9 +58,10 @@ def dequantized_bench(bench: Bench) -> Bench:
         graphs = {name: record.sha256 for name, record in artifact.manifest.files.items() if name.startswith("onnx/")}
         store = first.store
         if store is not None:
-            files = {**artifact.manifest.checkpoint["files"], **graphs, "precision": artifact.precision}
+            files = {**recorded_files(artifact.manifest.checkpoint), **graphs, "precision": artifact.precision}
             store = Store(store.root, scope_of(files), store.budget)
-        second = Reference(bench.checkpoint, store, partial(load_dequantized_weights, artifact), neighbours=[first])
+        change = partial(load_dequantized_weights, artifact)
+        second = Reference(bench.checkpoint, store, change, neighbours=[first], adapters=first.adapters)
         first.neighbours.append(second)
         bench.dequantized = replace(bench, reference=second, profile=profile, candidate_seconds=0.0, remembered={})
     return bench.dequantized
@@ -68,18 +69,13 @@ def dequantized_bench(bench: Bench) -> Bench:
 
 def load_dequantized_weights(artifact: Artifact, model: nn.Module) -> None:
     """Replace every weight that the artifact stores quantized by its dequantized values."""
-    untie_head(model)
+    untie(model)
     modules = modules_of(model)
     for path in graphs_of(artifact):
         for parameter, _, rows in dequantized_weights(path):
             module, attribute = place_of(parameter)
             values = torch.from_numpy(rows).reshape(getattr(modules[module], attribute).shape)
             setattr(modules[module], attribute, nn.Parameter(values, requires_grad=False))
-
-
-def untie_head(model: Any) -> None:
-    """Give the output head a tensor of its own: an artifact may quantize the token table and the head differently."""
-    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
 
 
 def graphs_of(artifact: Artifact) -> list[Path]:

@@ -42,6 +42,7 @@ from qwen3vl_export.contract import (
 )
 from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.exporter.checkpoint.adapter import open_adapter
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.runtime.positions import visual_tokens
 from qwen3vl_export.runtime.session import Sessions
@@ -97,8 +98,10 @@ def read_contract(path: Path) -> ForeignContract:
     return contract
 
 
-def open_foreign(path: Path, checkpoint: Path | None = None) -> tuple[Artifact, Checkpoint]:
-    """A package as an artifact, and the checkpoint it claims to be made from.
+def open_foreign(
+    path: Path, checkpoint: Path | None = None, adapters: Sequence[str] = ()
+) -> tuple[Artifact, Checkpoint]:
+    """A package as an artifact, and the checkpoint it claims to be made from, with the adapters given.
 
     Raises:
         ArtifactError, CheckpointError: the contract, a graph or the checkpoint cannot be read.
@@ -107,7 +110,7 @@ def open_foreign(path: Path, checkpoint: Path | None = None) -> tuple[Artifact, 
     source = checkpoint or (path.parent / contract.checkpoint if contract.checkpoint else None)
     if source is None:
         raise ArtifactError(f"{path}: names no checkpoint", "Add checkpoint: DIR, or pass --checkpoint DIR")
-    opened = open_checkpoint(str(source.resolve()))
+    opened = open_checkpoint(str(source.resolve())).adapted([open_adapter(adapter) for adapter in adapters])
     graphs = {name: {"file": graph.file} for name, graph in contract.graphs.items()}
     if EMBEDDINGS not in graphs and EMBED_TOKENS in graphs:
         graphs[EMBEDDINGS] = graphs[EMBED_TOKENS]  # with the features scattered here

@@ -35,6 +35,7 @@ from transformers import (
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
+from .adapters import merge_adapters
 from .reference_cache import Key, Store
 from .restored_weights import restored_weights
 
@@ -84,8 +85,9 @@ class Greedy:
     logits: Float32  # [B, T, V]
 
 
-def load_model(checkpoint: Path) -> Any:
-    """The checkpoint's model in float32: eager attention, eager experts, weights restored if transformers cannot."""
+def load_model(checkpoint: Path, adapters: Sequence[Path] = ()) -> Any:
+    """The checkpoint's model in float32, with its adapters merged: eager attention, eager experts, weights restored if
+    transformers cannot."""
     config = AutoConfig.from_pretrained(checkpoint)
     settings = getattr(config, "quantization_config", None) or getattr(config.text_config, "quantization_config", None)
     weights = restored_weights(checkpoint, settings)
@@ -101,7 +103,7 @@ def load_model(checkpoint: Path) -> Any:
     )
     if weights is not None and (checkpoint / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint)
-    return model.eval()
+    return merge_adapters(model, checkpoint, adapters).eval()
 
 
 class Reference:
@@ -112,6 +114,7 @@ class Reference:
         store: results on disk; None computes everything anew.
         change: is applied to the model once it is loaded; `store` must not be that of the unchanged model.
         neighbours: references whose models, if large, are unloaded before this one's is loaded.
+        adapters: directories of PEFT adapters, merged into the checkpoint in this order.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Reference:
         store: Store | None = None,
         change: Callable[[Any], None] | None = None,
         neighbours: Sequence[Reference] = (),
+        adapters: Sequence[Path] = (),
     ) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
@@ -127,6 +131,7 @@ class Reference:
         self.store = store
         self.change = change
         self.neighbours = list(neighbours)
+        self.adapters = tuple(adapters)
         self.seconds = 0.0  # spent in PyTorch
         self.computed = 0  # results that PyTorch had to compute
         self.from_disk = 0  # results an earlier run had computed
@@ -140,7 +145,7 @@ class Reference:
         start = time.perf_counter()
         for neighbour in self.neighbours:
             neighbour.unload()
-        model = load_model(self.checkpoint)
+        model = load_model(self.checkpoint, self.adapters)
         if self.change is not None:
             self.change(model)
         self.stop_ids = eos_ids(model.generation_config)

@@ -15,7 +15,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,13 +39,28 @@ def default_directory() -> Path:
     return cache_directory() / "reference"
 
 
+def recorded_files(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of each file of a checkpoint and of its adapters, by name; with adapters also the version of what merges.
+
+    Args:
+        checkpoint: what the manifest records of it.
+    """
+    files = dict(checkpoint["files"])
+    if checkpoint.get("adapters"):
+        with contextlib.suppress(PackageNotFoundError):
+            files["peft"] = version("peft")
+    for number, adapter in enumerate(checkpoint.get("adapters", [])):
+        files |= {f"adapter {number}/{name}": digest for name, digest in adapter["files"].items()}
+    return files
+
+
 def scope_of(checkpoint_files: Mapping[str, str]) -> str:
     """A hex digest of what all results of one reference depend on.
 
     Args:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
     """
-    modules = ("reference.py", "reference_cache.py", "restored_weights.py")
+    modules = ("reference.py", "reference_cache.py", "restored_weights.py", "adapters.py")
     code = [Path(__file__).with_name(name).read_bytes() for name in modules]
     digest = hashlib.sha256()
     for part in (*code, repr(sorted(checkpoint_files.items())).encode()):

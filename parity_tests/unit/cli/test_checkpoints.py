@@ -47,6 +47,21 @@ def test_the_next_step_names_the_checkpoint_where_it_must(
         assert expected is not None and Path(words[-1]).samefile(expected)
 
 
+def test_the_next_step_names_the_adapters_where_it_must(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("far away/lora", "work/near"):
+        (elsewhere / name).mkdir()
+    recipe = load_recipe("tiny")
+    assert "--adapter" not in verify_command(Path("out"), recipe, None, ["near", "org/name"])
+    named = ["near", "org/name", "../far away/lora"]
+    words = shlex.split(verify_command(Path("out"), recipe, None, named))
+    assert words[3:] == [word for name in named for word in ("--adapter", name)]
+    (elsewhere / "far away" / "mine.yaml").write_text("checkpoint: {source: org/name, adapters: [./lora]}\n")
+    words = shlex.split(verify_command(Path("out"), load_recipe("../far away/mine.yaml"), None))
+    assert words[3] == "--adapter" and Path(words[4]).samefile("../far away/lora")
+    Path("near", "adapter_config.json").touch()  # its base is recorded as the checkpoint
+    assert shlex.split(verify_command(Path("out"), recipe, "near"))[3:] == ["--checkpoint", "near"]
+
+
 def test_a_checkpoint_in_the_current_directory_is_found_again(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(elsewhere / "far away")
     assert find_recorded("./my model") == find_recorded("my model") == Path("my model")

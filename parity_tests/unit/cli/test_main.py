@@ -98,11 +98,14 @@ def test_build_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
         return Path("there")
 
     stand_in(monkeypatch, "qwen3vl_export.exporter.pipeline", build=build)
-    result = invoke("build", "tiny", "--checkpoint", "here", "--out", "there", "--keep-stages", "--force", "--resume")
+    adapters = ("--adapter", "first", "--adapter", "org/second")
+    options = ("--checkpoint", "here", *adapters, "--out", "there", "--keep-stages", "--force", "--resume")
+    result = invoke("build", "tiny", *options)
     assert result.exit_code == 0, result
     assert seen.pop("recipe").name == "tiny"  # type: ignore[attr-defined]
     assert seen.pop("log")
-    assert seen == {"checkpoint": "here", "out": Path("there"), "keep_stages": True, "force": True, "resume": True}
+    named = {"checkpoint": "here", "adapters": ["first", "org/second"], "out": Path("there")}
+    assert seen == named | {"keep_stages": True, "force": True, "resume": True}
     assert result.stdout.endswith("there is ready. Verify it: qwen3vl-export verify there\n")
     result = invoke("build", "tiny", "--checkpoint", "org/name", "--revision", "v2", "--precision", "web", "--out=~/x")
     assert result.exit_code == 0, result
@@ -151,9 +154,12 @@ def test_verify_ends_with_the_verdict(monkeypatch: pytest.MonkeyPatch, code: int
     assert invoke("verify", "there", "--matrix", "quick").exit_code == code
     assert seen == [Path("there"), Options("quick")]
     seen.clear()
-    options = ("--case", "a", "--case", "b", "--seed", "7", "--bisect", "--history", "h.jsonl")
+    options = ("--case", "a", "--case", "b", "--seed", "7", "--bisect", "--history", "h.jsonl", "--adapter", "c")
     assert invoke("verify", "there", *options).exit_code == code
-    assert seen == [Path("there"), Options(cases=("a", "b"), seed=7, bisect=True, history=Path("h.jsonl"))]
+    assert seen == [
+        Path("there"),
+        Options(cases=("a", "b"), seed=7, bisect=True, history=Path("h.jsonl"), adapters=("c",)),
+    ]
 
 
 def test_an_unknown_command_or_choice_is_refused() -> None:

@@ -80,6 +80,19 @@ def test_an_inherited_checkpoint_directory_stays_where_it_is(folder: Path) -> No
     assert recipe.checkpoint_dir.resolve() == (folder / "checkpoints" / "tiny").resolve()
 
 
+def test_inherited_adapters_stay_where_they_are(folder: Path) -> None:
+    (folder / "base").mkdir()
+    (folder / "base" / "a.yaml").write_text(
+        "checkpoint: {source: org/name, adapters: [./x, org/lora@main, /absolute/y]}\n", "utf-8"
+    )
+    (folder / "child.yaml").write_text("extends: base/a.yaml\n", "utf-8")
+    recipe = load_recipe(folder / "child.yaml")
+    assert recipe.checkpoint.adapters == ("./base/x", "org/lora@main", "/absolute/y")
+    assert recipe.adapters == (str(folder / "base" / "x"), "hf://org/lora@main", "/absolute/y")
+    assert {folder / "base" / "x", Path("/absolute/y")} <= set(recipe.inputs)
+    assert recipe.to_json_dict()["checkpoint"]["adapters"] == ["./base/x", "org/lora@main", "./y"]
+
+
 def test_another_source_inherits_no_revision(folder: Path) -> None:
     write("base.yaml", f"checkpoint: {{source: Qwen/A, revision: {COMMIT}}}\n")
     assert load_recipe(write("a.yaml", "extends: base.yaml\n")).checkpoint.revision == COMMIT

@@ -15,6 +15,7 @@ from parity_tests.harness import verify as harness
 from parity_tests.harness.cases.matrix import Matrix, load_matrix
 from parity_tests.harness.evidence.history import NAME
 from parity_tests.harness.options import Options
+from parity_tests.harness.sides.recorded import find_checkpoint
 from parity_tests.harness.verify import HTML
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
@@ -89,7 +90,7 @@ def test_an_altered_file_is_refused(artifact: Path) -> None:
 
 def test_another_checkpoint_is_refused(artifact: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
-    shutil.copytree(harness.find_checkpoint(harness.open_artifact(artifact)), changed)
+    shutil.copytree(find_checkpoint(harness.open_artifact(artifact)).root, changed)
     settings = changed / "preprocessor_config.json"
     settings.write_text(settings.read_text("utf-8") + "\n", "utf-8")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is not the one this artifact was built from"):
@@ -98,7 +99,7 @@ def test_another_checkpoint_is_refused(artifact: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_the_build_did_not_have_is_another_checkpoint(artifact: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
-    shutil.copytree(harness.find_checkpoint(harness.open_artifact(artifact)), changed)
+    shutil.copytree(find_checkpoint(harness.open_artifact(artifact)).root, changed)
     (changed / "processor_config.json").write_text("{}", "utf-8")
     with pytest.raises(CheckpointError, match=r"processor_config\.json is not the one this artifact was built from"):
         harness.verify(artifact, Options("quick", checkpoint=changed))

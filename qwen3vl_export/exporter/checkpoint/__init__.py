@@ -7,9 +7,8 @@ appear as transformers' modules hold them. Knows nothing about graphs.
 
 from __future__ import annotations
 
-import difflib
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from ...contract import Facts
 from ...errors import CheckpointError
 from ...hash_cache import sha256_file
 from ...hub import REPOSITORY, SCHEME, download
+from .adapter import Adapter, find_base, is_adapter, merge_adapters, read_adapter
+from .adapter.config import CONFIG as ADAPTER
+from .adapter.merge import Weights
 from .config import Config, read_config
 from .experts import orient_experts, stack_experts
 from .files import INDEX, SETTINGS, StoredWeights, check_links, files_read, stored_weights
@@ -27,12 +29,12 @@ from .formats import find_settings, restore_tensors
 from .formats.settings import QuantizationConfig
 from .ignored import warn_of_ignored
 from .licence import CARD, declared_licence, licence_files
+from .location import locate
 from .names import HEAD, TABLE, rename_tensors
 from .placeholders import refuse_placeholders
 from .rotary import context_length
 from .settings import Settings, read_settings
 from .tensors import Allocator, TensorReader, allocate_anew, equal_values
-from .unsupported import ADAPTER, refuse_adapter
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Checkpoint:
         source: the repository id, or the directory's name.
         revision: commit of the repository, or "local".
         config: the parsed `config.json`.
+        adapters: merged into the tensors as they are read, in this order.
     """
 
     root: Path
     source: str
     revision: str
     config: Config
+    adapters: tuple[Adapter, ...] = ()
 
     @cached_property
     def facts(self) -> Facts:
@@ -95,13 +99,59 @@ class Checkpoint:
         return stored_weights(self.root)
 
     @cached_property
+    def base(self) -> Checkpoint:
+        """The checkpoint without its adapters."""
+        return replace(self, adapters=()) if self.adapters else self
+
+    def adapted(self, adapters: Sequence[Adapter]) -> Checkpoint:
+        """The checkpoint with further adapters, merged after those that it has.
+
+        Raises:
+            CheckpointError: its weights are quantized.
+        """
+        if adapters and self.quantization is not None:
+            raise CheckpointError(
+                f"{self.root}: its weights are quantized ({self.quantization.get('quant_method')}), adapter "
+                f"{adapters[0].source} cannot be merged into them",
+                f"Pass the checkpoint that it was quantized from: --checkpoint BASE --adapter {adapters[0].root}",
+            )
+        return replace(self, adapters=(*self.adapters, *adapters))
+
+    @property
     def tensors(self) -> dict[str, TensorReader]:
-        """Every tensor, under the name and in the shape that transformers' model gives it, from the headers alone.
+        """Every tensor, under the name and in the shape that transformers' model gives it, from the headers alone, with
+        the adapters merged in.
+
+        With adapters, a tied head is compared with the table first, as in `tied`.
 
         Raises:
             CheckpointError: a file is missing or is not a safetensors file, two tensors are the same parameter, a
-                matrix of an expert is missing, or weights are quantized in a way that cannot be read.
+                matrix of an expert is missing, weights are quantized in a way that cannot be read, or an adapter does
+                not fit.
         """
+        return self._merged.tensors if self.adapters else self._restored
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the output head is the token table.
+
+        A head that is stored beside the table and has other values is a head of its own whatever config.json says:
+        both are read and compared. Source: transformers `PreTrainedModel.tie_weights`. So is one that an adapter
+        changes without the table, or the other way round.
+
+        Raises:
+            CheckpointError: as `tensors`.
+        """
+        if self.adapters:
+            return self._merged.tied
+        if not self.config.tie_word_embeddings:
+            return False
+        table, head = self.tensors.get(TABLE), self.tensors.get(HEAD)
+        return table is None or head is None or table is head or equal_values(table, head)
+
+    @cached_property
+    def _restored(self) -> dict[str, TensorReader]:
+        """The tensors without adapters."""
         restored = restore_tensors(self.stored.tensors, self.quantization)
         names = rename_tensors(restored, self.config.model_type, str(self.root))
         readers = {name: restored[stored_name] for name, stored_name in names.items()}
@@ -111,19 +161,10 @@ class Checkpoint:
         return tensors
 
     @cached_property
-    def tied(self) -> bool:
-        """Whether the output head is the token table.
-
-        A head that is stored beside the table and has other values is a head of its own whatever config.json says:
-        both are read and compared. Source: transformers `PreTrainedModel.tie_weights`.
-
-        Raises:
-            CheckpointError: as `tensors`.
-        """
-        if not self.config.tie_word_embeddings:
-            return False
-        table, head = self.tensors.get(TABLE), self.tensors.get(HEAD)
-        return table is None or head is None or table is head or equal_values(table, head)
+    def _merged(self) -> Weights:
+        """The tensors with the adapters, and whether the head is still the table."""
+        weights = Weights(self.base.tensors, self.base.tied, bool(self.config.tie_word_embeddings))
+        return merge_adapters(self.adapters, weights, self.config)
 
     def read(self, name: str, rows: slice | None = None, allocate: Allocator | None = None) -> torch.Tensor:
         """One tensor, not necessarily contiguous, in the dtype of its reader.
@@ -141,19 +182,20 @@ class Checkpoint:
 
     def provenance(self) -> dict[str, Any]:
         """Source, revision and sha256 of every file that transformers would read, by its path in the directory; the
-        declared licence, if there is no file."""
+        declared licence, if there is no file; the same of each adapter."""
         licence = {} if self.licences else declared_licence(self.root)
         return {
             "source": self.source,
             "revision": self.revision,
-            "files": {file.relative_to(self.root).as_posix(): sha256_file(file) for file in self.files},
+            "files": {file.relative_to(self.root).as_posix(): sha256_file(file) for file in files_read(self.root)},
             **({"licence": licence} if licence else {}),
+            **({"adapters": [adapter.provenance() for adapter in self.adapters]} if self.adapters else {}),
         }
 
     @property
     def files(self) -> list[Path]:
-        """Every file that transformers would read, whether a build does or not: settings, then weights."""
-        return files_read(self.root)
+        """Every file that transformers and PEFT read, whether a build does or not: settings, weights, adapters."""
+        return [*files_read(self.root), *(file for adapter in self.adapters for file in adapter.files)]
 
     @cached_property
     def settings(self) -> Settings:
@@ -171,34 +213,21 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Checkpoint:
-    """Open a directory, or download a repository at `revision`.
+    """Open a directory, or download a repository at `revision`; of an adapter, what it was trained on, adapted.
 
     Args:
-        source: path of a directory, `org/name`, or `hf://org/name[@revision]`.
+        source: path of a directory, `org/name[@revision]`, or `hf://org/name[@revision]`.
         revision: branch, tag or commit; ignored for a directory.
         name: what the manifest calls a directory; default its last name, so that no machine's paths are recorded.
 
     Raises:
-        CheckpointError: not found, no network, a config that is not exported (`read_config`), quantized, or with an
-            adapter.
+        CheckpointError: not found, no network, a config that is not exported (`read_config`), or an adapter beside
+            weights, without a base, or of quantized weights.
     """
-    if source.startswith(SCHEME):
-        repository, _, named_revision = source.removeprefix(SCHEME).partition("@")
-        return open_repository(repository, named_revision or revision)
-    local = Path(source).expanduser()
-    if local.is_dir():
-        return _open(local.resolve(), name or local.resolve().name, "local")
-    if not REPOSITORY.fullmatch(source):
-        raise CheckpointError(
-            f"{local}: no such checkpoint directory",
-            _similar_directory(local) or "Give a directory, or a repository as org/name",
-        )
-    if os.path.lexists(local.parent):  # a mistyped directory, rather than an owner on the Hub
-        similar = _similar_directory(local)
-        raise CheckpointError(
-            f"{local}: no such checkpoint directory", f"{similar} A repository is {SCHEME}{source}".lstrip()
-        )
-    return open_repository(source, revision)
+    location = locate(source, "checkpoint", revision)
+    if isinstance(location, Path):
+        return _open(location, name or location.name, "local")
+    return open_repository(*location)
 
 
 def open_repository(repository: str, revision: str = "main") -> Checkpoint:
@@ -218,16 +247,10 @@ def open_repository(repository: str, revision: str = "main") -> Checkpoint:
 
 
 def _open(root: Path, source: str, revision: str) -> Checkpoint:
+    if is_adapter(root):
+        adapter = read_adapter(root, source, revision)
+        return open_checkpoint(*find_base(adapter)).adapted([adapter])
     refuse_placeholders([root / name for name in (*SETTINGS, INDEX)])
     refuse_placeholders(sorted(root.glob("*.safetensors")))
-    refuse_adapter(root)
     check_links(root)
     return Checkpoint(root, source, revision, read_config(root))
-
-
-def _similar_directory(path: Path) -> str:
-    """`Did you mean models/tiny?`, or nothing."""
-    parent = path.parent
-    names = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {parent / close[0]}?" if close else ""

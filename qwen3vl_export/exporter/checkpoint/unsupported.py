@@ -1,5 +1,5 @@
-"""What changes the weights when transformers loads a model and is not exported: adapters, other files, and quantization
-that no format reads.
+"""What changes the weights when transformers loads a model and is not exported: other files, and quantization that no
+format reads.
 
 Such a checkpoint is refused by name, since exporting its files as they are would give another model. Knows files and
 config.json; nothing about tensors.
@@ -15,21 +15,7 @@ from ...errors import CheckpointError
 from .formats import find_settings
 from .formats.settings import UNQUANTIZED
 
-ADAPTER = "adapter_config.json"
 NAMED_WEIGHTS = "transformers_weights"
-
-
-def refuse_adapter(root: Path) -> None:
-    """Refuse a directory with a PEFT adapter, which transformers' `from_pretrained` loads on top of the base weights.
-
-    Raises:
-        CheckpointError: there is one.
-    """
-    if (root / ADAPTER).exists():
-        raise CheckpointError(
-            f"{root}: {ADAPTER} makes this a model with an adapter, which transformers would add to the weights",
-            "Merge it: load it with peft, model.merge_and_unload().save_pretrained(DIR); or move the adapter elsewhere",
-        )
 
 
 def refuse_other_weights(path: Path, config: Mapping[str, Any]) -> None:

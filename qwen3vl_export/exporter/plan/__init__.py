@@ -80,7 +80,12 @@ class BuildPlan:
 
 
 def plan_build(
-    recipe: Recipe, *, checkpoint: str | None = None, out: Path | None = None, log: Log = print
+    recipe: Recipe,
+    *,
+    checkpoint: str | None = None,
+    adapters: Sequence[str] = (),
+    out: Path | None = None,
+    log: Log = print,
 ) -> BuildPlan:
     """Plan what `build` would do with the same arguments.
 
@@ -91,9 +96,9 @@ def plan_build(
             error.
     """
     out = out or Path("artifacts") / recipe.name
-    check_output(out, force=True, inputs=inputs_of(recipe, checkpoint))
+    check_output(out, force=True, inputs=inputs_of(recipe, checkpoint, adapters))
     start = time.perf_counter()
-    opened = open_recipe_checkpoint(recipe, checkpoint)
+    opened = open_recipe_checkpoint(recipe, checkpoint, adapters)
     check_settings(opened, recipe, log)
     skeletons = build_skeletons(recipe, opened, log)
     traced = time.perf_counter()

@@ -206,7 +206,7 @@ def _warn(checkpoint: Checkpoint, extra: list[str], log: Callable[[str], None]) 
     if extra:
         named = ", ".join(sorted(extra)[:NAMED]) + (f" and {len(extra) - NAMED} more" if len(extra) > NAMED else "")
         log(f"warning: {checkpoint.source}: not part of the model and left out, as in transformers: {named}")
-    if checkpoint.config.tie_word_embeddings and not checkpoint.tied:
+    if checkpoint.config.tie_word_embeddings and not checkpoint.base.tied:
         log(
             f"warning: {checkpoint.source}: config.json says tie_word_embeddings, but {HEAD} differs from {TABLE}: "
             "both are exported as they are stored, as in transformers"

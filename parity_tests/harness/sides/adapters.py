@@ -1,0 +1,85 @@
+"""PyTorch's side of LoRA adapters: PEFT loads them and merges them, in the dtypes in which the checkpoint is stored.
+
+A merge rounds to the dtype of the weight it changes, so that a float32 copy of bfloat16 weights would give another
+model than the one people save and serve. Knows transformers' model and PEFT; nothing about artifacts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from qwen3vl_export.errors import ParityError
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.checkpoint.adapter import WEIGHTS
+from qwen3vl_export.exporter.checkpoint.adapter.config import CONFIG
+from qwen3vl_export.exporter.checkpoint.adapter.keys import rename_key
+
+
+def import_peft() -> Any:
+    """The package peft.
+
+    Raises:
+        ParityError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        what = "the artifact has LoRA adapters, and peft, which loads them beside PyTorch, is not installed"
+        raise ParityError(what, "Install it: pip install 'qwen3vl-export[lora]'") from None
+    return peft
+
+
+def merge_adapters(model: Any, checkpoint: Path, adapters: Sequence[Path]) -> Any:
+    """A float32 model with adapters merged in the dtypes of the checkpoint's tensors, in the given order.
+
+    The output head is untied for a merge: an adapter of one of two tied parameters was trained beside it, and must not
+    change both. If both are equal afterwards, they are tied again, for PEFT treats the next adapter accordingly.
+
+    Raises:
+        ParityError: peft is not installed.
+    """
+    if not adapters:
+        return model
+    peft = import_peft()
+    tensors = open_checkpoint(str(checkpoint)).tensors
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(tensors[name].dtype)
+    for adapter in adapters:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
+            warnings.simplefilter("ignore")  # about tied weights: they are untied
+            copy = copy_with_current_names(adapter, Path(directory), dict(model.named_modules()))
+            tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            adapted = peft.PeftModel.from_pretrained(model, copy)
+            untie(adapted)
+            model = adapted.merge_and_unload()
+            head, table = model.get_output_embeddings(), model.get_input_embeddings()
+            if tied and torch.equal(head.weight, table.weight):
+                head.weight, model.config.tie_word_embeddings = table.weight, True
+    return model.float()
+
+
+def copy_with_current_names(adapter: Path, directory: Path, modules: dict[str, nn.Module]) -> Path:
+    """Copy an adapter, its tensors under the names that PEFT saves today: it ignores those it does not know."""
+    shutil.copyfile(adapter / CONFIG, directory / CONFIG)
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({rename_key(key, modules): tensor for key, tensor in tensors.items()}, directory / WEIGHTS)
+    return directory
+
+
+def untie(model: nn.Module) -> None:
+    """Give every module that shares a parameter with another one a copy of its own."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                module.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            seen.add(id(parameter))
