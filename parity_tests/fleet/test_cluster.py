@@ -7,7 +7,6 @@ somebody dies. The same with six whole recipes and the real harness is recorded 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -282,16 +281,14 @@ def test_a_failure_is_kept_told_and_made_again_alone(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A checkpoint without one of its files: its estimate works, its build fails."""
-    checkpoint = tmp_path / "checkpoint"
-    whole = load_recipe("tiny").checkpoint_dir
-    assert whole is not None
-    checkpoint.mkdir()
-    for file in whole.iterdir():
-        if file.name != "generation_config.json":
-            os.link(file, checkpoint / file.name)
+    """Calibration prompts with a picture that is missing: the estimate works, the build fails."""
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "prompts.jsonl").write_text('{"images": ["missing.png"], "ask": "?", "answer": "."}\n')
     broken = tmp_path / "broken.yaml"
-    broken.write_text(f"extends: {recipes['one']}\ncheckpoint: {{source: {checkpoint}}}\n")
+    broken.write_text(
+        f"extends: {recipes['one']}\ngraphs: [decoder_model_merged]\ncalibration: {{source: ./prompts}}\n"
+        "quantization: {decoder_model_merged: {method: int4, block_size: 32, algorithm: gptq}}\n"
+    )
     wanted = make_options("one")
     both = FleetOptions(
         [*wanted.recipes, str(broken)], wanted.store_url, HARNESS, wanted.scheduler, "quick", log=wanted.log
@@ -304,7 +301,7 @@ def test_a_failure_is_kept_told_and_made_again_alone(
     account.show(fleet.status(both), again)
     shown = capsys.readouterr().out
     assert "failed: build broken:" in shown
-    assert "generation_config.json is missing" in shown
+    assert "missing.png" in shown
     assert f"qwen3vl-export fleet run {broken} --store {both.store_url}" in shown
     count = len(made(both))
     fleet.run(both)

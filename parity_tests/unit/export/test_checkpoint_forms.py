@@ -458,7 +458,7 @@ def test_every_file_that_transformers_reads_is_part_of_the_identity(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("section", "key"), [("text_config", "num_hidden_layers"), ("vision_config", "depth")])
-@pytest.mark.parametrize("count", [5, 10**7])
+@pytest.mark.parametrize("count", [5, 1000])
 def test_layers_that_are_not_stored_are_counted_before_a_module_is_made(
     section: str, key: str, count: int, tmp_path: Path, tiny: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:

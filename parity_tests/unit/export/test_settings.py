@@ -146,7 +146,7 @@ def no_eos(root: Path) -> None:
 
 
 def ids_of_another(root: Path) -> None:
-    edit("config.json", image_token_id=-1)(root)
+    edit("config.json", image_token_id=3)(root)
 
 
 def text_file(name: str, text: str) -> Callable[[Path], object]:
@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (without(TOKENIZER), f"no {TOKENIZER}, nor vocab.json and merges.txt"),
     "split specials": (edit(TOKENIZER_CONFIG, split_special_tokens=True), "split_special_tokens is true"),
-    "id of no token": (ids_of_another, "config.json: image_token_id is -1, in the tokenizer <|image_pad|> is 524"),
+    "id of no token": (ids_of_another, "config.json: image_token_id is 3, in the tokenizer <|image_pad|> is 524"),
     "no template": (without(JINJA), "no chat template"),
     "damaged template": (text_file(JINJA, "{% if %}"), "the chat template cannot be read"),
     "failing template": (text_file(JINJA, "{{ raise_exception('no') }}"), "the chat template cannot be read"),

@@ -45,8 +45,8 @@ def read_config(root: Path) -> Config:
     config_class = CONFIGS.get(model_type) if isinstance(model_type, str) else None
     if config_class is None:
         raise _refuse_architecture(path, model_type)
-    refuse_other_weights(path, raw)
     _check_theta(path, raw)
+    refuse_other_weights(path, raw)
     try:
         config: Config = config_class.from_dict(raw)
     except Exception as error:  # of any class: transformers validates types alone, and fails where values are used
