@@ -153,7 +153,7 @@ def test_disk_full_while_weights_are_written_leaves_nothing(tmp_path: Path, monk
     def full(*_: object) -> float:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "stream", full)
+    monkeypatch.setattr(weights, "stream_piece", full)
     with pytest.raises(BuildError, match="disk full, nothing was written"):
         build(load_recipe("tiny"), out=tmp_path / "out", log=lambda line: None)
     assert list(tmp_path.iterdir()) == []

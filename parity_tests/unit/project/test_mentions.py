@@ -22,14 +22,31 @@ FOREIGN = {
     "com.microsoft.MultiHeadAttention",
     "com.microsoft.QMoE",
     "lm_head.weight",
+    "mlp.experts.3.gate_proj.weight",
     "mlp.experts.down_proj",
     "mlp.experts.gate_up_proj",
+    "rotary_emb.inv_freq",
     "session.dynamic_block_base",
     "transformers.js",
     "transformers.js_config",
 }
 # Suffixes of files that artifacts and stores hold and the tree does not.
-FILE_ENDINGS = {"html", "jpg", "json", "jsonl", "md", "onnx", "onnx_data", "onnx_data_1", "png", "xml", "yaml", "yml"}
+FILE_ENDINGS = {
+    "bin",
+    "html",
+    "jpg",
+    "json",
+    "jsonl",
+    "md",
+    "onnx",
+    "onnx_data",
+    "onnx_data_1",
+    "png",
+    "txt",
+    "xml",
+    "yaml",
+    "yml",
+}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
