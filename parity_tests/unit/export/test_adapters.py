@@ -378,6 +378,15 @@ def test_a_base_that_cannot_be_found_is_an_error(base: str, plain: Path, tmp_pat
     assert "--adapter" in error.value.next
 
 
+def test_adapters_that_name_each_other_as_their_base_are_an_error(plain: Path, tmp_path: Path) -> None:
+    for name, base in (("one", "../two"), ("two", "../one")):
+        adapter = Path(shutil.copytree(plain, tmp_path / name))
+        config = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": base}
+        (adapter / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"one: adapters that name each other as their base\. Pass --checkpoint"):
+        open_checkpoint(str(tmp_path / "one"))
+
+
 def ignore_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdapterConfig, "scale", lambda self, *names: 1.0)
 

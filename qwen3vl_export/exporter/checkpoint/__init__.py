@@ -224,10 +224,7 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
         CheckpointError: not found, no network, a config that is not exported (`read_config`), or an adapter beside
             weights, without a base, or of quantized weights.
     """
-    location = locate(source, "checkpoint", revision)
-    if isinstance(location, Path):
-        return _open(location, name or location.name, "local")
-    return open_repository(*location)
+    return _open_source(source, revision, name)
 
 
 def open_repository(repository: str, revision: str = "main") -> Checkpoint:
@@ -239,17 +236,30 @@ def open_repository(repository: str, revision: str = "main") -> Checkpoint:
     Raises:
         CheckpointError: no such repository or revision, no network, or as `open_checkpoint`.
     """
-    if not REPOSITORY.fullmatch(repository):
-        raise CheckpointError(f"{SCHEME}{repository}: is not the name of a repository", f"Write {SCHEME}OWNER/NAME")
-    wanted = [*SETTINGS, ADAPTER, "*.safetensors", INDEX]
-    root, commit = download(repository, revision, wanted, ["LICENSE*", CARD])
-    return _open(root, repository, commit)
+    return _open_source(f"{SCHEME}{repository}", revision)
 
 
-def _open(root: Path, source: str, revision: str) -> Checkpoint:
+def _open_source(source: str, revision: str, name: str = "", trained: frozenset[Path] = frozenset()) -> Checkpoint:
+    """As `open_checkpoint`; `trained` are the adapters that were trained on this source, one on another."""
+    location = locate(source, "checkpoint", revision)
+    if isinstance(location, Path):
+        root, name, commit = location, name or location.name, "local"
+    else:
+        name, revision = location
+        if not REPOSITORY.fullmatch(name):
+            raise CheckpointError(f"{SCHEME}{name}: is not the name of a repository", f"Write {SCHEME}OWNER/NAME")
+        wanted = [*SETTINGS, ADAPTER, "*.safetensors", INDEX]
+        root, commit = download(name, revision, wanted, ["LICENSE*", CARD])
+    return _open(root, name, commit, trained)
+
+
+def _open(root: Path, source: str, revision: str, trained: frozenset[Path]) -> Checkpoint:
+    if root in trained:
+        raise CheckpointError(f"{root}: adapters that name each other as their base", "Pass --checkpoint BASE")
     if is_adapter(root):
         adapter = read_adapter(root, source, revision)
-        return open_checkpoint(*find_base(adapter)).adapted([adapter])
+        base, base_revision = find_base(adapter)
+        return _open_source(base, base_revision, trained=trained | {root}).adapted([adapter])
     refuse_placeholders([root / name for name in (*SETTINGS, INDEX)])
     refuse_placeholders(sorted(root.glob("*.safetensors")))
     check_links(root)
