@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def folder(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files the examples name."""
     (tmp_path / "artifacts").mkdir()
-    for name in ("tiny", "qwen3-vl-2b-instruct"):  # README.md names a published size
+    for name in ("tiny", "qwen3-vl-2b-instruct-int8"):  # README.md names a published size
         (tmp_path / "artifacts" / name).symlink_to(tiny_artifact)
     shutil.copy(PHOTOGRAPH, tmp_path / "cat.jpg")
     write_video(tmp_path / "clip.mp4", moving_frames(30))
