@@ -82,8 +82,8 @@ class StoredReader:
 
 
 @dataclass(frozen=True)
-class TransposedReader:
-    """A tensor whose last two axes are stored in the opposite order."""
+class WrappedReader:
+    """A reader of another reader's tensor: file, shape and dtype are that one's unless a subclass says otherwise."""
 
     reader: TensorReader
 
@@ -93,12 +93,21 @@ class TransposedReader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        *leading, rows, columns = self.reader.shape
-        return (*leading, columns, rows)
+        return self.reader.shape
 
     @property
     def dtype(self) -> torch.dtype:
         return self.reader.dtype
+
+
+@dataclass(frozen=True)
+class TransposedReader(WrappedReader):
+    """A tensor whose last two axes are stored in the opposite order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *leading, rows, columns = self.reader.shape
+        return (*leading, columns, rows)
 
     def read(self, rows: slice, allocate: Allocator) -> Tensor:
         return self.reader.read(rows, allocate).transpose(-1, -2)

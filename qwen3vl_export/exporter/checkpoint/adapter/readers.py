@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ....hash_cache import identity
 from ..safetensors_file import StoredTensor
-from ..tensors import Allocator, TensorReader
+from ..tensors import Allocator, TensorReader, WrappedReader
 
 CACHED_FACTORS = 4  # read whole for every strip of rows: as many as two workers use
 
@@ -82,28 +82,15 @@ class VectorDelta:
 
 
 @dataclass(frozen=True)
-class AdaptedReader:
+class AdaptedReader(WrappedReader):
     """A tensor plus an adapter's delta, rounded to the tensor's dtype.
 
     Attributes:
         rounded: the delta is rounded to that dtype before it is added.
     """
 
-    reader: TensorReader
     delta: Delta
     rounded: bool = False
-
-    @property
-    def file(self) -> Path:
-        return self.reader.file
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.reader.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.reader.dtype
 
     def read(self, rows: slice, allocate: Allocator) -> Tensor:
         tensor = self.reader.read(rows, allocate)
@@ -131,24 +118,11 @@ class CastReader:
 
 
 @dataclass(frozen=True)
-class ReplacedRowsReader:
+class ReplacedRowsReader(WrappedReader):
     """A table some of whose rows are stored elsewhere; of two for one row the later counts."""
 
-    reader: TensorReader
     indices: tuple[int, ...]
     replacements: StoredTensor  # [len(indices), width]
-
-    @property
-    def file(self) -> Path:
-        return self.reader.file
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.reader.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.reader.dtype
 
     def read(self, rows: slice, allocate: Allocator) -> Tensor:
         tensor = self.reader.read(rows, allocate)
