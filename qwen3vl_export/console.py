@@ -5,6 +5,7 @@ On a terminal, colours and the terminal's width; in a pipe or CI, plain wide lin
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,18 @@ def format_size(count: int) -> str:
             break
         amount /= 1024
     return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes, in units of 1024: `8GB` gives `8 * 1024**3`; the inverse of `format_size`.
+
+    Raises:
+        ValueError: it is not a positive number with one of the units B, KB, MB, GB, TB.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a size; write 8GB or 500MB")
+    return round(float(match[1]) * 1024.0 ** " KMGT".index(match[2].upper() or " "))
 
 
 def format_duration(seconds: float) -> str:

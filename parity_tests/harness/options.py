@@ -21,6 +21,7 @@ class Options:
         history: file to which the result is appended; None is `parity-history.jsonl` beside the artifact.
         precision: the only one to verify, "" being the default one; None is all the artifact has.
         adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
+        memory: bytes that both sides may take; None is what is free.
     """
 
     matrix: str | None = None
@@ -32,3 +33,4 @@ class Options:
     history: Path | None = None
     precision: str | None = None
     adapters: Sequence[str] = ()
+    memory: int | None = None

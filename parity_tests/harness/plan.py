@@ -34,11 +34,13 @@ from .checks import dequantized
 from .checks import exam as exam_checks
 from .checks import sampling as sampling_checks
 from .checks import weights as weight_checks
+from .checks.induction import run_stage
 from .checks.stages import STAGES
 from .diagnosis.diagnose import diagnose
 from .judging.measures import ShapeMismatch
 from .judging.outcome import Finding, Outcome, judge
 from .sides.bench import Bench
+from .sides.reference import Deferred
 
 EXAM_STAGES = ("exam", "accuracy")
 ORDER = (sampling_checks.STAGE, *weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), *EXAM_STAGES)
@@ -206,14 +208,20 @@ def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str])
 
 
 def check_of(stage: str, case: Case) -> Check:
-    return Check(stage, case.name, lambda bench: STAGES[stage](bench, case), case)
+    return Check(stage, case.name, lambda bench: run_stage(stage, bench, case), case)
 
 
 def carry_out(bench: Bench, check: Check) -> Outcome:
-    """Run one check and judge it; whatever goes wrong becomes a failed outcome, never an exception."""
+    """Run one check and judge it; whatever goes wrong becomes a failed outcome, never an exception.
+
+    Raises:
+        Deferred: PyTorch's side is streamed, and has not computed yet what the check needs.
+    """
     start = time.perf_counter()
     try:
         finding = check.run(bench)
+    except Deferred:
+        raise
     except ShapeMismatch as error:
         return Outcome(check.stage, check.name, time.perf_counter() - start, error=str(error))
     except Qwen3VLExportError as error:

@@ -39,3 +39,13 @@ def print_cases(checks: Sequence[Check], console: Console) -> Iterator[Check]:
             console.print(f"[{index + 1}/{len(checks)}] {check.name}", markup=False)
         previous = check.name
         yield check
+
+
+def show_module(name: str, results: int) -> None:
+    """Show which module PyTorch has loaded where it is streamed: a line on a terminal that the next one replaces."""
+    console = terminal()
+    line = f"PyTorch: {name}, {results} results"
+    if console.is_terminal:
+        console.print(line.ljust(console.width - 1), end="\r", markup=False)
+    elif name.rsplit(".", 1)[-1] in ("0", "lm_head"):  # the first and last of the tower and the decoder
+        console.print(line, markup=False)

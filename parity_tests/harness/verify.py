@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.errors import ArtifactError
@@ -24,9 +25,11 @@ from .evidence.page import render
 from .evidence.report import Report, show, write
 from .judging.outcome import Outcome
 from .judging.verdicts import Profile, load_profile
+from .memory import default_budget, must_stream
 from .options import Options
-from .plan import Check, Plan, Subject, carry_out, plan
-from .progress import show_progress, terminal
+from .plan import Check, Plan, Subject, plan
+from .progress import show_module, show_progress, terminal
+from .rounds import ReportModule, carry_out_all
 from .sides.adapters import import_peft
 from .sides.bench import Bench
 from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
@@ -71,8 +74,9 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
         seed=options.seed,
         precision=precision,
         adapters=options.adapters,
+        memory=options.memory,
     )
-    report = run(bench, options.matrix, show_progress, cases=options.cases)
+    report = run(bench, options.matrix, show_progress, cases=options.cases, report=show_module)
     if options.bisect:
         report = replace(report, trails=trails_of(bench, report))
     named = [
@@ -95,6 +99,7 @@ def open_bench(
     precision: str = "",
     reference: Reference | None = None,
     adapters: Sequence[str] = (),
+    memory: int | None = None,
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint; PyTorch loads when it is first needed.
 
@@ -104,6 +109,10 @@ def open_bench(
         precision: one of those the artifact has; "" is the default one.
         reference: PyTorch with this checkpoint, if it is loaded already.
         adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
+        memory: bytes that both sides may take; None is what is free.
+
+    Raises:
+        ParityError: no checkpoint, or too little memory.
     """
     cases = load_matrix()
     cases = cases if seed is None else cases.model_copy(update={"seed": seed})
@@ -118,11 +127,17 @@ def open_bench(
         source = find_checkpoint(opened, checkpoint, adapters)
     if source.adapters:
         import_peft()
-    store = Store(cache or default_directory(), scope_of(recorded_files(opened.manifest.checkpoint)))
+    root = cache or default_directory()
+    store = Store(root, scope_of(recorded_files(opened.manifest.checkpoint)))
+    if reference is None:
+        streamed = must_stream(opened, source.root, default_budget() if memory is None else memory)
+        merged = [adapter.root for adapter in source.adapters]
+        reference = Reference(source.root, store, adapters=merged, streamed=streamed)
     return Bench(
         artifact=opened,
         runtime=runtime,
-        reference=reference or Reference(source.root, store, adapters=[adapter.root for adapter in source.adapters]),
+        reference=reference,
+        results=Store(root, f"{opened.manifest_sha256} {precision} {uuid4()}") if reference.streamed else None,
         matrix=cases,
         profile=profile_of(opened),
         exam_per_size=cases.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
@@ -140,6 +155,7 @@ def run(
     track: Callable[[Sequence[Check]], Iterable[Check]] = iter,
     only: Callable[[Check], bool] = lambda check: True,
     cases: Sequence[str] = (),
+    report: ReportModule = lambda *_: None,
 ) -> Report:
     """Carry out the plan of the bench's artifact.
 
@@ -147,6 +163,7 @@ def run(
         track: wraps the checks to show progress.
         only: whether to run a check of the plan; runs all by default.
         cases: names of the only cases to run, of any tier; by default all of the tier's.
+        report: is told each module that PyTorch loads where it is streamed, and for how many results.
 
     Raises:
         ParityError: no such tier or case.
@@ -154,15 +171,15 @@ def run(
     start = time.perf_counter()
     planned = plan(matrix, Subject.of_manifest(bench.artifact.manifest), bench.matrix, cases)
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
-    outcomes = [carry_out(bench, check) for check in track(planned.checks)]
+    outcomes = carry_out_all(bench, planned.checks, track, report)
     total = time.perf_counter() - start
     benches = [bench, bench.dequantized] if bench.dequantized is not None else [bench]
     references = [side.reference for side in benches]
     pytorch = sum(reference.seconds for reference in references)
     seconds = {"total": total, "pytorch": pytorch, "artifact": sum(side.candidate_seconds for side in benches)}
     cached = {name: sum(getattr(reference, name) for reference in references) for name in ("computed", "from_disk")}
-    report = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
-    return replace(report, speed=bench.clock.speed(bench.runtime.sessions.threads))
+    result = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
+    return replace(result, speed=bench.clock.speed(bench.runtime.sessions.threads))
 
 
 def trails_of(bench: Bench, report: Report) -> list[Trail]:

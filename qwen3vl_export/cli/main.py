@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..console import say
+from ..console import parse_size, say
 from . import fleet as cli_fleet
 from . import publish as cli_publish
 from . import recipes as cli_recipes
@@ -35,6 +35,14 @@ app = typer.Typer(
 )
 app.add_typer(cli_recipes.app, name="recipes")
 app.add_typer(cli_fleet.app, name="fleet")
+
+
+def memory_size(text: str) -> int:
+    """A number of bytes, as `parse_size`; a usage error if it is none."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _print_version(requested: bool) -> None:
@@ -172,6 +180,10 @@ def verify(
         str | None,
         typer.Option(metavar="NAME", help="Verify only this one of the artifact's precisions. [default: all of them]"),
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(parser=memory_size, metavar="SIZE", help="How much memory to take: 8GB. [default: what is free]"),
+    ] = None,
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
@@ -186,7 +198,7 @@ def verify(
 
     tier = matrix.value if matrix else None
     options = Options(
-        tier, checkpoint, tuple(case or ()), seed, bisect, cache, history, precision, adapters=tuple(adapter or ())
+        tier, checkpoint, tuple(case or ()), seed, bisect, cache, history, precision, tuple(adapter or ()), memory
     )
     raise typer.Exit(verify_artifact(artifact, options))
 

@@ -78,6 +78,10 @@ class Sessions:
             self._sessions[graph] = session
         return self._sessions[graph]
 
+    def close(self) -> None:
+        """Free the memory of every open session; each is opened again when it is next used."""
+        self._sessions.clear()
+
     def run(self, graph: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
         """Run one graph; inputs are cast to the dtypes it takes.
 

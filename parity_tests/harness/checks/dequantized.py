@@ -25,12 +25,12 @@ from qwen3vl_export.promise import DEQUANTIZED, DEQUANTIZED_STAGES
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
 from ..judging.verdicts import Profile, load_compute_profile
-from ..sides.adapters import untie
 from ..sides.bench import Bench
+from ..sides.probe import module_of
 from ..sides.reference import Reference
 from ..sides.reference_cache import Store, recorded_files, scope_of
-from .stages import STAGES
-from .weights import dequantized_weights, modules_of, place_of
+from .induction import run_stage
+from .weights import dequantized_weights, place_of
 
 
 def prefixed_stages(stages: tuple[str, ...] = DEQUANTIZED_STAGES) -> list[str]:
@@ -47,7 +47,7 @@ def add_dequantized_rules(profile: Profile, dtype: str) -> Profile:
 
 def dequantized_check(stage: str, case: Case) -> Callable[[Bench], Finding]:
     """The check of one stage on one case, against PyTorch with the artifact's dequantized weights."""
-    return lambda bench: STAGES[stage](dequantized_bench(bench), case)
+    return lambda bench: run_stage(stage, dequantized_bench(bench), case)
 
 
 def dequantized_bench(bench: Bench) -> Bench:
@@ -61,21 +61,27 @@ def dequantized_bench(bench: Bench) -> Bench:
             files = {**recorded_files(artifact.manifest.checkpoint), **graphs, "precision": artifact.precision}
             store = Store(store.root, scope_of(files), store.budget)
         change = partial(load_dequantized_weights, artifact)
-        second = Reference(bench.checkpoint, store, change, neighbours=[first], adapters=first.adapters)
+        second = Reference(
+            bench.checkpoint, store, change, neighbours=[first], adapters=first.adapters, streamed=first.streamed
+        )
         first.neighbours.append(second)
         bench.dequantized = replace(bench, reference=second, profile=profile, candidate_seconds=0.0, remembered={})
     return bench.dequantized
 
 
-def load_dequantized_weights(artifact: Artifact, model: nn.Module) -> None:
-    """Replace every weight that the artifact stores quantized by its dequantized values."""
-    untie(model)
-    modules = modules_of(model)
+def load_dequantized_weights(artifact: Artifact, prefix: str, module: nn.Module) -> None:
+    """Replace every weight of a module that the artifact stores quantized by its dequantized values.
+
+    Args:
+        prefix: the module's name in the model; "" is the model itself.
+    """
+    names = [".".join(filter(None, (prefix, name))) for name, _ in module.named_modules()]
+    modules = {module_of(f"{name}.weight"): module.get_submodule(name[len(prefix) :].strip(".")) for name in names}
     for path in graphs_of(artifact):
-        for parameter, _, rows in dequantized_weights(path):
-            module, attribute = place_of(parameter)
-            values = torch.from_numpy(rows).reshape(getattr(modules[module], attribute).shape)
-            setattr(modules[module], attribute, nn.Parameter(values, requires_grad=False))
+        for parameter, _, rows in dequantized_weights(path, lambda parameter: place_of(parameter)[0] in modules):
+            name, attribute = place_of(parameter)
+            values = torch.from_numpy(rows).reshape(getattr(modules[name], attribute).shape)
+            setattr(modules[name], attribute, nn.Parameter(values, requires_grad=False))
 
 
 def graphs_of(artifact: Artifact) -> list[Path]:

@@ -9,13 +9,14 @@ Legend: B batch, S tokens, T new tokens, N image tokens, D DeepStack maps, W = (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDINGS
+from qwen3vl_export.evidence import Difference
 from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.positions import rope_index, visual_tokens
 
@@ -88,7 +89,8 @@ def positions(bench: Bench, case: Case) -> Finding:
 def vision(bench: Bench, case: Case) -> Finding:
     """Features and each DeepStack map of the vision encoder, on the same patches."""
     pixels, grid = bench.vision_inputs(case)
-    return vision_finding(bench.encode(pixels, grid), bench.reference.vision(pixels, grid), bench.num_maps, grid)
+    expected = bench.reference.vision(pixels, grid)
+    return vision_finding(bench.encode(pixels, grid), expected, bench.num_maps, grid)
 
 
 def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: Ints) -> Finding:
@@ -139,18 +141,18 @@ def decoder(bench: Bench, case: Case) -> Finding:
     rows, mask = expected.inputs_embeds, inputs.attention_mask
     logits, _ = bench.decode(rows, mask, expected.position_ids)
     truth = _reference_logits(bench, expected, rows, mask)
-    return _add_routing(truth, logits_finding(logits, truth.logits, inputs))
+    return add_routing(truth, logits_finding(logits, truth.logits, inputs))
 
 
 def prefill(bench: Bench, case: Case) -> Finding:
     """The whole artifact, pictures to logits, at every token of the prompt."""
     prepared, inputs = bench.prepared(case), bench.inputs(case)
+    expected = bench.reference.prefill(inputs)
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(prepared.input_ids, features)
     logits, _ = bench.decode(rows, prepared.attention_mask, prepared.position_ids)
-    expected = bench.reference.prefill(inputs)
     truth = _reference_logits(bench, expected, rows, inputs.attention_mask)
-    return _add_routing(truth, logits_finding(logits, truth.logits, inputs))
+    return add_routing(truth, logits_finding(logits, truth.logits, inputs))
 
 
 def teacher_forced(bench: Bench, case: Case) -> Finding:
@@ -165,16 +167,16 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
         for start, rest in ((prepared.input_ids, text), (prepared.attention_mask, np.ones_like(text)))
     )
     positions, _ = rope_index(ids, mask, prepared.image_grid_thw, bench.artifact.manifest.facts)
+    inputs = Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw)
+    expected = bench.reference.last_logits(inputs, len(text))
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(ids, features)
     logits, _ = bench.decode(rows, mask, positions)
     logits = logits[:, -len(text) :]
-    inputs = Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw)
-    expected = bench.reference.last_logits(inputs, len(text))
     truth = RoutedLogits(expected)
     if routing.is_compared(bench):
         truth = _reference_logits(bench, replace(bench.reference.prefill(inputs), logits=expected), rows, mask)
-    return _add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size))
+    return add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size))
 
 
 def chunked(bench: Bench, case: Case) -> Finding:
@@ -194,10 +196,10 @@ def decode(bench: Bench, case: Case) -> Finding:
     """Each step of decoding with the cache, on the reference's tokens: logits of every new token."""
     expected = _greedy(bench, case)
     logits = _teacher_forced(bench, case, expected)
-    truth = _reference_step_logits(bench, case, expected)
+    truth = reference_step_logits(bench, case, expected)
     step = int(np.abs(logits - truth.logits).max((0, 2)).argmax())
     where = f"worst at step {step} of {logits.shape[1]}"
-    return _add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size, where=where))
+    return add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size, where=where))
 
 
 def generate(bench: Bench, case: Case) -> Finding:
@@ -225,17 +227,28 @@ def generate(bench: Bench, case: Case) -> Finding:
                         row, step, token, logits[step], truth[step], expected.logits[row, step], margin
                     )
                 )
-    bad = [difference for difference in divergences if not difference.near_tie]
+    return differing_tokens(expected.ids.size, prefixes, divergences)
+
+
+def differing_tokens(tokens: int, prefixes: Sequence[int], differences: Sequence[Difference]) -> Finding:
+    """What greedy tokens are judged by.
+
+    Args:
+        tokens: that were compared.
+        prefixes: number of equal tokens at the start of each row.
+        differences: steps at which the sides chose differently.
+    """
+    bad = [difference for difference in differences if not difference.near_tie]
     where = (
         "row {0.row} parts at token {0.step}: {0.candidate_token}, not {0.reference_token}".format(*bad) if bad else ""
     )
     counts = {
-        "tokens": expected.ids.size,
+        "tokens": tokens,
         "identical_prefix": min(prefixes),
-        "near_ties": len(divergences) - len(bad),
+        "near_ties": len(differences) - len(bad),
         "unexplained_differences": len(bad),
     }
-    return Finding(counts, compared=expected.ids.size, where=where, differences=divergences)
+    return Finding(counts, compared=tokens, where=where, differences=differences)
 
 
 STAGES: dict[str, Callable[[Bench, Case], Finding]] = {
@@ -289,7 +302,7 @@ def _reference_logits(bench: Bench, expected: Prefill, rows: Floats, attention_m
     return routing.follow_routes(bench, expected.logits, choices, call)
 
 
-def _reference_step_logits(bench: Bench, case: Case, expected: Greedy) -> RoutedLogits:
+def reference_step_logits(bench: Bench, case: Case, expected: Greedy) -> RoutedLogits:
     """As `_reference_logits`, for the logits [B, T, V] of every step; PyTorch reads prompt and tokens in one call."""
     if not routing.is_compared(bench):
         return RoutedLogits(expected.logits)
@@ -312,7 +325,7 @@ def _steps(bench: Bench, case: Case, expected: Greedy) -> Iterator[DecoderCall]:
         yield rows, mask, np.broadcast_to(start.rope_deltas + tokens + step, (3, len(mask), 1)).copy()
 
 
-def _add_routing(truth: RoutedLogits, finding: Finding) -> Finding:
+def add_routing(truth: RoutedLogits, finding: Finding) -> Finding:
     """The finding with what was measured about routing."""
     return replace(finding, measures={**finding.measures, **truth.measures})
 

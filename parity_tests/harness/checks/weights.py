@@ -50,11 +50,11 @@ def weights(graph: str, bench: Bench) -> Finding:
     """
     encoder = bench.artifact.manifest.encoders[0].graph  # all encoders read one file
     path = bench.artifact.graph_path(encoder if graph == VISION_ENCODER else graph)
-    modules = modules_of(bench.reference.model)
+    names = module_names(bench.reference.model)
     worst, where, compared, errors = 0.0, "", 0, []
     for parameter, block, dequantized in dequantized_weights(path):
         module, attribute = place_of(parameter)
-        truth = getattr(modules[module], attribute).detach().numpy().reshape(dequantized.shape)
+        truth = bench.reference.parameter(f"{names[module]}.{attribute}").reshape(dequantized.shape)
         block_error = block_errors(dequantized, truth, block)
         errors.append(nmse(dequantized, truth) or 0.0)
         compared += truth.size
@@ -66,9 +66,9 @@ def weights(graph: str, bench: Bench) -> Finding:
     )
 
 
-def modules_of(model: Any) -> dict[str | None, Any]:
-    """PyTorch's modules by the names that `place_of` gives."""
-    return {module_of(f"{name}.weight"): module for name, module in model.named_modules()}
+def module_names(model: Any) -> dict[str | None, str]:
+    """The names of PyTorch's modules by those that `place_of` gives."""
+    return {module_of(f"{name}.weight"): name for name, _ in model.named_modules()}
 
 
 def place_of(parameter: str) -> tuple[str | None, str]:
@@ -88,31 +88,42 @@ def block_errors(dequantized: Floats, truth: Floats, block: int) -> Floats:
     return errors
 
 
-def dequantized_weights(path: Path) -> Iterator[tuple[str, int, Floats]]:
-    """Parameter, block size and float32 rows [N, K] of every quantized weight of a graph."""
+def dequantized_weights(
+    path: Path, selected: Callable[[str], bool] = lambda parameter: True
+) -> Iterator[tuple[str, int, Floats]]:
+    """Parameter, block size and float32 rows [N, K] of every quantized weight of a graph, or of the selected ones."""
     model = onnx.load(path, load_external_data=False)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "QMoE":
-            yield from operator_rows(node, stored, path)
+            yield from operator_rows(node, stored, path, selected)
             continue
         if node.op_type == "Loop":
-            yield from loop_rows(node, stored, path)
+            yield from loop_rows(node, stored, path, selected)
+            continue
+        source = weight_of(node, stored)
+        if source is None or not selected(source):
             continue
         size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), 0)
         if node.op_type in TABLES:
-            parameter, rows = node.input[0], table_rows(node, stored, path)
+            rows = table_rows(node, stored, path)
         elif node.op_type in PRODUCTS:
-            parameter, rows = node.input[1], product_rows(node, stored, path)
-        elif node.op_type == DEQUANTIZE and node.input[0] in stored:
-            parameter, rows = node.input[0], dequantized_rows(node, stored, path)
-        elif node.op_type == INTEGER_PRODUCT and node.input[1] in stored:
-            parameter, scales = node.input[1], scales_after(node, model, stored)
-            columns = helper.make_node(DEQUANTIZE, [parameter, scales], ["y"], axis=1)
-            rows = dequantized_rows(columns, stored, path).T
+            rows = product_rows(node, stored, path)
+        elif node.op_type == DEQUANTIZE:
+            rows = dequantized_rows(node, stored, path)
         else:
-            continue
-        yield parameter, size or rows.shape[1], rows
+            columns = helper.make_node(DEQUANTIZE, [source, scales_after(node, model, stored)], ["y"], axis=1)
+            rows = dequantized_rows(columns, stored, path).T
+        yield source, size or rows.shape[1], rows
+
+
+def weight_of(node: NodeProto, stored: dict[str, TensorProto]) -> str | None:
+    """The quantized weight that a node reads; None if it reads none."""
+    if node.op_type in TABLES or (node.op_type == DEQUANTIZE and node.input[0] in stored):
+        return str(node.input[0])
+    if node.op_type in PRODUCTS or (node.op_type == INTEGER_PRODUCT and node.input[1] in stored):
+        return str(node.input[1])
+    return None
 
 
 def scales_after(product: NodeProto, model: ModelProto, stored: dict[str, TensorProto]) -> str:
@@ -155,11 +166,15 @@ def table_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> F
     return run(np.arange(stored[node.input[0]].dims[0])).astype(np.float32)
 
 
-def operator_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
+def operator_rows(
+    node: NodeProto, stored: dict[str, TensorProto], path: Path, selected: Callable[[str], bool]
+) -> Iterator[tuple[str, int, Floats]]:
     """Both weights of a layer of experts in one operator, with the rows of all experts concatenated."""
     values = {attribute.name: attribute.i for attribute in node.attribute}
     for data, scales, zero_points, interleaved in ((2, 3, 11, True), (5, 6, 12, False)):
         parts = [node.input[part] for part in (data, scales, zero_points) if part < len(node.input)]
+        if not selected(parts[0]):
+            continue
         weight = expert_rows([stored[part] for part in parts], values["expert_weight_bits"], path)
         experts, rows, width = weight.shape
         if interleaved:  # gate and up rows alternate in the operator, and are concatenated in PyTorch
@@ -167,12 +182,14 @@ def operator_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -
         yield parts[0], values["block_size"], weight.reshape(experts * rows, width)
 
 
-def loop_rows(loop: NodeProto, stored: dict[str, TensorProto], path: Path) -> Iterator[tuple[str, int, Floats]]:
+def loop_rows(
+    loop: NodeProto, stored: dict[str, TensorProto], path: Path, selected: Callable[[str], bool]
+) -> Iterator[tuple[str, int, Floats]]:
     """The weights of a layer of experts that a Loop dequantizes one by one; none if it has no such weights."""
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
     gathered = [node.input[0] for node in body.node if node.op_type == "Gather"]
     bits = 4 if any(node.op_type == "BitShift" for node in body.node) else 8
-    for data in (name for name in gathered if name in stored and name.endswith(f".{DATA}")):
+    for data in (name for name in gathered if name in stored and name.endswith(f".{DATA}") and selected(name)):
         parameter = data.removesuffix(DATA)
         parts = [name for part in (DATA, SCALES, ZERO_POINTS) if (name := parameter + part) in stored]
         weight = expert_rows([stored[part] for part in parts], bits, path)

@@ -29,6 +29,7 @@ from .generation_reference import GenerationReference
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
 from .reference import REMEMBERED_CASES, Greedy, Inputs, Reference
+from .reference_cache import Key, Result, Store
 
 FPS = 2.0  # frames per second of every clip in the matrix
 
@@ -55,6 +56,7 @@ class Bench:
     scores: dict[str, Score] = field(default_factory=dict)  # of the exam, by group
     diagnoses: Counter[str] = field(default_factory=Counter)  # how many failures were diagnosed, by stage
     dequantized: Bench | None = None  # the same artifact, compared with its dequantized weights
+    results: Store | None = None  # of the artifact, between two passes over its checks
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @property
@@ -174,6 +176,29 @@ class Bench:
         rows = len(prepared.input_ids)
         self.clock.add(int(prepared.attention_mask.sum()), ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
         return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
+
+    def generated(self, case: Case) -> Greedy:
+        """The artifact's greedy tokens after a case's prompt, remembered on disk where a second pass will need them."""
+
+        tokens = self.matrix.tokens_of(case)
+        return self.recall(("generated", case.name), Greedy, lambda: self.generate(self.prepared(case), tokens, False))
+
+    def recall(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
+        """A result of the artifact, computed once, where checks are carried out in rounds."""
+        result = self.results.get(key, kind) if self.results is not None else None
+        if result is None:
+            result = compute()
+            if self.results is not None:
+                self.results.put(key, result)
+        return result
+
+    def settle(self, report: Callable[[str, int], None]) -> None:
+        """Have PyTorch compute what was deferred, with the artifact's sessions closed meanwhile."""
+        references = [self.reference, *([self.dequantized.reference] if self.dequantized is not None else [])]
+        if any(reference.requests for reference in references):
+            self.runtime.sessions.close()
+        for reference in references:
+            reference.settle(report)
 
     @property
     def num_maps(self) -> int:

@@ -12,39 +12,49 @@ maps, W = (1 + D) * H.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeForConditionalGeneration,
-)
+from transformers import GenerationConfig
 
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
-from .adapters import merge_adapters
 from .reference_cache import Key, Store
-from .restored_weights import restored_weights
+from .streamed_model import Change, StreamedModel
+from .torch_model import WholeModel, load_model, stream_model
 
 SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
 EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
-MODELS = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration}
+VISION = "vision"  # in the key of a result of the tower alone
 REMEMBERED_CASES = 6  # results cached in memory; the plan goes case by case, so a few are enough
 
 Result = TypeVar("Result")
+
+
+def array_key(*arrays: NDArray[Any]) -> str:
+    """sha256 over shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, str(array.dtype))).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class Deferred(Exception):
+    """A result of PyTorch is not there yet: `Reference.settle` computes it."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +68,7 @@ class Inputs:
 
     @cached_property
     def key(self) -> str:
-        """sha256 over shapes and bytes."""
-        digest = hashlib.sha256()
-        for array in (self.input_ids, self.attention_mask, self.pixel_values, self.image_grid_thw):
-            digest.update(repr((array.shape, str(array.dtype))).encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        return array_key(self.input_ids, self.attention_mask, self.pixel_values, self.image_grid_thw)
 
 
 @dataclass(frozen=True)
@@ -85,45 +90,28 @@ class Greedy:
     logits: Float32  # [B, T, V]
 
 
-def load_model(checkpoint: Path, adapters: Sequence[Path] = ()) -> Any:
-    """The checkpoint's model in float32, with its adapters merged: eager attention, eager experts, weights restored if
-    transformers cannot."""
-    config = AutoConfig.from_pretrained(checkpoint)
-    settings = getattr(config, "quantization_config", None) or getattr(config.text_config, "quantization_config", None)
-    weights = restored_weights(checkpoint, settings)
-    for owner in (config, config.text_config):
-        owner.quantization_config = None
-    model = MODELS[config.model_type].from_pretrained(
-        checkpoint if weights is None else None,
-        state_dict=weights,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="eager",
-    )
-    if weights is not None and (checkpoint / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint)
-    return merge_adapters(model, checkpoint, adapters).eval()
-
-
 class Reference:
     """A checkpoint in transformers.
 
     Args:
         checkpoint: directory with config.json and safetensors.
         store: results on disk; None computes everything anew.
-        change: is applied to the model once it is loaded; `store` must not be that of the unchanged model.
+        change: is applied to the model once it is loaded, as a whole under the name "", or module by module;
+            `store` must not be that of the unchanged model.
         neighbours: references whose models, if large, are unloaded before this one's is loaded.
         adapters: directories of PEFT adapters, merged into the checkpoint in this order.
+        streamed: keep the weights on disk and load a module at a time. A result that is not in `store` is then not
+            computed when it is asked for: `Deferred` is raised, and `settle` computes all that were asked for at once.
     """
 
     def __init__(
         self,
         checkpoint: Path,
         store: Store | None = None,
-        change: Callable[[Any], None] | None = None,
+        change: Change | None = None,
         neighbours: Sequence[Reference] = (),
         adapters: Sequence[Path] = (),
+        streamed: bool = False,
     ) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
@@ -132,6 +120,9 @@ class Reference:
         self.change = change
         self.neighbours = list(neighbours)
         self.adapters = tuple(adapters)
+        self.streamed = streamed
+        self.requests: dict[Key, Callable[[], Any]] = {}  # deferred results, and what computes them
+        self._settled: set[Key] = set()  # keys of requests that were computed
         self.seconds = 0.0  # spent in PyTorch
         self.computed = 0  # results that PyTorch had to compute
         self.from_disk = 0  # results an earlier run had computed
@@ -140,23 +131,26 @@ class Reference:
     stop_ids: list[int]  # known once the model is loaded
 
     @cached_property
-    def model(self) -> Any:
+    def loaded(self) -> WholeModel | StreamedModel:
         """transformers' model; decoding is greedy and inherits nothing from the checkpoint's generation settings."""
         start = time.perf_counter()
         for neighbour in self.neighbours:
             neighbour.unload()
-        model = load_model(self.checkpoint, self.adapters)
-        if self.change is not None:
-            self.change(model)
-        self.stop_ids = eos_ids(model.generation_config)
-        model.generation_config = GenerationConfig(do_sample=False)
+        load = stream_model if self.streamed else load_model
+        loaded = load(self.checkpoint, self.adapters, self.change)
+        self.stop_ids = eos_ids(loaded.model.generation_config)
+        loaded.model.generation_config = GenerationConfig(do_sample=False)
         self.seconds += time.perf_counter() - start
-        return model
+        return loaded
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
 
     def unload(self) -> None:
         """Drop a large model from memory; it is loaded again when it is needed."""
-        if "model" in vars(self) and self.model.num_parameters() >= SMALL_MODEL:
-            del self.model
+        if "loaded" in vars(self) and not self.streamed and self.model.num_parameters() >= SMALL_MODEL:
+            del self.loaded
 
     @cached_property
     def threads(self) -> int:
@@ -182,40 +176,45 @@ class Reference:
         if not remember:
             return self._compute(compute)
         empty = np.empty((0, 0), np.int64)
-        key = ("vision", Inputs(empty, empty, pixel_values, image_grid_thw).key)
-        return self._remember(key, np.ndarray, compute)
+        key = (VISION, Inputs(empty, empty, pixel_values, image_grid_thw).key)
+        return self.remember(key, np.ndarray, compute)
 
     def prefill(self, inputs: Inputs) -> Prefill:
         """The whole model over the prompt."""
-        return self._remember(("prefill", inputs.key), Prefill, lambda: self._prefill(inputs))
+        return self.remember(("prefill", inputs.key), Prefill, lambda: self._prefill(inputs))
 
     def last_logits(self, inputs: Inputs, count: int) -> Float32:
         """The whole model over given tokens: logits [B, count, V] of the last ones."""
         key = ("last logits", inputs.key, count)
-        return self._remember(key, np.ndarray, lambda: self._prefill(inputs, count).logits)
+        return self.remember(key, np.ndarray, lambda: self._prefill(inputs, count).logits)
 
     def generate(self, inputs: Inputs, new_tokens: int, stop: bool = False) -> Greedy:
         """`new_tokens` greedy tokens; with `stop` fewer if every row ends its turn."""
         key = ("generate", inputs.key, new_tokens, stop)
-        return self._remember(key, Greedy, lambda: self._generate(inputs, new_tokens, stop))
+        return self.remember(key, Greedy, lambda: self._generate(inputs, new_tokens, stop))
 
     def decoder(self, inputs_embeds: Float32, attention_mask: Ints, position_ids: Ints) -> Float32:
         """Language model and head alone: wide rows [B, S, W], [B, S], [3, B, S] -> logits [B, S, V]."""
+        return self._compute(lambda: self.run_decoder(inputs_embeds, attention_mask, position_ids))
 
-        def compute() -> Float32:
-            hidden, *maps = torch.split(torch.from_numpy(inputs_embeds), self.hidden_size, dim=-1)
-            every_token = torch.ones(hidden.shape[:2], dtype=torch.bool)
-            output = self.model.model.language_model(
-                inputs_embeds=hidden,
-                attention_mask=torch.from_numpy(attention_mask),
-                position_ids=torch.from_numpy(position_ids),
-                visual_pos_masks=every_token,  # text rows of the maps are zero
-                deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
-            )
-            logits: Float32 = self.model.lm_head(output.last_hidden_state).numpy()
-            return logits
+    def run_decoder(self, inputs_embeds: Float32, attention_mask: Ints, position_ids: Ints) -> Float32:
+        """`decoder`, as part of a computation."""
+        hidden, *maps = torch.split(torch.from_numpy(inputs_embeds), self.hidden_size, dim=-1)
+        every_token = torch.ones(hidden.shape[:2], dtype=torch.bool)
+        output = self.model.model.language_model(
+            inputs_embeds=hidden,
+            attention_mask=torch.from_numpy(attention_mask),
+            position_ids=torch.from_numpy(position_ids),
+            visual_pos_masks=every_token,  # text rows of the maps are zero
+            deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
+        )
+        logits: Float32 = self.model.lm_head(output.last_hidden_state).numpy()
+        return logits
 
-        return self._compute(compute)
+    def parameter(self, name: str) -> Float32:
+        """A weight of the model, by its name there."""
+        values: Float32 = self.loaded.parameter(name).numpy()
+        return values
 
     # How they are computed.
 
@@ -286,7 +285,12 @@ class Reference:
     def _num_maps(self) -> int:
         return len(self.model.config.vision_config.deepstack_visual_indexes)
 
-    def _remember(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
+    def remember(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
+        """A result of the model: from memory, from disk, or computed.
+
+        Raises:
+            Deferred: the model is streamed, and the result is to be computed by `settle`.
+        """
         if key not in self._cache:
             self._cache[key] = self._recall(key, kind, compute)
             while len(self._cache) > REMEMBERED_CASES:
@@ -301,19 +305,59 @@ class Reference:
         if stored is not None:
             self.from_disk += 1
             return stored
+        if self.streamed:
+            if key in self._settled:
+                raise ParityError(
+                    "PyTorch's results do not fit into their cache", "Free disk space, or name fewer --case"
+                )
+            self.requests[key] = compute
+            raise Deferred
         result = self._compute(compute)
         self.computed += 1
         if self.store is not None:
             self.store.put(key, result)
         return result
 
+    def settle(self, report: Callable[[str, int], None] = lambda *_: None) -> None:
+        """Compute every result that was deferred, all of them in step, and store them.
+
+        Args:
+            report: is told the name of each module that is loaded, and for how many results.
+
+        Raises:
+            ParityError: the disk refuses a result.
+        """
+        requests, self.requests = self.requests, {}
+        together = {key: compute for key, compute in requests.items() if key[0] != VISION}
+        for group in (together, *({key: compute} for key, compute in requests.items() if key not in together)):
+            self._compute_all([partial(self._store, key, compute) for key, compute in group.items()], report)
+        self.computed += len(requests)
+        self._settled |= requests.keys()
+
+    def _store(self, key: Key, compute: Callable[[], Any]) -> None:
+        assert self.store is not None
+        self.store.put(key, compute())
+        if not self.store.path(key).is_file():
+            raise ParityError(
+                f"{self.store.root}: the disk refused a result of PyTorch", "Free some space, or --cache DIR"
+            )
+
     def _compute(self, compute: Callable[[], Result]) -> Result:
-        """`compute()` without gradients, on this model's threads, its time counted."""
+        return self._compute_all([compute])[0]
+
+    def _compute_all(
+        self, computations: Sequence[Callable[[], Result]], report: Callable[[str, int], None] = lambda *_: None
+    ) -> list[Result]:
+        """Results without gradients, on this model's threads, their time counted."""
         self.model.model.rope_deltas = None  # transformers keeps it between calls
-        start = time.perf_counter()
-        try:
+
+        def guard(compute: Callable[[], Result]) -> Result:
             with torch.no_grad(), self.threading():
                 return compute()
+
+        start = time.perf_counter()
+        try:
+            return self.loaded.run([partial(guard, compute) for compute in computations], report)
         finally:
             self.seconds += time.perf_counter() - start
 
@@ -370,7 +414,14 @@ def eos_ids(config: GenerationConfig) -> list[int]:
 
 @contextmanager
 def pre_forward_hook(module: torch.nn.Module, function: Callable[..., None]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(function, with_kwargs=True)
+    """Inside, `function` is called before the module runs in this thread."""
+    thread = threading.get_ident()
+
+    def hook(*args: Any) -> None:
+        if threading.get_ident() == thread:
+            function(*args)
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:

@@ -60,7 +60,14 @@ def scope_of(checkpoint_files: Mapping[str, str]) -> str:
     Args:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
     """
-    modules = ("reference.py", "reference_cache.py", "restored_weights.py", "adapters.py")
+    modules = (
+        "reference.py",
+        "reference_cache.py",
+        "restored_weights.py",
+        "adapters.py",
+        "torch_model.py",
+        "streamed_model.py",
+    )
     code = [Path(__file__).with_name(name).read_bytes() for name in modules]
     digest = hashlib.sha256()
     for part in (*code, repr(sorted(checkpoint_files.items())).encode()):

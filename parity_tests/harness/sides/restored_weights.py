@@ -25,26 +25,35 @@ EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 Tensors = dict[str, Tensor]
 
 
-def restored_weights(checkpoint: Path, settings: Mapping[str, Any] | None) -> Tensors | None:
-    """Every tensor of a checkpoint's files; None if transformers loads them as they are.
+def restoring(checkpoint: Path, settings: Mapping[str, Any] | None) -> Callable[[Tensors], Tensors] | None:
+    """What turns stored tensors, all of some modules, into those that transformers loads; None if it loads them itself.
 
     Args:
-        settings: its `quantization_config`, if it has one.
+        settings: the checkpoint's `quantization_config`, if it has one.
 
     Raises:
         ParityError: its `quant_method` is not known.
     """
-    stored = stored_weights(checkpoint).tensors
-    if settings is None and not any(map(EXPERT.fullmatch, stored)):
+    if settings is None:
+        return stack_experts if any(map(EXPERT.fullmatch, stored_weights(checkpoint).tensors)) else None
+    method = settings.get("quant_method")
+    if method not in METHODS:
+        raise ParityError(f"{checkpoint}: quant_method is {method!r}, known are {', '.join(METHODS)}")
+    return lambda tensors: stack_experts(METHODS[method](tensors, settings))
+
+
+def restored_weights(checkpoint: Path, settings: Mapping[str, Any] | None) -> Tensors | None:
+    """Every tensor of a checkpoint's files; None if transformers loads them as they are.
+
+    Raises:
+        ParityError: as `restoring`.
+    """
+    restore = restoring(checkpoint, settings)
+    if restore is None:
         return None
+    stored = stored_weights(checkpoint).tensors
     files = {tensor.file: load_file(tensor.file) for tensor in stored.values()}
-    tensors = {name: files[tensor.file][name] for name, tensor in stored.items()}
-    if settings is not None:
-        method = settings.get("quant_method")
-        if method not in METHODS:
-            raise ParityError(f"{checkpoint}: quant_method is {method!r}, known are {', '.join(METHODS)}")
-        tensors = METHODS[method](tensors, settings)
-    return stack_experts(tensors)
+    return restore({name: files[tensor.file][name] for name, tensor in stored.items()})
 
 
 def stack_experts(tensors: Tensors) -> Tensors:

@@ -11,6 +11,7 @@ Knows routers by transformers' class; judges nothing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from .bench import Bench
 from .probe import open_reader
-from .reference import Reference
+from .reference import Reference, array_key
 
 SETTING = "routing_margin"
 DecoderCall = tuple[Floats, Ints, Ints]  # wide rows [B, S, W], attention mask [B, T], positions [3, B, S]
@@ -58,6 +59,22 @@ class RoutedLogits:
         return {"routing_ties" if self.explained else "routing_differences": self.ties, "routing_gap": self.gap}
 
 
+@dataclass(frozen=True)
+class ForcedRoutes:
+    """PyTorch's decoder with its L routers forced: its logits, and what each router computed and would have chosen."""
+
+    logits: Floats  # [B, S, V]
+    router_logits: Floats  # [L, B * S, E]
+    preferred: Ints  # [L, B * S, K]
+
+
+def compute_routed(reference: Reference, choices: Choices, call: DecoderCall) -> ForcedRoutes:
+    with force_routes(reference, choices) as records:
+        logits = reference.run_decoder(*call)
+    values, preferred = zip(*records, strict=True)
+    return ForcedRoutes(logits, np.stack(values), np.stack(preferred))
+
+
 def is_compared(bench: Bench) -> bool:
     """Whether the artifact has experts and its profile says when routing is a near-tie."""
     return bench.artifact.manifest.facts.model_type == "qwen3_vl_moe" and SETTING in bench.profile.settings
@@ -72,21 +89,21 @@ def follow_routes(bench: Bench, expected: Floats, choices: Choices, call: Decode
         call: the inputs of PyTorch's decoder that gave `expected`.
     """
     seen = call[1].astype(bool)
-    with force_routes(bench.reference, choices) as records:
-        logits = bench.reference.decoder(*call)
+    key = ("forced routes", array_key(*call, *choices))
+    routed = bench.reference.remember(key, ForcedRoutes, lambda: compute_routed(bench.reference, choices, call))
     gaps = np.concatenate(
         [
             routing_gaps(
                 candidate[seen], preferred.reshape(candidate.shape)[seen], values.reshape(*seen.shape, -1)[seen]
             )
-            for candidate, (values, preferred) in zip(choices, records, strict=True)
+            for candidate, values, preferred in zip(choices, routed.router_logits, routed.preferred, strict=True)
         ]
     )
     if not gaps.size:
         return RoutedLogits(expected)
     gap = float(gaps.max())
     explained = gap <= bench.profile.settings[SETTING]
-    return RoutedLogits(logits[:, -expected.shape[1] :] if explained else expected, len(gaps), gap, explained)
+    return RoutedLogits(routed.logits[:, -expected.shape[1] :] if explained else expected, len(gaps), gap, explained)
 
 
 def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np.float64]:
@@ -105,8 +122,14 @@ def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np
     return np.array(gaps, np.float64)
 
 
-def record_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:
+def record_choices(bench: Bench, calls: Sequence[DecoderCall]) -> Choices:
     """The experts that the artifact's decoder chooses in consecutive calls, each continuing the cache."""
+    key = ("choices", array_key(*(array for call in calls for array in call)))
+    return list(bench.recall(key, np.ndarray, lambda: np.stack(run_choices(bench, calls))))
+
+
+def run_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:
+    """`record_choices`, computed."""
     path = bench.artifact.graph_path(DECODER)
     graph = onnx.load(path, load_external_data=False).graph
     facts = bench.artifact.manifest.facts
@@ -138,15 +161,18 @@ def restore_token_order(bench: Bench, choices: Ints, attention_mask: Ints) -> In
 
 @contextmanager
 def force_routes(reference: Reference, choices: Choices) -> Iterator[list[tuple[Floats, Ints]]]:
-    """Inside, PyTorch's routers choose these experts, with weights from their own logits.
+    """Inside, in this thread, PyTorch's routers choose these experts, with weights from their own logits.
 
     Yields one record per router, in the order of the layers: its logits [B * S, E] and the experts [B * S, K] it would
     have chosen.
     """
     records: list[tuple[Floats, Ints]] = []
+    thread = threading.get_ident()
 
     def force(forced: Ints) -> Any:
         def hook(module: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            if threading.get_ident() != thread:
+                return output
             logits, _, preferred = output
             records.append((logits.numpy(), preferred.numpy()))
             experts = torch.from_numpy(forced.reshape(-1, forced.shape[-1]).astype(np.int64))

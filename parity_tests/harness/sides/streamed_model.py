@@ -1,0 +1,192 @@
+"""transformers' model with the weights of one module in memory: loaded before the module runs, dropped after it.
+
+The modules and their forward passes are transformers' own, and so is what reads the checkpoint: its loader is given the
+tensors of one module at a time, so that names, layouts and experts are converted as it converts them. Several calls of
+the model go through the modules in step, so that each weight is read once for all of them. Knows transformers' model
+and its loader; nothing about what is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
+
+from qwen3vl_export.errors import ParityError
+from qwen3vl_export.exporter.checkpoint.files import stored_weights
+
+from .lockstep import reach, run_in_step
+
+HEAD, TABLE = "lm_head", "model.language_model.embed_tokens"
+LAYER = re.compile(r".*\.(?:blocks|layers)\.\d+")  # loaded as a whole: a block of the tower, a layer of the decoder
+
+Result = TypeVar("Result")
+Restore = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Change = Callable[[str, nn.Module], None]
+
+
+class StreamedModel:
+    """A model without weights, and the files they are read from.
+
+    Args:
+        model: transformers' model, every parameter on the meta device, its buffers computed. Called in a computation of
+            `run`, its modules have their weights when they run.
+        checkpoint: directory with safetensors files.
+        restore: turns a module's stored tensors into those that transformers loads; None if it loads them as stored.
+        change: is applied to each module once it is loaded, under its name.
+
+    Raises:
+        ParityError: a module has no tensors in the checkpoint.
+    """
+
+    def __init__(
+        self, model: Any, checkpoint: Path, restore: Restore | None = None, change: Change | None = None
+    ) -> None:
+        self.model = model
+        self._restore = restore
+        self._change = change
+        self._resident = ""  # the module that `parameter` loaded last
+        self._files = {name: tensor.file for name, tensor in stored_weights(checkpoint).tensors.items()}
+        self._modules = dict(units_of(model))
+        self._keys = self._find_keys()
+        for name, module in self._modules.items():
+            module.register_forward_pre_hook(lambda *_, name=name: self._arrive(name))
+
+    def run(
+        self, computations: Sequence[Callable[[], Result]], report: Callable[[str, int], None] = lambda *_: None
+    ) -> list[Result]:
+        """The results of computations that call the model, each in a thread of its own, module by module.
+
+        Args:
+            report: is told the name of each module that is loaded, and for how many computations.
+        """
+        self._keep("")
+        order = {name: index for index, name in enumerate(self._modules)}
+        return run_in_step(computations, order, self._loaded, report)
+
+    def parameter(self, name: str) -> Tensor:
+        """float32, by its name in the model; its module stays loaded until another one is needed."""
+        self._keep(self.unit(name))
+        value: Tensor = self.model.get_parameter(name)
+        return value.detach()
+
+    @contextmanager
+    def _loaded(self, name: str) -> Iterator[None]:
+        """Inside, one module has its weights."""
+        self._load(name)
+        try:
+            yield
+        finally:
+            unload(self._modules[name])
+
+    def _keep(self, name: str) -> None:
+        """Load a module and unload the one that was loaded before."""
+        if name != self._resident and self._resident:
+            unload(self._modules[self._resident])
+        if name != self._resident and name:
+            self._load(name)
+        self._resident = name
+
+    def unit(self, parameter: str) -> str:
+        """The name of the module that is loaded for a parameter, by the parameter's name."""
+        name = parameter
+        while name not in self._modules:
+            name, dot, _ = name.rpartition(".")
+            if not dot:
+                raise KeyError(parameter)
+        return name
+
+    def _arrive(self, name: str) -> None:
+        if not reach(name):
+            raise RuntimeError(f"{name} has no weights: the model is called outside StreamedModel.run")
+
+    def _find_keys(self) -> dict[str, list[str]]:
+        """The checkpoint's names of each module's tensors."""
+        mapping = get_model_conversion_mapping(self.model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        prefix, parameters = self.model.base_model_prefix, self.model.state_dict()
+        keys: defaultdict[str, list[str]] = defaultdict(list)
+        for key in self._files:
+            name, _ = rename_source_key(key, renamings, converters, prefix, parameters)
+            for candidate in (name, f"{prefix}.{name}"):  # a quantized weight's parts are no parameters
+                try:
+                    keys[self.unit(candidate)].append(key)
+                    break
+                except KeyError:
+                    continue
+        if HEAD not in keys:  # the token table is the head
+            keys[HEAD] = keys[TABLE]
+        if missing := [name for name in self._modules if name not in keys]:
+            raise ParityError(f"the checkpoint has no tensor of {missing[0]}", "Save or download it again")
+        return dict(keys)
+
+    def _load(self, name: str) -> None:
+        """Read a module's weights, in float32, as transformers loads them."""
+        tied = name == HEAD and self._keys[HEAD] == self._keys[TABLE]
+        with ExitStack() as stack:
+            files = {file: stack.enter_context(safe_open(file, "pt")) for file in self._files_of(name)}
+            if self._restore is None:
+                state = {key: files[self._files[key]].get_slice(key) for key in self._keys[name]}
+            else:
+                state = self._restore({key: files[self._files[key]].get_tensor(key) for key in self._keys[name]})
+            config = LoadStateDictConfig(dtype=torch.float32, weight_mapping=get_model_conversion_mapping(self.model))
+            with without_progress_bar():
+                convert_and_load_state_dict_in_model(self.model, state, config)
+        module = self._modules[name]
+        if tied:
+            module.weight = self._modules[TABLE].weight
+            unload(self._modules[TABLE])
+        absent = [parameter for parameter, value in module.named_parameters() if value.is_meta]
+        if absent:
+            raise ParityError(f"the checkpoint has no tensor {name}.{absent[0]}", "Save or download it again")
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        if self._change is not None:
+            self._change(name, module)
+
+    def _files_of(self, name: str) -> set[Path]:
+        return {self._files[key] for key in self._keys[name]}
+
+
+def units_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that are loaded as a whole, by name and in order: layers, and outside of them what has parameters."""
+    for name, module in model.named_modules():
+        in_layer = LAYER.match(f"{name}.") is not None
+        if LAYER.fullmatch(name) or (not in_layer and list(module.parameters(recurse=False))):
+            yield name, module
+
+
+def unload(module: nn.Module) -> None:
+    """Drop a module's weights: its parameters are on the meta device again."""
+    for name, parameter in list(module.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Inside, transformers shows no progress bar: there would be one for each module."""
+    active = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if active:
+            logging.enable_progress_bar()
