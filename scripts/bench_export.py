@@ -249,18 +249,21 @@ def copied(folder: Path) -> float:
     return seconds
 
 
-def measured(command: str, *arguments: Path) -> dict[str, Any]:
-    """What a command of this script says of itself, run in a fresh process.
+def measured(command: str, *arguments: Path, script: str = __file__, show: bool = False) -> dict[str, Any]:
+    """What a command of a script says of itself in the last line it prints, run in a fresh process.
+
+    Args:
+        show: let it write to standard error.
 
     Raises:
         SystemExit: it failed; what it said is shown.
     """
-    words = [sys.executable, __file__, command, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    words = [sys.executable, script, command, *map(str, arguments)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=None if show else subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{command} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise SystemExit(f"{command} failed:\n{(done.stderr or '')[-2000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def line(name: str, found: Mapping[str, Any]) -> str:

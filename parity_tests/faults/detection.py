@@ -17,7 +17,8 @@ from qwen3vl_export.promise import DEQUANTIZED, graphs_run
 
 from ..harness.checks.weights import STAGES
 from ..harness.judging.outcome import Outcome
-from ..harness.plan import Check, Subject, carry_out, plan
+from ..harness.plan import Check, Subject, plan
+from ..harness.rounds import carry_out_all
 from ..harness.sides.bench import Bench
 from ..harness.sides.reference import Reference
 from ..harness.verify import open_bench
@@ -46,7 +47,7 @@ def first_failure(fault: Fault, good: Path, scratch: Path, reference: Reference 
 def run_affected_checks(bench: Bench, fault: Fault) -> Iterator[Outcome]:
     for check in plan(MATRIX, Subject.of_manifest(bench.artifact.manifest)).checks:
         if can_affect(fault, check):
-            yield carry_out(bench, check)
+            yield from carry_out_all(bench, [check])
 
 
 def can_affect(fault: Fault, check: Check) -> bool:

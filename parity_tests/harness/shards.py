@@ -118,7 +118,7 @@ def verify_part(
         seed=report.seed,
         units=tuple(names),
         seconds={"total": report.seconds["total"], **{key: after[key] - before[key] for key in COUNTED[1:]}},
-        reference_results={key: int(after[key] - before[key]) for key in ("computed", "from_disk")},
+        reference_results={key: int(after[key] - before[key]) for key in bench.reference.counts},
         speed=bench.clock.since(clock_before).speed(bench.runtime.sessions.threads),
         versions=versions(),
         hardware=hardware(),
@@ -155,7 +155,7 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
         [outcomes[name] for name in names],
         {key: sum(part.seconds[key] for part in read) for key in COUNTED},
         read[0].seed,
-        {key: sum(part.reference_results[key] for part in read) for key in ("computed", "from_disk")},
+        {key: sum(part.reference_results[key] for part in read) for key in read[0].reference_results},
     )
     speed = merge_speeds([part.speed for part in read])
     report = replace(report, hardware=merge_hardware([part.hardware for part in read]), speed=speed)
@@ -222,8 +222,7 @@ def read_counters(bench: Bench) -> dict[str, float]:
     return {
         "pytorch": reference.seconds,
         "artifact": bench.candidate_seconds,
-        "computed": reference.computed,
-        "from_disk": reference.from_disk,
+        **reference.counts,
     }
 
 

@@ -6,6 +6,7 @@ pytest (`test_parity.py`) carries out the same plan on the same bench, one test 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -177,8 +178,10 @@ def run(
     references = [side.reference for side in benches]
     pytorch = sum(reference.seconds for reference in references)
     seconds = {"total": total, "pytorch": pytorch, "artifact": sum(side.candidate_seconds for side in benches)}
-    cached = {name: sum(getattr(reference, name) for reference in references) for name in ("computed", "from_disk")}
-    result = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, cached)
+    counts = Counter[str]()
+    for reference in references:
+        counts.update(reference.counts)
+    result = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, dict(counts))
     return replace(result, speed=bench.clock.speed(bench.runtime.sessions.threads))
 
 

@@ -62,7 +62,7 @@ class Report:
     planned: int
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    reference_results: dict[str, int] | None = None  # how many PyTorch computed, how many came from earlier runs
+    reference_results: dict[str, int] | None = None  # PyTorch's, by `Reference.counts`
     speed: Speed | None = None
     trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
     hardware: Hardware | None = None  # None is this machine's
@@ -286,7 +286,10 @@ def time_spent(report: Report) -> str:
     """`9 s: onnxruntime 2.1 s (23 %), PyTorch 5.4 s for 33 of 210 results, the others from earlier runs`."""
     total, torch, ours = (report.seconds.get(key, 0.0) for key in ("total", "pytorch", "artifact"))
     text = f"{total:.0f} s: onnxruntime {ours:.1f} s ({ours / max(total, 1e-9):.0%}), PyTorch {torch:.1f} s"
-    counts = report.reference_results or {"from_disk": 0}
-    if counts["from_disk"]:
-        text += f" for {counts['computed']} of {sum(counts.values())} results, the others from earlier runs"
+    counts = report.reference_results or {}
+    if counts.get("streamed"):
+        text += " with the weights of one module in memory at a time"
+    if counts.get("from_disk"):
+        results = counts["computed"] + counts["from_disk"]
+        text += f" for {counts['computed']} of {results} results, the others from earlier runs"
     return text

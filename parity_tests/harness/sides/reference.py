@@ -211,6 +211,15 @@ class Reference:
         logits: Float32 = self.model.lm_head(output.last_hidden_state).numpy()
         return logits
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many results were computed, how many an earlier run had computed, how many of the former streamed."""
+        return {
+            "computed": self.computed,
+            "from_disk": self.from_disk,
+            "streamed": self.computed if self.streamed else 0,
+        }
+
     def parameter(self, name: str) -> Float32:
         """A weight of the model, by its name there."""
         values: Float32 = self.loaded.parameter(name).numpy()

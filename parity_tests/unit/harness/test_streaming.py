@@ -1,0 +1,236 @@
+"""PyTorch a module at a time: the same numbers as with the whole model, and the same verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from parity_tests.faults.catalogue import FAULTS
+from parity_tests.faults.detection import first_failure
+from parity_tests.harness import verify
+from parity_tests.harness.judging.outcome import Outcome
+from parity_tests.harness.memory import default_budget, must_stream
+from parity_tests.harness.sides.bench import Bench
+from parity_tests.harness.sides.reference import Deferred, Inputs, Reference
+from parity_tests.harness.sides.reference_cache import Store
+from parity_tests.harness.sides.streamed_model import units_of
+from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.console import parse_size
+from qwen3vl_export.errors import ParityError
+
+from ...fixtures.moe_checkpoint import WEIGHTS, write_moe_checkpoint
+from ...fixtures.paths import TINY
+from ...fixtures.quantized_checkpoints import write_quantized_checkpoint
+
+CASES = ("minimum-64x64", "text-only", "batch-of-different-sizes")
+GRIDS = ([[1, 4, 6]], [[1, 8, 6], [1, 4, 4]], [])
+
+
+def write_without_prefix(directory: Path) -> Path:
+    """The tiny checkpoint under names without `model.`, as its base model is saved."""
+    return rewrite(directory, lambda name: name.removeprefix("model."))
+
+
+def write_own_head(directory: Path) -> Path:
+    """The tiny checkpoint with a head that differs from the token table, though its configuration ties them."""
+    rewrite(directory, lambda name: name)
+    tensors = load_file(directory / WEIGHTS)
+    tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    return directory
+
+
+def rewrite(directory: Path, rename: Callable[[str], str]) -> Path:
+    directory.mkdir(parents=True)
+    for file in TINY.iterdir():
+        if file.is_file() and file.name != WEIGHTS:
+            (directory / file.name).write_bytes(file.read_bytes())
+    tensors = {rename(name): tensor for name, tensor in load_file(TINY / WEIGHTS).items()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    return directory
+
+
+def write_form(form: str) -> Callable[[Path], Path]:
+    def write(directory: Path) -> Path:
+        write_quantized_checkpoint(directory, form)
+        return directory
+
+    return write
+
+
+CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+    "tied": lambda directory: TINY,
+    "own-head": write_own_head,
+    "without-prefix": write_without_prefix,
+    "mixture": write_moe_checkpoint,
+    "mixture-as-modules": lambda directory: write_moe_checkpoint(directory, "modules"),
+    **{form: write_form(form) for form in ("fp8", "gptq-desc-act", "awq", "packed-asymmetric")},
+}
+
+
+def inputs_of(reference: Reference, grids: list[list[int]]) -> Inputs:
+    """A prompt with random pictures of these grids."""
+    config = reference.model.config
+    vision, rng = config.vision_config, np.random.default_rng(0)
+    ids = [5, 6]
+    for _, height, width in grids:
+        ids += [
+            config.vision_start_token_id,
+            *[config.image_token_id] * (height * width // 4),
+            config.vision_end_token_id,
+        ]
+    input_ids = np.array([[*ids, 9, 10, 11]], np.int64)
+    patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    patches = sum(height * width for _, height, width in grids)
+    pixels = rng.uniform(-1, 1, (patches, patch_dim)).astype(np.float32)
+    return Inputs(input_ids, np.ones_like(input_ids), pixels, np.array(grids, np.int64).reshape(-1, 3))
+
+
+def settled(reference: Reference, ask: Callable[[], Any], report: Callable[[str, int], None] = lambda *_: None) -> Any:
+    """What `ask` returns once PyTorch has computed what it asked for."""
+    with pytest.raises(Deferred):
+        ask()
+    reference.settle(report)
+    return ask()
+
+
+@pytest.mark.parametrize("form", CHECKPOINTS)
+def test_streamed_results_are_those_of_the_whole_model_bit_for_bit(form: str, tmp_path: Path) -> None:
+    checkpoint = CHECKPOINTS[form](tmp_path / "checkpoint")
+    whole, streamed = Reference(checkpoint), Reference(checkpoint, Store(tmp_path / "cache", form), streamed=True)
+    prompts = [inputs_of(whole, grids) for grids in GRIDS]
+    for prompt in prompts:  # all are asked for before any is computed
+        with pytest.raises(Deferred):
+            streamed.prefill(prompt)
+    streamed.settle()
+    for prompt in prompts:
+        expected, result = whole.prefill(prompt), streamed.prefill(prompt)
+        for name in ("position_ids", "rope_deltas", "inputs_embeds", "image_features", "logits"):
+            np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), name)
+    pictures = prompts[1].pixel_values, prompts[1].image_grid_thw
+    np.testing.assert_array_equal(settled(streamed, lambda: streamed.vision(*pictures)), whole.vision(*pictures))
+    rows = expected.inputs_embeds, prompts[-1].attention_mask, expected.position_ids
+    np.testing.assert_array_equal(streamed.decoder(*rows), whole.decoder(*rows))
+    for name in (
+        "lm_head.weight",
+        "model.language_model.layers.2.mlp.gate_proj.weight",
+        "model.visual.pos_embed.weight",
+    ):
+        if form.startswith("mixture") and ".mlp." in name:
+            name = "model.language_model.layers.2.mlp.experts.down_proj"
+        np.testing.assert_array_equal(streamed.parameter(name), whole.parameter(name), name)
+
+
+def test_one_module_has_weights_at_a_time_and_each_is_loaded_once(tmp_path: Path) -> None:
+    reference = Reference(TINY, Store(tmp_path, "x"), streamed=True)
+    modules = dict(units_of(reference.model))
+    prompts = [inputs_of(reference, grids) for grids in GRIDS]
+    counted: list[int] = []
+    loaded: list[str] = []
+
+    def count_loaded(*_: Any) -> None:
+        counted.append(sum(not any(value.is_meta for value in module.parameters()) for module in modules.values()))
+
+    for module in modules.values():
+        module.register_forward_pre_hook(count_loaded)
+    for prompt in prompts:
+        with pytest.raises(Deferred):
+            reference.prefill(prompt)
+    reference.settle(lambda name, results: loaded.append(name))
+    assert sorted(loaded) == sorted(modules)
+    assert set(counted) == {1}
+    assert all(value.is_meta for value in reference.model.parameters())
+
+
+def test_a_checkpoint_without_a_layers_tensor_is_refused(tmp_path: Path) -> None:
+    checkpoint = rewrite(
+        tmp_path / "checkpoint", lambda name: name.replace("layers.1.mlp.up_proj", "layers.1.mlp.lost")
+    )
+    reference = Reference(checkpoint, Store(tmp_path / "cache", "x"), streamed=True)
+    with pytest.raises(Deferred):
+        reference.prefill(inputs_of(reference, []))
+    with pytest.raises(ParityError, match=r"no tensor model\.language_model\.layers\.1\.mlp\.up_proj\.weight"):
+        reference.settle()
+
+
+def test_a_disk_that_refuses_results_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, "x")
+    reference = Reference(TINY, store, streamed=True)
+    prompt = inputs_of(reference, [])
+    monkeypatch.setattr(store, "put", lambda key, value: None)
+    with pytest.raises(Deferred):
+        reference.prefill(prompt)
+    with pytest.raises(ParityError, match="the disk refused"):
+        reference.settle()
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifications stream PyTorch, however much memory there is."""
+    monkeypatch.setattr(verify, "must_stream", lambda *_: True)
+
+
+def outcomes_of(bench: Bench) -> dict[str, Outcome]:
+    return {outcome.id: outcome for outcome in verify.run(bench, "quick", cases=CASES).outcomes}
+
+
+def test_verdicts_are_those_of_the_whole_model(
+    built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of all stages: equal measures, but for greedy tokens, which are proven by induction and pass or fail alike."""
+    artifact = built("tiny-int4")
+    whole = outcomes_of(verify.open_bench(artifact, "quick"))
+    monkeypatch.setattr(verify, "must_stream", lambda *_: True)
+    bench = verify.open_bench(artifact, "quick", cache=tmp_path)
+    assert bench.reference.streamed
+    streamed = outcomes_of(bench)
+    assert list(streamed) == list(whole)
+    for name, outcome in streamed.items():
+        assert outcome.passed == whole[name].passed, outcome.message
+        if outcome.stage.rpartition("_")[2] not in ("decode", "generate"):
+            assert outcome.measures == pytest.approx(whole[name].measures, rel=1e-4, abs=1e-6), name
+
+
+def test_both_sides_are_never_in_memory_together(
+    built: Callable[[str], Path], stream: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bench = verify.open_bench(built("tiny"), "quick", cache=tmp_path)
+    sessions = bench.runtime.sessions
+    opened: list[int] = []
+    verify.run(bench, "quick", cases=CASES[:1], report=lambda *_: opened.append(len(sessions._sessions)))
+    assert opened and set(opened) == {0}
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("positions-from-token-count", "decode"), ("corrupted-byte-sealed", "decoder")]
+)
+def test_planted_faults_are_found_by_induction(
+    name: str, stage: str, built: Callable[[str], Path], stream: None, tmp_path: Path
+) -> None:
+    """Of wrong steps of the runtime the logits tell first, since they are those that its tokens were chosen from."""
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    failure = first_failure(fault, built(fault.recipe), tmp_path)
+    assert failure is not None and failure.stage == stage
+
+
+def test_memory_decides_whether_pytorch_is_streamed(built: Callable[[str], Path]) -> None:
+    artifact = open_artifact(built("tiny"), check=False)
+    assert not must_stream(artifact, TINY, 8 << 30)
+    assert must_stream(artifact, TINY, (1 << 30) + (20 << 20))
+    with pytest.raises(ParityError, match=r"takes 1\.0 GB of memory, 100\.0 MB are free"):
+        must_stream(artifact, TINY, 100 << 20)
+    assert default_budget() > 0
+
+
+def test_sizes_are_written_as_they_are_shown() -> None:
+    assert parse_size("8GB") == 8 << 30
+    assert parse_size("1.5 gb") == 3 << 29
+    assert parse_size("512MiB") == 512 << 20
+    for text in ("8", "GB", "-1GB", "0GB", "8PB", ""):
+        with pytest.raises(ValueError, match="write 8GB"):
+            parse_size(text)
