@@ -7,6 +7,8 @@ where they were quantized, experts stacked. Knows names and arithmetic; nothing 
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +38,8 @@ def restoring(checkpoint: Path, settings: Mapping[str, Any] | None) -> Callable[
     """
     if settings is None:
         return stack_experts if any(map(EXPERT.fullmatch, stored_weights(checkpoint).tensors)) else None
-    method = settings.get("quant_method")
+    is_bitsandbytes = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    method = "bitsandbytes" if is_bitsandbytes else settings.get("quant_method")
     if method not in METHODS:
         raise ParityError(f"{checkpoint}: quant_method is {method!r}, known are {', '.join(METHODS)}")
     return lambda tensors: stack_experts(METHODS[method](tensors, settings))
@@ -157,9 +160,47 @@ def restore_awq(tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
     return restored
 
 
+def restore_bitsandbytes(tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
+    """Numbers of the stored table, times the scale of their block, rounded; or int8 times the row's maximum / 127."""
+    parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+    states = [name for name in tensors if ".weight.quant_state." in name]
+    restored = without(tensors, (*(f".weight.{part}" for part in parts), ".SCB", ".weight_format"))
+    for name in states:
+        weight = name.partition(".quant_state.")[0]
+        state = json.loads(bytes(restored.pop(name).tolist()))
+        scales, table, nested_scales, nested_table = (tensors.get(f"{weight}.{part}") for part in parts)
+        assert scales is not None and table is not None
+        if nested_scales is not None and nested_table is not None:
+            scales = in_blocks(nested_table[scales.long()], nested_scales, state["nested_blocksize"])
+            scales = scales + state["nested_offset"]
+        octets = tensors[weight].flatten().view(torch.uint8)
+        codes = torch.stack([octets >> 4, octets & 15], 1).flatten()[: math.prod(state["shape"])]
+        values = in_blocks(table[codes.long()], scales, state["blocksize"])
+        restored[weight] = values.to(getattr(torch, state["dtype"])).float().reshape(state["shape"])
+    for module in modules_with(tensors, ".SCB"):
+        restored[f"{module}.weight"] = tensors[f"{module}.weight"] * tensors[f"{module}.SCB"][:, None] * (1 / 127)
+    return restored
+
+
+def in_blocks(values: Tensor, scales: Tensor, size: int) -> Tensor:
+    """Values [n], each times the scale of its block."""
+    return values * scales.repeat_interleave(size)[: len(values)]
+
+
+def restore_auto_round(tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
+    """As GPTQ, in which "auto_round" and "auto_round:gptqmodel" are its version 2, or as AWQ."""
+    packing = settings.get("packing_format", "auto_round:gptq")
+    if "awq" in packing:
+        return restore_awq(tensors, settings)
+    version = "gptq_v2" if packing in ("auto_round", "auto_round:gptqmodel") else "gptq"
+    return restore_gptq(tensors, {**settings, "checkpoint_format": version})
+
+
 METHODS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {
     "fp8": restore_fp8,
     "compressed-tensors": restore_compressed_tensors,
     "gptq": restore_gptq,
     "awq": restore_awq,
+    "bitsandbytes": restore_bitsandbytes,
+    "auto-round": restore_auto_round,
 }

@@ -267,7 +267,7 @@ def test_zero_points_of_another_version_part_from_the_values(tmp_path: Path) -> 
 
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("fp8", {"quant_method": "bitsandbytes"}, r"quant_method is 'bitsandbytes', this tool reads fp8, compressed-tens"),
+    ("fp8", {"quant_method": "hqq"}, r"quant_method is 'hqq', this tool reads fp8, compressed-tens"),
     ("fp8", {"quant_method": None}, r"quantization_config\.quant_method is None"),
     ("fp8", {"scale_fmt": "ue8m0"}, r"quantization_config\.scale_fmt is 'ue8m0', this tool reads 'float'"),
     ("fp8", {"fmt": "e5m2"}, r"fmt is 'e5m2'"),

@@ -12,7 +12,9 @@ from typing import Any
 
 from ..safetensors_file import StoredTensor
 from ..tensors import StoredReader, TensorReader
+from .auto_round import restore_auto_round
 from .awq import restore_awq
+from .bitsandbytes import restore_bitsandbytes
 from .compressed_tensors import restore_compressed_tensors
 from .fp8 import restore_fp8
 from .gptq import restore_gptq
@@ -24,6 +26,8 @@ FORMATS: dict[str, Callable[[Mapping[str, StoredTensor], QuantizationConfig], di
     "compressed-tensors": restore_compressed_tensors,
     "gptq": restore_gptq,
     "awq": restore_awq,
+    "bitsandbytes": restore_bitsandbytes,
+    "auto-round": restore_auto_round,
 }
 
 
@@ -43,7 +47,7 @@ def find_settings(file: Path, config: Mapping[str, Any]) -> QuantizationConfig |
         )
         if inside.get(KEY) is not None:
             settings = inside.inside(KEY)
-            if settings.get("quant_method") not in FORMATS:
+            if settings.method not in FORMATS:
                 raise settings.refusal("quant_method", f"this tool reads {', '.join(FORMATS)}")
             return settings
     return None
@@ -60,4 +64,4 @@ def restore_tensors(stored: Mapping[str, StoredTensor], settings: QuantizationCo
     """
     if settings is None:
         return {name: StoredReader(tensor) for name, tensor in stored.items()}
-    return FORMATS[settings.get("quant_method")](stored, settings)
+    return FORMATS[settings.method](stored, settings)

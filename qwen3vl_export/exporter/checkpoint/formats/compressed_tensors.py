@@ -62,7 +62,7 @@ def _blocks(settings: QuantizationConfig) -> Iterator[Block]:
         weights.require("num_bits", (4, 8) if is_integer else (8,))
         strategy = weights.require("strategy", ("tensor", "channel", "group", "block"))
         if strategy == "block":
-            yield weights.block("block_structure") or (128, 128)
+            yield weights.size("block_structure") or (128, 128)
         elif strategy == "group":
             yield 1, weights.group("group_size", -1) or WHOLE
         else:

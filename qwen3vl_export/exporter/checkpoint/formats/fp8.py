@@ -31,7 +31,7 @@ def restore_fp8(stored: Mapping[str, StoredTensor], settings: QuantizationConfig
     settings.require("fmt", ("e4m3",), "e4m3")
     settings.require("scale_fmt", ("float",), "float")
     settings.require("expert_dtype", ("fp8",), "fp8")
-    block = settings.block("weight_block_size")
+    block = settings.size("weight_block_size")
     quantized, rest = collect_parts(stored, (SCALES,), ("",))
     restored: dict[str, TensorReader] = {}
     for name, tensor in rest.items():

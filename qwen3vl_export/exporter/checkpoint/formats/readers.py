@@ -87,13 +87,13 @@ class ColumnsReader:
 
 @dataclass(frozen=True)
 class UnpackedReader:
-    """Unsigned integers of a matrix [R, C], packed in 32-bit words along its rows or its columns.
+    """Unsigned integers of a matrix [R, C], packed in words along its rows or its columns.
 
     Attributes:
-        words: [R, C / k] or [R / k, C], k integers to a word, rounded up.
+        words: [R, C / k] or [R / k, C], k integers to a word of the dtype's width, rounded up.
         axis: the one that is packed.
         places: the place in a word, counted from its lowest bits, of each of its k integers in turn; default in order.
-        word_offset: is added to every word, with 32-bit wrap-around.
+        word_offset: is added to every word, and wraps around.
         offset: is subtracted from every integer.
     """
 
@@ -114,7 +114,7 @@ class UnpackedReader:
         return torch.int32
 
     def read(self, rows: slice, allocate: Allocator) -> Tensor:
-        per_word = WORD_BITS // self.bits
+        per_word = 8 * self.words.dtype.itemsize // self.bits
         packed = rows
         if self.axis == 0:
             packed = slice(rows.start // per_word, -(-rows.stop // per_word))

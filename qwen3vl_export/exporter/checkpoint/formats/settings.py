@@ -25,6 +25,15 @@ class QuantizationConfig:
     values: Mapping[str, Any]
     path: str = ""
 
+    @property
+    def method(self) -> Any:
+        """`quant_method`, or bitsandbytes: its older files have nothing but `load_in_4bit` or `load_in_8bit`.
+
+        Source: transformers, `AutoHfQuantizer.from_config`.
+        """
+        is_bitsandbytes = self.get("load_in_4bit") or self.get("load_in_8bit")
+        return "bitsandbytes" if is_bitsandbytes else self.get("quant_method")
+
     def get(self, key: str, default: Any = None) -> Any:
         """A key's value; None counts as missing."""
         value = self.values.get(key)
@@ -60,8 +69,8 @@ class QuantizationConfig:
         if self.get(key):
             raise self.refusal(key, "this tool cannot read that")
 
-    def block(self, key: str) -> tuple[int, int] | None:
-        """Rows and columns that share a scale; None if the key is missing.
+    def size(self, key: str) -> tuple[int, int] | None:
+        """Rows and columns of a block or a matrix; None if the key is missing.
 
         Raises:
             CheckpointError: the value is not two positive numbers.
@@ -72,6 +81,28 @@ class QuantizationConfig:
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)):
             raise self.refusal(key, "two positive numbers are read")
         return value[0], value[1]
+
+    def count(self, key: str) -> int:
+        """A positive number.
+
+        Raises:
+            CheckpointError: the value is none.
+        """
+        value = self.get(key)
+        if not isinstance(value, int) or value < 1:
+            raise self.refusal(key, "a positive number is read")
+        return value
+
+    def number(self, key: str) -> float:
+        """A number.
+
+        Raises:
+            CheckpointError: the value is none.
+        """
+        value = self.get(key)
+        if not isinstance(value, int | float):
+            raise self.refusal(key, "a number is read")
+        return value
 
     def group(self, key: str, default: int) -> int | None:
         """Values of a row that share a scale; None for -1, a whole row.
