@@ -138,6 +138,7 @@ def restore_gptq(tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
     for module in modules_with(tensors, ".qweight"):
         scales, groups = tensors[f"{module}.scales"].t(), tensors.get(f"{module}.g_idx")
         codes = unpack(tensors[f"{module}.qweight"].t(), bits).float()
+        codes = codes if groups is None else codes[:, : len(groups)]
         zero_points = unpack(tensors[f"{module}.qzeros"] + ones, bits).t()[: len(codes)]
         block = (1, codes.shape[1] // scales.shape[1])
         offsets, factors = (spread(grid, codes.shape, block, groups) for grid in (zero_points, scales))
@@ -147,11 +148,12 @@ def restore_gptq(tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
 
 def restore_awq(tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
     """(code - zero point) x scale; a word's values 0, 1, 2, … are in its places 0, 4, 1, 5, 2, 6, 3, 7."""
+    places = [0, 4, 1, 5, 2, 6, 3, 7]
     restored = without(tensors, (".qweight", ".qzeros", ".scales"))
     for module in modules_with(tensors, ".qweight"):
         scales = tensors[f"{module}.scales"]
         codes, zero_points = (
-            unpack(words, 4).reshape(len(words), -1, 8)[..., [0, 4, 1, 5, 2, 6, 3, 7]].flatten(1).float()
+            unpack(words, 4).reshape(len(words), -1, 8)[..., places].flatten(1)[:, : scales.shape[1]].float()
             for words in (tensors[f"{module}.qweight"], tensors[f"{module}.qzeros"])
         )
         repeats = len(codes) // len(scales)

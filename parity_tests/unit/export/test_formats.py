@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from parity_tests.harness.sides.reference import load_model
 from parity_tests.harness.sides.restored_weights import restored_weights
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
-from qwen3vl_export.exporter.checkpoint.formats import awq, readers
+from qwen3vl_export.exporter.checkpoint.formats import awq, bitsandbytes, flat, readers
 from qwen3vl_export.exporter.checkpoint.formats.readers import ScaledReader, SpreadReader, UnpackedReader
-from qwen3vl_export.exporter.checkpoint.tensors import Allocator, StoredReader
+from qwen3vl_export.exporter.checkpoint.formats.settings import QuantizationConfig
+from qwen3vl_export.exporter.checkpoint.tensors import Allocator, StoredReader, WrappedReader, allocate_anew
 from qwen3vl_export.exporter.submodules import check_tensors
 
 Written = tuple[Path, dict[str, Tensor]]
@@ -222,6 +224,28 @@ def reverse_words(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(UnpackedReader, "__init__", reverse)
 
 
+@dataclass(frozen=True)
+class NextReader(WrappedReader):
+    """A column, each number in the place of the one before."""
+
+    def read(self, rows: slice, allocate: Allocator) -> Tensor:
+        return self.reader.read(slice(0, self.shape[0]), allocate_anew).roll(-1, 0)[rows]
+
+
+def take_next_block(patch: pytest.MonkeyPatch) -> None:
+    scales = bitsandbytes._block_scales
+    patch.setattr(bitsandbytes, "_block_scales", lambda parts, state: NextReader(scales(parts, state)))
+
+
+def reverse_tables(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(bitsandbytes, "TABLES", {kind: table[::-1] for kind, table in bitsandbytes.TABLES.items()})
+
+
+def forget_functions(patch: pytest.MonkeyPatch) -> None:
+    """The division by 127, or the rounding."""
+    patch.setattr(flat.MappedReader, "read", lambda reader, rows, allocate: reader.reader.read(rows, allocate))
+
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 MISTAKES: list[tuple[str, Plant]] = [
     ("fp8", transpose_scales),
@@ -240,6 +264,17 @@ MISTAKES: list[tuple[str, Plant]] = [
     ("awq", lambda patch: patch.setattr(awq, "PLACES", tuple(range(8)))),
     ("awq", shift_zero_points),
     ("awq", forget_zero_points),
+    ("nf4", take_next_block),
+    ("nf4", reverse_tables),
+    ("nf4", lambda patch: patch.setattr(bitsandbytes, "UPPER_FIRST", (0, 1))),
+    ("nf4-nested", take_next_block),
+    ("nf4-nested", lambda patch: patch.setattr(QuantizationConfig, "number", lambda state, key: 0.0)),
+    ("fp4", reverse_tables),
+    ("int8-bitsandbytes", forget_functions),
+    ("int8-bitsandbytes", repeat_first_scale),
+    ("auto-round-gptq", shift_zero_points),
+    ("auto-round-gptq-v2", shift_zero_points),
+    ("auto-round-awq", reverse_words),
 ]
 
 
@@ -259,9 +294,15 @@ def test_a_mistake_in_a_reader_parts_from_the_reference(
         assert (opened.read(name) - expected).norm() > 0.02 * expected.norm(), name
 
 
-def test_zero_points_of_another_version_part_from_the_values(tmp_path: Path) -> None:
-    values = write_quantized_checkpoint(tmp_path, "gptq")
-    edit_settings(tmp_path, lambda settings: settings.update(checkpoint_format="gptq_v2"))
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [("gptq", {"checkpoint_format": "gptq_v2"}), ("auto-round-gptq", {"packing_format": "auto_round:gptqmodel"})],
+)
+def test_zero_points_of_another_version_part_from_the_values(
+    form: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    values = write_quantized_checkpoint(tmp_path, form)
+    edit_settings(tmp_path, lambda written: written.update(settings))
     opened = open_checkpoint(str(tmp_path))
     assert not any(torch.allclose(opened.read(name), values[name], rtol=0.1) for name in filter(is_quantized, values))
 
@@ -289,6 +330,17 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("gptq", {"group_size": 0}, r"group_size is 0, a positive number, or -1 for a whole row, is read"),
     ("awq", {"version": "gemv"}, r"version is 'gemv', this tool reads 'gemm'"),
     ("awq", {"bits": 8}, r"bits is 8, this tool reads 4\."),
+    ("nf4", {"bnb_4bit_quant_type": "af4"}, r"bnb_4bit_quant_type is 'af4', this tool reads 'nf4' and 'fp4'"),
+    ("auto-round-gptq", {"packing_format": "auto_round:llm_compressor"}, r"packing_format is 'auto_round:llm_compres"),
+    ("auto-round-gptq", {"data_type": "mx_fp"}, r"data_type is 'mx_fp', this tool reads 'int'"),
+    ("auto-round-gptq", {"act_bits": 8}, r"act_bits is 8, this tool reads 16 and 32"),
+    ("auto-round-gptq", {"rotation_config": {"hadamard_type": "hadamard"}}, r"rotation_config is "),
+    ("auto-round-gptq", {"bits": 2}, r"bits is 2, this tool reads 4 and 8"),
+    (
+        "auto-round-awq",
+        {"extra_config": {"model.language_model.layers.0.mlp.up_proj": {"bits": 8}}},
+        r"extra_config\.model\.language_model\.layers\.0\.mlp\.up_proj\.bits is 8, this tool reads 4",
+    ),
 ]
 
 
@@ -304,6 +356,13 @@ def test_a_setting_that_cannot_be_read_is_named(
 
 
 Q = "model.language_model.layers.0.self_attn.q_proj"
+STATE = f"{Q}.weight.quant_state.bitsandbytes__nf4"
+
+
+def as_bytes(**state: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+
 DAMAGE: list[tuple[str, Callable[[dict[str, Tensor]], object], str]] = [
     ("fp8", lambda t: t.pop(f"{Q}.weight_scale_inv"), rf"{Q}\.weight_scale_inv is missing"),
     ("fp8", lambda t: t.pop(f"{Q}.weight"), rf"{Q}\.weight is missing"),
@@ -323,6 +382,55 @@ DAMAGE: list[tuple[str, Callable[[dict[str, Tensor]], object], str]] = [
     ("gptq-desc-act", lambda t: t.pop(f"{Q}.g_idx"), rf"{Q}\.g_idx is missing"),
     ("awq", lambda t: t.pop(f"{Q}.scales"), rf"{Q}\.scales is missing"),
     ("awq", lambda t: t.update({f"{Q}.qzeros": torch.ones(2, 5)}), r"q_proj\.qzeros is \[2, 5\], not \[2, 24\]"),
+    (
+        "awq",
+        lambda t: t.update({f"{Q}.qweight": torch.ones(128, 5)}),
+        r"q_proj\.qweight is \[128, 5\], not \[128, 24\]",
+    ),
+    ("nf4", lambda t: t.pop(f"{Q}.weight"), rf"{Q}\.weight is missing"),
+    ("nf4", lambda t: t.pop(f"{Q}.weight.absmax"), rf"{Q}\.weight\.absmax is missing"),
+    ("nf4", lambda t: t.pop(STATE), r"q_proj\.weight\.quant_state\.bitsandbytes__nf4 is missing"),
+    ("nf4", lambda t: t.update({STATE: t[STATE][:9]}), r"quant_state\.bitsandbytes__nf4 is not a JSON object"),
+    ("nf4", lambda t: t.update({STATE: as_bytes(blocksize=64)}), r"bitsandbytes__nf4\.shape is None, two positive num"),
+    (
+        "nf4",
+        lambda t: t.update({STATE: as_bytes(shape=[192, 64], dtype="bfloat16", blocksize=64)}),
+        r"q_proj\.weight has 12288 bytes, which are not 4 bits of \[192, 64\]",
+    ),
+    (
+        "nf4",
+        lambda t: t.update({STATE: as_bytes(shape=[192, 128], dtype="int8", blocksize=64)}),
+        r"bitsandbytes__nf4\.dtype is 'int8', this tool reads 'bfloat16' and",
+    ),
+    (
+        "nf4",
+        lambda t: t.update({STATE: as_bytes(shape=[192, 128], dtype="float32", blocksize=0)}),
+        r"bitsandbytes__nf4\.blocksize is 0, a positive number is read",
+    ),
+    (
+        "nf4-nested",
+        lambda t: t.update({STATE: as_bytes(shape=[192, 128], dtype="float32", blocksize=64, nested_blocksize=256)}),
+        r"bitsandbytes__nf4\.nested_offset is None, a number is read",
+    ),
+    (
+        "nf4",
+        lambda t: t.update({f"{Q}.weight.absmax": torch.ones(383)}),
+        r"q_proj\.weight\.absmax is \[383, 1\], which are not blocks of 64 x 1 of \[24576, 1\]",
+    ),
+    ("nf4-nested", lambda t: t.pop(f"{Q}.weight.nested_absmax"), rf"{Q}\.weight\.nested_absmax is missing"),
+    ("nf4-nested", lambda t: t.pop(f"{Q}.weight.nested_quant_map"), rf"{Q}\.weight\.nested_quant_map is missing"),
+    ("int8-bitsandbytes", lambda t: t.pop(f"{Q}.weight"), rf"{Q}\.weight is missing"),
+    (
+        "int8-bitsandbytes",
+        lambda t: t.update({f"{Q}.weight": torch.ones(192, 128)}),
+        r"is torch\.float32, with \.SCB it",
+    ),
+    ("int8-bitsandbytes", lambda t: t.update({f"{Q}.SCB": torch.ones(19)}), r"q_proj\.SCB is \[19, 1\], which are not"),
+    (
+        "int8-bitsandbytes",
+        lambda t: t.update({f"{Q}.weight_format": torch.tensor(2, dtype=torch.uint8)}),
+        r"q_proj\.weight_format is 2, this tool reads 0, rows",
+    ),
 ]
 
 
@@ -343,6 +451,19 @@ def test_codes_without_settings_are_refused(tmp_path: Path, write: WriteForm) ->
     (directory / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(CheckpointError, match=r"tensor .*_proj\.weight \[\d+, \d+\] is missing"):
         check_tensors(open_checkpoint(str(directory)), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"), [("nf4", {"load_in_4bit": True}), ("int8-bitsandbytes", {"load_in_8bit": True})]
+)
+def test_older_files_of_bitsandbytes_do_not_say_so(
+    form: str, settings: dict[str, bool], tmp_path: Path, write: WriteForm
+) -> None:
+    directory, values = write(form)
+    copy = Path(shutil.copytree(directory, tmp_path / form))
+    edit_settings(copy, lambda written: (written.clear(), written.update(settings)))
+    assert torch.equal(open_checkpoint(str(copy)).read(f"{Q}.weight"), values[f"{Q}.weight"])
+    assert torch.equal(restored_weights(copy, settings)[f"{Q}.weight"], values[f"{Q}.weight"])
 
 
 def test_settings_of_the_text_model_count(tmp_path: Path, write: WriteForm) -> None:

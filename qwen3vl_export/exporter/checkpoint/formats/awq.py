@@ -1,8 +1,9 @@
 """`quant_method: awq`: 4-bit integers in 32-bit words along a matrix's rows, with scales and zero points per group.
 
-Of `X.weight` [R, C], `X.qweight` holds the transpose, [C, R / 8] words; `X.scales` [C / g, R] and `X.qzeros`
-[C / g, R / 8] are those of g consecutive columns. The eight integers of a word are interleaved: the first, third, fifth
-and seventh quarter bytes from the lowest hold the values 0, 2, 4, 6 … in the order of AutoAWQ's `gemm` kernel.
+Of `X.weight` [R, C], `X.qweight` holds the transpose, [C, R / 8] words, rounded up; `X.scales` [C / g, R] and
+`X.qzeros` [C / g, R / 8] are those of g consecutive columns. The eight integers of a word are interleaved: the first,
+third, fifth and seventh quarter bytes from the lowest hold the values 0, 2, 4, 6 … in the order of AutoAWQ's `gemm`
+kernel.
 Source: casper-hansen/AutoAWQ, `awq/utils/packing_utils.py`.
 """
 
@@ -39,12 +40,12 @@ def restore_awq(stored: Mapping[str, StoredTensor], settings: QuantizationConfig
 
 
 def _restore(parts: Parts, group: int | None) -> TensorReader:
-    words = parts.take(".qweight")
-    columns, rows = words.shape[0], words.shape[1] * PER_WORD
-    shape = (rows, columns)
-    blocks = ((1, group or columns),)
     scales = ColumnsReader(parts.take(".scales"))
-    zero_words = ColumnsReader(parts.take(".qzeros", (scales.shape[1], rows // PER_WORD)))
+    rows, columns = scales.shape[0], parts.take(".qweight").shape[0]
+    shape, per_column = (rows, columns), -(-rows // PER_WORD)
+    blocks = ((1, group or columns),)
+    words = parts.take(".qweight", (columns, per_column))
+    zero_words = ColumnsReader(parts.take(".qzeros", (scales.shape[1], per_column)))
     zero_points = UnpackedReader(zero_words, scales.shape, BITS, axis=0, places=PLACES)
     return ScaledReader(
         UnpackedReader(ColumnsReader(words), shape, BITS, axis=0, places=PLACES),

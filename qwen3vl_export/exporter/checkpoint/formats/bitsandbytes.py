@@ -28,6 +28,7 @@ from .settings import UNQUANTIZED, QuantizationConfig
 
 STATE, WEIGHT, SCALES = ".weight.quant_state.bitsandbytes__", ".weight", ".weight.absmax"
 NESTED_SCALES, NESTED_TABLE = ".weight.nested_absmax", ".weight.nested_quant_map"
+FP4_MAGNITUDES = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 TABLES = {
     "nf4": (
         *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -35,7 +36,7 @@ TABLES = {
         *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
         *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
     ),
-    "fp4": tuple(sign * value for sign in (1, -1) for value in (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)),
+    "fp4": (*FP4_MAGNITUDES, *(0.0 - magnitude for magnitude in FP4_MAGNITUDES)),
 }
 UPPER_FIRST = (1, 0)  # places of a byte's codes
 ROUNDED_TO = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

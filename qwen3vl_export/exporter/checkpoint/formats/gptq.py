@@ -1,9 +1,10 @@
 """`quant_method: gptq`: integers in 32-bit words along a matrix's columns, with scales and zero points per group.
 
-Of `X.weight` [R, C], `X.qweight` holds the transpose, [C / k, R] words of k integers; `X.scales` [G, R] and `X.qzeros`
-[G, R / k] are those of G groups of columns, and `X.g_idx` [C] names each column's group (with `desc_act` they are not
-consecutive). Zero points are stored less one (`checkpoint_format: gptq`, subtracted from whole words) or as they are
-(`gptq_v2`). Source: ModelCloud/GPTQModel, `utils/model.py` and `nn_modules/qlinear`.
+Of `X.weight` [R, C], `X.qweight` holds the transpose, [C / k, R] words of k integers, rounded up; `X.scales` [G, R] and
+`X.qzeros` [G, R / k] are those of G groups of columns, and `X.g_idx` [C] names each column's group (with `desc_act`
+they are not consecutive). Zero points are stored less one (`checkpoint_format: gptq`, subtracted from whole words: a
+zero point of 0 borrows from the next, and gets it back when it is read) or as they are (`gptq_v2`). Source:
+ModelCloud/GPTQModel, `utils/model.py` and `nn_modules/qlinear`.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ def restore_gptq(stored: Mapping[str, StoredTensor], settings: QuantizationConfi
 
 def _restore(parts: Parts, bits: int, group: int | None, word_offset: int, desc_act: bool) -> TensorReader:
     per_word = WORD_BITS // bits
-    words = parts.take(".qweight")
-    columns, rows = words.shape[0] * per_word, words.shape[1]
-    shape = (rows, columns)
+    words, stored_groups = parts.take(".qweight"), parts.get(".g_idx")
+    columns = words.shape[0] * per_word if stored_groups is None else stored_groups.shape[0]
+    shape = (words.shape[1], columns)
+    words = parts.take(".qweight", (-(-columns // per_word), shape[0]))
     group_of_columns = _check_groups(parts, columns, desc_act)
     blocks = ((1, group or columns),)
     scales = ColumnsReader(parts.take(".scales"))
     zero_points = UnpackedReader(
-        ColumnsReader(parts.take(".qzeros", (scales.shape[1], -(-rows // per_word)))),
+        ColumnsReader(parts.take(".qzeros", (scales.shape[1], -(-shape[0] // per_word)))),
         scales.shape,
         bits,
         axis=0,
