@@ -104,17 +104,7 @@ class Checkpoint:
         return replace(self, adapters=()) if self.adapters else self
 
     def adapted(self, adapters: Sequence[Adapter]) -> Checkpoint:
-        """The checkpoint with further adapters, merged after those that it has.
-
-        Raises:
-            CheckpointError: its weights are quantized.
-        """
-        if adapters and self.quantization is not None:
-            raise CheckpointError(
-                f"{self.root}: its weights are quantized ({self.quantization.get('quant_method')}), adapter "
-                f"{adapters[0].source} cannot be merged into them",
-                f"Pass the checkpoint that it was quantized from: --checkpoint BASE --adapter {adapters[0].root}",
-            )
+        """The checkpoint with further adapters, merged after those that it has."""
         return replace(self, adapters=(*self.adapters, *adapters))
 
     @property
@@ -222,7 +212,7 @@ def open_checkpoint(source: str, revision: str = "main", name: str = "") -> Chec
 
     Raises:
         CheckpointError: not found, no network, a config that is not exported (`read_config`), or an adapter beside
-            weights, without a base, or of quantized weights.
+            weights, or without a base.
     """
     return _open_source(source, revision, name)
 
