@@ -36,10 +36,16 @@ RUNS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "exam": ALL,
     "accuracy": ALL,
 }
-WEIGHTS, CALIBRATED = "weights", "calibrated_weights"  # the second where calibration chose the rounding
+WEIGHTS = "weights"
+CALIBRATED = "calibrated_weights"  # calibration chose the rounding
+FROM_SOURCE = "source_weights"  # nothing was rounded
 DEQUANTIZED = "dequantized_"  # prefix of stages in which PyTorch has the artifact's dequantized weights
 DEQUANTIZED_STAGES = ("vision", "embeddings", "decoder", "decode", "generate")
-BLOCK_METHODS = ("int8", "int4")  # methods whose weights dequantize to the same values whatever the activations
+BLOCK_METHODS = (
+    "int8",
+    "int4",
+    "source",
+)  # methods whose weights dequantize to the same values whatever the activations
 
 
 def promised_graphs(recipe: Json, patch_size: int) -> dict[str, Grid | None]:
@@ -133,8 +139,14 @@ def quantized_graphs(recipe: Json, graphs: Collection[str]) -> list[tuple[str, s
         holders = TABLES if name == EMBEDDINGS else (name,)
         graph = next((graph for graph in holders if graph in graphs), None)
         if graph is not None and plan["method"] != "none":
-            pairs.append((CALIBRATED if plan.get("algorithm") == "gptq" else WEIGHTS, graph))
+            pairs.append((_weights_stage(plan), graph))
     return pairs
+
+
+def _weights_stage(plan: Json) -> str:
+    if plan["method"] == "source":
+        return FROM_SOURCE
+    return CALIBRATED if plan.get("algorithm") == "gptq" else WEIGHTS
 
 
 def reason_to_skip(recipe: Json, model_type: str = "") -> str | None:

@@ -106,8 +106,6 @@ def prepare_build(
     for adapter in checkpoint.adapters:
         log(f"adapter {adapter.source} ({adapter.revision}), {len(adapter.stored)} tensors")
     check_settings(checkpoint, recipe, log)
-    if checkpoint.quantization is not None:
-        log(f"quantized weights are restored ({checkpoint.quantization.method}), activations are not quantized")
     calibrations = plan_calibrations(recipe, checkpoint, directory / CALIBRATED_DIR, log)
     prompts = {precision: calibration.prompts.sha256 for precision, calibration in calibrations.items()}
     journal = open_journal(directory, recipe, checkpoint, prompts, log)

@@ -26,19 +26,21 @@ from ..promise import promised_graphs
 from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
-from .calibration.results import use_results
+from .calibration.results import CalibratedRows
 from .checkpoint import Checkpoint, open_checkpoint, open_repository
 from .checkpoint.adapter import open_adapter
 from .lowering import lower
 from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
 from .optimize import optimize
 from .quantize import quantize, store_as
+from .quantize.source import NOTHING_CARRIED, SourceWeights, find_source_weights
 from .rewrites.rows import use_gemm
 from .simplify import simplify
 from .stages import Stages
 from .submodules import Submodule, build_submodule, check_tensors
 from .trace import trace
 from .weights import WeightFile, attach
+from .weights.quantized_rows import use_rows
 
 Log = Callable[[str], None]
 UNQUANTIZED = KeepPrecision()
@@ -109,16 +111,17 @@ def build_skeletons(
         calibrations: of the decoder, by precision; each runs when its graph is quantized.
 
     Raises:
-        CheckpointError: a tensor is missing or has another shape.
-        RecipeError: onnxruntime cannot run the graphs.
+        CheckpointError: a tensor is missing or has another shape, or integers cannot be carried over.
+        RecipeError: onnxruntime cannot run the graphs, or there are no integers to carry over.
     """
     for line in checkpoint.warnings:
         log(f"warning: {line}")
     check_tensors(checkpoint, torch.float32, needs_tower(recipe), log)
+    variants = {precision: recipe.at(precision) for precision in recipe.every_precision}
+    source_weights = {name: find_source_weights(variant, checkpoint, log) for name, variant in variants.items()}
     skeletons = []
     optimized: dict[tuple[str, torch.dtype], Skeleton] = {}  # precisions of one dtype differ from quantization on
-    for precision in recipe.every_precision:
-        variant = recipe.at(precision)
+    for precision, variant in variants.items():
         dtype: torch.dtype = getattr(torch, variant.compute_dtype)
         storage_dtype = ir.DataType.BFLOAT16 if variant.dtype == "bfloat16" else None
         check_onnxruntime(variant, checkpoint.facts)
@@ -145,7 +148,10 @@ def build_skeletons(
                 skeleton.lender = table_stem(recipe, precision, checkpoint)
                 skeleton.calibration = calibrations.get(precision)
             quantization = variant.quantization_of(graph)
-            skeletons.append(quantize_and_store(skeleton, variant.target, quantization, storage_dtype))
+            skeleton = quantize_and_store(
+                skeleton, variant.target, quantization, storage_dtype, source_weights[precision]
+            )
+            skeletons.append(skeleton)
     return skeletons
 
 
@@ -175,14 +181,18 @@ def trace_and_optimize(submodule: Submodule, target: str, dtype: torch.dtype, st
 
 
 def quantize_and_store(
-    skeleton: Skeleton, target: str, quantization: MethodSettings, storage_dtype: ir.DataType | None
+    skeleton: Skeleton,
+    target: str,
+    quantization: MethodSettings,
+    storage_dtype: ir.DataType | None,
+    source_weights: SourceWeights = NOTHING_CARRIED,
 ) -> Skeleton:
     """The second half: how the weights are stored. The model is changed in place."""
     model, stages = skeleton.model, skeleton.stages
     if quantization.method != "none":
-        model = quantize(model, quantization, target)
+        model = quantize(model, quantization, target, source_weights)
         if skeleton.calibration is not None:
-            model = use_results(model, skeleton.calibration.results)
+            model = use_rows(model, partial(CalibratedRows, skeleton.calibration.results))
         model = stages.record("quantized", model)
     model = use_gemm(model)
     if storage_dtype is not None:

@@ -284,6 +284,12 @@ class Recipe(StrictModel):
             )
         for graph in ("vision_encoder", "decoder_model_merged"):
             settings = getattr(quantization, graph)
+            if settings.method == "source":
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.method",
+                    "integers of a checkpoint go into MatMulNBits, an operator of the ort target",
+                    "Write target: ort, or method: int4, which restores and rounds them",
+                )
             if settings.method in ("int8", "int4") and not settings.symmetric:
                 raise FieldConflict(
                     f"{prefix}quantization.{graph}.symmetric",

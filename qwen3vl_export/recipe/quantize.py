@@ -68,8 +68,25 @@ class Int4(BlockSettings):
     bits: ClassVar[int] = 4
 
 
-METHODS: dict[str, type[StrictModel]] = {"none": KeepPrecision, "int8_dynamic": Int8Dynamic, "int8": Int8, "int4": Int4}
-MethodSettings = Annotated[KeepPrecision | Int8Dynamic | Int8 | Int4, Field(discriminator="method")]
+class FromSource(StrictModel):
+    """Weights that the checkpoint holds as integers, carried over; the others keep the recipe's dtype."""
+
+    method: Literal["source"]
+    """source: the integers, scales and zero points of a quantized checkpoint, unchanged."""
+    accuracy_level: Literal[0, 1, 4] = 0
+    """How onnxruntime multiplies: 1 in float32, 4 with activations in 8 bits block by block, 0 its own choice."""
+    keep: Patterns = ()
+    """Weights that are restored in the recipe's dtype instead, by name: "*.down_proj.weight"."""
+
+
+METHODS: dict[str, type[StrictModel]] = {
+    "none": KeepPrecision,
+    "int8_dynamic": Int8Dynamic,
+    "int8": Int8,
+    "int4": Int4,
+    "source": FromSource,
+}
+MethodSettings = Annotated[KeepPrecision | Int8Dynamic | Int8 | Int4 | FromSource, Field(discriminator="method")]
 
 
 class Quantization(StrictModel):
@@ -89,10 +106,15 @@ PROFILES = ("float32", "float16", "int8", "int4")  # of tolerances, from exact t
 def profile_of(recipe: Mapping[str, Any]) -> str:
     """The tolerance profile of the least precise part of a recipe (plain data, not validated).
 
-    bfloat16 has float32's: computing is in float32, and the published weights are bfloat16 to begin with.
+    bfloat16 has float32's: computing is in float32, and the published weights are bfloat16 to begin with. So has
+    `source`, which rounds nothing, unless activations are in 8 bits.
     """
     quantization = recipe.get("quantization")
     blocks = quantization.values() if isinstance(quantization, dict) else ()
-    methods = [str(block.get("method")).removesuffix("_dynamic") for block in blocks if isinstance(block, dict)]
-    precisions = {str(recipe.get("dtype")), *methods}
+    precisions = {str(recipe.get("dtype")), *(_profile_of_block(block) for block in blocks if isinstance(block, dict))}
     return max((profile for profile in PROFILES if profile in precisions), key=PROFILES.index, default=PROFILES[0])
+
+
+def _profile_of_block(block: Mapping[str, Any]) -> str:
+    method = str(block.get("method")).removesuffix("_dynamic")
+    return "int8" if method == "source" and block.get("accuracy_level") == 4 else method

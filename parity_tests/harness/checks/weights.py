@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qwen3vl_export.contract import VISION_ENCODER
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
-from qwen3vl_export.promise import CALIBRATED, WEIGHTS
+from qwen3vl_export.promise import CALIBRATED, FROM_SOURCE, WEIGHTS
 from qwen3vl_export.runtime.arrays import Floats
 
 from ..judging.measures import nmse
@@ -30,7 +30,7 @@ from ..judging.outcome import Finding
 from ..sides.bench import Bench
 from ..sides.probe import FOLDER, module_of
 
-STAGES = (WEIGHTS, CALIBRATED)
+STAGES = (WEIGHTS, CALIBRATED, FROM_SOURCE)
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
 TABLES = ("GatherBlockQuantized",)
 DEQUANTIZE = "DequantizeLinear"  # blocks in standard operators

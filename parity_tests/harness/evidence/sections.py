@@ -25,6 +25,7 @@ AREAS = {
     "sampling": "generation settings",
     "weights": "quantized weights",
     "calibrated_weights": "calibrated weights",
+    "source_weights": "weights carried over",
     "prompt": "prompt text and tokens",
     "preprocess": "resized pixels",
     "positions": "3-axis positions",

@@ -20,11 +20,12 @@ from qwen3vl_export.exporter.calibration import PromptState, calibrate
 from qwen3vl_export.exporter.calibration.gptq import Hessian, factor, output_power, quantize_gptq
 from qwen3vl_export.exporter.calibration.layers import TEXT_PREFIX, build_text_model, embed_prompts, loaded_weights
 from qwen3vl_export.exporter.calibration.prompts import PROMPTS_FILE, Prompts, read_prompts
-from qwen3vl_export.exporter.calibration.results import CalibratedPacking, CalibrationResults
+from qwen3vl_export.exporter.calibration.results import CalibratedRows, CalibrationResults
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.weights import blockwise
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, Blockwise
+from qwen3vl_export.exporter.weights.quantized_rows import QuantizedPacking
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Int4
 
@@ -97,7 +98,7 @@ def test_results_are_read_back_as_they_were_found(symmetric: bool, tmp_path: Pat
     results = CalibrationResults(tmp_path)
     results.create("w", 10, 96, packing)
     results.write("w", 0, packed)
-    arrays, dequantized = CalibratedPacking(packing, results, "w").pack(rows[4:7], first=4)
+    arrays, dequantized = QuantizedPacking(packing, CalibratedRows(results, "w")).pack(rows[4:7], first=4)
     assert torch.equal(dequantized, packed.dequantized[4:7])
     assert torch.equal(arrays[DATA], packed.data[4:7]) and torch.equal(arrays[SCALES], packed.scales[4:7])
 

@@ -6,10 +6,9 @@ the integers were computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +17,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from ..weights.blockwise import PackedRows, unpack_rows
-from ..weights.inputs import SOURCE, WeightTransform, source_of, weight_inputs
-from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, PackedPart
+from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise
 
 NUMPY_DTYPES = {ir.DataType.UINT8: np.uint8, ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
@@ -59,54 +57,12 @@ class CalibrationResults:
 
 
 @dataclass(frozen=True)
-class CalibratedPacking:
-    """The packing of a weight that calibration has quantized.
+class CalibratedRows:
+    """The rows of a weight that calibration has quantized."""
 
-    Attributes:
-        blockwise: how it is quantized.
-        results: hold its integers.
-        row_order: for a stack, which of the checkpoint's rows each row of a matrix is; empty if they keep their order.
-    """
-
-    transposed_parts: ClassVar[tuple[str, ...]] = ()
-
-    blockwise: Blockwise
     results: CalibrationResults
     parameter: str
-    row_order: tuple[int, ...] = ()
 
-    def parts(self, rows: int, width: int) -> Mapping[str, PackedPart]:
-        return self.blockwise.parts(rows, width)
-
-    def pack(self, rows: Tensor, first: int = 0) -> tuple[Mapping[str, Tensor], Tensor]:
-        count, width = rows.shape
-        index = torch.arange(first, first + count)
-        if self.row_order:
-            period = len(self.row_order)
-            index = index - index % period + torch.tensor(self.row_order)[index % period]
+    def read(self, index: Tensor, packing: Blockwise, width: int) -> PackedRows:
         start, end = int(index.min()), int(index.max()) + 1
-        packed = self.results.read(self.parameter, start, end - start, self.blockwise.bits, width)
-        return self.blockwise.arrays(packed.select(index - start) if self.row_order else packed, width)
-
-
-def use_results(model: ir.Model, results: CalibrationResults) -> ir.Model:
-    """Replace every blockwise packing of a skeleton by one that reads the integers from `results`."""
-    for value in weight_inputs(model):
-        source = source_of(value)
-        if isinstance(source.packing, Blockwise):
-            row_order = find_row_order(source.transform)
-            packing = CalibratedPacking(source.packing, results, source.parameter, row_order)
-            value.meta[SOURCE] = replace(source, packing=packing)
-    return model
-
-
-def find_row_order(transform: WeightTransform) -> tuple[int, ...]:
-    """How a transform reorders the rows of each matrix of a stack [E, N, K]; empty if it does not, or without a
-    stack."""
-    if not transform or len(transform[-1][1]) != 3:
-        return ()
-    _, count, width = transform[-1][1]
-    rows = torch.arange(count)[None, :, None].expand(1, count, width)
-    for op, argument in transform:
-        rows = rows.permute(argument) if op == "Transpose" else rows.reshape(1, *argument[1:])
-    return tuple(rows[0, :, 0].tolist())
+        return self.results.read(self.parameter, start, end - start, packing.bits, width).select(index - start)

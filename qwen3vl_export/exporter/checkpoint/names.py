@@ -30,6 +30,14 @@ def checkpoint_name(parameter: str, tied: bool) -> str:
     raise AssertionError(f"{parameter}: no tensor of a checkpoint has this parameter")
 
 
+def parameter_name(tensor: str) -> str | None:
+    """The parameter of a checkpoint's tensor, as if the head were not tied; None if it is of no submodule."""
+    for prefix, checkpoint_prefix in sorted(PREFIXES.items(), key=lambda pair: len(pair[1]), reverse=True):
+        if tensor.startswith(checkpoint_prefix):
+            return prefix + tensor.removeprefix(checkpoint_prefix)
+    return None
+
+
 def rename_tensors(stored: Iterable[str], model_type: str, source: str) -> dict[str, str]:
     """The parameter of transformers' model that each stored tensor is loaded into -> its name in the files.
 

@@ -36,6 +36,7 @@ from ..skeletons import Log, Skeleton, build_skeletons, inputs_of, open_recipe_c
 from ..weights import WORKERS, ArrayKey, FilePlacement, is_transposed, key_of
 from ..weights.inputs import Source, fold_transforms, shape_of, source_of, weight_inputs
 from ..weights.packing import Packing
+from ..weights.quantized_rows import QuantizedPacking
 from ..weights.stream import PIECE_VALUES, STRIP_VALUES, Destination, rows_per_read, split_pieces, stream_piece
 
 SAMPLE_WIDTH = 2048  # values in a row of the timed piece
@@ -200,9 +201,8 @@ def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directo
         weight = (tensor, replace(source, part=""))
         if weight not in counted:
             counted.add(weight)
-            values[source.packing, ir.DataType.FLOAT if source.packing else dtype] += prod(
-                checkpoint.tensors[tensor].shape
-            )
+            packing = source.packing.blockwise if isinstance(source.packing, QuantizedPacking) else source.packing
+            values[packing, ir.DataType.FLOAT if packing else dtype] += prod(checkpoint.tensors[tensor].shape)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".plan-") as folder:
         root = Path(folder)
         rows = torch.randn(PIECE_VALUES // SAMPLE_WIDTH, SAMPLE_WIDTH).to(torch.bfloat16)

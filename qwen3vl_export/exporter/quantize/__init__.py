@@ -7,6 +7,7 @@ computes as it streams. Positions, norms and biases are not quantized, nor is an
     int8, int4     MatMulNBits, GatherBlockQuantized, DequantizeLinear of blocks, then the product;
                    QMoE                               experts dequantized one at a time, as in float16 on both targets
     int8_dynamic   DynamicQuantizeMatMul              DynamicQuantizeLinear, MatMulInteger
+    source         as int8 and int4, with the integers of the checkpoint (`quantize/source.py`)
 
 A new method takes a model in `recipe/quantize.py` and a line in `METHODS`.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import onnx_ir as ir
 
@@ -34,7 +36,8 @@ from ..weights.inputs import (
     weight_input,
     weight_inputs,
 )
-from .experts import build_qmoe, dequantize_expert, selects_expert, widening_cast
+from ..weights.quantized_rows import use_rows
+from .experts import ROUTER, build_qmoe, dequantize_expert, selects_expert, widening_cast
 from .ops import (
     NodeBuilder,
     WeightReader,
@@ -44,17 +47,20 @@ from .ops import (
     build_integer_matmul,
     build_matmul_nbits,
 )
+from .source import NOTHING_CARRIED, SourceWeights
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-ROUTER = "*.mlp.gate.weight"  # never quantized: it is small, and rounding it routes tokens to other experts
 
 
-def quantize(model: ir.Model, settings: MethodSettings, target: str) -> ir.Model:
-    """MethodSettings one graph.
+def quantize(
+    model: ir.Model, settings: MethodSettings, target: str, source_weights: SourceWeights = NOTHING_CARRIED
+) -> ir.Model:
+    """Quantize one graph.
 
     Args:
         settings: the recipe's, for this graph.
         target: `ort` or `portable`.
+        source_weights: what `method: source` carries over.
 
     Raises:
         BuildError: a `keep` pattern matches no weight of the graph, the method has no operator for its experts, or the
@@ -68,20 +74,26 @@ def quantize(model: ir.Model, settings: MethodSettings, target: str) -> ir.Model
     quantized = {
         w for w in weights if (name := source_of(w).parameter) not in excluded and not fnmatchcase(name, ROUTER)
     }
+    if settings.method == "source":
+        quantized = {weight for weight in quantized if source_of(weight).parameter in source_weights.settings}
+
+    def settings_of(weight: ir.Value | None) -> Any:
+        return source_weights.settings.get(source_of(weight).parameter, settings) if weight is not None else settings
+
     is_table = model.graph.name in (EMBED_TOKENS, EMBEDDINGS)
     match: Callable[[ir.Node, set[ir.Value]], WeightReader | None] = _match_look_up if is_table else _match_product
     build: NodeBuilder = build_gather if is_table else METHODS[settings.method, target]
     for node in list(model.graph.all_nodes()):
         reader = match(node, quantized)
         if reader is not None:
-            _replace(node, build(model, reader, settings))
+            _replace(node, build(model, reader, source_weights.settings.get(reader.rows.parameter, settings)))
         elif settings.method == "int8_dynamic":
             continue
         elif node.op_type == "MoE" and {node.inputs[2], node.inputs[4]} <= quantized:
-            _replace(node, build_qmoe(model, node, settings))
+            _replace(node, build_qmoe(model, node, settings_of(node.inputs[2])))
         elif selects_expert(node, quantized):
             last = widening_cast(node) or node
-            _replace(last, dequantize_expert(model, node, settings))
+            _replace(last, dequantize_expert(model, node, settings_of(node.inputs[0])))
             if last is not node:
                 remove(node)
     unsupported = next((weight for weight in quantized if len(shape_of(weight)) == 3 and weight.uses()), None)
@@ -91,6 +103,8 @@ def quantize(model: ir.Model, settings: MethodSettings, target: str) -> ir.Model
             'Choose one of these methods, or keep: ["*.experts.*"]',
         )
     declare_microsoft(model)
+    if settings.method == "source":
+        model = use_rows(model, source_weights.rows.__getitem__)
     return clean(drop_unused(model))
 
 
@@ -167,6 +181,7 @@ def _replace(node: ir.Node, new: list[ir.Node]) -> None:
 METHODS: dict[tuple[str, str], NodeBuilder] = {  # by method and target
     ("int8", "ort"): build_matmul_nbits,
     ("int4", "ort"): build_matmul_nbits,
+    ("source", "ort"): build_matmul_nbits,
     ("int8_dynamic", "ort"): build_dynamic_matmul,
     ("int8", "portable"): build_dequantized_matmul,
     ("int4", "portable"): build_dequantized_matmul,

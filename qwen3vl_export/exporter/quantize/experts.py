@@ -22,6 +22,8 @@ from ..weights.inputs import TRANSPOSE_STACK, Source, shape_of, source_of, weigh
 from ..weights.packing import DATA, SCALES, ZERO_POINTS
 from .ops import blockwise_packing
 
+ROUTER = "*.mlp.gate.weight"  # never quantized: it is small, and rounding it routes tokens to other experts
+
 
 def build_qmoe(model: ir.Model, node: ir.Node, settings: BlockSettings) -> list[ir.Node]:
     """`com.microsoft.QMoE` for a `MoE` whose experts' weights are both quantized.

@@ -120,6 +120,7 @@ def build_integer_matmul(model: ir.Model, product: WeightReader, settings: Int8D
 
 
 def blockwise_packing(settings: BlockSettings, scale_dtype: ir.DataType, signed: bool = False) -> Blockwise:
-    """The packing of a method's settings; for gptq, `use_results` replaces it (`calibration/results.py`)."""
+    """The packing of a method's settings; `use_rows` replaces it where a weight is quantized already
+    (`weights/quantized_rows.py`)."""
     search = settings.algorithm != "rtn"
     return Blockwise(settings.bits, settings.block_size, settings.symmetric, search, scale_dtype, signed)

@@ -151,16 +151,28 @@ class SpreadReader:
         return self.grid.dtype
 
     def read(self, rows: slice, allocate: Allocator) -> Tensor:
-        (*stack, height, width), (tall, wide) = self.shape, self.block
+        return self.read_blocks(rows, 1)
+
+    def read_blocks(self, rows: slice, size: int) -> Tensor:
+        """As `read`, of every `size`-th column only: the numbers of blocks of columns that share one."""
+        (*stack, height, _), (tall, _) = self.shape, self.block
         lines = slice(0, height) if stack else rows
         first = lines.start // tall
         grid = self.grid.read(rows if stack else slice(first, -(-lines.stop // tall)), allocate_anew)
         repeated = grid.repeat_interleave(min(tall, lines.stop), -2)  # much faster than by index
         repeated = repeated.narrow(-2, lines.start - first * tall, lines.stop - lines.start)
-        column_groups = torch.arange(width) // wide
+        return repeated.index_select(-1, self.grid_columns()[::size])
+
+    def grid_columns(self) -> Tensor:
+        """int64 [C], the grid's column of each column of the matrix."""
         if self.column_groups is not None:
-            column_groups = read_whole(self.column_groups).to(torch.int64)
-        return repeated.index_select(-1, column_groups)
+            return read_whole(self.column_groups).to(torch.int64)
+        return torch.arange(self.shape[-1]) // self.block[1]
+
+    def shares_blocks(self, size: int) -> bool:
+        """Whether the columns of every block of `size` share a number; the last block may be cut."""
+        groups = self.grid_columns()
+        return torch.equal(groups, groups[::size].repeat_interleave(size)[: len(groups)])
 
 
 @dataclass(frozen=True)
