@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from parity_tests.fixtures.moe_checkpoint import WEIGHTS, write_moe_checkpoint
 from parity_tests.fixtures.paths import TINY
-from parity_tests.fixtures.quantized_checkpoints import FORMS, is_quantized, write_quantized_checkpoint
+from parity_tests.fixtures.quantized_checkpoints import FORMS, WriteForm, is_quantized, write_quantized_checkpoint
 from parity_tests.harness.sides.reference import load_model
 from parity_tests.harness.sides.restored_weights import restored_weights
 from qwen3vl_export.errors import CheckpointError
@@ -28,21 +27,6 @@ from qwen3vl_export.exporter.checkpoint.formats.readers import ScaledReader, Spr
 from qwen3vl_export.exporter.checkpoint.formats.settings import QuantizationConfig
 from qwen3vl_export.exporter.checkpoint.tensors import Allocator, StoredReader, WrappedReader, allocate_anew
 from qwen3vl_export.exporter.submodules import check_tensors
-
-Written = tuple[Path, dict[str, Tensor]]
-WriteForm = Callable[[str], Written]
-
-
-@pytest.fixture(scope="module")
-def write(tmp_path_factory: pytest.TempPathFactory) -> WriteForm:
-    """Writes the tiny checkpoint in a form, once; its directory and values."""
-
-    @cache
-    def write_form(form: str) -> Written:
-        directory = tmp_path_factory.mktemp(form)
-        return directory, write_quantized_checkpoint(directory, form)
-
-    return write_form
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -34,10 +34,12 @@ from ...fixtures.paths import TINY
 
 
 @cache
-def trace_skeleton(checkpoint: Path, graph: str, target: str) -> tuple[Graph, ir.Model]:
+def trace_skeleton(
+    checkpoint: Path, graph: str, target: str, dtype: torch.dtype = torch.float32
+) -> tuple[Graph, ir.Model]:
     """A graph up to where quantization begins, traced once for all tests."""
-    submodule = build_submodule(open_checkpoint(str(checkpoint)), graph, target, torch.float32)
-    return submodule.graph, optimize(simplify(trace(submodule, torch.float32)), target)
+    submodule = build_submodule(open_checkpoint(str(checkpoint)), graph, target, dtype)
+    return submodule.graph, optimize(simplify(trace(submodule, dtype)), target)
 
 
 def build_graph(

@@ -144,7 +144,7 @@ def _stored_settings(names: Names, recipe: Recipe, checkpoint: Checkpoint) -> Bl
     if not all(matrix.has_small_zero_points() for matrix in matrices):
         return f"a zero point is no integer of {bits.pop()} bits"
     if not all(matrix.has_scales_in(getattr(torch, recipe.compute_dtype)) for matrix in matrices):
-        return f"a scale is not exact in {recipe.compute_dtype}"
+        return f"a scale is not exact in {recipe.compute_dtype}, in dtype: float32 and bfloat16 it is"
     widths = [matrix.reader.shape[1] for matrix in matrices if is_experts]  # whose operators take whole blocks only
     sizes = [size for size in BLOCK_SIZES if not any(width % size for width in widths)]
     block_size = next((size for size in sizes if all(matrix.has_blocks(size) for matrix in matrices)), None)
@@ -161,10 +161,9 @@ def _refusal(parameter: str, reason: str, recipe: Recipe, checkpoint: Checkpoint
     """The error for a weight that cannot be carried over."""
     last = ".".join(parameter.split(".")[-2:])
     pattern = f"*{EXPERTS}*" if EXPERTS in parameter else parameter if last == parameter else f"*.{last}"
-    other = "dtype: bfloat16 or float32" if recipe.compute_dtype == "float16" else "method: int4, which rounds them all"
     return CheckpointError(
         f"{checkpoint.root}: {parameter} cannot be carried over by method: source: {reason}",
-        f'Restore such weights, keep: ["{pattern}"], or write {other}',
+        f'Restore such weights, keep: ["{pattern}"], or quantize all anew, method: int4 or int8',
     )
 
 

@@ -1,0 +1,398 @@
+"""`method: source`: the integers of a quantized checkpoint are those of the artifact, or the build says which are not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+
+from qwen3vl_export.contract import DECODER
+from qwen3vl_export.errors import CheckpointError, RecipeError
+from qwen3vl_export.exporter import skeletons
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.checkpoint.formats.integers import IntegerMatrix
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.plan import plan_build
+from qwen3vl_export.exporter.quantize import quantize
+from qwen3vl_export.exporter.quantize.source import find_source_weights
+from qwen3vl_export.exporter.weights import WeightFile, attach, blockwise
+from qwen3vl_export.promise import FROM_SOURCE
+from qwen3vl_export.recipe import load_recipe
+from qwen3vl_export.recipe.model import Recipe
+from qwen3vl_export.recipe.quantize import FromSource, Quantization
+
+from ...fixtures.moe_checkpoint import write_moe_checkpoint
+from ...fixtures.paths import TINY
+from ...fixtures.quantized_checkpoints import (
+    FORMS,
+    WriteForm,
+    gptq,
+    is_quantized,
+    packed,
+    write_extreme_checkpoint,
+    write_quantized_checkpoint,
+)
+from ...harness.checks.weights import block_errors, dequantized_weights
+from ...harness.judging.verdicts import load_profile
+from ...harness.sides.restored_weights import restored_weights
+from ...harness.verify import open_bench, run
+from .test_formats import edit_tensors, split_experts
+from .test_quantize import trace_skeleton
+
+CARRIED = [
+    *("packed", "packed-asymmetric", "packed-rows", "int8-rows", "awq"),
+    *("gptq", "gptq-v2", "gptq-asymmetric", "gptq-8-bits"),
+]
+ASYMMETRIC = ["packed-asymmetric", "gptq-v2", "gptq-asymmetric", "awq"]
+
+
+def source_recipe(dtype: str = "bfloat16", **settings: Any) -> Recipe:
+    """The tiny recipe in precision `source`, with other settings of the method."""
+    quantization = Quantization(decoder_model_merged=FromSource(method="source", **settings))
+    return load_recipe("tiny-source").model_copy(update={"dtype": dtype, "quantization": quantization})
+
+
+def write_decoder(work: Path, checkpoint: Path, like: Path = TINY, dtype: str = "float32", **settings: Any) -> Path:
+    """Write the decoder of a checkpoint with the weights that it carries over.
+
+    Args:
+        like: a checkpoint with the same graph, traced once for all tests.
+    """
+    recipe, opened = source_recipe(dtype, **settings), open_checkpoint(str(checkpoint))
+    weights = find_source_weights(recipe, opened, lambda line: None)
+    contract, model = trace_skeleton(like, DECODER, "ort", getattr(torch, recipe.compute_dtype))
+    work.mkdir(exist_ok=True)
+    with WeightFile.create(work, DECODER) as data:
+        quantized = quantize(model.clone(), recipe.quantization_of(DECODER), "ort", weights)
+        ir.save(attach(quantized, contract, opened, data), work / "model.onnx")
+    assert set(data.errors.values()) == {0.0}, "the build itself compares integers with restored values"
+    return work / "model.onnx"
+
+
+def halves(data: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
+    """The unsigned integers of bytes along the last axis, the lower half of a byte first: `MatMulNBits`' definition."""
+    integers = data if bits == 8 else np.stack([data & 15, data >> 4], -1).reshape(*data.shape[:-1], -1)
+    return integers.astype(np.float32)
+
+
+def carried_arrays(path: Path) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
+    """Tensor, integers [N, B, size], zero points [N, B] and scales [N, B] of every `MatMulNBits`."""
+    model = onnx.load(path)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
+            data, scales, *zero_points = (stored[name] for name in node.input[1:4] if name)
+            middle = np.full(scales.shape, 2 ** (bits - 1), np.float32)
+            points = halves(zero_points[0], bits)[:, : scales.shape[1]] if zero_points else middle
+            name = "model." + node.input[1].removesuffix(".quantized")
+            yield name, halves(data, bits), points, scales.astype(np.float32)
+
+
+def values_of(integers: NDArray[Any], zero_points: NDArray[Any], scales: NDArray[Any], width: int) -> Tensor:
+    blocks = (integers - zero_points[..., None]) * scales[..., None]
+    return torch.from_numpy(blocks.reshape(len(blocks), -1)[:, :width])
+
+
+@pytest.mark.parametrize("form", CARRIED)
+def test_every_integer_is_the_checkpoints(write: WriteForm, form: str, tmp_path: Path) -> None:
+    """What `MatMulNBits` is defined to compute with equals what the form is defined to store, bit for bit."""
+    directory, values = write(form)
+    names = set()
+    for name, integers, zero_points, scales in carried_arrays(write_decoder(tmp_path, directory)):
+        restored = values_of(integers, zero_points, scales, values[name].shape[1])
+        assert torch.equal(restored, values[name]), name
+        names.add(name)
+    assert names == set(filter(is_quantized, values))
+
+
+@pytest.mark.parametrize("form", ASYMMETRIC)
+def test_zero_points_reach_both_ends(form: str, tmp_path: Path) -> None:
+    """0 beside 15 in every word: borrowing and carrying between them would show."""
+    source = write_extreme_checkpoint(tmp_path / "source")
+    values = write_quantized_checkpoint(tmp_path / form, form, source)
+    opened = open_checkpoint(str(tmp_path / form))
+    restored = restored_weights(tmp_path / form, FORMS[form].settings)
+    for name, integers, zero_points, scales in carried_arrays(write_decoder(tmp_path / "out", tmp_path / form)):
+        assert set(np.unique(zero_points)) == {0, 15}, name
+        assert torch.equal(values_of(integers, zero_points, scales, values[name].shape[1]), values[name]), name
+        assert torch.equal(opened.read(name), values[name]) and torch.equal(restored[name], values[name]), name
+
+
+@pytest.mark.parametrize("size", [16, 128, 256, -1])
+def test_a_group_of_columns_is_blocks_with_one_scale(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups larger than a block repeat their scale; the last group of a row may be cut."""
+    monkeypatch.setitem(FORMS, "groups", gptq(size, symmetric=False))
+    values = write_quantized_checkpoint(tmp_path / "source", "groups")
+    for name, integers, zero_points, scales in carried_arrays(write_decoder(tmp_path / "out", tmp_path / "source")):
+        assert integers.shape[-1] == min(size % 1024, 128), name
+        assert torch.equal(values_of(integers, zero_points, scales, values[name].shape[1]), values[name]), name
+
+
+def transpose_scales(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    integers, scales, zero_points = parts
+    return integers, scales.t().reshape(scales.shape), zero_points
+
+
+def shift_scales(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    integers, scales, zero_points = parts
+    return integers, scales.roll(1, -1), zero_points
+
+
+def raise_zero_points(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    integers, scales, zero_points = parts
+    return integers, scales, zero_points + 1
+
+
+def swap_pairs(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    integers, *rest = parts
+    return integers.unflatten(-1, (-1, 2)).flip(-1).flatten(-2), *rest
+
+
+Mistake = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+MISTAKES: list[Mistake] = [transpose_scales, shift_scales, raise_zero_points, swap_pairs]
+
+
+def errors_against_reference(path: Path, restored: dict[str, Tensor]) -> list[float]:
+    """`worst_block_error` of every carried weight: onnxruntime's reading of the file, the harness's of the checkpoint."""
+    return [
+        float(block_errors(rows, restored["model." + name.removesuffix(".quantized")].numpy(), block).max())
+        for name, block, rows in dequantized_weights(path)
+    ]
+
+
+def holds(profile: str, error: float) -> bool:
+    (rule,) = load_profile(profile).rules[FROM_SOURCE]
+    return rule.holds(error)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("form", ["packed-asymmetric", "gptq-asymmetric", "awq"])
+def test_a_mistake_in_carrying_over_is_found_in_every_profile(
+    write: WriteForm, form: str, mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the check of `verify`, which shares no code with the exporter; without the mistake it finds nothing."""
+    directory, _ = write(form)
+    restored = restored_weights(directory, FORMS[form].settings)
+    assert restored is not None
+    right = write_decoder(tmp_path / "right", directory)
+    read = IntegerMatrix.read
+    monkeypatch.setattr(IntegerMatrix, "read", lambda matrix, rows, size: mistake(read(matrix, rows, size)))
+    with pytest.raises(AssertionError, match="the build itself compares"):
+        write_decoder(tmp_path / "wrong", directory)
+    assert all(holds("float32", error) for error in errors_against_reference(right, restored))
+    wrong = errors_against_reference(tmp_path / "wrong" / "model.onnx", restored)
+    assert len(wrong) == 28 and not any(holds(name, error) for name in ("float16", "int8", "int4") for error in wrong)
+
+
+def test_swapped_halves_of_bytes_are_found(write: WriteForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build's own comparison cannot see these: its values are dequantized before they are packed."""
+    directory, _ = write("awq")
+    restored = restored_weights(directory, FORMS["awq"].settings)
+    assert restored is not None
+    pack = blockwise.pack_integers
+
+    def swapped(integers: Tensor, bits: int) -> Tensor:
+        data = pack(integers, bits)
+        return (data >> 4) | (data << 4)
+
+    monkeypatch.setattr(blockwise, "pack_integers", swapped)
+    errors = errors_against_reference(write_decoder(tmp_path, directory), restored)
+    assert not any(holds("int4", error) for error in errors)
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts with one tensor for each matrix, as quantizing tools save them."""
+    directory = write_moe_checkpoint(tmp_path_factory.mktemp("moe"), "modules")
+    edit_tensors(directory, lambda tensors: (split := split_experts(tensors), tensors.clear(), tensors.update(split)))
+    return directory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_experts_one_by_one_are_carried_over(form: str, dtype: str, moe: Path, tmp_path: Path) -> None:
+    """Into the one operator of all experts, whose gate and up rows alternate, and into the Loop of float16."""
+    write_quantized_checkpoint(tmp_path / form, form, moe)
+    restored = restored_weights(tmp_path / form, FORMS[form].settings)
+    path = write_decoder(tmp_path / "out", tmp_path / form, moe, dtype)
+    names = set()
+    for parameter, block, rows in dequantized_weights(path):
+        name = "model." + parameter.removesuffix(".quantized")
+        assert holds(dtype, float(block_errors(rows, restored[name].numpy().reshape(rows.shape), block).max())), name
+        names.add(name)
+    assert {name for name in names if ".experts." in name} == {name for name in restored if ".experts." in name}
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert ("QMoE" in operators) == (dtype == "float32")
+
+
+def refusal_of(checkpoint: Path, dtype: str = "bfloat16", **settings: Any) -> str:
+    with pytest.raises((CheckpointError, RecipeError)) as caught:
+        find_source_weights(source_recipe(dtype, **settings), open_checkpoint(str(checkpoint)), lambda line: None)
+    return str(caught.value)
+
+
+DOWN = "language_model.layers.0.mlp.down_proj.weight cannot be carried over by method: source: "
+ADVICE = '. Restore such weights, keep: ["*.down_proj.weight"], or quantize all anew, method: int4 or int8'
+NOT_INTEGERS = "it is not stored as integers of 4 or 8 bits"
+NO_BLOCKS = "16 neighbouring columns, the smallest block, do not always share a scale"
+REORDERED = f"{NO_BLOCKS}, since they are in activation order (desc_act)"
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("fp8", NOT_INTEGERS),
+        ("float8-rows", NOT_INTEGERS),
+        ("gptq-desc-act", REORDERED),
+        ("packed-actorder", REORDERED),
+        ("groups-of-8", NO_BLOCKS),
+    ],
+)
+def test_what_no_operator_takes_is_named(
+    form: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMS, "groups-of-8", packed(8))
+    write_quantized_checkpoint(tmp_path / form, form)
+    assert refusal_of(tmp_path / form) == f"{tmp_path / form}: {DOWN}{reason}{ADVICE}"
+
+
+def test_columns_in_any_order_of_whole_groups_are_carried_over(tmp_path: Path) -> None:
+    """`g_idx` that names groups in another order, block by block, is exact."""
+    write_quantized_checkpoint(tmp_path / "gptq", "gptq")
+
+    def reverse(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith(".g_idx")]:
+            tensors[name] = tensors[name].flip(0).contiguous()
+
+    edit_tensors(tmp_path / "gptq", reverse)
+    restored = restored_weights(tmp_path / "gptq", FORMS["gptq"].settings)
+    for name, integers, zero_points, scales in carried_arrays(write_decoder(tmp_path / "out", tmp_path / "gptq")):
+        assert torch.equal(values_of(integers, zero_points, scales, restored[name].shape[1]), restored[name]), name
+
+
+def test_kept_weights_are_restored_and_the_others_carried_over(tmp_path: Path, write: WriteForm) -> None:
+    directory = Path(shutil.copytree(write("gptq-desc-act")[0], tmp_path / "mixed"))
+    first = "model.language_model.layers.0.self_attn.q_proj.g_idx"
+    edit_tensors(directory, lambda tensors: tensors.update({first: tensors[first].sort().values}))
+    keep = ("*.mlp.*", "*.[kvo]_proj.weight", "*.layers.[1-9].*")
+    (carried,) = carried_arrays(write_decoder(tmp_path / "out", directory, keep=keep))
+    assert carried[0] == "model.language_model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("call", [plan_build, build])
+def test_a_refusal_comes_before_any_tracing(
+    write: WriteForm, call: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skeletons, "trace", lambda *_: pytest.fail("traced"))
+    directory, _ = write("gptq-desc-act")
+    with pytest.raises(CheckpointError, match=r"in activation order \(desc_act\)"):
+        call(load_recipe("tiny-source"), checkpoint=str(directory), out=tmp_path / "out", log=lambda line: None)
+
+
+def test_scales_that_half_precision_does_not_hold_are_named(write: WriteForm, tmp_path: Path) -> None:
+    """bfloat16 has numbers below those of float16; a graph in float32 holds them all."""
+    assert write_decoder(tmp_path / "right", write("gptq")[0], dtype="float32").is_file()
+    directory = Path(shutil.copytree(write("packed")[0], tmp_path / "packed"))
+    name = "model.language_model.layers.0.mlp.down_proj.weight_scale"
+    edit_tensors(directory, lambda tensors: tensors.update({name: tensors[name] * 1e-5}))
+    assert "a scale is not exact in float16, in dtype: float32 and bfloat16 it is" in refusal_of(directory, "float16")
+    assert write_decoder(tmp_path / "out", directory).is_file()
+
+
+def test_zero_points_of_more_bits_are_named(write: WriteForm, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(write("packed-asymmetric")[0], tmp_path / "packed"))
+    name = "model.language_model.layers.0.mlp.down_proj.weight_zero_point"
+    shape = (128, 6)
+    for zero_point, is_carried in ((7, True), (-8, True), (8, False), (-9, False)):
+        points = torch.full(shape, zero_point, dtype=torch.int8)
+        edit_tensors(directory, lambda tensors, points=points: tensors.update({name: points}))  # type: ignore[misc]
+        if is_carried:
+            assert write_decoder(tmp_path / "out", directory).is_file()
+        else:
+            assert "a zero point is no integer of 4 bits" in refusal_of(directory)
+
+
+def test_experts_that_one_operator_does_not_take_are_named(moe: Path, tmp_path: Path) -> None:
+    write_quantized_checkpoint(tmp_path / "eight", "gptq-8-bits", moe)
+    said = refusal_of(tmp_path / "eight")
+    assert "onnxruntime's operator for 8-bit experts rounds activations as well. Restore such weights, " in said
+    assert 'keep: ["*.mlp.experts.*"]' in said
+    write_quantized_checkpoint(tmp_path / "four", "gptq", moe)
+    said = refusal_of(tmp_path / "four", keep=("*.mlp.experts.down_proj",))
+    assert (
+        "experts.gate_up_proj cannot be carried over by method: source: the other matrices of its experts are" in said
+    )
+
+    def round_one(tensors: dict[str, Tensor]) -> None:
+        module = "model.language_model.layers.2.mlp.experts.3.up_proj"
+        for part in ("qweight", "qzeros", "scales", "g_idx"):
+            del tensors[f"{module}.{part}"]
+        tensors[f"{module}.weight"] = torch.zeros(256, 128)
+
+    edit_tensors(tmp_path / "four", round_one)
+    assert f"layers.2.mlp.experts.gate_up_proj cannot be carried over by method: source: {NOT_INTEGERS}" in refusal_of(
+        tmp_path / "four"
+    )
+
+
+def test_a_checkpoint_without_integers_is_refused() -> None:
+    assert refusal_of(TINY) == (
+        "tiny-source: decoder_model_merged: method: source, and tiny has no integers to carry over. "
+        "Write method: int4 or int8, which quantizes its weights, or none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "recipe", "says"),
+    [
+        ("awq", "tiny-source", "28 weights keep the checkpoint's integers, zero points and scales"),
+        (
+            "awq",
+            "tiny-int4",
+            "warning: decoder_model_merged: 28 weights quantized by awq are restored and rounded again by method: "
+            "int4; method: source (--precision source) keeps their integers",
+        ),
+        (
+            "awq",
+            "tiny-bf16",
+            "decoder_model_merged: 28 weights quantized by awq are restored in bfloat16, activations are not "
+            "quantized; method: source (--precision source) keeps their integers",
+        ),
+        ("gptq-desc-act", "tiny-bf16", "restored in bfloat16, activations are not quantized"),
+        ("fp8", "tiny-bf16", "restored in bfloat16, activations are not quantized"),
+        ("awq", "tiny-portable", "restored in float32, activations are not quantized"),
+    ],
+)
+def test_the_build_says_what_becomes_of_quantized_weights(write: WriteForm, form: str, recipe: str, says: str) -> None:
+    lines: list[str] = []
+    find_source_weights(load_recipe(recipe), open_checkpoint(str(write(form)[0])), lines.append)
+    (line,) = lines
+    assert line.endswith(says), line
+
+
+def test_an_artifact_with_carried_integers_is_proven_like_an_exact_one(write: WriteForm, tmp_path: Path) -> None:
+    """Nothing is rounded, so all limits are float32's: against the checkpoint, restored, and on the artifact's own
+    weights."""
+    directory, _ = write("awq")
+    artifact = build(
+        load_recipe("tiny-source"), checkpoint=str(directory), out=tmp_path / "tiny-source", log=lambda line: None
+    )
+    bench = open_bench(artifact, "quick", directory)
+    cases = ("minimum-64x64", "text-only")
+    report = run(bench, "quick", only=lambda check: check.case is None or check.name in cases)
+    assert report.profile.name == "float32" and report.failures == []
+    stages = {outcome.stage for outcome in report.outcomes}
+    assert {FROM_SOURCE, "decoder", "generate", "dequantized_decoder", "dequantized_generate"} <= stages
