@@ -48,8 +48,8 @@ def weights(graph: str, bench: Bench) -> Finding:
 
     `worst_block_error` is the largest difference in a block over the block's largest weight.
     """
-    encoder = bench.artifact.manifest.encoders[0].graph  # all encoders read one file
-    path = bench.artifact.graph_path(encoder if graph == VISION_ENCODER else graph)
+    encoders = bench.artifact.manifest.encoders  # all of them read one file
+    path = bench.artifact.graph_path(encoders[0].graph if graph == VISION_ENCODER else graph)
     names = module_names(bench.reference.model)
     worst, where, compared, errors = 0.0, "", 0, []
     for parameter, block, dequantized in dequantized_weights(path):

@@ -389,7 +389,7 @@ def test_an_artifact_with_carried_integers_is_proven_like_an_exact_one(write: Wr
     weights. The text graphs, without a tower."""
     directory, _ = write("awq")
     recipe = tmp_path / "text.yaml"
-    recipe.write_text(f"extends: {ROOT / 'recipes' / 'tiny.yaml'}\ngraphs: [embed_tokens, decoder_model_merged]\n")
+    recipe.write_text(f"extends: {ROOT / 'recipes' / 'tiny.yaml'}\ngraphs: [embeddings, decoder_model_merged]\n")
     recipe.write_text(recipe.read_text() + "parity: {matrix: quick, held_out: false}\n")
     loaded = load_recipe(tmp_path / "text-source.yaml")
     artifact = build(loaded, checkpoint=str(directory), out=tmp_path / "text", log=lambda line: None)
