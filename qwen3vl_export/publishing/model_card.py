@@ -127,7 +127,10 @@ def introduction(artifact: Artifact) -> Iterator[str]:
 def quantized(recipe: dict[str, Any] | Any) -> str:
     """`, decoder_model_merged int4`, or nothing."""
     plans = {graph: plan["method"] for graph, plan in recipe["quantization"].items() if plan["method"] != "none"}
-    return "".join(f", {graph} {method}" for graph, method in plans.items())
+    return "".join(
+        f", {graph} {'in the integers of its source' if method == 'source' else method}"
+        for graph, method in plans.items()
+    )
 
 
 def precisions(proofs: Sequence[tuple[Artifact, Evidence]]) -> Iterator[str]:

@@ -22,6 +22,7 @@ STORAGE = {  # dtype, the methods of tower, token table and decoder, and the tol
     "fp16": ("float16", "none", "none", "none", "float16"),
     "int8": ("bfloat16", "int8", "int8", "int8", "int8"),
     "int4": ("bfloat16", "int8", "int8", "int4", "int4"),
+    "source": ("bfloat16", "none", "none", "source", "float32"),
     "web": ("float16", "none", "int8", "int4", "int4"),
 }
 

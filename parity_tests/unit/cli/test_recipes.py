@@ -130,11 +130,11 @@ MISTAKES = {
     "unknown key unlike any": (TINY + "vision: {zzz: 1}\n", "vision.zzz: unknown key. Known keys: grid, sizes"),
     "method that does not exist": (
         TINY + "quantization: {embeddings: {method: int3}}\n",
-        'quantization.embeddings.method: "int3" is not one of none, int8_dynamic, int8, int4. Did you mean int8?',
+        'quantization.embeddings.method: "int3" is not one of none, int8_dynamic, int8, int4, source. Did you mean int8?',
     ),
     "method that is missing": (
         TINY + "quantization: {embeddings: {block_size: 32}}\n",
-        "quantization.embeddings.method: is missing. One of none, int8_dynamic, int8, int4",
+        "quantization.embeddings.method: is missing. One of none, int8_dynamic, int8, int4, source",
     ),
     "key of a method": (
         TINY + "quantization: {decoder_model_merged: {method: int4, blok_size: 32}}\n",
@@ -155,6 +155,16 @@ MISTAKES = {
     "portable zero points": (
         TINY + "target: portable\nquantization: {decoder_model_merged: {method: int4, symmetric: false}}\n",
         "quantization.decoder_model_merged.symmetric: the portable target has symmetric blocks only",
+    ),
+    "portable integers of a checkpoint": (
+        TINY + "target: portable\nquantization: {decoder_model_merged: {method: source}}\n",
+        "quantization.decoder_model_merged.method: integers of a checkpoint go into MatMulNBits, an operator of the ort "
+        "target. Write target: ort, or method: int4",
+    ),
+    "profile of exact weights with rounded activations": (
+        TINY
+        + "parity: {tolerances: float32}\nquantization: {decoder_model_merged: {method: source, accuracy_level: 4}}\n",
+        "parity.tolerances: int8 cannot meet the float32 profile",
     ),
     "profile of a finer precision": (
         TINY + "parity: {tolerances: float16}\nquantization: {decoder_model_merged: {method: int8}}\n",

@@ -186,6 +186,20 @@ def test_a_quantized_table_is_compared_in_whichever_graph_holds_it(graph: str) -
 
 
 @pytest.mark.parametrize(
+    ("settings", "stage"),
+    [
+        ({"method": "int4"}, "weights"),
+        ({"method": "int4", "algorithm": "gptq"}, "calibrated_weights"),
+        ({"method": "source"}, "source_weights"),
+    ],
+)
+def test_weights_have_the_limits_of_how_they_were_rounded(settings: dict[str, Any], stage: str) -> None:
+    recipe = {"parity": {"matrix": "quick"}, "quantization": {DECODER: {**settings, "accuracy_level": 4}}}
+    planned = plan("quick", Subject(recipe, {DECODER: None}))
+    assert [check.stage for check in planned.checks if check.name == DECODER] == [stage]
+
+
+@pytest.mark.parametrize(
     ("kept", "missing"),
     [("text-only", "preprocess"), ("grid-2x2", "prompt")],
 )
@@ -204,11 +218,12 @@ DEQUANTIZED = ("dequantized_vision", "dequantized_embeddings", "dequantized_deco
     ("method", "reason"),
     [
         (BLOCKS, None),
+        ({**BLOCKS, "method": "source"}, None),
         ({"method": "none"}, ""),
         ({"method": "int8_dynamic"}, "int8_dynamic rounds activations as well"),
         ({**BLOCKS, "accuracy_level": 4}, "accuracy_level 4 rounds activations as well"),
     ],
-    ids=["blocks", "none", "dynamic", "level-4"],
+    ids=["blocks", "source", "none", "dynamic", "level-4"],
 )
 def test_quantized_graphs_are_also_compared_with_their_own_weights(method: dict[str, Any], reason: str | None) -> None:
     recipe = load_recipe("tiny").to_json_dict()
