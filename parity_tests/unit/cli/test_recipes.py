@@ -130,7 +130,7 @@ MISTAKES = {
     "unknown key unlike any": (TINY + "vision: {zzz: 1}\n", "vision.zzz: unknown key. Known keys: grid, sizes"),
     "method that does not exist": (
         TINY + "quantization: {embeddings: {method: int3}}\n",
-        'quantization.embeddings.method: "int3" is not one of none, int8_dynamic, int8, int4, source. Did you mean int8?',
+        'embeddings.method: "int3" is not one of none, int8_dynamic, int8, int4, source. Did you mean int8?',
     ),
     "method that is missing": (
         TINY + "quantization: {embeddings: {block_size: 32}}\n",
@@ -158,8 +158,8 @@ MISTAKES = {
     ),
     "portable integers of a checkpoint": (
         TINY + "target: portable\nquantization: {decoder_model_merged: {method: source}}\n",
-        "quantization.decoder_model_merged.method: integers of a checkpoint go into MatMulNBits, an operator of the ort "
-        "target. Write target: ort, or method: int4",
+        "quantization.decoder_model_merged.method: integers of a checkpoint go into MatMulNBits, an operator of the "
+        "ort target. Write target: ort, or method: int4",
     ),
     "profile of exact weights with rounded activations": (
         TINY
