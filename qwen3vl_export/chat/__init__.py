@@ -124,15 +124,18 @@ class Chat:
         from ..runtime.images import open_image
 
         image = open_image(source, self.model.preparer.url_rules)
-        self.screen.print(f"[dim]{escape(name)}: {image.width}x{image.height}[/]")
-        return Attachment(name, absolute_source(source, name), self.model.picture(Image(image)), image)
+        picture = self.model.picture(Image(image))
+        self.screen.print(f"[dim]{escape(name)}: {image.width}x{image.height}, {picture.tokens} tokens[/]")
+        return Attachment(name, absolute_source(source, name), picture, image)
 
     def open_video(self, source: str, name: str) -> Attachment:
         from ..runtime import Video
 
         picture = self.model.picture(Video(source))
         seconds = picture.text.rpartition(" seconds>")[0].rpartition("<")[2]
-        self.screen.print(f"[dim]{escape(name)}: {seconds} seconds, {picture.grid[0]} pairs of frames[/]")
+        self.screen.print(
+            f"[dim]{escape(name)}: {seconds} seconds, {picture.grid[0]} pairs of frames, {picture.tokens} tokens[/]"
+        )
         return Attachment(name, absolute_source(source, name), picture, None)
 
     # Commands.

@@ -19,7 +19,7 @@ from ..errors import InputError
 from .paths import expand
 
 if TYPE_CHECKING:
-    from ..runtime import Answer
+    from ..runtime import Answer, Image, Picture, Qwen3VL, Video
 
 DESCRIBE = "Describe this image."
 Artifact = Annotated[
@@ -78,6 +78,18 @@ Threads = Annotated[
 Precision = Annotated[
     str, typer.Option(metavar="NAME", help="One of the artifact's precisions, such as q4. [default: its main one]")
 ]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Enlarge pictures to at least N pixels. [default: the checkpoint's]"),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Reduce pictures and frames to at most N pixels; a token is 32x32. [default: the checkpoint's]",
+    ),
+]
 AllowPrivateUrls = Annotated[
     bool, typer.Option("--allow-private-urls", help="Also fetch URLs on this machine and its private network.")
 ]
@@ -127,6 +139,8 @@ def run(
     threads: Threads = None,
     allow_private_urls: AllowPrivateUrls = False,
     precision: Precision = "",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Ask one question, with or without pictures, and stream the answer.
 
@@ -146,15 +160,26 @@ def run(
     text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
     functions = None if tools is None else read_tools(tools)
     rules = UrlRules(allow_private=allow_private_urls)
-    model = Qwen3VL.load(artifact, threads, url_rules=rules, precision=precision)
+    model = Qwen3VL.load(
+        artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
+    )
     pictures = [open_image(path, rules) for path in images]
-    content = [*map(Image, pictures), *(Video(path) for path in videos), text]
+    media: list[Image | Video] = [*map(Image, pictures), *map(Video, videos)]
+    content = [*(show_tokens(model, name, medium) for name, medium in zip(images + videos, media, strict=True)), text]
     limits: dict[str, Any] = {"stop": stop, "max_time": max_time, "tools": functions}
     answer = model.stream(content, max_new_tokens, **limits, **sampling_options(context))
     print_answer(answer)
     if draw is not None:
         count = save_drawing(draw, pictures, answer.reply.content)
         Console(stderr=True).print(f"{draw}: {count} drawn", markup=False, soft_wrap=True)
+
+
+def show_tokens(model: Qwen3VL, name: str, medium: Image | Video) -> Picture:
+    """A picture or video ready for the model; how many tokens it takes is printed to standard error."""
+    picture = model.picture(medium)
+    note = f"{strip_controls(name)}: {picture.tokens} tokens"
+    Console(stderr=True).print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+    return picture
 
 
 def print_answer(answer: Answer) -> None:
@@ -220,6 +245,8 @@ def chat(
     threads: Threads = None,
     allow_private_urls: AllowPrivateUrls = False,
     precision: Precision = "",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Chat with a model on the terminal, about pictures and videos.
 
@@ -232,7 +259,9 @@ def chat(
     from ..runtime import Qwen3VL, UrlRules
 
     rules = UrlRules(allow_private=allow_private_urls)
-    model = Qwen3VL.load(artifact, threads, url_rules=rules, precision=precision)
+    model = Qwen3VL.load(
+        artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
+    )
     settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling_options(context)}
     session = Chat(model, console(), settings)
     edit_lines([*session.commands, "/quit"])

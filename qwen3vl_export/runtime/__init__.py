@@ -6,14 +6,16 @@
     for piece in model.stream([Image("cat.jpg"), "What is this?"]):
         print(piece, end="", flush=True)
 
-Data flow: `messages` (one format) → `prompt` (text) and `images`, `video`, `preprocess` (patches) → `tokenizer`,
-`positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`, `sampling` (tokens) → `answer` (text),
-`reply` and `grounding` (parsed text). `cache` and `conversation` store what was read. `model` combines them; `session`
-and `external` open the graphs, `locate` and `fetch` open files and URLs.
+Data flow: `messages`, `items` (one format) → `prompt`, `template_data` (text) and `images`, `video`, `budget`,
+`preprocess` (patches) → `tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`,
+`sampling` (tokens) → `answer` (text), `reply` and `grounding` (parsed text). `cache` and `conversation` store what was
+read. `model` combines them; `session` and `external` open the graphs, `locate` and `fetch` open files and URLs.
 """
 
 from .answer import Answer, Limits
+from .budget import Budget
 from .fetch import UrlRules
+from .frames import FrameChoice
 from .images import Image
 from .model import Qwen3VL
 from .picture import Picture
@@ -25,6 +27,8 @@ from .video import Video
 __all__ = [
     "GREEDY",
     "Answer",
+    "Budget",
+    "FrameChoice",
     "Image",
     "Limits",
     "Picture",

@@ -61,6 +61,22 @@ def choose_grid(grids: Sequence[Grid], height: int, width: int, preferred: Grid)
     return next((grid for grid in closest if math.prod(grid) >= math.prod(preferred)), closest[-1])
 
 
+def grids_within(grids: Sequence[Grid], low: float, high: float, facts: Facts) -> tuple[Grid, ...]:
+    """Those of an artifact's fixed grids whose pictures have `low` to `high` pixels.
+
+    Raises:
+        InputError: there are grids, and none of them is left.
+    """
+    sizes = {grid: math.prod(grid) * facts.patch_size**2 for grid in grids}
+    left = tuple(grid for grid, pixels in sizes.items() if low <= pixels <= high)
+    if grids and not left:
+        raise InputError(
+            f"no picture of {low:.0f} to {high:.0f} pixels is possible",
+            f"The artifact has fixed sizes of {', '.join(map(str, sorted(set(sizes.values()))))} pixels",
+        )
+    return left
+
+
 def check_patches(pixel_values: Floats, grid_thw: Ints, facts: Facts) -> None:
     """Check the inputs of an encoder.
 

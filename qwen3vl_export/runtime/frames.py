@@ -2,15 +2,17 @@
 
 Frames are sampled as transformers 5.23's `Qwen3VLVideoProcessor.sample_frames` does: about `fps` a second as
 `video_preprocessor_config.json` says, evenly spaced from the first to the last, at least `min_frames` and at most
-`max_frames`. Frames are read lazily, one at a time: a long video is never in memory as a whole.
+`max_frames`. If a message chooses frames itself, they are those of qwen-vl-utils 0.0.14 (`smart_nframes` and
+`calculate_video_frame_range`). Frames are read lazily, one at a time: a long video is never in memory as a whole.
 
 Knows frames and their rates; nothing about patches, or about where frames come from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from ..errors import ArtifactError, InputError
 from .arrays import Ints
 
 Frames = Iterator[PIL.Image.Image]
+PAIR = 2  # qwen-vl-utils takes an even number of frames
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,38 @@ class FrameRules:
     min_frames: int
     max_frames: int
     every_frame: bool = False
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a file a message asks for, in the terms of qwen-vl-utils; None leaves it to its defaults.
+
+    Raises:
+        InputError: a number that is not above 0 (`video_start`: below 0), or keys that exclude each other.
+    """
+
+    fps: float | None = None  # frames per second to sample; default: 2
+    nframes: int | None = None  # how many frames, in place of a rate
+    min_frames: int | None = None  # default: 4
+    max_frames: int | None = None  # default: 768
+    video_start: float | None = None  # seconds; default: the whole video
+    video_end: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kinds = (int,) if field.name.endswith("frames") else (int, float)
+            if value is None:
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value < math.inf:
+                raise InputError(f"{field.name} is {value!r}", "Use a number, not below 0")
+            if value == 0 and field.name != "video_start":
+                raise InputError(f"{field.name} is 0", "Use a number above 0")
+        rate = [name for name in ("fps", "min_frames", "max_frames") if getattr(self, name) is not None]
+        if self.nframes is not None and rate:
+            raise InputError(f"nframes beside {rate[0]}", "Give a number of frames or a rate, not both")
+        if self.min_frames is not None and self.max_frames is not None and self.min_frames > self.max_frames:
+            raise InputError(f"min_frames is {self.min_frames}, above max_frames, {self.max_frames}", "Swap them")
 
 
 @dataclass(frozen=True)
@@ -72,9 +107,9 @@ def sample_frames(total: int, fps: float, rules: FrameRules, sample_fps: float |
     Raises:
         InputError: a rate that is not above 0.
     """
-    for given_fps in (fps, sample_fps):
-        if given_fps is not None and not 0 < given_fps < np.inf:
-            raise InputError(f"a video of {given_fps:g} frames per second", "Use a number above 0")
+    check_rate(fps)
+    if sample_fps is not None:
+        check_rate(sample_fps)
     rate = rules.fps if sample_fps is None else sample_fps
     if sample_fps is None and rules.every_frame:
         count = total
@@ -85,3 +120,53 @@ def sample_frames(total: int, fps: float, rules: FrameRules, sample_fps: float |
     else:
         count = min(total, rules.max_frames)
     return np.linspace(0, total - 1, count).round().astype(np.int64)
+
+
+def check_rate(fps: float) -> None:
+    if not 0 < fps < np.inf:
+        raise InputError(f"a video of {fps:g} frames per second", "Use a number above 0")
+
+
+def choose_frames(total: int, fps: float, choice: FrameChoice) -> Ints:
+    """As `sample_frames`, for what a message asks for.
+
+    Raises:
+        InputError: more frames than there are, or an empty range of seconds.
+    """
+    first, last = frame_range(total, fps, choice)
+    available = last - first + 1
+    if choice.nframes is not None:
+        count = round(choice.nframes / PAIR) * PAIR
+    else:
+        low = math.ceil((4 if choice.min_frames is None else choice.min_frames) / PAIR) * PAIR
+        high = min(768, available) if choice.max_frames is None else choice.max_frames
+        wanted = available / fps * (2.0 if choice.fps is None else choice.fps)
+        count = math.floor(min(max(wanted, low), high // PAIR * PAIR, available) / PAIR) * PAIR
+    if not PAIR <= count <= available:
+        raise InputError(f"{count} frames of {available} are asked for", f"Ask for {PAIR} to {available} frames")
+    return line_of_frames(first, last, count)
+
+
+def frame_range(total: int, fps: float, choice: FrameChoice) -> tuple[int, int]:
+    """The first and the last frame between `video_start` and `video_end`."""
+    if choice.video_start is None and choice.video_end is None:
+        return 0, total - 1
+    seconds = total / fps
+    start, end = choice.video_start or 0.0, seconds if choice.video_end is None else choice.video_end
+    first, last = math.ceil(min(start, seconds) * fps), min(math.floor(min(end, seconds) * fps), total - 1)
+    if first >= last:
+        raise InputError(
+            f"no two frames between second {start:g} and second {end:g} of a video of {seconds:.2f} seconds",
+            "Correct video_start or video_end",
+        )
+    return first, last
+
+
+def line_of_frames(first: int, last: int, count: int) -> Ints:
+    """`count` positions from `first` to `last`, evenly spaced: int64 [count].
+
+    From both ends and rounded to float32, as `torch.linspace`, which decides where halves go.
+    """
+    step, number = float(np.float32(last - first) / np.float32(max(count - 1, 1))), np.arange(count)
+    values = np.where(number < count // 2, first + step * number, last - step * number[::-1])
+    return values.astype(np.float32).round().astype(np.int64)

@@ -25,8 +25,9 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .budget import Budget
 from .fetch import PUBLIC, UrlRules
-from .locate import locate
+from .locate import decode_base64, locate
 
 Source = str | Path | bytes | PIL.Image.Image | NDArray[Any]
 
@@ -34,6 +35,9 @@ FORMATS = ("PNG", "JPEG", "WebP", "GIF", "BMP", "TIFF")  # a photograph with a s
 ADVICE = f"Pass a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
 PREFIX = 16  # bytes by which Pillow tells formats apart
 CHANNELS = (1, 3, 4)
+# How images of `FORMATS` begin in base64: PNG, JPEG, WebP, GIF, BMP and TIFF of either byte order.
+BASE64_PREFIXES = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
+SHORTEST_BASE64 = 48  # characters; the smallest images are longer
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class Image:
     """A picture in a message: a path, a URL (`http:`, `https:`, `file:`, `data:`), the bytes of a file, a PIL image, or
     an array.
 
-    Arrays are [h, w], [h, w, c] or [c, h, w] with c of 1, 3 or 4; uint8, uint16, or floats in [0, 1].
+    Arrays are [h, w], [h, w, c] or [c, h, w] with c of 1, 3 or 4; uint8, uint16, or floats in [0, 1]. A string that is
+    no URL and names no file may be a picture in base64.
     """
 
     source: Source
+    budget: Budget | None = None  # its size for the model; None: as the checkpoint's processor chooses
 
 
 def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:
@@ -58,7 +64,8 @@ def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:
     """
     name = "image bytes"
     if isinstance(source, str):
-        source, name = locate(source, rules)
+        encoded = read_base64(source)
+        source, name = locate(source, rules) if encoded is None else (encoded, "base64")
     if isinstance(source, Path):
         return read_file(source)
     if isinstance(source, bytes):
@@ -68,6 +75,18 @@ def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:
     if isinstance(source, np.ndarray):
         return from_array(source)
     raise InputError(f"an image cannot be a {type(source).__name__}", "Pass a path, bytes, a PIL image or an array")
+
+
+def read_base64(text: str) -> bytes | None:
+    """The bytes of an image that a string is in base64; None if it is anything else, such as the name of a file."""
+    if not text.startswith(BASE64_PREFIXES) or len(text) < SHORTEST_BASE64:
+        return None
+    with suppress(OSError):  # a name that is too long
+        if Path(text).exists():
+            return None
+    with suppress(ValueError):
+        return decode_base64(text)
+    return None
 
 
 def read_file(path: Path) -> PIL.Image.Image:

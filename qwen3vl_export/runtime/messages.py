@@ -1,116 +1,101 @@
 """Normalizes questions: messages whose content is a list of text and picture items.
 
 Accepted: a string, an `Image`, `Video` or `Picture`, a list of those (one user turn), or messages with `role` and
-`content` in the formats of transformers and the OpenAI API. Pictures are taken out of the messages and listed in order
-of appearance.
+`content` in the formats of transformers, qwen-vl-utils and the OpenAI API. Pictures are taken out of the messages and
+listed in order of appearance. A key that is null is as if it were not there, as in transformers' processor.
 
 Knows message formats; nothing about templates or pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
-from .images import Image
-from .picture import Picture
-from .video import Video
+from .items import KEYS, Medium, check_keys, read_item
+from .template_data import REASONING
 
-Medium = Image | Video | Picture
 ContentItem = str | Medium
-Content = ContentItem | Sequence[ContentItem] | Sequence[Mapping[str, Any]]
+Content = ContentItem | Mapping[str, Any] | Sequence[ContentItem] | Sequence[Mapping[str, Any]]
 Message = Mapping[str, Any]
 
-IMAGE_KEYS = ("image", "path", "url", "base64")
-VIDEO_KEYS = ("video", "frames", "path", "url")
+ROLES = ("system", "user", "assistant", "tool")
+MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
+CALL_KEYS = ("id", "type", "index", "function", "name", "arguments")
+FUNCTION_KEYS = ("name", "arguments")
 
 
 def as_messages(content: Content) -> list[Message]:
     """A conversation, from any accepted format.
 
     Raises:
-        InputError: `content` is empty.
+        InputError: `content` is empty, or only some of its items are messages.
     """
     if isinstance(content, ContentItem):
         return [{"role": "user", "content": [content]}]
-    items: list[Any] = list(content)
+    items: list[Any] = [content] if isinstance(content, Mapping) else [to_mapping(item) for item in content]
     if not items:
         raise InputError("the conversation is empty", "Pass a question, or messages")
-    if all(isinstance(item, Mapping) and "role" in item for item in items):
+    roles = ["role" in item if isinstance(item, Mapping) else False for item in items]
+    if all(roles):
         return items
+    if any(roles):
+        raise InputError(f"message {roles.index(False) + 1} has no role", "Pass messages, or the items of one question")
     return [{"role": "user", "content": items}]
 
 
-def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Medium]]:
-    """Messages for a chat template, with `{"type": "image"}` or `{"type": "video"}` for each picture, and the pictures.
+def to_mapping(message: Any) -> Any:
+    """A message object of a client library (pydantic) as the mapping it stands for; anything else as it is."""
+    dump = getattr(message, "model_dump", None)
+    return dump() if callable(dump) else message
+
+
+def split_media(
+    messages: Sequence[Message], template_words: Collection[str] = ()
+) -> tuple[list[dict[str, Any]], list[Medium]]:
+    """Messages for a chat template, without null keys, and their pictures and videos in order.
+
+    An item of a picture has the type `image` or `video`, whatever its form.
+
+    Args:
+        template_words: what the template reads besides the known keys and roles.
 
     Raises:
-        InputError: an item of a message's content has an unknown format.
+        InputError: a role, key or item that is unknown or cannot be used.
     """
     media: list[Medium] = []
     template_messages: list[dict[str, Any]] = []
-    for message in messages:
-        content = message.get("content")
-        if content is not None and not isinstance(content, str):
-            items = content if isinstance(content, Sequence) else [content]
-            content = [to_template_item(item, media) for item in items]
-        template_messages.append({**message, "content": content})
+    for given in messages:
+        message = {key: value for key, value in given.items() if value is not None}
+        check_message(message, template_words)
+        content = message.get("content", "")
+        if not isinstance(content, str):
+            parts = content if isinstance(content, Sequence) else [content]
+            read = [read_item(to_mapping(part), template_words) for part in parts]
+            message["content"] = [item for item, _ in read]
+            media += [medium for _, medium in read if medium is not None]
+        template_messages.append(message)
     return template_messages, media
 
 
-def to_template_item(part: Any, media: list[Medium]) -> dict[str, Any]:
-    """One content item for the template; a picture in it is appended to `media`."""
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    medium = part if isinstance(part, Medium) else read_medium(part)
-    if medium is None:
-        return dict(part)
-    media.append(medium)
-    is_video = medium.is_video if isinstance(medium, Picture) else isinstance(medium, Video)
-    return {"type": "video" if is_video else "image"}
+def check_message(message: Message, template_words: Collection[str]) -> None:
+    """Refuse what the template would leave out.
 
-
-def read_medium(part: Any) -> Medium | None:
-    """The picture in a mapping such as `{"type": "image", "image": ...}`; None if it is text."""
-    if not isinstance(part, Mapping):
-        raise InputError(f"a message holds a {type(part).__name__}", "Use text, Image(...) or Video(...)")
-    kind = part.get("type")
-    if kind == "text" or (kind is None and "text" in part):
-        return None
-    if kind == "image_url" or "image_url" in part:
-        target = part["image_url"]
-        return Image(target["url"] if isinstance(target, Mapping) else target)
-    if kind == "video_url" or "video_url" in part:
-        target = part["video_url"]
-        return read_video(target["url"] if isinstance(target, Mapping) else target, part.get("fps"))
-    if kind == "video" or "video" in part:
-        return read_video(first_value(part, VIDEO_KEYS), part.get("fps"))
-    if kind == "image" or "image" in part:
-        source = first_value(part, IMAGE_KEYS)
-        if source is part.get("base64") and isinstance(source, str) and not source.startswith("data:"):
-            source = f"data:;base64,{source}"
-        return source if isinstance(source, Image | Picture) else Image(source)
-    raise InputError(
-        f"a message holds an item of type {kind!r}", "Known types: text, image, image_url, video, video_url"
-    )
-
-
-def read_video(source: Any, fps: float | None) -> Video | Picture:
-    """A video; as in qwen-vl-utils, `fps` is the rate of a list of frames, but the rate to sample a file at."""
-    if isinstance(source, Video | Picture):
-        return source
-    if fps is None:
-        return Video(source)
-    if isinstance(source, str | bytes | Path):
-        return Video(source, sample_fps=float(fps))
-    return Video(source, float(fps))
-
-
-def first_value(part: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """The value of the first of `keys` that is not None; an `InputError` if there is none."""
-    for key in keys:
-        if part.get(key) is not None:
-            return part[key]
-    raise InputError(f"a message holds an item of type {part.get('type')!r} without data", f"Give {' or '.join(keys)}")
+    Raises:
+        InputError: an unknown role, or an unknown key of the message or of one of its tool calls.
+    """
+    role = message.get("role")
+    if not isinstance(role, str) or (role not in ROLES and role not in template_words):
+        raise InputError(f"a message has the role {role!r}", f"The chat template knows {', '.join(ROLES)}")
+    check_keys(message, MESSAGE_KEYS, f"a message of {role!r}", set(template_words) - KEYS)
+    calls = message.get("tool_calls", ())
+    if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
+        raise InputError("tool_calls is not a list of objects", 'Expected [{"type": "function", "function": {...}}]')
+    for call in calls:
+        check_keys(call, CALL_KEYS, "a tool call", template_words)
+        function = call.get("function") or call
+        if not isinstance(function, Mapping) or "name" not in function:
+            raise InputError("a tool call has no name", 'Expected {"function": {"name": ..., "arguments": ...}}')
+        if function is not call:
+            check_keys(function, FUNCTION_KEYS, "the function of a tool call", template_words)

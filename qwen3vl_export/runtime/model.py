@@ -40,10 +40,17 @@ class Qwen3VL:
     Create it with `Qwen3VL.load`. Graphs are opened when first used.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, url_rules: UrlRules = PUBLIC) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        url_rules: UrlRules = PUBLIC,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
         self.artifact = artifact
         self.sessions = Sessions(artifact, threads)
-        self.preparer = Preparer(artifact, url_rules)
+        self.preparer = Preparer(artifact, url_rules, min_pixels, max_pixels)
         self.tokenizer = self.preparer.tokenizer
         config = artifact.json_file("generation_config.json")
         self.sampling = from_generation_config(config)
@@ -59,6 +66,8 @@ class Qwen3VL:
         check: bool = True,
         url_rules: UrlRules = PUBLIC,
         precision: str = "",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Qwen3VL:
         """Open an artifact directory, which may be a snapshot in huggingface_hub's cache.
 
@@ -67,12 +76,15 @@ class Qwen3VL:
             check: first compare every file with the manifest's sha256.
             url_rules: limits on size and time for a picture's URL, and whether private addresses are allowed.
             precision: one of the artifact's precisions, such as `"q4"`; the default is the artifact's own.
+            min_pixels: a picture is enlarged to at least this many pixels.
+            max_pixels: a picture, or a frame of a video, is reduced to at most this many pixels. Both numbers are
+                within the checkpoint's, which are the defaults. A token is 32x32 pixels.
 
         Raises:
             ArtifactError: no artifact, no such precision, an altered file, or an onnxruntime that is too old.
-            InputError: `threads` is below 1.
+            InputError: `threads` is below 1, or a number of pixels that the checkpoint does not allow.
         """
-        return cls(open_artifact(Path(path), check, precision), threads, url_rules)
+        return cls(open_artifact(Path(path), check, precision), threads, url_rules, min_pixels, max_pixels)
 
     @property
     def facts(self) -> Facts:
@@ -94,6 +106,7 @@ class Qwen3VL:
         stop: str | Sequence[str] | None = None,
         max_time: float | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Answer:
         """The answer, piece by piece as it is generated; pieces never split a character.
@@ -105,6 +118,7 @@ class Qwen3VL:
             stop: one or several strings; the answer ends before the first of them.
             max_time: seconds, from this call; no token is started after them.
             tools: functions the model may call, in the format of the OpenAI API; calls are in `Answer.reply`.
+            chat_template_kwargs: further variables of the chat template, such as `documents` or `enable_thinking`.
             settings: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
                 `seed`; the defaults are those of the checkpoint's `generation_config.json`.
 
@@ -114,7 +128,7 @@ class Qwen3VL:
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time)
         sampling = override(self.sampling, **settings)
-        prepared = self.prepare([as_messages(content)], tools=tools)
+        prepared = self.prepare([as_messages(content)], tools=tools, **(chat_template_kwargs or {}))
         return self.answer(prepared, sampling, limits, started)
 
     def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
@@ -135,6 +149,7 @@ class Qwen3VL:
         stop: str | Sequence[str] | None = None,
         max_time: float | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> list[str]:
         """The whole answer to each question, computed as one batch; arguments as for `stream`.
@@ -144,7 +159,9 @@ class Qwen3VL:
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time)
         sampling = override(self.sampling, **settings)
-        prepared = self.prepare([as_messages(content) for content in contents], tools=tools)
+        prepared = self.prepare(
+            [as_messages(content) for content in contents], tools=tools, **(chat_template_kwargs or {})
+        )
         steps = self.generate_steps(prepared, max_new_tokens, sampling)
         return read_texts(steps, len(contents), self.tokenizer, self.stop_ids, limits, started)
 

@@ -19,3 +19,8 @@ class Picture:
     placeholder: str  # the token that the chat template writes for it
     text: str  # what replaces that token
     is_video: bool
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of the prompt are its pixels; a video has a few more, for its timestamps."""
+        return self.text.count(self.placeholder)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class PixelRules:
     """The settings of a preprocessor JSON: the pixel budget, and how 8-bit values become floats.
 
     `min_pixels` and `max_pixels` bound one image, or all frames of a video together. `cap_frame_tokens` is the video
-    processor's optional limit of tokens per frame, None if the checkpoint does not set it.
+    processor's optional limit of tokens per frame, None if the checkpoint does not set it. `max_frame_pixels` is a
+    limit per frame that the user sets.
     """
 
     min_pixels: int
@@ -40,6 +41,7 @@ class PixelRules:
     std: tuple[float, ...]
     rescale: float
     cap_frame_tokens: int | None
+    max_frame_pixels: int | None = None
 
 
 def read_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
@@ -70,6 +72,25 @@ def read_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> Pixe
 def read_video_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
     """As `read_pixel_rules`; transformers' video processor ignores `min_pixels` and `max_pixels`."""
     return read_pixel_rules({**config, "min_pixels": None, "max_pixels": None}, facts, name)
+
+
+def narrow(rules: PixelRules, min_pixels: int | None, max_pixels: int | None) -> PixelRules:
+    """The rules of images with narrower limits.
+
+    Raises:
+        InputError: a limit outside the checkpoint's, or an empty range.
+    """
+    for name, limit in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if limit is not None and not rules.min_pixels <= limit <= rules.max_pixels:
+            raise InputError(
+                f"{name} is {limit}, the checkpoint allows {rules.min_pixels} to {rules.max_pixels}",
+                "Use a number in this range",
+            )
+    low = rules.min_pixels if min_pixels is None else min_pixels
+    high = rules.max_pixels if max_pixels is None else max_pixels
+    if low > high:
+        raise InputError(f"min_pixels is {low}, above max_pixels, {high}", "Swap them")
+    return replace(rules, min_pixels=low, max_pixels=high)
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -114,13 +135,23 @@ def check_aspect(height: int, width: int) -> None:
 
 
 def fit_pixel_budget(
-    height: int, width: int, factor: int, frames: int, depth: int, min_pixels: int, max_pixels: int
+    height: int,
+    width: int,
+    factor: int,
+    frames: int,
+    depth: int,
+    min_pixels: int,
+    max_pixels: float,
+    least: int = 0,
 ) -> tuple[int, int]:
     """Both sides rounded to multiples of `factor`, and scaled if `depth` frames of that size are outside the budget.
 
     The scale is computed for `frames` frames of the original size, as in transformers.
+
+    Args:
+        least: no side is rounded to fewer pixels.
     """
-    rounded = (round(height / factor) * factor, round(width / factor) * factor)
+    rounded = (max(least, round(height / factor) * factor), max(least, round(width / factor) * factor))
     volume = depth * rounded[0] * rounded[1]
     if volume > max_pixels:
         shrink = math.sqrt(frames * height * width / max_pixels)
@@ -147,6 +178,8 @@ def video_grid(frames: int, height: int, width: int, rules: PixelRules, facts: F
     if rules.cap_frame_tokens is not None and frames:
         share = min(rules.cap_frame_tokens * factor**2, rules.max_pixels // frames)
         high = max(share, int(rules.min_pixels * 1.05)) * frames
+    if rules.max_frame_pixels is not None:
+        high = max(min(high, rules.max_frame_pixels * frames), rules.min_pixels)
     size = smart_resize_video(frames, height, width, factor, facts.temporal_patch_size, rules.min_pixels, high)
     return size[0] // facts.patch_size, size[1] // facts.patch_size
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -22,8 +23,7 @@ import jinja2.sandbox
 
 from ..errors import ArtifactError, InputError
 from .messages import Message
-
-PLAIN = (str, int, float, bool, type(None))
+from .template_data import Dictionary, Namespace, TemplateNames, name_reasoning, read_names, to_plain
 
 
 class GenerationBlock(jinja2.ext.Extension):
@@ -52,10 +52,26 @@ def compile_template(source: str) -> jinja2.Template:
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
+    environment.globals["dict"] = Dictionary()
+    environment.globals["namespace"] = Namespace
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ArtifactError(f"chat_template.jinja: line {error.lineno}: {error.message}", "Rebuild") from error
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A compiled chat template and the names in it."""
+
+    compiled: jinja2.Template
+    names: TemplateNames
+
+    @classmethod
+    def of(cls, source: str) -> ChatTemplate:
+        """The template of this source; raises as `compile_template`."""
+        compiled = compile_template(source)
+        return cls(compiled, read_names(source, compiled.environment))
 
 
 def to_json(
@@ -82,6 +98,7 @@ def render(
     messages: Sequence[Message],
     special: Mapping[str, str],
     add_generation_prompt: bool = True,
+    /,
     **variables: Any,
 ) -> str:
     """The text of a conversation.
@@ -91,26 +108,21 @@ def render(
         variables: whatever else the template reads, such as `tools`.
 
     Raises:
-        InputError: the template rejects these messages.
+        InputError: the template rejects these messages, or `tools` or `documents` are not lists of objects.
     """
-    context = {"tools": None, "documents": None, **special, **variables}
+    for name in ("tools", "documents"):
+        entries = variables.get(name) or ()
+        if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise InputError(f"{name} is not a list of objects", f"Pass {name} as JSON describes them")
+    context = {"tools": None, "documents": None, **special, **to_plain(variables)}
     try:
         return template.render(
-            messages=[to_plain(message) for message in messages], add_generation_prompt=add_generation_prompt, **context
+            messages=[name_reasoning(to_plain(message)) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            **context,
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise InputError(f"the chat template rejects these messages: {error}", "Check roles and content") from error
-
-
-def to_plain(value: Any) -> Any:
-    """The value rebuilt from JSON types, so that a template can call nothing; other objects become a type name."""
-    if type(value) in PLAIN:
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return f"<{type(value).__name__}>"
 
 
 def image_text(token: str, tokens: int) -> str:

@@ -16,8 +16,10 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .arrays import Ints
+from .budget import Budget
 from .fetch import PUBLIC, UrlRules
-from .frames import FrameRules, Frames, SampledVideo, sample_frames
+from .frames import FrameChoice, FrameRules, Frames, SampledVideo, check_rate, choose_frames, sample_frames
 from .images import Source, open_image
 from .locate import locate
 from .video_file import open_file
@@ -34,6 +36,32 @@ class Video:
     source: str | Path | bytes | Sequence[Source] | NDArray[Any]
     fps: float = 2.0  # frames per second of a folder, list or array; a file has its own rate
     sample_fps: float | None = None  # frames per second the model sees; None means the checkpoint's rate, normally 2
+    budget: Budget | None = None  # the size of its frames; None: as the checkpoint's processor chooses
+    choice: FrameChoice | None = None  # the frames to see, in place of a rate
+    positions: Sequence[int] | None = None  # of a list that was chosen from a longer video: where each frame was in it
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its frames are given one by one."""
+        return not isinstance(self.source, str | bytes | Path)
+
+    def select(self, total: int, fps: float, rules: FrameRules) -> Ints:
+        """Which of `total` frames at `fps` frames per second the model sees: int64 [frames], ascending.
+
+        Raises:
+            InputError: frames that are not there, a rate that is not above 0, or several ways to choose frames.
+        """
+        given = [name for name in ("sample_fps", "choice", "positions") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(f"a video with {' and '.join(given)}", "Give one of them")
+        check_rate(fps)
+        if self.choice is not None:
+            return choose_frames(total, fps, self.choice)
+        if self.positions is not None:
+            if len(self.positions) != total:
+                raise InputError(f"{len(self.positions)} positions for {total} frames", "Give one for each frame")
+            return np.arange(total)
+        return sample_frames(total, fps, rules, self.sample_fps)
 
 
 def open_video(video: Video, rules: FrameRules, url_rules: UrlRules = PUBLIC) -> SampledVideo:
@@ -50,7 +78,7 @@ def open_video(video: Video, rules: FrameRules, url_rules: UrlRules = PUBLIC) ->
         return open_frames(list_frames(source), f"{source}: ", video, rules, url_rules)
     if isinstance(source, Path | bytes):
         name = str(source) if isinstance(source, Path) else name
-        return open_file(source, name, lambda total, fps: sample_frames(total, fps, rules, video.sample_fps))
+        return open_file(source, name, lambda total, fps: video.select(total, fps, rules))
     if isinstance(source, np.ndarray) and source.ndim != 4:
         raise InputError(f"a video array of shape {source.shape}", "Expected [frames, h, w, c]")
     if not isinstance(source, list | tuple | np.ndarray):
@@ -76,7 +104,7 @@ def open_frames(
     sources: Sequence[Source], prefix: str, video: Video, rules: FrameRules, url_rules: UrlRules
 ) -> SampledVideo:
     """A video whose frames are images; error messages begin with `prefix`."""
-    indices = sample_frames(len(sources), video.fps, rules, video.sample_fps)
+    indices = video.select(len(sources), video.fps, rules)
     if not len(indices):
         return SampledVideo(1, 1, video.fps, indices, iter(()))
     first = open_image(sources[indices[0]], url_rules)
@@ -90,4 +118,5 @@ def open_frames(
                 raise InputError(f"{prefix}a video whose frames have sizes {sizes}", "All frames must have one size")
             yield frame
 
-    return SampledVideo(first.height, first.width, video.fps, indices, frames())
+    shown = indices if video.positions is None else np.array(video.positions, np.int64)
+    return SampledVideo(first.height, first.width, video.fps, shown, frames())

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from parity_tests.fixtures.answers import always_answer
-from parity_tests.fixtures.commands import invoke
+from parity_tests.fixtures.commands import assert_one_line, invoke
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.runtime import Image, Qwen3VL
 
@@ -23,8 +23,16 @@ def answer(tiny_artifact: Path) -> str:
 def test_run_prints_the_answer(tiny_artifact: Path, answer: str) -> None:
     options = ("--image", PHOTOGRAPH, "--max-new-tokens", 8)
     result = invoke("run", tiny_artifact, *options, "--prompt", "What is this?")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, answer + "\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, answer + "\n", f"{PHOTOGRAPH}: 126 tokens\n")
     assert invoke("run", tiny_artifact, *options, "--prompt", "-", typed="What is this?\n").stdout == answer + "\n"
+
+
+def test_run_keeps_to_a_pixel_budget(tiny_artifact: Path) -> None:
+    options = ("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "What is this?", "--max-new-tokens", 1)
+    assert f"{PHOTOGRAPH}: 15 tokens\n" in invoke(*options, "--max-pixels", 20000).stderr
+    assert f"{PHOTOGRAPH}: 216 tokens\n" in invoke(*options, "--min-pixels", 200704).stderr
+    refused = invoke(*options, "--max-pixels", 10**6)
+    assert_one_line(refused, "max_pixels is 1000000, the checkpoint allows 4096 to 262144")
 
 
 def test_run_repeats_with_a_seed(tiny_artifact: Path) -> None:
@@ -74,7 +82,11 @@ def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: p
     always_answer(monkeypatch, boxes)
     out = tmp_path / "out.png"
     result = invoke("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "Where?", "--draw", out)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, boxes + "\n", f"{out}: 1 drawn\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        boxes + "\n",
+        f"{PHOTOGRAPH}: 126 tokens\n{out}: 1 drawn\n",
+    )
     with PIL.Image.open(PHOTOGRAPH) as before, PIL.Image.open(out) as after:
         changed = (np.asarray(before.convert("RGB")) != np.asarray(after)).any(axis=2)
     assert after.size == before.size and changed[60, 113:360].all() and not changed[100:260, 120:350].any()
@@ -97,7 +109,7 @@ def test_what_cannot_be_drawn_or_called(
 ) -> None:
     always_answer(monkeypatch, text)
     result = invoke("run", tiny_artifact, *options)
-    assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert result.exit_code == 2 and message in result.stderr.splitlines()[-1]
     assert not Path("out.png").exists()
 
 

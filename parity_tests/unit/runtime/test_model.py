@@ -19,7 +19,7 @@ from qwen3vl_export.runtime.decoder import embed_generated
 from qwen3vl_export.runtime.generate import prefill
 from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.positions import rope_index
-from qwen3vl_export.runtime.prompt import compile_template
+from qwen3vl_export.runtime.prompt import ChatTemplate
 
 RNG = np.random.default_rng(23)
 PICTURE = RNG.integers(0, 256, (96, 64, 3), np.uint8)
@@ -81,7 +81,7 @@ def test_a_prompt_that_ends_in_a_thought_begins_the_answer_there(model: Qwen3VL,
     """As the templates of Thinking models end."""
     thinker = Qwen3VL.load(tiny_artifact, threads=1)
     source = (tiny_artifact / "chat_template.jinja").read_text("utf-8")
-    thinker.preparer.template = compile_template(source + "{{- '<think>\\n' -}}")
+    thinker.preparer.templates = {"default": ChatTemplate.of(source + "{{- '<think>\\n' -}}")}
     answer = thinker.stream(QUESTION, 4, temperature=0)
     assert {part.kind for part in answer.parts()} == {"reasoning"}
     assert answer.thinking and answer.reply.content == "" and answer.reply.reasoning == answer.text.strip() != ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoMetadata
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import Image, Video, prompt
+from qwen3vl_export.runtime import Image, prompt
 from qwen3vl_export.runtime.messages import as_messages, split_media
 from qwen3vl_export.runtime.prepare import Preparer
 
@@ -138,61 +137,6 @@ def test_a_placeholder_in_a_question_is_refused() -> None:
         preparer([as_messages("What does <|image_pad|> mean?")])
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        [Image(CAT), "What is this?"],
-        [{"role": "user", "content": [Image(CAT), "What is this?"]}],
-        [{"role": "user", "content": [{"type": "image", "image": CAT}, {"type": "text", "text": "What is this?"}]}],
-        [{"role": "user", "content": [{"type": "image", "image": Image(CAT)}, "What is this?"]}],
-        [{"role": "user", "content": [{"image": CAT}, {"text": "What is this?"}]}],
-        [{"role": "user", "content": [{"type": "image", "path": CAT}, {"type": "text", "text": "What is this?"}]}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": CAT}}, "What is this?"]}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": CAT}, "What is this?"]}],
-        [{"image": CAT}, {"text": "What is this?"}],
-    ],
-)
-def test_every_form_of_a_question_is_the_same_question(content: Any) -> None:
-    messages, media = split_media(as_messages(content))
-    expected = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-    assert [message["role"] for message in messages] == ["user"]
-    assert [dict(item, type=item.get("type", "text")) for item in messages[0]["content"]] == expected
-    assert len(media) == 1 and isinstance(media[0], Image) and media[0].source is CAT
-
-
-def test_a_video_in_every_form() -> None:
-    for part in (
-        Video(CLIP, 4),
-        {"type": "video", "video": CLIP, "fps": 4},
-        {"video": CLIP, "fps": 4.0},
-        {"type": "video", "video": Video(CLIP, 4)},
-    ):
-        messages, media = split_media(as_messages([part, "What moves?"]))  # type: ignore[list-item]
-        assert messages[0]["content"][0] == {"type": "video"}
-        assert media == [Video(CLIP, 4)]
-    for part in (
-        {"type": "video", "video": "clip.mp4", "fps": 1},
-        {"type": "video_url", "video_url": {"url": "clip.mp4"}, "fps": 1},
-    ):
-        assert split_media(as_messages([part]))[1] == [Video("clip.mp4", sample_fps=1.0)]
-    assert split_media(as_messages([{"type": "video", "path": "clip.mp4"}]))[1] == [Video("clip.mp4")]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([], "the conversation is empty"),
-        ([3], "a message holds a int"),
-        ([{"type": "audio", "audio": "x.wav"}], "an item of type 'audio'"),
-        ([{"type": "image"}], "an item of type 'image' without data"),
-        ([{"type": "video"}], "an item of type 'video' without data"),
-    ],
-)
-def test_content_of_no_known_form(content: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        split_media(as_messages(content))
-
-
 def test_the_template_may_be_in_the_tokenizer_config(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((TINY / name).read_bytes())
@@ -203,9 +147,3 @@ def test_the_template_may_be_in_the_tokenizer_config(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"no chat_template\.jinja"):
         Preparer(artifact_without_graphs(tmp_path))([as_messages("Hi")])
-
-
-def test_base64_of_a_message_is_a_picture() -> None:
-    text = base64.b64encode(b"picture").decode()
-    for part in ({"type": "image", "base64": text}, {"type": "image", "image": f"data:;base64,{text}"}):
-        assert split_media(as_messages([part]))[1] == [Image(f"data:;base64,{text}")]
