@@ -126,10 +126,13 @@ class Preparer:
         """
         name = TOOL_TEMPLATE if variables.get("tools") is not None else DEFAULT_TEMPLATE
         template = self.templates.get(name, self.templates[DEFAULT_TEMPLATE])
-        unread = [name for name, value in variables.items() if value and name not in template.names.variables]
+        known = template.names.variables - {"messages"}
+        unread = [name for name, value in variables.items() if value and name not in known]
         if unread:
-            known = ", ".join(sorted(template.names.variables - {"messages"}))
-            raise InputError(f"the chat template does not read {unread[0]}", f"It reads {known or 'messages alone'}")
+            raise InputError(
+                f"the chat template does not read {unread[0]}",
+                f"It reads {', '.join(sorted(known)) or 'messages alone'}",
+            )
         return template
 
     @cached_property

@@ -97,8 +97,8 @@ def render(
     template: jinja2.Template,
     messages: Sequence[Message],
     special: Mapping[str, str],
-    add_generation_prompt: bool = True,
     /,
+    add_generation_prompt: bool = True,
     **variables: Any,
 ) -> str:
     """The text of a conversation.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,23 +65,114 @@ def test_rendering_equals_transformers(name: str, tools: Any, generation: bool) 
     assert prompt.render(template, messages, SPECIAL, generation, tools=tools) == expected[0]
 
 
-def test_blocks_on_lines_of_their_own_leave_no_space() -> None:
-    source = "{% for m in messages %}\n    {% if m.role %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n"
-    conversation = CONVERSATIONS["text"]
-    expected, _ = render_jinja_template([conversation], chat_template=source)
-    assert prompt.render(prompt.compile_template(source), conversation, {}) == expected[0] == "  What is 2+3?\n"
+class Enumerated(enum.StrEnum):
+    RED = "red"
 
 
-def test_template_helpers() -> None:
-    template = prompt.compile_template("{{ {'a': '<é>'} | tojson }}{% for x in [1, 2] %}{% break %}{% endfor %}")
-    assert prompt.render(template, [], {}) == '{"a": "<é>"}'
-    year = prompt.compile_template("{{ strftime_now('%Y') }}")
-    assert prompt.render(year, [], {}).startswith("2")
-    refusing = prompt.compile_template("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InputError, match="roles must alternate"):
-        prompt.render(refusing, [], {})
+@dataclasses.dataclass
+class Place:
+    town: str
+    height: np.float32
+
+
+BERN = Place("Bern", np.float32(2))
+TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "Hi", "data": {1: "one", "list": (1, 2.5, True, None), "place": BERN}},
+    {"role": "assistant", "content": "Hm", "reasoning": "thought", "colour": Enumerated.RED, "count": np.int64(3)},
+    {"role": "user", "content": [{"type": "image", "image": PIL.Image.new("RGB", (2, 2))}], "array": CAT},
+]  # fmt: skip
+FEATURES = {
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "generation in a loop": "{% for m in messages %}{% if loop.last %}{%- generation %}\n{{ loop.index }}"
+    "{% endgeneration -%} x{% endif %}{% endfor %}",
+    "break": "{% for m in messages %}{% if m.role == 'assistant' %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "continue": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
+    "tojson": "{{ messages[0].data | tojson }}{{ {'b': '<é>', 'a': [1]} | tojson(indent=2, sort_keys=True) }}",
+    "tojson in ASCII": "{{ 'é' | tojson(ensure_ascii=true) }}{{ [1, 2] | tojson(separators=(',', ':')) }}",
+    "strftime_now": "{{ strftime_now('%Y-%m-%d') }}",
+    "namespace": "{% set n = namespace(a=1, self=2) %}{% set n.a = n.a + n.self %}{{ n.a }}",
+    "dict": "{{ dict(a=1) | tojson }}{{ dict.fromkeys(['a'], 2) }}",
+    "values": "{{ messages[0].data.place.town }}{{ messages[0].data.place.height }}{{ messages[0].data[1] }}"
+    "{{ messages[1].colour }}{{ messages[1].count + 1 }}{{ messages[2].array }}{{ messages[0].data.list }}",
+    "reasoning": "{{ messages[1].reasoning_content }}{{ messages[1].thinking }}{{ messages[1] | tojson }}",
+    "variables": "{{ enable_thinking }}{{ documents[0].title }}{{ tools | length }}"
+    "{{ add_generation_prompt }}{{ eos_token }}",
+    "undefined": "{{ nothing }}{{ messages[0].nothing }}{{ nothing is defined }}",
+    "lines": "{% for m in messages %}\n    {% if m.role %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_feature_of_templates_is_that_of_transformers(name: str) -> None:
+    variables: dict[str, Any] = {"enable_thinking": False, "tools": TOOLS, "documents": [{"title": "A", "text": "b"}]}
+    expected, _ = render_jinja_template(
+        [TALK], chat_template=FEATURES[name], add_generation_prompt=True, **variables, **SPECIAL
+    )
+    assert prompt.render(prompt.compile_template(FEATURES[name]), TALK, SPECIAL, **variables) == expected[0] != ""
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ namespace(_hidden=1) }}", "a namespace cannot have the name _hidden"),
+        ("{% set n = namespace() %}{% set n._hidden = 1 %}", "a namespace cannot have the name _hidden"),
+        ("{{ dict.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+    ],
+)
+def test_what_a_template_refuses_or_may_not_do(source: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prompt.render(prompt.compile_template(source), TALK, {})
+
+
+def test_a_template_that_cannot_be_compiled() -> None:
     with pytest.raises(ArtifactError, match="line 1"):
         prompt.compile_template("{% if %}")
+
+
+def preparer_with(tmp_path: Path, template: Any) -> Preparer:
+    """A preparer whose templates are in `tokenizer_config.json`."""
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((TINY / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return Preparer(artifact_without_graphs(tmp_path))
+
+
+NAMED = {"default": "Plain. {{ tools }}", "tool_use": "{{ tools | length }} tools.", "rag": "{{ documents }}"}
+
+
+@pytest.mark.parametrize(
+    "templates", [NAMED, [{"name": name, "template": text} for name, text in NAMED.items()]], ids=["dict", "list"]
+)
+def test_of_several_templates_that_for_tools_is_taken_with_tools(tmp_path: Path, templates: Any) -> None:
+    preparer = preparer_with(tmp_path, templates)
+    tokenizer = AutoTokenizer.from_pretrained(TINY, chat_template=NAMED)
+    question = CONVERSATIONS["text"]
+    for tools in (None, [], TOOLS):
+        expected = tokenizer.apply_chat_template(question, tools=tools, tokenize=False)
+        assert preparer([question], tools=tools).texts == (expected,)
+    others = {name: text for name, text in NAMED.items() if name != "tool_use"}
+    assert preparer_with(tmp_path, others)([question], tools=TOOLS).texts[0].startswith("Plain.")
+
+
+@pytest.mark.parametrize(
+    "templates", [{}, None, 3, {"rag": "x"}, [{"name": "rag", "template": "x"}], ["x"], [{}], {"default": 3}]
+)
+def test_no_default_template(tmp_path: Path, templates: Any) -> None:
+    with pytest.raises(ArtifactError, match=r"no chat_template\.jinja"):
+        preparer_with(tmp_path, templates)([as_messages("Hi")])
+
+
+def test_variables_the_template_does_not_read_are_refused_by_name(tmp_path: Path) -> None:
+    preparer = preparer_with(tmp_path, "{% set own = 1 %}{{ enable_thinking }}{{ namespace(a=own).a }}{{ tools }}")
+    assert preparer([as_messages("Hi")], enable_thinking=7, tools=None, documents=None).texts == ("71None",)
+    for name in ("enable_thinkin", "documents", "messages", "own", "namespace", "template"):
+        with pytest.raises(InputError, match=rf"does not read {name}\. It reads enable_thinking, tools"):
+            preparer([as_messages("Hi")], **{name: [{"a": 1}]})
+    for value in ("x", {"a": 1}, [len]):
+        with pytest.raises(InputError, match="tools is not a list of objects"):
+            preparer([as_messages("Hi")], tools=value)
 
 
 def test_a_template_reaches_nothing_but_data() -> None:
@@ -138,12 +232,5 @@ def test_a_placeholder_in_a_question_is_refused() -> None:
 
 
 def test_the_template_may_be_in_the_tokenizer_config(tmp_path: Path) -> None:
-    for name in ("tokenizer.json", "preprocessor_config.json"):
-        (tmp_path / name).write_bytes((TINY / name).read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}!"}')
-    assert Preparer(artifact_without_graphs(tmp_path))([as_messages([{"role": "user", "content": "Hi"}])]).texts == (
-        "Hi!",
-    )
-    (tmp_path / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"no chat_template\.jinja"):
-        Preparer(artifact_without_graphs(tmp_path))([as_messages("Hi")])
+    preparer = preparer_with(tmp_path, "{{ messages[0].content }}!")
+    assert preparer([as_messages([{"role": "user", "content": "Hi"}])]).texts == ("Hi!",)
