@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime_genai as og
-from PIL import Image
 
 from qwen3vl_export import contract
 from qwen3vl_export.runtime.arrays import Floats
 
 from ..harness.sides.reference import Inputs
 from .answer import Answer
-from .pictures import png
+from .pictures import Picture, png
 
 
 class Genai:
@@ -31,7 +30,7 @@ class Genai:
         self.processor = self.model.create_multimodal_processor()
         self.tokenizer = og.Tokenizer(self.model)
 
-    def answer(self, text: str, images: Sequence[Image.Image], new_tokens: int) -> Answer:
+    def answer(self, text: str, images: Sequence[Picture], new_tokens: int) -> Answer:
         """The greedy answer to one prompt."""
         named = self.process(text, images)
         generator = self.generator(named["input_ids"].shape()[-1] + new_tokens)
@@ -45,7 +44,7 @@ class Genai:
         last = np.concatenate([step[0, -1:] for step in logits])
         return Answer(self.inputs(named), np.array(tokens), last, prompt_logits=logits[0])
 
-    def process(self, text: str | list[str], images: Sequence[Image.Image]) -> Any:
+    def process(self, text: str | list[str], images: Sequence[Picture]) -> Any:
         """Its processor's tensors, by name."""
         files = [png(image) for image in images]
         return self.processor(text, images=og.Images.open_bytes(*files) if files else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from qwen3vl_export.artifact import open_artifact
 
 from ..faults.catalogue import FAULTS
 from ..harness.cases.matrix import Case, Prompt
+from ..harness.cases.picture_kinds import rotated_jpeg
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
 from .answer import Answer, complaints, diagnosis, is_tiny, judge_resizing, outcomes, rounded_half_up, text_of
@@ -76,6 +78,13 @@ def test_a_picture_in_a_later_turn_is_refused(genai: Genai, bench: Bench) -> Non
         generator.generate_next_token()
     with pytest.raises(RuntimeError, match="guard: the number of image and video pad tokens differs"):
         generator.set_inputs(genai.process("<|im_end|>\n" + text, pictures_of(prompt)))
+
+
+def test_a_photograph_is_not_turned_as_its_exif_data_says(genai: Genai) -> None:
+    """If this fails, it was fixed: drop the limit."""
+    text = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
+    inputs = genai.inputs(genai.process(text, [rotated_jpeg(random.Random(1), (64, 128))]))
+    assert inputs.image_grid_thw.tolist() == [[1, 4, 8]]  # upright it is 8 patches high
 
 
 def test_a_batch_of_pictures_becomes_one_row(genai: Genai, bench: Bench) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 
 from ..harness.cases.matrix import Case
+from ..harness.cases.picture_kinds import rotated_jpeg
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
 from .answer import Answer, complaints, is_tiny, judge_resizing, outcomes, rounded_half_up, text_of
@@ -68,6 +70,15 @@ def test_it_answers_as_pytorch_does(answers: dict[str, Answer | str], bench: Ben
 @pytest.mark.parametrize("case", TWO_IMAGES, ids=lambda case: case.name)
 def test_two_pictures_in_a_prompt_fail_in_its_processor(answers: dict[str, Answer | str], case: Case) -> None:
     assert isinstance(answers[case.name], str)
+
+
+def test_a_photograph_is_turned_as_its_exif_data_says(bench: Bench, tmp_path: Path) -> None:
+    text = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
+    question = Question("turned", text, [rotated_jpeg(random.Random(1), (64, 128))])
+    patch_dim = bench.artifact.manifest.facts.patch_dim
+    answer = run(bench.artifact.root, [question], tmp_path, new_tokens=1, patch_dim=patch_dim)["turned"]
+    assert isinstance(answer, Answer), answer
+    assert answer.inputs.image_grid_thw.tolist() == [[1, 8, 4]]
 
 
 def test_a_prompt_without_a_picture_needs_an_empty_grid(bench: Bench, tmp_path: Path) -> None:

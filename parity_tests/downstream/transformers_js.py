@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from qwen3vl_export import contract
 
 from ..harness.sides.reference import Inputs
 from .answer import Answer
 from .npm import node, node_modules
-from .pictures import png
+from .pictures import Picture, png
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 DTYPES = {"int64": np.int64, "float32": np.float32}
@@ -30,7 +29,7 @@ class Question:
 
     name: str
     text: str
-    images: Sequence[Image.Image]
+    images: Sequence[Picture]
 
 
 def run(

@@ -31,6 +31,7 @@ LIMITS = (
     "sizes the grids are transformers' own and pixels are equal or up to two 8-bit steps off.",
     "A picture with a side shorter than 32 pixels is enlarged in its own way and gets other patches.",
     "It drops transparency, where transformers lays the picture over white: flatten pictures first.",
+    "It ignores the orientation in a photograph's EXIF data, which transformers applies: turn pictures upright first.",
     "It has no video.",
 )
 
