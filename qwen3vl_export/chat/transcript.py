@@ -84,18 +84,23 @@ def to_markdown(artifact: str, turns: Sequence[Turn]) -> str:
 
 
 def to_json(artifact: str, turns: Sequence[Turn]) -> str:
+    """The messages, as the runtime reads them, and the figures of each answer."""
     messages: list[dict[str, Any]] = []
+    figures = []
     for turn in turns:
         items = [{"type": "image" if item.image else "video", "image" if item.image else "video": item.source}
                  for item in turn.attachments]  # fmt: skip
         answer = turn.answer
-        messages.append({"role": "user", "content": [*items, {"type": "text", "text": turn.question}]})
-        figures = {
-            "finish_reason": "interrupted" if turn.stopped else answer.finish_reason,
-            "prompt_tokens": answer.prompt_tokens,
-            "tokens": answer.tokens,
-            "first_token_seconds": answer.first_token_seconds,
-            "tokens_per_second": answer.tokens_per_second,
-        }
-        messages.append({**turn.messages()[1], "figures": figures})
-    return json.dumps({"artifact": artifact, "messages": messages}, indent=1, ensure_ascii=False) + "\n"
+        question = {"role": "user", "content": [*items, {"type": "text", "text": turn.question}]}
+        messages += [question, turn.messages()[1]]
+        figures.append(
+            {
+                "finish_reason": "interrupted" if turn.stopped else answer.finish_reason,
+                "prompt_tokens": answer.prompt_tokens,
+                "tokens": answer.tokens,
+                "first_token_seconds": answer.first_token_seconds,
+                "tokens_per_second": answer.tokens_per_second,
+            }
+        )
+    saved = {"artifact": artifact, "messages": messages, "figures": figures}
+    return json.dumps(saved, indent=1, ensure_ascii=False) + "\n"

@@ -13,7 +13,8 @@ import pytest
 from qwen3vl_export.chat.line import parse_line
 from qwen3vl_export.chat.transcript import Attachment, Turn, save
 from qwen3vl_export.errors import InputError
-from qwen3vl_export.runtime import Answer, Limits, Picture
+from qwen3vl_export.runtime import Answer, Image, Limits, Picture, Video
+from qwen3vl_export.runtime.messages import split_media
 
 from ...fixtures.answers import STOP_IDS, TOKENIZER, make_steps
 
@@ -98,11 +99,12 @@ def test_a_transcript_to_go_on_with(folder: Path) -> None:
         {"type": "video", "video": "/my/clip.mp4"},
         {"type": "text", "text": "What?"},
     ]
-    figures = assistant.pop("figures")
+    figures, of_caller = saved["figures"]
     assert assistant == {"role": "assistant", "content": "a cat"}
     assert (figures["finish_reason"], figures["prompt_tokens"]) == ("stop", 7) and figures["tokens"] > 1
     assert caller["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {}}}]
-    assert caller["figures"]["finish_reason"] == "interrupted"
+    assert of_caller["finish_reason"] == "interrupted"
+    assert split_media(saved["messages"])[1] == 2 * [Image("/my/cat.jpg"), Video("/my/clip.mp4")]
 
 
 @pytest.mark.parametrize(
