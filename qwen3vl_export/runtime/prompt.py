@@ -165,12 +165,16 @@ def expand_placeholders(text: str, tokens: Sequence[str], replacements: Sequence
         replacements: for each picture of the conversation, in order, its placeholder and its expansion.
 
     Raises:
-        InputError: the prompt's placeholders do not match the pictures: a message's text contains one, or the template
-            left a picture out.
+        InputError: the prompt's placeholders do not match the pictures: the template left a picture out, or a message's
+            text contains one.
     """
     placeholder = re.compile("|".join(map(re.escape, tokens)))
     actual = placeholder.findall(text)
     expected = [token for token, _ in replacements]
+    if len(actual) < len(expected):
+        raise InputError(
+            f"the chat template shows {len(actual)} of {len(expected)} pictures", "Put pictures into turns of the user"
+        )
     if actual != expected:
         raise InputError(
             f"the prompt has {count_tokens(tokens, actual)} for {count_tokens(tokens, expected)} in the messages",

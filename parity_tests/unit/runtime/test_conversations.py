@@ -15,6 +15,7 @@ import pytest
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.video_utils import VideoMetadata
 
+from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Image, Video
 from qwen3vl_export.runtime.messages import Message
 from qwen3vl_export.runtime.prepare import Preparer
@@ -153,6 +154,19 @@ def test_prompts_equal_the_processor(name: str, preparer: Preparer, processor: Q
             assert of_runtime(preparer, conversation, **variables) == of_transformers(
                 processor, conversation, **variables
             )
+
+
+def test_pictures_outside_turns_of_the_user(preparer: Preparer, processor: Qwen3VLProcessor) -> None:
+    """Thinking's prompts show them, Instruct's leave them out, which transformers does not notice."""
+    for message in ({**SYSTEM, "content": [PICTURE, QUESTION]}, answer([QUESTION, PICTURE])):
+        conversation = [message, user(OTHER, QUESTION)]
+        if preparer.artifact.root.name.startswith("thinking"):
+            assert of_runtime(preparer, conversation) == of_transformers(
+                processor, conversation, add_generation_prompt=True
+            )
+        else:
+            with pytest.raises(InputError, match="the chat template shows 1 of 2 pictures"):
+                of_runtime(preparer, conversation)
 
 
 def test_prompts_of_random_conversations_equal_the_processor(preparer: Preparer, processor: Qwen3VLProcessor) -> None:

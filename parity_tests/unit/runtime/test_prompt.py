@@ -212,7 +212,6 @@ def test_expansion_is_in_order() -> None:
     ("text", "pictures"),
     [
         ("<|image_pad|>", []),
-        ("none", [(TOKENS[0], "x")]),
         ("<|image_pad|><|image_pad|>", [(TOKENS[0], "x")]),
         ("<|image_pad|><|video_pad|>", [(TOKENS[1], "x"), (TOKENS[0], "y")]),
         ("<|video_pad|>", [(TOKENS[0], "x")]),
@@ -221,6 +220,11 @@ def test_expansion_is_in_order() -> None:
 def test_placeholders_that_are_not_the_pictures(text: str, pictures: list[tuple[str, str]]) -> None:
     with pytest.raises(InputError, match="Message texts must not contain these tokens"):
         prompt.expand_placeholders(text, TOKENS, pictures)
+
+
+def test_a_picture_that_the_template_leaves_out_is_refused() -> None:
+    with pytest.raises(InputError, match=r"shows 1 of 2 pictures\. Put pictures into turns of the user"):
+        prompt.expand_placeholders("<|image_pad|>", TOKENS, [(TOKENS[0], "x"), (TOKENS[1], "y")])
 
 
 def test_a_placeholder_in_a_question_is_refused() -> None:

@@ -107,6 +107,29 @@ def test_prompts_equal_the_processor(
     assert prepared.input_ids.tolist() == expected["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("count", "options", "metadata"),
+    [
+        (4, {"fps": 25, "frames_indices": [3, 9, 40, 41]}, {"fps": 25, "frames_indices": [3, 9, 40, 41]}),
+        (3, {"fps": 10, "frames_indices": [5, 15, 40]}, {"fps": 10, "frames_indices": [5, 15, 40]}),
+        (4, {"sample_fps": 0.5}, {"fps": 0.5, "frames_indices": [0, 1, 2, 3]}),
+        (4, {"sample_fps": 2, "raw_fps": 30}, {"fps": 30, "frames_indices": [0, 1, 2, 3]}),
+    ],
+)
+def test_frames_chosen_before_have_the_times_the_processor_gives_them(
+    count: int, options: dict[str, Any], metadata: dict[str, Any], processor: Qwen3VLProcessor
+) -> None:
+    """The last two: the metadata that qwen-vl-utils makes of those keys."""
+    frames = moving_frames(count, 64, 96)
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    of_video = VideoMetadata(total_num_frames=99, **metadata)
+    expected = processor(text=[text], videos=[frames], video_metadata=[of_video], do_sample_frames=False)
+    prepared = PREPARER([as_messages([{"type": "video", "video": frames, **options}, {"text": QUESTION}])])
+    assert prepared.image_grid_thw.tolist() == np.asarray(expected["video_grid_thw"]).tolist()
+    assert prepared.input_ids.tolist() == expected["input_ids"]
+
+
 def test_pixels_equal_the_processor_where_nothing_is_resized(processor: Qwen3VLProcessor) -> None:
     frames = RNG.integers(0, 256, (21, 96, 128, 3), np.uint8)
     metadata = VideoMetadata(total_num_frames=21, fps=6.0)
