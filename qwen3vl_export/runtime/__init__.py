@@ -6,10 +6,11 @@
     for piece in model.stream([Image("cat.jpg"), "What is this?"]):
         print(piece, end="", flush=True)
 
-Data flow: `messages`, `items` (one format) → `prompt`, `template_data` (text) and `images`, `video`, `budget`,
-`preprocess` (patches) → `tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) → `decoder`, `generate`,
-`sampling` (tokens) → `answer` (text), `reply` and `grounding` (parsed text). `cache` and `conversation` store what was
-read. `model` combines them; `session` and `external` open the graphs, `locate` and `fetch` open files and URLs.
+Data flow: `messages`, `items` (one format) → `templates`, `template_data`, `prompt` (text) and `images`, `video`,
+`sizing`, `budget`, `preprocess` (patches) → `tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) →
+`decoder`, `generate`, `sampling` (tokens) → `answer` (text), `reply` and `grounding` (parsed text). `cache` and
+`conversation` store what was read. `model` combines them; `session` and `external` open the graphs, `locate` and
+`fetch` open files and URLs.
 """
 
 from .answer import Answer, Limits

@@ -41,11 +41,11 @@ KEYS = frozenset(key for kind in TYPES.values() for key in ("type", *kind.data, 
 DETAILS = ("auto", "high")  # what the checkpoint's own pixel budget amounts to
 
 
-def read_item(part: Any, template_words: Collection[str] = ()) -> tuple[dict[str, Any], Medium | None]:
+def read_item(part: Any, also: Collection[str] = ()) -> tuple[dict[str, Any], Medium | None]:
     """An item as the chat template reads it, and its picture or video.
 
     Args:
-        template_words: further keys, which the template reads.
+        also: further keys, which the template reads.
 
     Raises:
         InputError: an unknown type or key, no data or too much, or an option that cannot be used.
@@ -63,7 +63,7 @@ def read_item(part: Any, template_words: Collection[str] = ()) -> tuple[dict[str
     if not isinstance(name, str) or name not in TYPES:
         raise InputError(f"a message holds an item of type {name!r}", f"Known types: {', '.join(TYPES)}")
     kind = TYPES[name]
-    check_keys(part, ("type", *kind.data, *kind.options), f"an item of type {name!r}", set(template_words) - KEYS)
+    check_keys(part, ("type", *kind.data, *kind.options), f"an item of type {name!r}", also)
     given = [key for key in kind.data if key in part]
     if not given:
         raise InputError(f"a message holds an item of type {name!r} without data", f"Give {' or '.join(kind.data)}")

@@ -24,6 +24,7 @@ ROLES = ("system", "user", "assistant", "tool")
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
 CALL_KEYS = ("id", "type", "index", "function", "name", "arguments")
 FUNCTION_KEYS = ("name", "arguments")
+KNOWN = KEYS.union(ROLES, MESSAGE_KEYS, CALL_KEYS)  # what has a place, and is refused in any other
 
 
 def as_messages(content: Content) -> list[Message]:
@@ -59,43 +60,46 @@ def split_media(
     An item of a picture has the type `image` or `video`, whatever its form.
 
     Args:
-        template_words: what the template reads besides the known keys and roles.
+        template_words: names in the template's source; those that are no known keys may be keys or roles as well.
 
     Raises:
         InputError: a role, key or item that is unknown or cannot be used.
     """
     media: list[Medium] = []
     template_messages: list[dict[str, Any]] = []
-    for given in messages:
+    also = frozenset(template_words) - KNOWN
+    for given in map(to_mapping, messages):
+        if not isinstance(given, Mapping):
+            raise InputError(f"a message is a {type(given).__name__}", 'Expected {"role": ..., "content": ...}')
         message = {key: value for key, value in given.items() if value is not None}
-        check_message(message, template_words)
+        check_message(message, also)
         content = message.get("content", "")
         if not isinstance(content, str):
             parts = content if isinstance(content, Sequence) else [content]
-            read = [read_item(to_mapping(part), template_words) for part in parts]
+            read = [read_item(to_mapping(part), also) for part in parts]
             message["content"] = [item for item, _ in read]
             media += [medium for _, medium in read if medium is not None]
         template_messages.append(message)
     return template_messages, media
 
 
-def check_message(message: Message, template_words: Collection[str]) -> None:
-    """Refuse what the template would leave out.
+def check_message(message: Message, also: Collection[str]) -> None:
+    """Refuse what the template would leave out; `also` are further roles and keys.
 
     Raises:
         InputError: an unknown role, or an unknown key of the message or of one of its tool calls.
     """
     role = message.get("role")
-    if not isinstance(role, str) or (role not in ROLES and role not in template_words):
+    if not isinstance(role, str) or (role not in ROLES and role not in also):
         raise InputError(f"a message has the role {role!r}", f"The chat template knows {', '.join(ROLES)}")
-    check_keys(message, MESSAGE_KEYS, f"a message of {role!r}", set(template_words) - KEYS)
+    check_keys(message, MESSAGE_KEYS, f"a message of {role!r}", also)
     calls = message.get("tool_calls", ())
     if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
         raise InputError("tool_calls is not a list of objects", 'Expected [{"type": "function", "function": {...}}]')
     for call in calls:
-        check_keys(call, CALL_KEYS, "a tool call", template_words)
+        check_keys(call, CALL_KEYS, "a tool call", also)
         function = call.get("function") or call
         if not isinstance(function, Mapping) or "name" not in function:
             raise InputError("a tool call has no name", 'Expected {"function": {"name": ..., "arguments": ...}}')
         if function is not call:
-            check_keys(function, FUNCTION_KEYS, "the function of a tool call", template_words)
+            check_keys(function, FUNCTION_KEYS, "the function of a tool call", also)

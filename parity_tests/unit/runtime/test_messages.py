@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,13 +15,17 @@ import pytest
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Budget, FrameChoice, Image, Picture, Video
 from qwen3vl_export.runtime.images import FORMATS, open_image
-from qwen3vl_export.runtime.items import KEYS, TYPES
-from qwen3vl_export.runtime.messages import CALL_KEYS, MESSAGE_KEYS, as_messages, split_media
+from qwen3vl_export.runtime.items import TYPES
+from qwen3vl_export.runtime.messages import KNOWN, MESSAGE_KEYS, as_messages, split_media
+from qwen3vl_export.runtime.template_data import read_names
+
+from ...fixtures.paths import TEMPLATES
 
 CAT = np.full((64, 96, 3), 90, np.uint8)
 CLIP = [np.full((64, 64, 3), value, np.uint8) for value in (0, 90, 180)]
 PICTURE = Picture(np.zeros((4, 1536), np.float32), (1, 2, 2), "<|image_pad|>", "<|image_pad|>", is_video=False)
 DATA = {"text": "Hi", "image": "cat.png", "image_url": "cat.png", "video": "clip.mp4", "video_url": "clip.mp4"}
+WORDS = read_names((TEMPLATES / "instruct.jinja").read_text("utf-8"), jinja2.Environment()).words
 CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -67,6 +72,12 @@ def test_a_message_of_a_client_library_is_its_mapping() -> None:
     assert messages[1] == {"role": "assistant", "tool_calls": [CALL]}
 
 
+@pytest.mark.parametrize("message", ["Hi", 3, None, ["user", "Hi"]])
+def test_a_message_that_is_none(message: Any) -> None:
+    with pytest.raises(InputError, match="a message is a "):
+        split_media([message])
+
+
 def test_a_key_that_is_null_is_not_there() -> None:
     messages, _ = split_media([{"role": "assistant", "content": None, "tool_calls": [CALL], "audio": None}])
     assert messages == [{"role": "assistant", "tool_calls": [CALL]}]
@@ -78,6 +89,7 @@ def test_a_key_that_is_null_is_not_there() -> None:
         ([], "the conversation is empty"),
         ([3], "a message holds a int"),
         (["Hi", {"role": "user", "content": "Hi"}], "message 1 has no role"),
+        ([{"role": "user", "content": [["Hi"]]}], "a message holds a list"),
         ([{"type": "audio", "audio": "x.wav"}], "an item of type 'audio'. Known types: text, image, image_url"),
         ([{"type": ["image"]}], r"an item of type \['image'\]"),
         ([{"type": "text", "text": 3}], "the text of a message is a int"),
@@ -101,24 +113,27 @@ def test_content_of_no_known_form(content: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_key_an_item_does_not_know_is_refused_by_name(name: str) -> None:
+@pytest.mark.parametrize("words", [frozenset(), WORDS], ids=["no template", "published template"])
+def test_every_key_an_item_does_not_know_is_refused_by_name(name: str, words: frozenset[str]) -> None:
     kind = TYPES[name]
     known = {"type", *kind.data, *kind.options}
-    for key in (KEYS | {"cache_control", "detail", "video_metadata", "do_resize"}) - known:
+    for key in (KNOWN | {"cache_control", "detail", "video_metadata", "do_resize"}) - known:
         with pytest.raises(InputError, match=rf"{name}' has an unknown key '{key}'. Known keys: type, {kind.data[0]}"):
-            media_of({"type": name, name: DATA[name], key: 1})
+            split_media([{"role": "user", "content": [{"type": name, name: DATA[name], key: 1}]}], words)
 
 
-@pytest.mark.parametrize("key", ["images", "image", "weight", "function_call", "text"])
-def test_every_key_a_message_does_not_know_is_refused_by_name(key: str) -> None:
-    message = {"role": "user", "content": "Hi", key: "x"}
-    with pytest.raises(InputError, match=f"'user' has an unknown key '{key}'. Known keys: role, content, name"):
-        split_media([message])
-    if key in KEYS:  # a key of items is none of messages, even if the template reads it there
-        with pytest.raises(InputError, match="unknown key"):
-            split_media([message], {key})
-    else:
-        assert split_media([message], {key})[0] == [message]
+@pytest.mark.parametrize("words", [frozenset(), WORDS], ids=["no template", "published template"])
+def test_every_key_a_message_does_not_know_is_refused_by_name(words: frozenset[str]) -> None:
+    for key in (KNOWN | {"images", "weight", "function_call", "refusal"}) - set(MESSAGE_KEYS):
+        with pytest.raises(InputError, match=f"'user' has an unknown key '{key}'. Known keys: role, content, name"):
+            split_media([{"role": "user", "content": "Hi", key: "x"}], words)
+
+
+def test_a_key_that_the_template_reads_is_known() -> None:
+    names = read_names("{{ m.weight }}{{ m['mood'] }}{{ m.get('tone') }}{{ 'pace' in m }}", jinja2.Environment())
+    for key in ("weight", "mood", "tone", "pace"):
+        message = {"role": "user", "content": [{"type": "text", "text": "Hi", key: 1}], key: 1}
+        assert split_media([message], names.words)[0] == [message]
 
 
 def test_every_known_key_of_a_message_reaches_the_template() -> None:
@@ -135,18 +150,18 @@ def test_every_known_key_of_a_message_reaches_the_template() -> None:
         ([{"function": {"name": "f", "strict": True}}], "the function of a tool call has an unknown key 'strict'"),
         ([{"type": "function"}], "a tool call has no name"),
         ([{"function": "f"}], "a tool call has no name"),
+        ([CALL | {"content": "x"}], "a tool call has an unknown key 'content'"),
     ],
 )
 def test_tool_calls_the_template_would_garble(calls: Any, message: str) -> None:
-    assert "name" in CALL_KEYS
     with pytest.raises(InputError, match=message):
-        split_media([{"role": "assistant", "content": "", "tool_calls": calls}])
+        split_media([{"role": "assistant", "content": "", "tool_calls": calls}], WORDS)
 
 
-@pytest.mark.parametrize("role", ["developer", "function", None, 3, ["user"]])
+@pytest.mark.parametrize("role", ["developer", "critic", None, 3, ["user"]])
 def test_a_role_that_the_template_would_leave_out(role: Any) -> None:
     with pytest.raises(InputError, match=r"the role .*The chat template knows system, user, assistant, tool"):
-        split_media([{"role": role, "content": "Hi"}], frozenset({"other"}))
+        split_media([{"role": role, "content": "Hi"}], WORDS)
     if isinstance(role, str):
         assert split_media([{"role": role, "content": "Hi"}], {role})[0]
 

@@ -168,8 +168,10 @@ def test_variables_the_template_does_not_read_are_refused_by_name(tmp_path: Path
     preparer = preparer_with(tmp_path, "{% set own = 1 %}{{ enable_thinking }}{{ namespace(a=own).a }}{{ tools }}")
     assert preparer([as_messages("Hi")], enable_thinking=7, tools=None, documents=None).texts == ("71None",)
     for name in ("enable_thinkin", "documents", "messages", "own", "namespace", "template"):
-        with pytest.raises(InputError, match=rf"does not read {name}\. It reads enable_thinking, tools"):
-            preparer([as_messages("Hi")], **{name: [{"a": 1}]})
+        for value in ([{"a": 1}], False, 0, "", np.zeros(2)):
+            with pytest.raises(InputError, match=rf"does not read {name}\. It reads enable_thinking, tools"):
+                preparer([as_messages("Hi")], **{name: value})
+    assert preparer([as_messages("Hi")], add_generation_prompt=False, documents=[]).texts == ("1None",)
     for value in ("x", {"a": 1}, [len]):
         with pytest.raises(InputError, match="tools is not a list of objects"):
             preparer([as_messages("Hi")], tools=value)
