@@ -16,20 +16,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .contract import Facts
+from .contract import Facts, differing_sides, graph_of
 from .errors import ArtifactError
-from .hash_cache import HashCache, sha256_file
-from .promise import broken_promises
+from .hash_cache import Digest, HashCache, sha256_file
+from .json_form import AtLeast, Like, Line, Matching, from_values, parse
+from .promise import Grid, Json, PrecisionName, RecipePlan, broken_promises, suffixed
 
 Text = str | bytes
 FORMAT = 2  # 2: an ort decoder's cache holds no padding
+LARGEST_MANIFEST = 100_000_000  # bytes; that of the largest model takes a few million
+TOOL = "qwen3vl-export"  # every manifest lists its version
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 SUMMARY = "summary.json"  # of a merged verification: verdict, counts, seconds, and how fast the artifact answered
@@ -37,7 +40,6 @@ JUNIT = "parity.xml"
 REPORTS = (PARITY, JUNIT, "parity.html")  # the last two where they are
 STATEMENT = "provenance.intoto.json"
 SIGNATURE = "provenance.sigstore.json"  # of the statement
-GRAPH_DIR = "onnx"
 NEEDED_FILES = (
     "config.json",
     "generation_config.json",
@@ -52,20 +54,83 @@ def data_name(stem: str, index: int) -> str:
     return f"{stem}.onnx_data" + (f"_{index}" if index else "")
 
 
+_SEGMENT = r"(?!\.\.?(?:/|$))[^/\\:\x00-\x1f\x7f]{1,255}"
+FileName = Annotated[str, Matching(f"{_SEGMENT}(?:/{_SEGMENT})*", "the name of a file inside the directory")]
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """Size and sha256 of one file of the artifact."""
 
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, AtLeast(0)]
+    sha256: Digest
 
 
 @dataclass(frozen=True)
 class Encoder:
     """One vision encoder: the graph's name, and its bound (h, w) patch grid or None if it takes any grid."""
 
-    graph: str
-    grid: tuple[int, int] | None
+    graph: Line
+    grid: Grid | None
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """The form of what a manifest says of an adapter: where it is from, and the sha256 of its files."""
+
+    source: Line
+    revision: Line
+    files: Mapping[FileName, Digest]
+
+
+@dataclass(frozen=True)
+class LicenceRecord:
+    """The form of the licence that a model card declares."""
+
+    license: Line
+
+
+@dataclass(frozen=True)
+class CheckpointRecord(SourceRecord):
+    """The form of what a manifest says of the checkpoint."""
+
+    licence: Annotated[Mapping[str, Line], Like(LicenceRecord)] = field(default_factory=dict)
+    adapters: tuple[Annotated[Json, Like(SourceRecord)], ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """The form of an input or output of a graph."""
+
+    dtype: Line
+    shape: tuple[int | Line, ...]
+
+
+@dataclass(frozen=True)
+class BorrowedRecord:
+    """The form of what a graph reads of another graph's file."""
+
+    file: FileName
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """The form of a graph's entry."""
+
+    file: FileName
+    data: tuple[FileName, ...]
+    inputs: Mapping[Line, Annotated[Json, Like(TensorRecord)]]
+    outputs: Mapping[Line, Annotated[Json, Like(TensorRecord)]]
+    stages: tuple[Mapping[Line, Any], ...] = ()
+    shared: tuple[Annotated[Json, Like(BorrowedRecord)], ...] = ()
+
+
+@dataclass(frozen=True)
+class PrecisionRecord:
+    """The form of what a manifest says of a further precision."""
+
+    recipe: Json
+    graphs: Mapping[Line, Annotated[Json, Like(GraphRecord)]]
 
 
 @dataclass(frozen=True)
@@ -79,18 +144,18 @@ class Manifest:
     No date and no duration: equal inputs give equal bytes.
     """
 
-    name: str
-    recipe: Mapping[str, Any]
-    checkpoint: Mapping[str, Any]
+    name: Annotated[str, Matching("[a-z0-9][a-z0-9._-]{0,200}", "the name of an artifact")]
+    recipe: Annotated[Json, Like(RecipePlan)]
+    checkpoint: Annotated[Json, Like(CheckpointRecord)]
     facts: Facts
     encoders: tuple[Encoder, ...]
-    encoder_rule: str
-    graphs: Mapping[str, Any]
-    tools: Mapping[str, str]
-    min_onnxruntime: str
-    files: Mapping[str, FileRecord] = field(default_factory=dict)
-    precisions: Mapping[str, Any] = field(default_factory=dict)
-    second_names: Mapping[str, str] = field(default_factory=dict)
+    encoder_rule: Line
+    graphs: Mapping[str, Annotated[Any, Like(GraphRecord)]]
+    tools: Mapping[Line, Line]
+    min_onnxruntime: Annotated[str, Matching(r"\d{1,4}(\.\d{1,4}){1,2}", "a version such as 1.23.0")]
+    files: Mapping[FileName, FileRecord] = field(default_factory=dict)
+    precisions: Mapping[PrecisionName, Annotated[Any, Like(PrecisionRecord)]] = field(default_factory=dict)
+    second_names: Mapping[FileName, FileName] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -111,21 +176,37 @@ class Manifest:
             ArtifactError: it is no manifest, of another format, or does not list what its recipe promises.
         """
         try:
-            values = json.loads(text)
-            found = values.pop("format", None)
-            if found != FORMAT:
-                raise ArtifactError(f"{path}: format {found!r}, this version reads {FORMAT}", "Rebuild the artifact")
-            unlisted = (f"its files do not list {name}" for name in NEEDED_FILES if name not in values["files"])
-            for broken in chain(broken_promises(values), unlisted):
-                raise ArtifactError(f"{path}: {broken}", "Rebuild the artifact, or fetch it again")
-            values["facts"] = Facts.from_json(values["facts"])
-            values["encoders"] = tuple(
-                Encoder(e["graph"], tuple(e["grid"]) if e["grid"] is not None else None) for e in values["encoders"]
-            )
-            values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            values = parse(text)
+            if not isinstance(values, dict):
+                raise ValueError("it is not an object")
+            written = values.pop("format", None)
+            if written != FORMAT:
+                raise ArtifactError(
+                    f"{path}: format {str(written)[:20]!r}, this version reads {FORMAT}", "Rebuild the artifact"
+                )
+            values = {"files": {}, "precisions": {}, "second_names": {}, **values}
+            manifest = from_values(cls, values)
+        except ValueError as error:
             raise ArtifactError(f"{path}: not a manifest ({error})", "Rebuild the artifact") from error
+        for broken in chain(broken_promises(values), manifest.contradictions()):
+            raise ArtifactError(f"{path}: {broken}", "Rebuild the artifact, or fetch it again")
+        return manifest
+
+    def contradictions(self) -> Iterator[str]:
+        """Describe what it says that contradicts itself, or the graphs that this version declares."""
+        yield from (f"its files do not list {name}" for name in NEEDED_FILES if name not in self.files)
+        if TOOL not in self.tools:
+            yield f"its tools do not name {TOOL}"
+            return
+        for second, first in self.second_names.items():
+            if second not in self.files or self.files[second] != self.files.get(first):
+                yield f"{second} is not {first} under a second name"
+        grids = {encoder.graph: encoder.grid for encoder in self.encoders}
+        for precision, graphs in {"": self.graphs, **{n: e["graphs"] for n, e in self.precisions.items()}}.items():
+            for name, entry in graphs.items():
+                for side in differing_sides(graph_of(name, self.facts, grids.get(name)), entry):
+                    where = f" in precision {precision}" if precision else ""
+                    yield f"{side} of {name}{where} are not those this version declares; {self.tools[TOOL]} built it"
 
 
 @dataclass(frozen=True)
@@ -186,18 +267,40 @@ class Artifact:
             raise ArtifactError(f"{self.root}: no graph named {name}", f"It has {', '.join(self.manifest.graphs)}")
         return self.root / str(self.manifest.graphs[name]["file"])
 
-    def json_file(self, name: str) -> dict[str, Any]:
-        """One of the checkpoint's JSON files, parsed."""
-        path = self.root / name
-        if not path.is_file():
+    def has(self, name: str) -> bool:
+        """Whether a file is there and belongs to the artifact. A file that its manifest does not list was never
+        compared with anything; the package of another exporter has a manifest that lists none."""
+        return (name in self.manifest.files or not self.manifest.files) and (self.root / name).is_file()
+
+    def text_file(self, name: str) -> str:
+        """One of the checkpoint's text files.
+
+        Raises:
+            ArtifactError: it is missing, not listed in the manifest, or not UTF-8.
+        """
+        if not self.has(name):
             raise ArtifactError(f"{self.root}: {name} is missing", f"Rebuild: {self.build_command}")
-        result: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return result
+        try:
+            return (self.root / name).read_text("utf-8")
+        except UnicodeDecodeError:
+            raise ArtifactError(
+                f"{self.root / name}: not a text file in UTF-8", f"Rebuild: {self.build_command}"
+            ) from None
 
+    def json_file(self, name: str) -> dict[str, Any]:
+        """One of the checkpoint's JSON files, parsed.
 
-def suffixed(name: str, precision: str) -> str:
-    """What a graph, a report or an artifact of this name is called in a precision: `decoder_model_merged_q4`."""
-    return f"{name}_{precision}" if precision else name
+        Raises:
+            ArtifactError: as `text_file`, or it is not a JSON object.
+        """
+        text = self.text_file(name)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"{self.root / name}: not JSON ({error})", f"Rebuild: {self.build_command}") from None
+        if not isinstance(values, dict):
+            raise ArtifactError(f"{self.root / name}: not a JSON object", f"Rebuild: {self.build_command}")
+        return values
 
 
 def evidence_name(name: str, precision: str) -> str:
@@ -214,14 +317,20 @@ def open_artifact(root: Path, check: bool = True, precision: str = "") -> Artifa
 
     Raises:
         ArtifactError: no such directory, no manifest, one that does not list what its recipe promises, no such
-            precision, or a file that is missing, altered or outside the directory.
+            precision, a file that is missing or altered, or, even if `check` is False, a link to a file elsewhere.
     """
     path = root / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{root}: no {MANIFEST} here", "Build one: qwen3vl-export build recipes/tiny.yaml")
-    artifact = Artifact(root, Manifest.from_json(path.read_bytes(), path)).at(precision)
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise ArtifactError(f"{path}: not a manifest (over {LARGEST_MANIFEST} bytes)", "Rebuild the artifact")
+    artifact = Artifact(root, Manifest.from_json(path.read_bytes(), path))
+    check_links(artifact)
+    artifact = artifact.at(precision)
     if check:
-        check_files(artifact)
+        hashes = HashCache()
+        check_files(artifact, hashes.sha256)
+        hashes.save()
     return artifact
 
 
@@ -244,23 +353,41 @@ def lies_inside(directory: Path, name: str, root: Path) -> bool:
     return named.is_relative_to(inside) and any((inside / name).resolve().is_relative_to(one) for one in homes)
 
 
-def check_files(artifact: Artifact) -> None:
+def check_links(artifact: Artifact) -> None:
+    """Refuse files of an artifact that are links to files elsewhere: of the manifest, the evidence and the provenance.
+
+    Raises:
+        ArtifactError: one is.
+    """
+    reports = (evidence_name(name, precision) for name in REPORTS for precision in ("", *artifact.manifest.precisions))
+    for name in (MANIFEST, *reports, STATEMENT, SIGNATURE, *artifact.manifest.files):
+        if not lies_inside(artifact.root, name, artifact.root):
+            raise ArtifactError(f"{artifact.root / name}: lies outside the artifact directory", "Do not use it")
+
+
+def check_files(artifact: Artifact, sha256: Callable[[Path], str]) -> dict[str, str]:
     """Compare every listed file with its record; the first difference raises.
 
-    A file that was hashed before and has not been touched since is not read again (`hash_cache.py`).
+    Args:
+        sha256: of a file; that of a `HashCache` does not read one again that has not been touched since.
+
+    Returns:
+        The sha256 of each file, by name.
+
+    Raises:
+        ArtifactError: a file is missing or altered.
     """
-    hashes = HashCache()
-    rebuild = f"Rebuild: {artifact.build_command}"
+    advice = f"Fetch it again, or rebuild: {artifact.build_command}"
+    digests = {}
     for name, record in artifact.manifest.files.items():
         path = artifact.root / name
-        if not lies_inside(artifact.root, name, artifact.root):
-            raise ArtifactError(f"{name}: lies outside the artifact directory", rebuild)
         if not path.is_file():
-            raise ArtifactError(f"{artifact.root}: {name} is missing", rebuild)
+            raise ArtifactError(f"{artifact.root}: {name} is missing", advice)
         if path.stat().st_size != record.bytes:
             raise ArtifactError(
-                f"{name}: {path.stat().st_size} bytes, {MANIFEST} says {record.bytes}: the file was altered", rebuild
+                f"{name}: was altered, it has {path.stat().st_size} bytes and {MANIFEST} says {record.bytes}", advice
             )
-        if hashes.sha256(path) != record.sha256:
-            raise ArtifactError(f"{name}: sha256 differs from {MANIFEST}: the file was altered", rebuild)
-    hashes.save()
+        digests[name] = sha256(path)
+        if digests[name] != record.sha256:
+            raise ArtifactError(f"{name}: was altered, its sha256 differs from {MANIFEST}", advice)
+    return digests

@@ -9,11 +9,20 @@ Knows shapes only: nothing about weights, files or how a graph computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from .json_form import AtLeast, AtMost, OneOf
 
 Shape = tuple[int | str, ...]
+
+# Larger than any model's, and small enough that no number of a stranger's file exhausts the machine by itself.
+LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 1000
+LARGEST_PATCH, LARGEST_TEMPORAL_PATCH, LARGEST_MERGE = 128, 16, 6
+MOST_FORCED_PIXELS = 1 << 24  # that every picture is enlarged to, however small: 4096 x 4096
+CHANNELS = 3
 
 TIERS = ("quick", "standard", "full")  # of the verification matrix; each includes the cases of those before it
 
@@ -38,27 +47,31 @@ NUM_LOGITS_TO_KEEP = "num_logits_to_keep"
 LOGITS = "logits"
 
 
+Size = Annotated[int, AtLeast(1), AtMost(LARGEST_SIZE)]
+TokenId = Annotated[int, AtLeast(0), AtMost(LARGEST_SIZE)]
+
+
 @dataclass(frozen=True)
 class Facts:
     """The numbers of one model that fix every shape. All come from the checkpoint's config; none has a default."""
 
     model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position_embeddings: int
-    num_deepstack: int
-    in_channels: int
-    patch_size: int
-    temporal_patch_size: int
-    spatial_merge_size: int
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
+    hidden_size: Size
+    num_hidden_layers: Annotated[int, AtLeast(1), AtMost(MOST_LAYERS)]
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    vocab_size: Size
+    max_position_embeddings: Size
+    num_deepstack: Annotated[int, AtLeast(0), AtMost(MOST_LAYERS)]
+    in_channels: Annotated[int, OneOf((CHANNELS,))]
+    patch_size: Annotated[int, AtLeast(1), AtMost(LARGEST_PATCH)]
+    temporal_patch_size: Annotated[int, AtLeast(1), AtMost(LARGEST_TEMPORAL_PATCH)]
+    spatial_merge_size: Annotated[int, AtLeast(1), AtMost(LARGEST_MERGE)]
+    image_token_id: TokenId
+    video_token_id: TokenId
+    vision_start_token_id: TokenId
+    vision_end_token_id: TokenId
 
     @property
     def patch_dim(self) -> int:
@@ -74,11 +87,6 @@ class Facts:
     def merge_unit(self) -> int:
         """Patches that become one image token: `2 * 2 = 4`."""
         return self.spatial_merge_size**2
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Facts:
-        """From the manifest's `facts`."""
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -184,3 +192,29 @@ def decoder(facts: Facts) -> Graph:
         ),
         outputs=(Tensor(LOGITS, "float", ("batch_size", "num_logits", facts.vocab_size)), *present),
     )
+
+
+HEADS: Mapping[str, Callable[[Facts], Graph]] = {EMBED_TOKENS: embed_tokens, EMBEDDINGS: embeddings, DECODER: decoder}
+
+
+def graph_of(name: str, facts: Facts, grid: tuple[int, int] | None) -> Graph:
+    """The declaration of a graph by name; every other name is a vision encoder's."""
+    return HEADS[name](facts) if name in HEADS else vision_encoder(facts, name, grid)
+
+
+def differing_sides(graph: Graph, entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield "inputs", "outputs": those of a graph that a manifest's entry does not have as declared.
+
+    Args:
+        entry: `{"inputs": {name: {"dtype", "shape"}}, "outputs": …}`.
+    """
+    for side, tensors in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+        shapes = {name: tuple(values["shape"]) for name, values in entry[side].items()}
+        if shapes != {tensor.name: tensor.shape for tensor in tensors} or not all(
+            _fits(tensor, entry[side][tensor.name]["dtype"]) for tensor in tensors
+        ):
+            yield side
+
+
+def _fits(tensor: Tensor, dtype: str) -> bool:
+    return dtype == tensor.dtype or (tensor.dtype == "float" and dtype.startswith(("float", "bfloat")))

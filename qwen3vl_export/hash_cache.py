@@ -18,9 +18,11 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import platformdirs
 
+from .json_form import Matching
 from .output import whole_file
 
 FILE = "sha256.json"
@@ -30,6 +32,7 @@ SETTLED_NS = 2_000_000_000
 BLOCK = 8 << 20
 SOURCES = ("**/*.py", "**/*.j2")  # the default of `source_digest`
 
+Digest = Annotated[str, Matching("^[0-9a-f]{64}$")]  # a sha256 in JSON
 Identity = list[int]  # device, inode, size, mtime_ns, ctime_ns
 
 

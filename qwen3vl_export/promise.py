@@ -7,15 +7,18 @@ derive the same graphs and checks. Knows recipes; nothing about files.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 from . import contract
-from .contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
+from .contract import DECODER, EMBED_TOKENS, EMBEDDINGS, MOST_FORCED_PIXELS, TIERS, VISION_ENCODER, Size
+from .json_form import Like, Line, Matching, OneOf
 
 Json = Mapping[str, Any]
 Grid = tuple[int, int]  # height and width in patches
 
+GRAPH_DIR = "onnx"
 TABLES = (EMBEDDINGS, EMBED_TOKENS)  # both hold the token table
 GRAPHS = (VISION_ENCODER, *TABLES, DECODER)
 ALL = ((VISION_ENCODER,), (EMBEDDINGS,), (DECODER,))
@@ -48,6 +51,76 @@ BLOCK_METHODS = (
 )  # methods whose weights dequantize to the same values whatever the activations
 
 
+PrecisionName = Annotated[str, Matching("[a-z0-9]{1,16}", "the name of a precision")]
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """The form of a plan for the weights of one graph, of which a method sets what it knows."""
+
+    method: Annotated[str, OneOf(("none", "int8_dynamic", *BLOCK_METHODS))]
+    algorithm: Line = ""
+    accuracy_level: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """The form of a recipe's `quantization`."""
+
+    vision_encoder: Annotated[Json, Like(WeightPlan)]
+    embeddings: Annotated[Json, Like(WeightPlan)]
+    decoder_model_merged: Annotated[Json, Like(WeightPlan)]
+
+
+@dataclass(frozen=True)
+class VisionPlan:
+    """The form of a recipe's `vision`."""
+
+    grid: Annotated[str, OneOf(("dynamic", "fixed", "buckets"))]
+    sizes: tuple[tuple[Size, Size], ...]
+
+
+@dataclass(frozen=True)
+class ParityPlan:
+    """The form of a recipe's `parity`."""
+
+    matrix: Annotated[str, OneOf(TIERS)]
+    tolerances: Line
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class PackagingPlan:
+    """The form of a recipe's `packaging`."""
+
+    runtimes: tuple[Annotated[str, Matching("[a-z][a-z0-9.-]*", "the name of a runtime")], ...]
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """The form of one of a recipe's `precisions`."""
+
+    dtype: Line
+    quantization: Annotated[Json, Like(QuantizationPlan)]
+    tolerances: Line
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """The form of a recipe in a manifest: the keys that readers of artifacts rely on. `recipe/model.py` has them all,
+    and what they mean; it checks recipes before a build, which a manifest is not."""
+
+    name: Annotated[str, Matching("[a-z0-9][a-z0-9._-]{0,200}", "the name of an artifact")]
+    target: Line
+    dtype: Line
+    vision: Annotated[Json, Like(VisionPlan)]
+    graphs: tuple[Line, ...]
+    quantization: Annotated[Json, Like(QuantizationPlan)]
+    parity: Annotated[Json, Like(ParityPlan)]
+    packaging: Annotated[Json, Like(PackagingPlan)]
+    precisions: Mapping[PrecisionName, Annotated[Json, Like(PrecisionPlan)]] = field(default_factory=dict)
+
+
 def promised_graphs(recipe: Json, patch_size: int) -> dict[str, Grid | None]:
     """The graphs of a recipe by name, each with the grid that a vision encoder is bound to; None accepts any.
 
@@ -77,13 +150,16 @@ def recipe_at(recipe: Json, precision: str) -> Json:
 
 
 def broken_promises(manifest: Json) -> Iterator[str]:
-    """Describe how a manifest, as JSON values, differs from what its recipe promises; yields nothing if it does not.
+    """Describe how a manifest differs from what its recipe promises; yields nothing if it does not.
 
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError, IndexError: the values are not a manifest.
+    Args:
+        manifest: JSON values of a manifest's form.
     """
     recipe, files = manifest["recipe"], manifest["files"]
     promised = promised_graphs(recipe, manifest["facts"]["patch_size"])
+    for height, width in recipe["vision"]["sizes"]:
+        if height * width > MOST_FORCED_PIXELS:
+            yield f"its recipe names a picture size of {height}x{width}, over {MOST_FORCED_PIXELS} pixels"
     if not recipe["graphs"]:
         yield "its recipe names no graph"
     for name in recipe["graphs"]:
@@ -106,6 +182,20 @@ def broken_promises(manifest: Json) -> Iterator[str]:
             for file in names:
                 if file not in files:
                     yield f"graph {name}{suffix} is made of {file}, which its files do not list"
+                elif not files[file]["bytes"]:
+                    yield f"graph {name}{suffix} is made of {file}, which is empty"
+            if entry["file"] not in (graph_file(name, built) for built in ("", *precisions)):
+                yield f"graph {name}{suffix} is in {entry['file']}, not in {graph_file(name, precision)}"
+
+
+def graph_file(graph: str, precision: str) -> str:
+    """The name in an artifact of a graph's `.onnx` file: `onnx/decoder_model_merged_q4.onnx`."""
+    return f"{GRAPH_DIR}/{suffixed(graph, precision)}.onnx"
+
+
+def suffixed(name: str, precision: str) -> str:
+    """What a graph, a report or an artifact of this name is called in a precision: `decoder_model_merged_q4`."""
+    return f"{name}_{precision}" if precision else name
 
 
 def describe_differences(kind: str, listed: Collection[str], promised: Collection[str], suffix: str) -> Iterator[str]:
@@ -158,7 +248,7 @@ def reason_to_skip(recipe: Json, model_type: str = "") -> str | None:
         return ""
     if any(plan["method"] not in BLOCK_METHODS for plan in quantized):
         return f"int8_dynamic {rounded}"
-    if any(plan["accuracy_level"] == 4 for plan in quantized):
+    if any(plan.get("accuracy_level") == 4 for plan in quantized):
         return f"accuracy_level 4 {rounded}"
     one_operator = model_type == "qwen3_vl_moe" and recipe["target"] == "ort" and recipe["dtype"] != "float16"
     if one_operator and recipe["quantization"][DECODER]["method"] == "int8":

@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, evidence_name
+from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, TOOL, evidence_name
 from .errors import BuildError, SpaceError, first_line
 from .output import FULL, replace_directory, sibling
-
-TOOL = "qwen3vl-export"  # every manifest of ours lists its version
 
 
 def check_output(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -> Path:

@@ -21,7 +21,7 @@ from marked import update
 from qwen3vl_export.artifact import PARITY, open_artifact
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.evidence import SIGNS, Evidence, Rule
-from qwen3vl_export.evidence.json_form import from_json
+from qwen3vl_export.json_form import from_json
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -15,7 +15,7 @@ from parity_tests.harness.cases.matrix import Matrix, load_matrix
 from qwen3vl_export.artifact import JUNIT, PARITY, SUMMARY
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import Evidence, Hardware, summarize
-from qwen3vl_export.evidence.json_form import from_json, to_json, to_values
+from qwen3vl_export.json_form import from_json, to_json, to_values
 from qwen3vl_export.recipe.model import Recipe
 
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")

@@ -18,8 +18,8 @@ from pathlib import Path
 from qwen3vl_export.artifact import JUNIT, PARITY, SUMMARY, Artifact, open_artifact
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import CheckResult, Hardware, Speed, summarize
-from qwen3vl_export.evidence.json_form import from_json, to_json
 from qwen3vl_export.hash_cache import source_digest
+from qwen3vl_export.json_form import from_json, to_json
 from qwen3vl_export.recipe.model import Recipe
 
 from .cases.matrix import load_matrix

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from ..contract import TIERS
-from .json_form import AtLeast, Matching, OneOf, Words
+from ..hash_cache import Digest
+from ..json_form import AtLeast, OneOf, Words
 
 FORMAT = 1  # of parity.json
 Kind = Literal["max", "min", "equals"]
@@ -24,7 +25,6 @@ SIGNS: Mapping[Kind, str] = {"max": "≤", "min": "≥", "equals": "="}
 Number = Annotated[float, Words()]
 Measures = Mapping[str, Number | bool | None]
 Count = Annotated[int, AtLeast(0)]
-Digest = Annotated[str, Matching("^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import contract
-from ..artifact import GRAPH_DIR, MANIFEST, Encoder, FileRecord, Manifest
+from ..artifact import MANIFEST, Encoder, FileRecord, Manifest
 from ..hash_cache import sha256_file
+from ..promise import GRAPH_DIR
 from ..recipe.model import DEFAULT, Recipe
 from .checkpoint import Checkpoint
 from .skeletons import Skeleton, data_stem, graphs_of

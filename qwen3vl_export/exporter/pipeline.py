@@ -22,9 +22,9 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from ..artifact import GRAPH_DIR
 from ..errors import BuildError
 from ..packaging import storage_rules, write_packaging
+from ..promise import GRAPH_DIR
 from ..recipe.model import Recipe
 from ..recipe.quantize import MethodSettings
 from .calibration import plan_calibrations

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..artifact import GRAPH_DIR
 from ..hash_cache import identity, source_digest
 from ..output import clear
+from ..promise import GRAPH_DIR
 from ..recipe.model import Recipe
 from .checkpoint import Checkpoint
 from .skeletons import Log

@@ -18,11 +18,10 @@ import onnx_ir as ir
 import torch
 
 from .. import contract
-from ..artifact import suffixed
 from ..contract import Facts, Graph
 from ..errors import RecipeError
 from ..packaging import storage_rules
-from ..promise import promised_graphs
+from ..promise import promised_graphs, suffixed
 from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration

@@ -14,7 +14,7 @@ from ..artifact import SUMMARY
 from ..console import console, say, table
 from ..errors import FleetError
 from ..evidence import Summary
-from ..evidence.json_form import from_json
+from ..json_form import from_json
 from .estimate import Estimate
 from .graph import LAST, Job, Kind, Task, estimate_task, tasks_of
 from .runner import Emit

@@ -20,7 +20,7 @@ from ..console import format_size
 from ..contract import TIERS
 from ..errors import ArtifactError, FleetError
 from ..evidence import Summary
-from ..evidence.json_form import from_json
+from ..json_form import from_json
 from .graph import FOLDERS
 from .store import Store
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import Manifest, open_artifact
 from ..contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from ..errors import ArtifactError
+from ..runtime.external import check_external_data
 
 if TYPE_CHECKING:
     import onnx
@@ -82,6 +83,7 @@ def inspect_path(path: Path) -> Inspection:
             for name, entry in sorted(precision.manifest.graphs.items(), key=lambda item: _reading_order(item[0])):
                 file = precision.graph_path(name)
                 if file not in reports:
+                    check_external_data(file, path, artifact.manifest.files)
                     reports[file] = inspect_graph(file, stages=entry.get("stages", ()), root=path)
         return Inspection(str(path), tuple(reports.values()), artifact.manifest)
     if not path.exists():

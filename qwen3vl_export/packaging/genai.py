@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from .. import contract
-from ..artifact import GRAPH_DIR
+from ..promise import GRAPH_DIR
 from .package import PREPROCESSOR, Package
 
 CONFIG = "genai_config.json"

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifact import GRAPH_DIR, data_name, suffixed
+from ..artifact import data_name
 from ..output import link
+from ..promise import GRAPH_DIR, suffixed
 
 Graphs = Mapping[str, Mapping[str, Any]]  # graph -> its manifest entry
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import contract
-from ..artifact import data_name, suffixed
+from ..artifact import data_name
 from ..errors import BuildError
+from ..promise import suffixed
 from .package import PREPROCESSOR, Package
 
 GRAPHS = (contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER)

@@ -24,7 +24,7 @@ from ..output import link
 from ..replaceable import check_output, whole_directory
 from .provenance import sign
 from .publication import Publication, prepare
-from .verify_artifact import verify_artifact
+from .verify_artifact import NOT_FETCHED, verify_artifact
 
 Log = Callable[[str], None]
 
@@ -168,7 +168,7 @@ def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = 
     if out.resolve().is_relative_to(published.resolve()):
         raise PublishError(f"{out}: lies inside {source}", "Choose another --out")
     with whole_directory(out, force, [published]) as directory:
-        ignored = shutil.ignore_patterns(".git*", ".cache")
+        ignored = shutil.ignore_patterns(*NOT_FETCHED)
         shutil.copytree(published, directory, dirs_exist_ok=True, ignore=ignored)
         if not (directory / STATEMENT).is_file():
             raise PublishError(f"{source}: has no {STATEMENT}", "It was not published by qwen3vl-export publish")

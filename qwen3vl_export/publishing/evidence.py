@@ -9,7 +9,7 @@ from ..artifact import MANIFEST, Artifact
 from ..contract import TIERS
 from ..errors import ParityError
 from ..evidence import Evidence
-from ..evidence.json_form import from_json
+from ..json_form import from_json
 from ..promise import missing_checks, promised_graphs
 
 

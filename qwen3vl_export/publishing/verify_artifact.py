@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-from .. import contract
-from ..artifact import MANIFEST, SIGNATURE, STATEMENT, Artifact, lies_inside, open_artifact
-from ..contract import Facts, Graph, Tensor
+from ..artifact import MANIFEST, SIGNATURE, STATEMENT, check_files, lies_inside, open_artifact
 from ..errors import ArtifactError, PublishError
 from ..evidence import Evidence
 from ..hash_cache import sha256_file
+from ..replaceable import artifact_names, file_names
+from ..runtime.external import check_graphs
 from .evidence import passing_evidence
 from .provenance import check_signature, subjects
 
-HEADS = {
-    contract.EMBED_TOKENS: contract.embed_tokens,
-    contract.EMBEDDINGS: contract.embeddings,
-    contract.DECODER: contract.decoder,
-}
+NOT_FETCHED = (".git*", ".cache")  # what tools that clone and download leave beside an artifact's files
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,11 @@ def verify_artifact(root: Path, signer: Signer | None = None) -> Iterator[str]:
         Qwen3VLExportError: the first check that fails.
     """
     artifact = open_artifact(root, check=False)
-    digests = check_digests(artifact)
+    digests = check_files(artifact, sha256_file)
+    check_strangers(root)
+    check_graphs(artifact)
     yield f"files       {len(artifact.manifest.files)} are as {MANIFEST} says"
     for precision in artifact.every_precision:
-        check_contract(precision)
         suffix = f" in {precision.precision}" if precision.precision else ""
         graphs = ", ".join(precision.manifest.graphs)
         yield f"contract    {graphs}{suffix}: inputs and outputs as this version declares them"
@@ -71,24 +69,18 @@ def describe_proof(evidence: Evidence) -> str:
     return f"{len(evidence.checks)} checks of the {evidence.matrix} matrix pass against transformers {release}"
 
 
-def check_digests(artifact: Artifact) -> dict[str, str]:
-    """Hash every file of the manifest again: name -> sha256.
+def check_strangers(root: Path) -> None:
+    """Refuse files that nobody lists: a runtime that looks for files by their names would read them.
 
     Raises:
-        ArtifactError: a file is missing, altered or outside the artifact.
+        ArtifactError: there is one.
     """
-    advice = f"Fetch it again, or rebuild: {artifact.build_command}"
-    digests = {}
-    for name, record in artifact.manifest.files.items():
-        path = artifact.root / name
-        if not lies_inside(artifact.root, name, artifact.root):
-            raise ArtifactError(f"{name}: lies outside the artifact directory", advice)
-        if not path.is_file():
-            raise ArtifactError(f"{artifact.root}: {name} is missing", advice)
-        digests[name] = sha256_file(path)
-        if digests[name] != record.sha256:
-            raise ArtifactError(f"{name}: was altered, its sha256 differs from {MANIFEST}", advice)
-    return digests
+    listed = artifact_names(root)
+    for name in file_names(root):
+        if name not in listed and not any(fnmatch(name.split("/")[0], pattern) for pattern in NOT_FETCHED):
+            raise ArtifactError(
+                f"{root}: holds {name}, which neither its manifest nor its provenance lists", "Remove it"
+            )
 
 
 def check_statement(root: Path, digests: dict[str, str]) -> int:
@@ -110,31 +102,3 @@ def check_statement(root: Path, digests: dict[str, str]) -> int:
     if unnamed := sorted({MANIFEST, *digests} - set(listed)):
         raise PublishError(f"{root / STATEMENT}: says nothing about {unnamed[0]}", "Fetch it again")
     return len(listed)
-
-
-def check_contract(artifact: Artifact) -> None:
-    """Compare the manifest's graphs with `contract.py`.
-
-    Raises:
-        ArtifactError: a graph's inputs or outputs are not the declared ones.
-    """
-    facts, grids = artifact.manifest.facts, {encoder.graph: encoder.grid for encoder in artifact.manifest.encoders}
-    for name, entry in artifact.manifest.graphs.items():
-        declared = graph_of(name, facts, grids.get(name))
-        for kind, tensors in (("inputs", declared.inputs), ("outputs", declared.outputs)):
-            expected = {tensor.name: list(tensor.shape) for tensor in tensors}
-            shapes = {tensor: values["shape"] for tensor, values in entry[kind].items()}
-            if shapes != expected or not all(fits(tensor, entry[kind][tensor.name]["dtype"]) for tensor in tensors):
-                raise ArtifactError(
-                    f"{artifact.root}: {kind} of {name} are not those this version declares",
-                    f"Use the version it was built with, {artifact.manifest.tools['qwen3vl-export']}, or rebuild",
-                )
-
-
-def graph_of(name: str, facts: Facts, grid: tuple[int, int] | None) -> Graph:
-    """The declaration of a graph by name; every other name is a vision encoder's."""
-    return HEADS[name](facts) if name in HEADS else contract.vision_encoder(facts, name, grid)
-
-
-def fits(tensor: Tensor, dtype: str) -> bool:
-    return dtype == tensor.dtype or (tensor.dtype == "float" and dtype.startswith(("float", "bfloat")))

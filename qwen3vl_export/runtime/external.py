@@ -9,10 +9,11 @@ Knows the wire format and paths; nothing about what the tensors hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ..artifact import lies_inside
+from ..artifact import Artifact, lies_inside
 from ..errors import ArtifactError
 
 # Field numbers of onnx.proto: message -> {field: type of the message in it}.
@@ -30,23 +31,42 @@ CHILDREN: dict[int, dict[int, int]] = {
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 
 
-def check_external_data(path: Path, root: Path) -> None:
+def check_graphs(artifact: Artifact) -> None:
+    """Refuse an artifact if a graph of any of its precisions reads what does not belong to it.
+
+    Raises:
+        ArtifactError: as `check_external_data`.
+    """
+    graphs = {
+        precision.graph_path(name) for precision in artifact.every_precision for name in precision.manifest.graphs
+    }
+    for path in sorted(graphs):
+        check_external_data(path, artifact.root, artifact.manifest.files)
+
+
+def check_external_data(path: Path, root: Path, listed: Collection[str] = ()) -> None:
     """Refuse a graph that would read outside its artifact.
 
     Args:
         root: of the artifact; its links into huggingface_hub's cache are followed.
+        listed: the only files it may read, relative to `root`; empty allows every one inside.
 
     Raises:
-        ArtifactError: a location that is absolute or leads outside (also through a symbolic link), or a file that is
-            not an ONNX model.
+        ArtifactError: a location that is absolute, leads outside (also through a symbolic link) or is not listed, or a
+            file that is missing or not an ONNX model.
     """
     try:
         locations = external_locations(path.read_bytes())
     except (IndexError, ValueError) as error:
         raise ArtifactError(f"{path}: not an ONNX file ({error})", "Rebuild the artifact") from error
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file", "Rebuild the artifact") from None
     for location in sorted(locations):
-        if Path(location).is_absolute() or not lies_inside(path.parent, location, root):
-            raise ArtifactError(f"{path}: its data {location!r} is outside the artifact", "Do not run this artifact")
+        where = f"{path}: its data {location!r}"
+        if "\0" in location or Path(location).is_absolute() or not lies_inside(path.parent, location, root):
+            raise ArtifactError(f"{where} is outside the artifact", "Do not run this artifact")
+        if listed and Path(os.path.relpath(path.parent / location, root)).as_posix() not in listed:
+            raise ArtifactError(f"{where} is no file of the artifact", "Do not run this artifact")
 
 
 def external_locations(model: bytes) -> set[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..artifact import Artifact
+from ..artifact import MANIFEST, Artifact
 from ..contract import VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
 from .external import check_external_data
@@ -67,13 +67,15 @@ class Sessions:
         """The session of one graph.
 
         Raises:
-            ArtifactError: no such graph, external data outside the directory, or onnxruntime cannot load it.
+            ArtifactError: no such graph, external data outside the directory, inputs or outputs that are not those
+                in the manifest, or onnxruntime cannot load it.
         """
         if graph not in self._sessions:
             path = self.artifact.graph_path(graph)
-            check_external_data(path, self.artifact.root)
+            check_external_data(path, self.artifact.root, self.artifact.manifest.files)
             session = load_session(path, session_options(graph, self.threads))
             inputs: list[Any] = [*session.get_inputs(), *session.get_overridable_initializers()]
+            check_signature(path, self.artifact.manifest.graphs[graph], inputs, session.get_outputs())
             self._dtypes[graph] = {node.name: DTYPES[node.type] for node in inputs}
             self._sessions[graph] = session
         return self._sessions[graph]
@@ -128,6 +130,31 @@ def translate_guards(graph: str) -> Iterator[None]:
         if guard is None:
             raise
         raise InputError(f"{graph}: {guard[1]}", "Pass inputs that belong together") from error
+
+
+def check_signature(path: Path, entry: Mapping[str, Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Compare what a graph reads and writes with its entry in the manifest; another exporter's package has none.
+
+    Args:
+        inputs, outputs: onnxruntime's `NodeArg`s.
+
+    Raises:
+        ArtifactError: they differ, or an input has a dtype that nothing here feeds.
+    """
+    for side, nodes in (("inputs", inputs), ("outputs", outputs)):
+        recorded = entry.get(side)
+        if recorded is None:
+            continue
+        shapes = {node.name: [dim if isinstance(dim, int) else None for dim in node.shape] for node in nodes}
+        expected = {
+            name: [dim if isinstance(dim, int) else None for dim in tensor["shape"]]
+            for name, tensor in recorded.items()
+        }
+        if shapes != expected:
+            raise ArtifactError(f"{path}: its {side} are not those in {MANIFEST}", "Rebuild the artifact")
+    for node in inputs:
+        if node.type not in DTYPES:
+            raise ArtifactError(f"{path}: its input {node.name} is a {node.type}", "Rebuild the artifact")
 
 
 def session_options(graph: str, threads: int | None) -> Any:

@@ -26,8 +26,7 @@ def read_templates(artifact: Artifact, tokenizer_config: Mapping[str, Any]) -> d
     Raises:
         ArtifactError: there is no default, or a template has a syntax error.
     """
-    path = artifact.root / FILE
-    source: Any = path.read_text("utf-8") if path.is_file() else tokenizer_config.get("chat_template")
+    source: Any = artifact.text_file(FILE) if artifact.has(FILE) else tokenizer_config.get("chat_template")
     if isinstance(source, list):  # the form of transformers 4
         source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
     sources = source if isinstance(source, dict) else {DEFAULT: source}

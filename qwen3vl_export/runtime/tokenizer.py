@@ -33,6 +33,8 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
             self.config: dict[str, Any] = json.loads((root / "tokenizer_config.json").read_text("utf-8"))
+            if not isinstance(self.config, dict):
+                raise TypeError("tokenizer_config.json is not a JSON object")
         except OSError as error:
             raise ArtifactError(f"{error.filename}: {error.strerror}", "Rebuild the artifact") from error
         except Exception as error:  # the tokenizers package raises bare Exception

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_export.evidence import Evidence, Hardware, Number
-from qwen3vl_export.evidence.json_form import from_json, to_json
+from qwen3vl_export.json_form import from_json, to_json
 
 NAME = "parity-history.jsonl"
 

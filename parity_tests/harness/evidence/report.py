@@ -32,7 +32,7 @@ from qwen3vl_export.evidence import (
     Speed,
     StageSummary,
 )
-from qwen3vl_export.evidence.json_form import to_json
+from qwen3vl_export.json_form import to_json
 from qwen3vl_export.output import whole_file
 
 from ..diagnosis.layer_trace import Trail

@@ -16,7 +16,7 @@ from inspect import cleandoc
 from typing import Any, Literal, Union, get_args, get_origin
 
 from qwen3vl_export.evidence import Evidence
-from qwen3vl_export.evidence.json_form import WORDS, AtLeast, Matching, OneOf, Words, constraints, hints
+from qwen3vl_export.json_form import WORDS, AtLeast, Matching, OneOf, Words, constraints, hints
 
 Schema = dict[str, Any]
 NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}

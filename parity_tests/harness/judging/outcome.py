@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from qwen3vl_export.evidence import CheckResult, Difference, Verdict
-from qwen3vl_export.evidence.json_form import from_values, to_values
+from qwen3vl_export.json_form import from_values, to_values
 
 from .measures import Measures
 from .verdicts import Profile

@@ -26,7 +26,7 @@ from parity_tests.harness.evidence.sections import short
 from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
 from qwen3vl_export.evidence import CheckpointSource, Evidence, Point, Summary, summarize
-from qwen3vl_export.evidence.json_form import from_json, from_values, to_json, to_values
+from qwen3vl_export.json_form import from_json, from_values, to_json, to_values
 
 SCHEMA = DOCS / "parity.schema.json"
 VALIDATOR = Draft202012Validator(json.loads(schema_text()))

@@ -158,7 +158,7 @@ BROKEN: dict[str, tuple[str, Change, str]] = {
         given(["onnx/other.onnx_data"], "precisions", "q4", "graphs", "decoder_model_merged", "data"),
         "graph decoder_model_merged in precision q4 is made of onnx/other.onnx_data, which its files do not list",
     ),
-    "graphs of another type": ("tiny", given([], "graphs"), "lists no graph vision_encoder, which its recipe"),
+    "graphs of another type": ("tiny", given([], "graphs"), "not a manifest (graphs is not an object)"),
     "files of another type": ("tiny", given(None, "files"), "not a manifest"),
 }
 

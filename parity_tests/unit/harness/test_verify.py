@@ -20,8 +20,8 @@ from parity_tests.harness.verify import HTML
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
 from qwen3vl_export.evidence import Evidence
-from qwen3vl_export.evidence.json_form import from_json
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.json_form import from_json
 
 FAULT = next(fault for fault in FAULTS if fault.name == "deepstack-dropped")
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")

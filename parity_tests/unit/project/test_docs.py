@@ -19,7 +19,7 @@ from parity_tests.fixtures.documents import DOCUMENTS, name_of, recipe_keys
 from parity_tests.fixtures.paths import DOCS, FIXTURES, ROOT
 from qwen3vl_export.cli import main as cli
 from qwen3vl_export.evidence import Evidence, ExamScore, StageSummary
-from qwen3vl_export.evidence.json_form import from_json, to_json
+from qwen3vl_export.json_form import from_json, to_json
 
 FIRST_SCREEN = 40  # lines of README.md
 LINE_LENGTH = 120

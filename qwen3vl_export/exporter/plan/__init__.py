@@ -23,10 +23,10 @@ import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
 
-from ...artifact import GRAPH_DIR
 from ...errors import SpaceError
 from ...packaging import storage_rules
 from ...packaging.package import StorageRules
+from ...promise import GRAPH_DIR
 from ...recipe.model import Recipe
 from ...replaceable import check_output
 from ..checkpoint import Checkpoint
