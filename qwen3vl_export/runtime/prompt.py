@@ -19,9 +19,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from ..errors import ArtifactError, InputError
+from . import sandbox
 from .messages import Message
 from .template_data import Dictionary, Namespace, TemplateNames, name_reasoning, read_names, to_plain
 
@@ -46,7 +46,7 @@ def compile_template(source: str) -> jinja2.Template:
     Raises:
         ArtifactError: the template has a syntax error.
     """
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = sandbox.BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlock]
     )
     environment.filters["tojson"] = to_json
@@ -115,12 +115,15 @@ def render(
         if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
             raise InputError(f"{name} is not a list of objects", f"Pass {name} as JSON describes them")
     context = {"tools": None, "documents": None, **special, **to_plain(variables)}
+    context["messages"] = [name_reasoning(to_plain(message)) for message in messages]
+    context["add_generation_prompt"] = add_generation_prompt
     try:
-        return template.render(
-            messages=[name_reasoning(to_plain(message)) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            **context,
-        )
+        return sandbox.render(template, context)
+    except sandbox.TooMuchError as error:
+        raise InputError(
+            f"the chat template computes too much for these messages: {error}",
+            "Shorten the conversation; if it is short, do not use this artifact",
+        ) from error
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise InputError(f"the chat template rejects these messages: {error}", "Check roles and content") from error
 
