@@ -14,12 +14,12 @@ Data flow: `messages`, `items` (one format) → `templates`, `template_data`, `p
 """
 
 from .answer import Answer, Limits
-from .budget import Budget
 from .fetch import UrlRules
 from .frames import FrameChoice
 from .images import Image
 from .model import Qwen3VL
 from .picture import Picture
+from .pixel_budget import PixelBudget
 from .prepare import Prepared
 from .reply import Reply, ToolCall
 from .sampling import GREEDY, Sampling
@@ -28,11 +28,11 @@ from .video import Video
 __all__ = [
     "GREEDY",
     "Answer",
-    "Budget",
     "FrameChoice",
     "Image",
     "Limits",
     "Picture",
+    "PixelBudget",
     "Prepared",
     "Qwen3VL",
     "Reply",

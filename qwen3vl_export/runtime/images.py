@@ -25,9 +25,9 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .budget import Budget
 from .fetch import PUBLIC, UrlRules
 from .locate import decode_base64, locate
+from .pixel_budget import PixelBudget
 
 Source = str | Path | bytes | PIL.Image.Image | NDArray[Any]
 
@@ -50,7 +50,7 @@ class Image:
     """
 
     source: Source
-    budget: Budget | None = None  # its size for the model; None: as the checkpoint's processor chooses
+    budget: PixelBudget | None = None  # its size for the model; None: as the checkpoint's processor chooses
 
 
 def open_image(source: Source, rules: UrlRules = PUBLIC) -> PIL.Image.Image:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .budget import Budget
 from .frames import PAIR, FrameChoice
 from .images import Image
 from .picture import Picture
+from .pixel_budget import PixelBudget
 from .video import Video
 
 Medium = Image | Video | Picture
@@ -30,7 +30,7 @@ class ItemType:
     options: tuple[str, ...] = ()
 
 
-SIZE = tuple(field.name for field in fields(Budget))
+SIZE = tuple(field.name for field in fields(PixelBudget))
 OF_FILES = tuple(field.name for field in fields(FrameChoice))
 OF_LISTS = ("fps", "sample_fps", "raw_fps", "frames_indices", "total_num_frames")
 TEXT = ItemType(("text",))
@@ -112,7 +112,7 @@ def read_image(part: Mapping[str, Any], key: str) -> Image | Picture:
     if isinstance(source, str) and key == "base64" and source[:5].lower() != "data:":
         source = f"data:;base64,{source}"
     image = source if isinstance(source, Image) else Image(source)
-    return replace(image, budget=Budget(**size)) if size else image
+    return replace(image, budget=PixelBudget(**size)) if size else image
 
 
 def read_video(part: Mapping[str, Any], key: str) -> Video | Picture:
@@ -122,7 +122,7 @@ def read_video(part: Mapping[str, Any], key: str) -> Video | Picture:
         refuse_options(list(options), "a video that has its options already")
         return source
     size = {name: options.pop(name) for name in SIZE if name in options}
-    budget = Budget(**size) if size else None
+    budget = PixelBudget(**size) if size else None
     if isinstance(source, str | bytes | Path):
         refuse_options([name for name in options if name not in OF_FILES], "a video file, they are for lists of frames")
         if "fps" in options:

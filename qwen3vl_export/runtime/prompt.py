@@ -24,6 +24,7 @@ from ..errors import ArtifactError, InputError
 from . import sandbox
 from .messages import Message
 from .template_data import Dictionary, Namespace, TemplateNames, name_reasoning, read_names, to_plain
+from .work_budget import TooMuchError
 
 
 class GenerationBlock(jinja2.ext.Extension):
@@ -119,7 +120,7 @@ def render(
     context["add_generation_prompt"] = add_generation_prompt
     try:
         return sandbox.render(template, context)
-    except sandbox.TooMuchError as error:
+    except TooMuchError as error:
         raise InputError(
             f"the chat template computes too much for these messages: {error}",
             "Shorten the conversation; if it is short, do not use this artifact",

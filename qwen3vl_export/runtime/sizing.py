@@ -13,8 +13,8 @@ from functools import cached_property
 
 from ..artifact import Artifact
 from ..errors import InputError
-from .budget import Budget, Size, frame_size, image_size
 from .encoders import Grid, choose_grid, fixed_grids, grids_within
+from .pixel_budget import PixelBudget, Size, frame_size, image_size
 from .preprocess import PixelRules, image_grid, narrow, read_pixel_rules, read_video_pixel_rules, video_grid
 
 IMAGE_RULES = "preprocessor_config.json"
@@ -37,8 +37,8 @@ class Sizing:
         self.artifact = artifact
         self.facts = artifact.manifest.facts
         self.grids = fixed_grids(artifact.manifest)
-        self.limits = Budget(min_pixels, max_pixels)
-        if self.limits != Budget():
+        self.limits = PixelBudget(min_pixels, max_pixels)
+        if self.limits != PixelBudget():
             self.image_rules = narrow(self.image_rules, min_pixels, max_pixels)
             self.grids = grids_within(self.grids, *self.limits.limits(1), self.facts)
 
@@ -56,7 +56,7 @@ class Sizing:
         """The side in pixels of what becomes one token."""
         return self.facts.patch_size * self.facts.spatial_merge_size
 
-    def of_image(self, height: int, width: int, budget: Budget | None) -> Grid:
+    def of_image(self, height: int, width: int, budget: PixelBudget | None) -> Grid:
         """The grid (h, w), in patches, of a picture of `height` x `width` pixels.
 
         Raises:
@@ -67,7 +67,7 @@ class Sizing:
         size = image_size(height, width, budget, self.image_rules.max_pixels, self.token_side)
         return self.as_asked(height, width, size, budget, frames=1)
 
-    def of_video(self, frames: int, height: int, width: int, budget: Budget | None, listed: bool) -> Grid:
+    def of_video(self, frames: int, height: int, width: int, budget: PixelBudget | None, listed: bool) -> Grid:
         """The grid (h, w), in patches, of each of `frames` frames; `listed` as for `budget.frame_size`.
 
         Raises:
@@ -79,7 +79,7 @@ class Sizing:
         size = frame_size(frames, height, width, budget, self.limits.max_pixels, self.token_side, listed)
         return self.as_asked(height, width, size, budget, frames)
 
-    def as_asked(self, height: int, width: int, size: Size, budget: Budget, frames: int) -> Grid:
+    def as_asked(self, height: int, width: int, size: Size, budget: PixelBudget, frames: int) -> Grid:
         """The grid (h, w) for a size in pixels that a message asks for, or the nearest one the artifact is bound to."""
         preferred = size[0] // self.facts.patch_size, size[1] // self.facts.patch_size
         pairs = -(-frames // self.facts.temporal_patch_size)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .arrays import Ints
-from .budget import Budget
 from .fetch import PUBLIC, UrlRules
 from .frames import FrameChoice, FrameRules, Frames, SampledVideo, check_rate, choose_frames, sample_frames
 from .images import Source, open_image
 from .locate import locate
+from .pixel_budget import PixelBudget
 from .video_file import open_file
 
 
@@ -36,7 +36,7 @@ class Video:
     source: str | Path | bytes | Sequence[Source] | NDArray[Any]
     fps: float = 2.0  # frames per second of a folder, list or array; a file has its own rate
     sample_fps: float | None = None  # frames per second the model sees; None means the checkpoint's rate, normally 2
-    budget: Budget | None = None  # the size of its frames; None: as the checkpoint's processor chooses
+    budget: PixelBudget | None = None  # the size of its frames; None: as the checkpoint's processor chooses
     choice: FrameChoice | None = None  # the frames to see, in place of a rate
     positions: Sequence[int] | None = None  # of a list that was chosen from a longer video: where each frame was in it
 

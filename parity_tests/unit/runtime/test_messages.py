@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from qwen3vl_export.errors import InputError
-from qwen3vl_export.runtime import Budget, FrameChoice, Image, Picture, Video
+from qwen3vl_export.runtime import FrameChoice, Image, Picture, PixelBudget, Video
 from qwen3vl_export.runtime.images import FORMATS, open_image
 from qwen3vl_export.runtime.items import TYPES
 from qwen3vl_export.runtime.messages import KNOWN, MESSAGE_KEYS, as_messages, split_media
@@ -100,7 +100,7 @@ def test_a_key_that_is_null_is_not_there() -> None:
         ([{"type": "image_url", "image_url": {"detail": "auto"}}], "image_url has no url"),
         ([{"type": "image_url", "image_url": {"url": "a.png", "max_pixels": 9}}], "image_url has an unknown key"),
         ([{"type": "image", "image": PICTURE, "max_pixels": 9}], "max_pixels beside a picture that has its size"),
-        ([{"type": "image", "image": Image("a", Budget(9)), "max_pixels": 9}], "max_pixels beside a picture"),
+        ([{"type": "image", "image": Image("a", PixelBudget(9)), "max_pixels": 9}], "max_pixels beside a picture"),
         ([{"type": "video", "video": Video("a"), "fps": 9}], "fps beside a video that has its options"),
     ],
 )
@@ -175,9 +175,9 @@ def test_the_size_of_a_picture() -> None:
         {"type": "image_url", "image_url": {"url": "cat.png", "detail": "high"}, "max_pixels": 50176},
         {"type": "image", "image": Image("cat.png"), "max_pixels": 50176},
     ):
-        assert media_of(part) == [Image("cat.png", Budget(max_pixels=50176))]
+        assert media_of(part) == [Image("cat.png", PixelBudget(max_pixels=50176))]
     size = {"resized_height": 280, "resized_width": 420}
-    assert media_of({"image": "cat.png", **size}) == [Image("cat.png", Budget(**size))]
+    assert media_of({"image": "cat.png", **size}) == [Image("cat.png", PixelBudget(**size))]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_video_in_every_form() -> None:
     assert media_of({"type": "video", "path": "clip.mp4"}) == [Video("clip.mp4")]
     options = {"nframes": 8, "video_start": 1, "video_end": 2.5}
     assert media_of({"video": "clip.mp4", **options, "total_pixels": 99}) == [
-        Video("clip.mp4", budget=Budget(total_pixels=99), choice=FrameChoice(**options))
+        Video("clip.mp4", budget=PixelBudget(total_pixels=99), choice=FrameChoice(**options))
     ]
 
 

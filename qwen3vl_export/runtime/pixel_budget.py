@@ -27,7 +27,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Budget:
+class PixelBudget:
     """The size of one picture, or of each frame of a video: limits in pixels, or height and width.
 
     `total_pixels` limits a video as a whole, counting each pair of frames once. None leaves a limit to qwen-vl-utils'
@@ -65,7 +65,7 @@ class Budget:
         return self.min_pixels or 0, min(high, total)
 
 
-def image_size(height: int, width: int, budget: Budget, ceiling: int, factor: int) -> Size:
+def image_size(height: int, width: int, budget: PixelBudget, ceiling: int, factor: int) -> Size:
     """Height and width in pixels, multiples of `factor`, of a picture of `height` x `width`.
 
     Args:
@@ -87,7 +87,7 @@ def image_size(height: int, width: int, budget: Budget, ceiling: int, factor: in
 
 
 def frame_size(
-    frames: int, height: int, width: int, budget: Budget, ceiling: int | None, factor: int, listed: bool
+    frames: int, height: int, width: int, budget: PixelBudget, ceiling: int | None, factor: int, listed: bool
 ) -> Size:
     """Height and width in pixels, multiples of `factor`, of each of a video's `frames` frames of `height` x `width`.
 

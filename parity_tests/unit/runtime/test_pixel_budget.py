@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from qwen3vl_export.artifact import Encoder
 from qwen3vl_export.contract import BUCKET_RULE
 from qwen3vl_export.errors import InputError
-from qwen3vl_export.runtime import Budget, FrameChoice, Image, Video
-from qwen3vl_export.runtime.budget import frame_size, image_size
+from qwen3vl_export.runtime import FrameChoice, Image, PixelBudget, Video
 from qwen3vl_export.runtime.frames import FrameRules, choose_frames, line_of_frames
 from qwen3vl_export.runtime.messages import as_messages
+from qwen3vl_export.runtime.pixel_budget import frame_size, image_size
 from qwen3vl_export.runtime.prepare import Preparer
 from qwen3vl_export.runtime.video import open_video
 
@@ -78,14 +78,14 @@ PHOTO = np.zeros((300, 451, 3), np.uint8)
 def test_the_size_of_a_picture_is_that_of_qwen_vl_utils(
     height: int, width: int, options: dict[str, int], expected: tuple[int, int]
 ) -> None:
-    assert image_size(height, width, Budget(**options), 2**24, 32) == expected
+    assert image_size(height, width, PixelBudget(**options), 2**24, 32) == expected
 
 
 @pytest.mark.parametrize(("frames", "height", "width", "options", "listed", "expected"), VIDEOS)
 def test_the_size_of_a_frame_is_that_of_qwen_vl_utils(
     frames: int, height: int, width: int, options: dict[str, int], listed: bool, expected: tuple[int, int]
 ) -> None:
-    assert frame_size(frames, height, width, Budget(**options), None, 32, listed) == expected
+    assert frame_size(frames, height, width, PixelBudget(**options), None, 32, listed) == expected
 
 
 @pytest.mark.parametrize(("total", "fps", "options", "expected"), FRAMES)
@@ -120,11 +120,11 @@ def test_frames_that_are_not_there(options: dict[str, Any], message: str) -> Non
 
 def test_limits_that_exclude_each_other() -> None:
     with pytest.raises(InputError, match="min_pixels is 131072, above max_pixels, 50176"):
-        frame_size(8, 300, 451, Budget(max_pixels=50176), None, 32, False)  # as qwen-vl-utils
+        frame_size(8, 300, 451, PixelBudget(max_pixels=50176), None, 32, False)  # as qwen-vl-utils
     with pytest.raises(InputError, match="total_pixels is for videos"):
-        image_size(300, 451, Budget(total_pixels=50176), 2**24, 32)
+        image_size(300, 451, PixelBudget(total_pixels=50176), 2**24, 32)
     with pytest.raises(InputError, match="one side is 300 times the other"):
-        image_size(10, 3000, Budget(max_pixels=50176), 2**24, 32)
+        image_size(10, 3000, PixelBudget(max_pixels=50176), 2**24, 32)
 
 
 # In a prompt.
