@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -165,6 +166,16 @@ def from_values(kind: type[T], values: Any) -> T:
     return result
 
 
+def from_settings(kind: type[T], values: Any) -> T:
+    """The fields of a dataclass from an object that has others too, or lacks those that have a default.
+
+    Raises:
+        ValueError: one is of another type; the message names it.
+    """
+    result: T = _read_object(kind, values, "", is_open=True)
+    return result
+
+
 @cache
 def hints(kind: type[Any]) -> dict[str, Any]:
     """The annotations of a dataclass's fields, by name, with their constraints."""
@@ -256,7 +267,7 @@ def _read_union(members: Sequence[Any], value: Any, where: str) -> Any:
 def _is_of(kind: Any, value: Any) -> bool:
     """Whether a value is of a plain type; true and false are no numbers, an integer is also a number."""
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

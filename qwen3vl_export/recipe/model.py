@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from ..contract import MOST_FORCED_PIXELS
 from ..hub import SCHEME
 from ..packaging import RUNTIMES, loadable_runtimes
 from .quantize import PROFILES, MethodSettings, Quantization, profile_of
@@ -83,6 +84,10 @@ class Vision(StrictModel):
         for index, (height, width) in enumerate(self.sizes):
             if (height, width) in self.sizes[:index]:
                 raise FieldConflict("sizes", f"[{height}, {width}] appears twice", "Remove one")
+            if height * width > MOST_FORCED_PIXELS:
+                raise FieldConflict(
+                    "sizes", f"[{height}, {width}] is over {MOST_FORCED_PIXELS} pixels", "Choose a smaller size"
+                )
             if max(height, width) > MAX_ASPECT * min(height, width):
                 raise FieldConflict(
                     "sizes", f"[{height}, {width}] is over {MAX_ASPECT}:1", "Choose a less extreme size"

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
 
 from ..errors import ArtifactError, InputError
+from ..json_form import AtLeast, from_settings
 from .arrays import Ints
 
 Frames = Iterator[PIL.Image.Image]
@@ -83,16 +84,31 @@ class SampledVideo:
     frames: Frames  # the sampled frames; can be iterated once
 
 
+@dataclass(frozen=True)
+class StoredFrameSettings:
+    """The form of what a `video_preprocessor_config.json` says of frames."""
+
+    fps: float | None = None
+    num_frames: Annotated[int, AtLeast(1)] | None = None
+    min_frames: int = 4
+    max_frames: int = 768
+    do_sample_frames: bool | None = None
+
+
 def read_frame_rules(config: Mapping[str, Any], name: str) -> FrameRules:
     """Read a parsed `video_preprocessor_config.json`; the defaults are those of `Qwen3VLVideoProcessor`.
 
     Raises:
-        ArtifactError: numbers that contradict each other.
+        ArtifactError: a value of another type, or numbers that contradict each other.
     """
-    number = config.get("num_frames")
-    fps = config.get("fps", None if number else 2.0)
-    bounds = int(config.get("min_frames", 4)), int(config.get("max_frames", 768))
-    rules = FrameRules(fps, number, *bounds, every_frame=config.get("do_sample_frames") is False)
+    try:
+        stored = from_settings(StoredFrameSettings, config)
+    except ValueError as error:
+        raise ArtifactError(f"{name}: {error}", "Rebuild") from error
+    number = stored.num_frames
+    fps = stored.fps if "fps" in config else None if number else 2.0
+    every_frame = stored.do_sample_frames is False
+    rules = FrameRules(fps, number, stored.min_frames, stored.max_frames, every_frame)
     if (fps and number) or (fps is not None and not fps > 0) or not 0 < rules.min_frames <= rules.max_frames:
         raise ArtifactError(f"{name}: fps, num_frames, min_frames and max_frames contradict each other", "Rebuild")
     return rules

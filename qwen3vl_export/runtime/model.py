@@ -14,6 +14,7 @@ import numpy as np
 
 from ..artifact import Artifact, open_artifact
 from ..contract import Facts
+from ..errors import ArtifactError, InputError
 from . import decoder, encoders
 from .answer import Answer, Limits, read_texts
 from .arrays import Floats, Ints
@@ -26,10 +27,11 @@ from .messages import Content, Message, as_messages
 from .picture import Picture
 from .prepare import Prepared, Preparer
 from .reply import Reply
-from .sampling import Sampling, from_generation_config, override
+from .sampling import Sampling, from_generation_config, override, stop_ids
 from .session import Sessions
 from .video import Video
 
+SETTINGS = "generation_config.json"
 DEFAULT_LIMITS = Limits()
 MAX_NEW_TOKENS = DEFAULT_LIMITS.max_new_tokens
 
@@ -52,9 +54,13 @@ class Qwen3VL:
         self.sessions = Sessions(artifact, threads)
         self.preparer = Preparer(artifact, url_rules, min_pixels, max_pixels)
         self.tokenizer = self.preparer.tokenizer
-        config = artifact.json_file("generation_config.json")
-        self.sampling = from_generation_config(config)
-        self.stop_ids = self._stop_ids(config.get("eos_token_id"))
+        config = artifact.json_file(SETTINGS)
+        try:
+            self.sampling = from_generation_config(config)
+            configured = stop_ids(config)
+        except InputError as error:
+            raise ArtifactError(f"{SETTINGS}: {error.what}", f"Rebuild: {artifact.build_command}") from error
+        self.stop_ids = self._eos_ids() if configured is None else configured
         self.conversation = Conversation()
         self.feature_cache = FeatureCache()
 
@@ -90,11 +96,10 @@ class Qwen3VL:
     def facts(self) -> Facts:
         return self.artifact.manifest.facts
 
-    def _stop_ids(self, configured: int | Sequence[int] | None) -> frozenset[int]:
-        if configured is None:
-            eos = self.tokenizer.id_of(self.tokenizer.special.get("eos_token", ""))
-            return frozenset() if eos is None else frozenset({eos})
-        return frozenset({configured} if isinstance(configured, int) else configured)
+    def _eos_ids(self) -> frozenset[int]:
+        """What the tokenizer calls the end, where the settings do not say."""
+        eos = self.tokenizer.id_of(self.tokenizer.special.get("eos_token", ""))
+        return frozenset() if eos is None else frozenset({eos})
 
     # Answers as text.
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
 
-from ..contract import Facts
+from ..contract import MOST_FORCED_PIXELS, Facts
 from ..errors import ArtifactError, InputError
+from ..json_form import AtLeast, from_settings
 from .arrays import Bytes, Float32
 
 MAX_ASPECT = 200
@@ -44,20 +45,45 @@ class PixelRules:
     max_frame_pixels: int | None = None
 
 
+@dataclass(frozen=True)
+class StoredSize:
+    """The form of `size` in a preprocessor JSON."""
+
+    shortest_edge: Annotated[int, AtLeast(0)] = 0
+    longest_edge: Annotated[int, AtLeast(0)] = 0
+
+
+@dataclass(frozen=True)
+class StoredPixelSettings:
+    """The form of a preprocessor JSON."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    size: Mapping[str, Any] | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    rescale_factor: float | None = None
+    cap_pixels_per_frame: bool | None = None
+    max_video_tokens: Annotated[int, AtLeast(1)] | None = None
+
+
 def read_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
     """Read a parsed `preprocessor_config.json` or `video_preprocessor_config.json`, called `name` in errors.
 
     Raises:
-        ArtifactError: a missing value, or one that contradicts the graphs.
+        ArtifactError: a value that is missing, of another type or too large, or that contradicts the graphs.
     """
     try:
-        size = config.get("size") or {}
-        low = config.get("min_pixels") or size["shortest_edge"]
-        high = config.get("max_pixels") or size["longest_edge"]
-        geometry = (config["patch_size"], config["temporal_patch_size"], config["merge_size"])
-        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{name}: cannot read {error}", "Rebuild the artifact") from error
+        stored = from_settings(StoredPixelSettings, config)
+        size = from_settings(StoredSize, stored.size or {})
+    except ValueError as error:
+        raise ArtifactError(f"{name}: {error}", "Rebuild the artifact") from error
+    low, high = stored.min_pixels or size.shortest_edge, stored.max_pixels or size.longest_edge
+    geometry = (stored.patch_size, stored.temporal_patch_size, stored.merge_size)
+    mean, std = stored.image_mean, stored.image_std
     built = (facts.patch_size, facts.temporal_patch_size, facts.spatial_merge_size)
     if geometry != built:
         raise ArtifactError(
@@ -65,8 +91,17 @@ def read_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> Pixe
         )
     if not 0 < low <= high:
         raise ArtifactError(f"{name}: a pixel budget of {low} to {high} is empty", "Correct size.shortest_edge")
-    cap = int(config.get("max_video_tokens") or 768) if config.get("cap_pixels_per_frame") else None
-    return PixelRules(int(low), int(high), mean, std, float(config.get("rescale_factor") or RESCALE), cap)
+    if low > MOST_FORCED_PIXELS:
+        raise ArtifactError(
+            f"{name}: every picture would be enlarged to {low} pixels, over {MOST_FORCED_PIXELS}",
+            "Correct size.shortest_edge",
+        )
+    if not len(mean) == len(std) == facts.in_channels or 0 in std:
+        raise ArtifactError(
+            f"{name}: image_mean and image_std are not {facts.in_channels} numbers to normalize by", "Rebuild"
+        )
+    cap = (stored.max_video_tokens or 768) if stored.cap_pixels_per_frame else None
+    return PixelRules(low, high, mean, std, stored.rescale_factor or RESCALE, cap)
 
 
 def read_video_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:

@@ -23,8 +23,8 @@ import jinja2.parser
 from ..errors import ArtifactError, InputError
 from . import sandbox
 from .messages import Message
+from .sandbox_budget import TooMuchError
 from .template_data import Dictionary, Namespace, TemplateNames, name_reasoning, read_names, to_plain
-from .work_budget import TooMuchError
 
 
 class GenerationBlock(jinja2.ext.Extension):

@@ -12,12 +12,13 @@ Knows numbers; nothing about graphs or text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import ArtifactError, InputError
+from ..json_form import from_settings
 from .arrays import Bools, Floats, Ints
 
 MAX_PRESENCE_PENALTY = 2  # the range of the OpenAI API
@@ -60,22 +61,52 @@ class Sampling:
 GREEDY = Sampling()
 
 
+@dataclass(frozen=True)
+class StoredSettings:
+    """The form of a `generation_config.json`; null is as if it were missing."""
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+
+
 def from_generation_config(config: Mapping[str, Any]) -> Sampling:
-    """The settings of a `generation_config.json`; the defaults are those of transformers' `GenerationConfig`."""
-    return Sampling(
-        do_sample=bool(config.get("do_sample") or False),
-        temperature=float(get_setting(config, "temperature", 1.0)),
-        top_k=int(get_setting(config, "top_k", 50)),
-        top_p=float(get_setting(config, "top_p", 1.0)),
-        min_p=float(get_setting(config, "min_p", 0.0)),
-        repetition_penalty=float(get_setting(config, "repetition_penalty", 1.0)),
-        presence_penalty=float(get_setting(config, "presence_penalty", 0.0)),
-    )
+    """The settings of a `generation_config.json`; the defaults are those of transformers' `GenerationConfig`.
+
+    Raises:
+        InputError: a value of another type, or out of range.
+    """
+    stored = read_stored(config)
+    values = {field.name: getattr(stored, field.name) for field in fields(stored) if field.name != "eos_token_id"}
+    given = {name: value for name, value in values.items() if value is not None}
+    return Sampling(**{"top_k": 50, **given})
 
 
-def get_setting(config: Mapping[str, Any], name: str, default: float) -> float:
-    value: float | None = config.get(name)
-    return default if value is None else value
+def read_stored(config: Mapping[str, Any]) -> StoredSettings:
+    """The settings as they are stored.
+
+    Raises:
+        InputError: a value of another type.
+    """
+    try:
+        return from_settings(StoredSettings, config)
+    except ValueError as error:
+        raise InputError(str(error), "Take it from the published checkpoint") from None
+
+
+def stop_ids(config: Mapping[str, Any]) -> frozenset[int] | None:
+    """The ids of a `generation_config.json` that end an answer; None if it names none.
+
+    Raises:
+        InputError: they are not integers.
+    """
+    ids = read_stored(config).eos_token_id
+    return None if ids is None else frozenset({ids} if isinstance(ids, int) else ids)
 
 
 def override(

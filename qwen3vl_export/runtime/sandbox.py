@@ -1,9 +1,9 @@
 """A sandbox for chat templates of strangers that is bounded in time, memory and recursion.
 
 Jinja's own sandbox keeps a template away from Python's internals, and lets it loop and multiply without end. Here each
-rendering has a budget (`work_budget.py`): every turn of a loop, call, filter, test, comparison, operator and printed value
-takes from it. No clock is read and no thread is stopped, so the same template and messages are refused on every
-machine, or on none.
+rendering has a budget (`sandbox_budget.py`): every turn of a loop, call, filter, test, comparison, operator and
+printed value takes from it. No clock is read and no thread is stopped, so the same template and messages are refused on
+every machine, or on none.
 
 What Jinja calls through the environment is intercepted there; for what it compiles to Python directly (loops,
 comparisons, literals, slices, `~`) the syntax tree is changed first: each such operand passes through a filter that no
@@ -22,10 +22,9 @@ import jinja2
 import jinja2.nodes as nodes
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from .work_budget import (
+from .sandbox_budget import (
     BUDGET,
     PASSIVE,
     SizedTurns,
@@ -43,13 +42,6 @@ from .work_budget import (
 
 LONGEST_TEMPLATE = 200_000  # characters; published ones have 5,000
 ENTERED, WEIGHED, MADE = " entered", " weighed", " made"  # the filters that no template can name
-
-
-class QuietNamespace(Namespace):
-    """`namespace()`, which may hold itself and is therefore not printed."""
-
-    def __repr__(self) -> str:
-        return "<Namespace>"
 
 
 @jinja2.pass_context  # so that nothing inside is folded into a constant
@@ -146,7 +138,6 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=printed, **options)
-        self.globals["namespace"] = QuietNamespace
         del self.globals["lipsum"]  # random words, as many as one asks for
         self.constant_text = 0
 
@@ -182,7 +173,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             BUDGET.get().print(__self.constant_text)
         elif isinstance(__obj, LoopContext):
             args = tuple(entered(__context, values, __self.constant_text) for values in args)
-        elif __obj is not __self.globals["range"]:
+        elif not any(__obj is function for function in __self.globals.values()):
             method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps `str.format`
             name = str(getattr(method, "__name__", type(method).__name__))
             check_call(name, getattr(method, "__self__", None), (*args, *kwargs.values()))

@@ -14,7 +14,7 @@ import jinja2.sandbox
 import pytest
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import work_budget
+from qwen3vl_export.runtime import sandbox_budget
 from qwen3vl_export.runtime.prompt import compile_template, render, to_json
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -52,6 +52,8 @@ HOSTILE = {
     "joined text": GROWING.replace("FIRST", "'x'").replace("NEXT", "ns.x ~ ns.x"),
     "doubled lists": GROWING.replace("FIRST", "1").replace("NEXT", "[ns.x, ns.x]") + "{{ ns.x }}",
     "doubled mappings": GROWING.replace("FIRST", "1").replace("NEXT", "{'a': ns.x, 'b': ns.x}") + "{{ ns.x | tojson }}",
+    "namespaces": GROWING.replace("FIRST", "1").replace("NEXT", "namespace(a=ns.x, b=ns.x)") + "{{ ns }}",
+    "namespaces in themselves": "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns }}",
     "deep tuples": GROWING.replace("99", "99999").replace("FIRST", "1").replace("NEXT", "(ns.x,)") + "{{ {ns.x: 1} }}",
     "replaced text": f"{LARGE}{{{{ a.replace('x', a) }}}}",
     "inserted text": f"{LARGE}{{{{ a | replace('', a) }}}}",
@@ -89,7 +91,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
 def test_a_template_that_computes_too_much_is_refused_in_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_budget, "WORK", 50_000)
+    monkeypatch.setattr(sandbox_budget, "WORK", 50_000)
     started = time.process_time()
     with pytest.raises(InputError, match="the chat template") as caught:
         render(compile_template(source), MESSAGES, {})
@@ -123,6 +125,7 @@ HONEST = {
     "{% call f(3) %}in{% endcall %}",
     "namespaces": "{% set ns = namespace(n=0, found=false) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% endfor %}{{ ns.n }}{{ ns.found }}",
+    "mappings of two texts": "{{ dict(a=long, b=long).a }}",
     "blocks of text": "{% set t %}a{{ 1 }}{% endset %}{{ t }}{% filter upper %}b{% endfilter %}",
     "filters": "{{ [3, 1, 2] | sort }}{{ [1, 2] | sum }}{{ tool | dictsort }}{{ [1, 1] | unique | list }}"
     "{{ [1, 2, 3] | batch(2, 0) | list }}{{ 3.7 | int }}{{ '5' | int }}{{ x | default('d') }}",
@@ -134,6 +137,7 @@ HONEST = {
 @pytest.mark.parametrize("source", HONEST.values(), ids=HONEST)
 def test_an_honest_template_gives_the_text_that_jinja_gives(source: str) -> None:
     values: dict[str, Any] = {"tool": {"name": "f", "a": [1, None]}, "tree": [{"x": 1, "c": [{"x": 2, "c": []}]}]}
+    values["long"] = "x" * 99999
     plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     plain.filters["tojson"] = to_json
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...contract import LARGEST_MERGE, LARGEST_PATCH, LARGEST_SIZE, LARGEST_TEMPORAL_PATCH, MOST_LAYERS
 from ...errors import CheckpointError
 from .rotary import text_rotary, vision_rotary
 
@@ -39,7 +40,7 @@ ACTIVATIONS = (  # of transformers' `ACT2FN`: those without parameters of their 
     "tanh",
 )
 EXPERT_ACTIVATIONS = ("silu", "swish")
-MERGE_SIZES = range(1, 7)
+MERGE_SIZES = range(1, LARGEST_MERGE + 1)
 TEXT_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -61,8 +62,13 @@ VISION_SIZES = (
     "out_hidden_size",
     "num_position_embeddings",
 )
-LARGEST = {"num_hidden_layers": 1000, "depth": 1000, "num_experts": 100_000}  # what a typing mistake would ask for
-LARGEST_SIZE = 2**31 - 1  # of everything else
+LARGEST = {  # what a typing mistake would ask for; LARGEST_SIZE of everything else
+    "num_hidden_layers": MOST_LAYERS,
+    "depth": MOST_LAYERS,
+    "num_experts": 100_000,
+    "patch_size": LARGEST_PATCH,
+    "temporal_patch_size": LARGEST_TEMPORAL_PATCH,
+}
 TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 ANY_LAYER = "full_attention"
 

@@ -16,7 +16,7 @@ from transformers.models.auto.video_processing_auto import video_processor_class
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from ....contract import Facts
+from ....contract import MOST_FORCED_PIXELS, Facts
 from ....errors import CheckpointError
 from .sources import Json, refuse, stored_json, to_bytes
 
@@ -119,9 +119,11 @@ def common_values(processor: Any, facts: Facts, where: Path) -> dict[str, Any]:
                 f"Remove {name}, if pictures without it are what you want",
             )
     size = processor.size
-    if not size or not size.shortest_edge or not size.longest_edge or size.shortest_edge > size.longest_edge:
+    edges = (size.shortest_edge, size.longest_edge) if size else ()
+    if not all(edges) or not edges or not edges[0] <= min(edges[1], MOST_FORCED_PIXELS):
         raise CheckpointError(
-            f"{where}: size has no shortest_edge up to a longest_edge, in pixels of the whole picture",
+            f"{where}: size has no shortest_edge up to a longest_edge, in pixels of the whole picture, or one over "
+            f"{MOST_FORCED_PIXELS}, to which every picture would be enlarged",
             "Take size from the published checkpoint",
         )
     patches = {name: getattr(processor, name) for name in ("patch_size", "temporal_patch_size", "merge_size")}

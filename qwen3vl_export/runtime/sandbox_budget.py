@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from jinja2.exceptions import SecurityError
+from jinja2.utils import Namespace
 
 WORK = 1_000_000  # operations of a rendering, each as many more as it handles multiples of UNIT characters
 UNIT = 512
@@ -95,6 +96,8 @@ def size(value: Any) -> int:
     while level:
         inner: list[Any] = []
         for item in level:
+            if isinstance(item, Namespace):
+                item = object.__getattribute__(item, "_Namespace__attrs")
             if isinstance(item, str | bytes):
                 total += len(item)
             elif isinstance(item, int):
