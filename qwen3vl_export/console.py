@@ -1,42 +1,105 @@
-"""Terminal output of the commands: results, errors, tables and number formats.
+"""Terminal output of the commands: results, errors, tables and number formats. Every command prints through it.
 
-On a terminal, colours and the terminal's width; in a pipe or CI, plain wide lines. Knows nothing about what it prints.
+On a terminal, colours and the terminal's width; in a pipe or CI, plain wide lines. Names, errors and answers may come
+from strangers, so what a terminal would act on is shown as an escape instead (`neutralize`).
+
+Knows nothing about what it prints.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 PIPE_WIDTH = 200  # columns in a pipe, so that a table row stays on one line
 
+# What a terminal acts on, what reorders the text around it, and what shows nothing without any script needing it.
+# Line breaks and tabs stay, and so do the joiners and direction marks of scripts and emoji.
+UNSAFE = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 and C1 controls and DEL: ESC, CSI, OSC, BEL, carriage return, ...
+    "\u2028\u2029"  # line and paragraph separators
+    "\u202a-\u202e\u2066-\u2069"  # bidirectional embeddings, overrides and isolates
+    "\u180e\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb"  # invisible characters
+    "\ud800-\udfff"  # half a character: bytes of a file name that are not UTF-8; cannot be encoded
+    "]"
+)
+BREAKS = re.compile("[\t\n]")
 
-def console() -> Console:
-    """A console for results, on the current standard output."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+def neutralize(text: str) -> str:
+    """Text with each unsafe character shown as its JSON escape: ESC as `\\u001b`. JSON stays valid and equal.
+
+    A carriage return before a line break is dropped, because many texts have them.
+    """
+    return UNSAFE.sub(show_escaped, text.replace("\r\n", "\n"))
 
 
-def say(text: str) -> None:
+def show_escaped(match: re.Match[str]) -> str:
+    """The JSON escape of a match."""
+    return json.dumps(match[0])[1:-1]
+
+
+def one_line(text: str) -> str:
+    """`neutralize`, for what must not begin a line of its own: line breaks and tabs are shown as escapes too."""
+    return BREAKS.sub(show_escaped, neutralize(text))
+
+
+class Terminal(Console):
+    """A rich console that neutralizes all it prints, whatever it is made of; the styles are the program's own.
+
+    Args:
+        options: those of `Console`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As in `Console`; here too, so that widths are those of the escapes."""
+        return super().render_str(neutralize(text), **options)
+
+    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+        """As in `Console`."""
+        for segment in super().render(*arguments, **options):
+            yield segment if segment.control else Segment(neutralize(segment.text), segment.style)
+
+
+def console(stderr: bool = False) -> Terminal:
+    """A console on the current standard output, or on standard error."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Terminal(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def say(text: str, stderr: bool = False) -> None:
     """Print one line of plain text, never wrapped or interpreted as markup."""
-    console().print(text, markup=False, soft_wrap=True)
+    console(stderr).print(one_line(text), markup=False, soft_wrap=True)
 
 
 def print_error(text: str) -> None:
     """Print one red line to standard error."""
     line = " ".join(text.split())
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] [red]{escape(line)}[/]", soft_wrap=True)
+    console(stderr=True).print(f"[bold red]error:[/] [red]{escape(line)}[/]", soft_wrap=True)
 
 
-def strip_controls(text: str) -> str:
-    """Text without control characters other than line breaks and tabs: a model must not control the terminal."""
-    return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
+def write(text: str) -> None:
+    """Write text that is data to standard output, at once: harmless on a terminal, exact in a pipe."""
+    sys.stdout.write(neutralize(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any, indent: int | None = None) -> None:
+    """Write a value as JSON, and a line break; the escapes of unsafe characters are JSON's own, also in a pipe."""
+    write(neutralize(json.dumps(value, indent=indent, ensure_ascii=False)) + "\n")
 
 
 def table(
@@ -49,7 +112,7 @@ def table(
         justify: Literal["left", "right"] = "right" if column in right else "left"
         result.add_column(column, justify=justify, no_wrap=column != wrap, overflow="fold", header_style="dim")
     for row in rows:
-        result.add_row(*(escape(str(cell)) for cell in row))
+        result.add_row(*(escape(one_line(str(cell))) for cell in row))
     return result
 
 

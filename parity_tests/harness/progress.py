@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from qwen3vl_export.console import Terminal, console, say
+
 from .plan import Check
-
-PIPE_WIDTH = 160
-
-
-def terminal() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def show_progress(checks: Sequence[Check]) -> Iterator[Check]:
     """Yields the checks one after another and shows which is being carried out."""
-    console = terminal()
-    if not console.is_terminal:
-        yield from print_cases(checks, console)
+    screen = console()
+    if not screen.is_terminal:
+        yield from print_cases(checks, screen)
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("", total=len(checks))
         for check in checks:
             bar.update(task, description=check.id)
@@ -32,20 +26,17 @@ def show_progress(checks: Sequence[Check]) -> Iterator[Check]:
             bar.advance(task)
 
 
-def print_cases(checks: Sequence[Check], console: Console) -> Iterator[Check]:
+def print_cases(checks: Sequence[Check], screen: Terminal) -> Iterator[Check]:
     previous = ""
     for index, check in enumerate(checks):
         if check.name != previous:
-            console.print(f"[{index + 1}/{len(checks)}] {check.name}", markup=False)
+            screen.print(f"[{index + 1}/{len(checks)}] {check.name}", markup=False)
         previous = check.name
         yield check
 
 
 def show_module(name: str, results: int) -> None:
-    """Show which module PyTorch has loaded where it is streamed: a line on a terminal that the next one replaces."""
-    console = terminal()
-    line = f"PyTorch: {name}, {results} results"
-    if console.is_terminal:
-        console.print(line.ljust(console.width - 1), end="\r", markup=False)
-    elif name.rsplit(".", 1)[-1] in ("0", "lm_head"):  # the first and last of the tower and the decoder
-        console.print(line, markup=False)
+    """Show where PyTorch is in a model that it streams: a line for every tenth layer, and for the output head."""
+    layer = name.rpartition(".")[2]
+    if layer == "lm_head" or (layer.isdigit() and int(layer) % 10 == 0):
+        say(f"PyTorch: {name}, {results} results")

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
+from qwen3vl_export.console import console
 from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.evidence import CheckpointSource
 from qwen3vl_export.promise import reason_to_skip
@@ -29,7 +30,7 @@ from .judging.verdicts import Profile, load_profile
 from .memory import default_budget, must_stream
 from .options import Options
 from .plan import Check, Plan, Subject, plan
-from .progress import show_module, show_progress, terminal
+from .progress import show_module, show_progress
 from .rounds import ReportModule, carry_out_all
 from .sides.adapters import import_peft
 from .sides.bench import Bench
@@ -84,7 +85,7 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
         *(f"--adapter {adapter}" for adapter in options.adapters),
         *([f"--precision {precision}"] * bool(precision)),
     ]
-    show(report, terminal(), " ".join(["qwen3vl-export verify", str(artifact), *named]))
+    show(report, console(), " ".join(["qwen3vl-export verify", str(artifact), *named]))
     if not options.cases:
         write_evidence(bench.artifact, report, bench.matrix, options.history)
     return report.passed

@@ -11,17 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 
-from ..console import print_error, strip_controls
-from ..errors import InputError, Qwen3VLExportError
+from ..console import Terminal, one_line, print_error
+from ..errors import InputError, Qwen3VLExportError, first_line
 from .line import Reference, base_name, is_url, parse_line
 from .screen import format_figures, print_parts
 from .transcript import Attachment, Turn, save
 
 if TYPE_CHECKING:
-    from ..runtime import Answer, Qwen3VL
+    from ..runtime import Answer, Qwen3VL, Sampling
 
 HELP = """\
 Ask anything. Name pictures and videos anywhere in a line, by path or URL: [bold]What is in cat.jpg?[/]
@@ -37,16 +36,18 @@ Ctrl-C stops an answer. End a line with \\ to continue it on the next."""
 
 
 class Chat:
-    """A conversation in progress.
+    """A conversation in progress. Only a question that was answered becomes part of it.
 
     Args:
-        settings: passed to `Qwen3VL.stream`.
+        settings: passed to `Qwen3VL.stream`. Answers that are drawn have a seed: the first that of the settings or a
+            new one, and each further answer of a conversation the next number.
     """
 
-    def __init__(self, model: Qwen3VL, screen: Console, settings: dict[str, Any]) -> None:
+    def __init__(self, model: Qwen3VL, screen: Terminal, settings: dict[str, Any]) -> None:
         self.model = model
         self.screen = screen
         self.settings = settings
+        self.sampling = self.choose_sampling()
         self.turns: list[Turn] = []
         self.pending: list[Attachment] = []  # for the next question
         self.commands: dict[str, Callable[[str], None]] = {
@@ -63,9 +64,18 @@ class Chat:
     def name(self) -> str:
         return self.model.artifact.manifest.name
 
+    def choose_sampling(self) -> Sampling:
+        """How the conversation's answers are chosen."""
+        from ..runtime.sampling import resolve
+
+        return resolve(self.model.sampling, self.settings)
+
     def run(self) -> None:
         """Read and answer until /quit or the end of the input. An error ends only its turn."""
-        self.screen.print(f"[bold]{escape(self.name)}[/]  [dim]name pictures anywhere in a question; /help, /quit[/]")
+        hint = "name pictures anywhere in a question; /help, /quit"
+        if self.sampling.do_sample:
+            hint = f"answers are drawn with {self.sampling}; {hint}"
+        self.screen.print(f"[bold]{escape(self.name)}[/]  [dim]{escape(hint)}[/]", soft_wrap=True)
         while True:
             try:
                 line = self.read()
@@ -83,10 +93,12 @@ class Chat:
                 print_error(str(error))
             except KeyboardInterrupt:  # while reading a picture; `ask` handles it during an answer
                 self.screen.print()
+            except Exception as error:  # a bug, or a machine out of memory: the conversation is worth more
+                print_error(f"unexpected {type(error).__name__}: {first_line(error)}. The conversation is as before")
 
     def read(self) -> str:
         """A line, with its continuation lines. The prompt has no colours, so that readline knows its width."""
-        names = strip_controls(" ".join(item.name for item in self.pending))
+        names = one_line(" ".join(item.name for item in self.pending))
         line = input(f"{names} > " if names else "> ")
         while line.endswith("\\"):
             line = f"{line[:-1]}\n{input('… ')}"
@@ -170,8 +182,10 @@ class Chat:
             raise InputError("/draw: there is no answer yet", "Ask where something is")
         images = [item.image for turn in self.turns for item in turn.attachments if item.image is not None]
         path = Path(parse_file(rest, "/draw"))
-        count = save_drawing(path, images[-1:], self.turns[-1].answer.reply.content)
+        count, refused = save_drawing(path, images[-1:], self.turns[-1].answer.reply.content)
         self.screen.print(f"[dim]{escape(str(path))}: {count} drawn[/]")
+        for reason in refused:
+            self.screen.print(f"[dim]not drawn: {escape(reason)}[/]")
 
     def save(self, rest: str) -> None:
         path = Path(parse_file(rest, "/save"))
@@ -181,7 +195,9 @@ class Chat:
     def reset(self, rest: str) -> None:
         self.turns.clear()
         self.pending.clear()
-        self.screen.print("[dim]forgotten[/]")
+        self.sampling = self.choose_sampling()
+        seed = f"; seed {self.sampling.seed}" if self.sampling.do_sample else ""
+        self.screen.print(f"[dim]forgotten{seed}[/]")
 
     def help(self, rest: str) -> None:
         self.screen.print(HELP)
@@ -191,7 +207,8 @@ class Chat:
     def ask(self, question: str, attachments: list[Attachment]) -> None:
         """Stream an answer and add the turn to the conversation, also if Ctrl-C cuts the answer short.
 
-        If it fails, the conversation is unchanged and pending pictures are dropped: one of them may be the cause.
+        If it fails, in whatever way, the conversation is unchanged and pending pictures are dropped: one of them may be
+        the cause.
         """
         attachments, self.pending = [*self.pending, *attachments], []
         message = {"role": "user", "content": [*(item.picture for item in attachments), question]}
@@ -200,21 +217,43 @@ class Chat:
         stopped = False
         try:
             with self.spinner() as stop_spinner:
-                answer = self.model.stream([*history, message], **self.settings)
+                answer = self.model.stream([*history, message], **self.settings_of_turn())
                 print_parts(answer.parts(), self.screen, stop_spinner)
         except KeyboardInterrupt:
             stopped = True
-        except Qwen3VLExportError:
+        except Exception:
+            if answer is not None and answer.text:
+                self.screen.print()
             if attachments:
                 self.screen.print(f"[dim]{escape(', '.join(item.name for item in attachments))}: dropped[/]")
             raise
+        finally:
+            if answer is not None:
+                answer.close()
         self.screen.print()
         if answer is None or not answer.text:
             self.pending = attachments
             return
-        self.turns.append(Turn(tuple(attachments), question, answer, stopped))
         context = self.model.facts.max_position_embeddings
         self.screen.print(f"[dim]{escape(format_figures(answer, stopped, context))}[/]")
+        turn = Turn(tuple(attachments), question, answer, stopped)
+        self.check_answer([*history, *turn.messages()])
+        self.turns.append(turn)
+
+    def check_answer(self, messages: list[dict[str, Any]]) -> None:
+        """Raise an `InputError` if no further question could be asked after these messages.
+
+        A model can spell the token of a picture, or write half of a surrogate pair into a tool call.
+        """
+        try:
+            self.model.prepare([messages], bool(self.settings.get("plain_text")))
+        except InputError as error:
+            raise InputError(f"this answer cannot be part of the conversation: {error.what}", "Ask again") from error
+
+    def settings_of_turn(self) -> dict[str, Any]:
+        """Settings of the next answer."""
+        seed = self.sampling.seed
+        return self.settings if seed is None else {**self.settings, "seed": seed + len(self.turns)}
 
     @contextmanager
     def spinner(self) -> Iterator[Callable[[], None]]:

@@ -91,7 +91,7 @@ def remove_references(line: str, references: tuple[Reference, ...]) -> str:
 
 def base_name(source: str) -> str:
     """The last part of a path or URL."""
-    path = urllib.parse.unquote(urllib.parse.urlsplit(source).path) if is_url(source) else source
+    path = urllib.parse.unquote(without_query(source)) if is_url(source) else source
     return os.path.basename(path.rstrip("/")) or source
 
 
@@ -101,5 +101,10 @@ def is_url(source: str) -> bool:
 
 def file_suffix(source: str) -> str:
     """The suffix in lower case, without a URL's query and fragment."""
-    path = source.partition("?")[0].partition("#")[0] if is_url(source) else source
+    path = without_query(source) if is_url(source) else source
     return os.path.splitext(path)[1].lower()
+
+
+def without_query(url: str) -> str:
+    """A URL without its query and fragment; nothing else of it is parsed, because it may be no URL at all."""
+    return url.partition("#")[0].partition("?")[0]

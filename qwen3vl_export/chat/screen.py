@@ -6,6 +6,7 @@ Knows parts of answers and figures; nothing about the conversation.
 from __future__ import annotations
 
 import glob
+import io
 import os
 import signal
 import sys
@@ -13,10 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
-from ..console import strip_controls
+from ..console import Terminal, neutralize
 
 if TYPE_CHECKING:
     from ..runtime import Answer
@@ -25,34 +25,49 @@ if TYPE_CHECKING:
 STYLES = {"content": "", "reasoning": "dim", "tool_call": "cyan"}
 
 
-def print_parts(parts: Iterator[AnswerPart], screen: Console, before_part: Callable[[], None]) -> None:
+def print_parts(parts: Iterator[AnswerPart], screen: Terminal, before_part: Callable[[], None]) -> None:
     """Print text as it is generated, each section on separate lines, reasoning dimmed; first call `before_part`."""
     section, held = None, ""
     for part in parts:
         before_part()
         if part.section != section:
-            text = strip_controls(part.text).lstrip()
+            text = part.text.lstrip()
             if not text:
                 continue
             if section is not None:
                 screen.print()
             section, held = part.section, ""
         else:
-            text = held + strip_controls(part.text)
+            text = held + part.text
         shown = text.rstrip()
         held = text[len(shown) :]  # white space at the end of a section is not printed
-        screen.print(Text(shown, STYLES[part.kind]), end="", soft_wrap=True)
+        screen.print(Text(neutralize(shown), STYLES[part.kind]), end="", soft_wrap=True)
 
 
 def format_figures(answer: Answer, stopped: bool, context: int) -> str:
     """Time, speed and tokens of an answer, and why it ended early if it did."""
-    full = answer.prompt_tokens + answer.tokens > context
-    reasons = {"length": "the context is full" if full else "cut at the token limit", "time": "cut at the time limit"}
-    ended = "stopped" if stopped else reasons.get(answer.finish_reason or "", "")
+    ended = "stopped" if stopped else reason_of_end(answer, context)
     first = f"first token after {answer.first_token_seconds:.2f} s" if answer.first_token_seconds is not None else ""
     rate = f"then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
     used = f"{min(answer.prompt_tokens + answer.tokens, context)} of {context} tokens of context"
     return ", ".join(filter(None, [ended, first, rate, used]))
+
+
+def reason_of_end(answer: Answer, context: int) -> str:
+    """Why an answer ended early; empty if it did not."""
+    full = answer.prompt_tokens + answer.tokens > context
+    reasons = {
+        "length": "the context is full" if full else "cut at the token limit",
+        "time": "cut at the time limit",
+        "repetition": "ended because it repeats itself",
+    }
+    return reasons.get(answer.finish_reason or "", "")
+
+
+def tolerate_bytes() -> None:
+    """Read what is typed even where it is not text in the terminal's encoding; such a question is refused later."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def listen_to_ctrl_c() -> None:

@@ -7,14 +7,13 @@ imports what it needs when it is called.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from ..console import parse_size, say
+from ..console import parse_size, say, write_json
 from . import fleet as cli_fleet
 from . import publish as cli_publish
 from . import recipes as cli_recipes
@@ -228,7 +227,7 @@ def inspect(
 
     inspection = inspect_path(path)
     if as_json:
-        typer.echo(json.dumps(inspection.to_json_dict(), indent=1, ensure_ascii=False))
+        write_json(inspection.to_json_dict(), indent=1)
     else:
         show(inspection)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from ..console import console, print_error, say, table
+from ..console import console, print_error, say, table, write, write_json
 from ..errors import Qwen3VLExportError, RecipeError
 from ..recipe import Recipe, find_recipe, in_precision, list_precisions, list_recipes, load_recipe, recipe_schema
 from ..recipe.yaml import read_merged
@@ -67,9 +67,9 @@ def show(
     """
     values = load_recipe(recipe if precision is None else in_precision(recipe, precision)).to_json_dict()
     if as_json:
-        typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
+        write_json(values, indent=1)
     else:
-        typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None), nl=False)
+        write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None))
 
 
 @app.command()
@@ -112,7 +112,7 @@ def schema(
     """
     text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False)
     if out is None:
-        typer.echo(text)
+        write(text + "\n")
     else:
         out.write_text(text + "\n", "utf-8")
         say(f"{out} written")

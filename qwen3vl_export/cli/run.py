@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from ..console import console, strip_controls
+from ..console import console, neutralize, say, write, write_json
 from ..errors import InputError
 from .paths import expand
 
@@ -94,7 +93,31 @@ AllowPrivateUrls = Annotated[
     bool, typer.Option("--allow-private-urls", help="Also fetch URLs on this machine and its private network.")
 ]
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "seed")
+EndLoops = Annotated[
+    bool, typer.Option("--end-loops/--no-end-loops", help="End an answer that repeats itself without end.")
+]
+KeepSpecialTokens = Annotated[
+    bool, typer.Option("--keep-special-tokens", help="Print the special tokens of the answer, such as <|box_start|>.")
+]
+PlainText = Annotated[
+    bool,
+    typer.Option("--plain-text", help="Read control tokens spelled in the question, such as <|im_end|>, as text."),
+]
+ANSWER = (  # options of both commands that are settings of an answer
+    "max_new_tokens",
+    "stop",
+    "max_time",
+    "end_loops",
+    "keep_special_tokens",
+    "plain_text",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "seed",
+)
 
 
 def run(
@@ -129,6 +152,9 @@ def run(
     max_new_tokens: MaxNewTokens = 512,
     stop: Stop = None,
     max_time: MaxTime = None,
+    end_loops: EndLoops = True,
+    keep_special_tokens: KeepSpecialTokens = False,
+    plain_text: PlainText = False,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -148,9 +174,11 @@ def run(
 
     Example: `qwen3vl-export run ARTIFACT -i cat.jpg -p "Find the cat: bbox_2d in JSON." --draw out.png`
     """
+    from ..chat.screen import reason_of_end
     from ..runtime import Image, Qwen3VL, UrlRules, Video
     from ..runtime.grounding import check_drawing, save_drawing
     from ..runtime.images import open_image
+    from ..runtime.sampling import resolve
 
     images, videos = image or [], video or []
     if prompt is None and not images and not videos:
@@ -166,19 +194,25 @@ def run(
     pictures = [open_image(path, rules) for path in images]
     media: list[Image | Video] = [*map(Image, pictures), *map(Video, videos)]
     content = [*(show_tokens(model, name, medium) for name, medium in zip(images + videos, media, strict=True)), text]
-    limits: dict[str, Any] = {"stop": stop, "max_time": max_time, "tools": functions}
-    answer = model.stream(content, max_new_tokens, **limits, **sampling_options(context))
+    settings = answer_settings(context)
+    sampling = resolve(model.sampling, settings)
+    if sampling.do_sample:
+        say(f"the answer is drawn with {sampling}", stderr=True)
+    answer = model.stream(content, tools=functions, **{**settings, "seed": sampling.seed})
     print_answer(answer)
+    if reason := reason_of_end(answer, model.facts.max_position_embeddings):
+        say(reason, stderr=True)
     if draw is not None:
-        count = save_drawing(draw, pictures, answer.reply.content)
-        Console(stderr=True).print(f"{draw}: {count} drawn", markup=False, soft_wrap=True)
+        count, refused = save_drawing(draw, pictures, answer.reply.content)
+        say(f"{draw}: {count} drawn", stderr=True)
+        for line in refused:
+            say(f"not drawn: {line}", stderr=True)
 
 
 def show_tokens(model: Qwen3VL, name: str, medium: Image | Video) -> Picture:
     """A picture or video ready for the model; how many tokens it takes is printed to standard error."""
     picture = model.picture(medium)
-    note = f"{strip_controls(name)}: {picture.tokens} tokens"
-    Console(stderr=True).print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+    say(f"{name}: {picture.tokens} tokens", stderr=True)
     return picture
 
 
@@ -188,25 +222,24 @@ def print_answer(answer: Answer) -> None:
     Raises:
         InputError: a tool call that cannot be parsed.
     """
-    stderr = Console(stderr=True, highlight=False)
+    stderr = console(stderr=True)
     written, reasoning = False, ""
     for part in answer.parts():
         if part.kind == "reasoning":
-            reasoning = strip_controls(part.text)
-            stderr.print(Text(reasoning, "dim"), end="", soft_wrap=True)
+            reasoning = part.text
+            stderr.print(Text(neutralize(reasoning), "dim"), end="", soft_wrap=True)
         elif part.kind == "content":
             text = part.text if written or part.section == 0 else part.text.lstrip()
             if text and reasoning:
                 stderr.print(end="" if reasoning.endswith("\n") else "\n")
                 reasoning = ""
             written = written or bool(text)
-            sys.stdout.write(strip_controls(text) if sys.stdout.isatty() else text)
-            sys.stdout.flush()
-    sys.stdout.write("\n" if written or not answer.reply.tool_calls else "")
+            write(text)
+    write("\n" if written or not answer.reply.tool_calls else "")
     for call in answer.reply.tool_calls:
         if call.error is not None:
             raise InputError(f"the model's tool call cannot be parsed ({call.error}): {call.text.strip()}", "Ask again")
-        sys.stdout.write(json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) + "\n")
+        write_json({"name": call.name, "arguments": call.arguments})
 
 
 def read_tools(path: Path) -> list[dict[str, Any]]:
@@ -224,9 +257,9 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     return tools
 
 
-def sampling_options(context: typer.Context) -> dict[str, Any]:
-    """The sampling options of a command; None for those that were not given."""
-    return {name: context.params[name] for name in SAMPLING}
+def answer_settings(context: typer.Context) -> dict[str, Any]:
+    """The settings of an answer, from a command's options; None for those that were not given."""
+    return {name: context.params[name] for name in ANSWER}
 
 
 def chat(
@@ -235,6 +268,9 @@ def chat(
     max_new_tokens: MaxNewTokens = 512,
     stop: Stop = None,
     max_time: MaxTime = None,
+    end_loops: EndLoops = True,
+    keep_special_tokens: KeepSpecialTokens = False,
+    plain_text: PlainText = False,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -255,15 +291,15 @@ def chat(
     Example: `qwen3vl-export chat artifacts/tiny`, then type `What is in cat.jpg?`
     """
     from ..chat import Chat
-    from ..chat.screen import edit_lines, listen_to_ctrl_c
+    from ..chat.screen import edit_lines, listen_to_ctrl_c, tolerate_bytes
     from ..runtime import Qwen3VL, UrlRules
 
     rules = UrlRules(allow_private=allow_private_urls)
     model = Qwen3VL.load(
         artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
     )
-    settings = {"max_new_tokens": max_new_tokens, "stop": stop, "max_time": max_time, **sampling_options(context)}
-    session = Chat(model, console(), settings)
+    session = Chat(model, console(), answer_settings(context))
     edit_lines([*session.commands, "/quit"])
     listen_to_ctrl_c()
+    tolerate_bytes()
     session.run()

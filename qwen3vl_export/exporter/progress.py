@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..console import format_duration, format_size
+from ..console import console, format_duration, format_size
 
 SECONDS = 15.0  # between two lines where there is no bar
 
@@ -28,8 +27,8 @@ def show_progress(total: int, done: int, log: Callable[[str], None]) -> Iterator
         done: bytes of these that are already there.
         log: takes a line where standard error is not a terminal.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    screen = console(stderr=True)
+    if not screen.is_terminal:
         yield ProgressLines(total, done, log).advance
         return
     columns = (
@@ -40,7 +39,7 @@ def show_progress(total: int, done: int, log: Callable[[str], None]) -> Iterator
         TimeRemainingColumn(),
     )
     # Lines printed meanwhile appear above the bar, unless standard output goes elsewhere.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda count: bar.advance(task, count)
 

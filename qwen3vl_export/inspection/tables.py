@@ -53,7 +53,8 @@ def _show_graph(graph: GraphReport, seen: Set[str]) -> None:
     """Print one graph; weight files in `seen` have been printed with an earlier one."""
     out = console()
     opset = ", ".join(f"{domain} {version}" for domain, version in graph.opset.items())
-    say(f"\n{graph.file}: {format_size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
+    out.print()
+    say(f"{graph.file}: {format_size(graph.bytes)} graph, {sum(graph.ops.values())} nodes, opset {opset}")
     for file, count in graph.data.items():
         shared = ", shared with the graph above" if file in seen else ""
         say(f"{file}: {format_size(count) if count >= 0 else 'MISSING'} weights{shared}")

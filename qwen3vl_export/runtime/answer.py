@@ -1,4 +1,4 @@
-"""Generated tokens to text: whole characters, ended by a stop string or a time limit, with timings.
+"""Generated tokens to text: whole characters, ended by a stop string, a loop or a time limit, with timings.
 
 Knows tokens, text and the clock; nothing about graphs or prompts.
 """
@@ -6,16 +6,17 @@ Knows tokens, text and the clock; nothing about graphs or prompts.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import InputError
 from .generate import Step
+from .repetition import LoopDetector
 from .reply import AnswerPart, Reply, Splitter, overlap, parse_reply
 from .tokenizer import StreamDecoder, Tokenizer
 
-FinishReason = Literal["stop", "length", "time"]
+FinishReason = Literal["stop", "length", "time", "repetition"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Limits:
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()  # the text ends before the first of these strings
     max_time: float | None = None  # seconds; the token being generated is finished
+    end_loops: bool = False  # the text ends when it repeats itself without end, as `repetition` defines that
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -39,9 +41,11 @@ class Limits:
             raise InputError(f"stop is {list(self.stop)}", "Use strings of at least one character")
 
     @classmethod
-    def of(cls, max_new_tokens: int, stop: str | Sequence[str] | None, max_time: float | None) -> Limits:
+    def of(
+        cls, max_new_tokens: int, stop: str | Sequence[str] | None, max_time: float | None, end_loops: bool = False
+    ) -> Limits:
         """The limits for one stop string, several, or None."""
-        return cls(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop or ()), max_time)
+        return cls(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop or ()), max_time, end_loops)
 
 
 class StopStrings:
@@ -75,23 +79,29 @@ class StopStrings:
 
 
 class RowText:
-    """The text of one row, token by token."""
+    """The text of one row, token by token; `finish_reason` is set once it has ended by itself."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int], stop: Sequence[str]) -> None:
-        self._decoder = StreamDecoder(tokenizer)
-        self._stops = StopStrings(stop)
+    def __init__(
+        self, tokenizer: Tokenizer, stop_ids: frozenset[int], limits: Limits, keep_special_tokens: bool = False
+    ) -> None:
+        self._decoder = StreamDecoder(tokenizer, skip_special=not keep_special_tokens)
+        self._stops = StopStrings(limits.stop)
         self._stop_ids = stop_ids
-        self.ended = False
+        self._loop = LoopDetector() if limits.end_loops else None
+        self.finish_reason: FinishReason | None = None
 
     def push(self, token_id: int) -> str:
         """The text this token completes; possibly empty, and always empty once the row has ended."""
-        if self.ended:
+        if self.finish_reason is not None:
             return ""
         if token_id in self._stop_ids:
-            self.ended = True
+            self.finish_reason = "stop"
             return self.finish()
         text = self._stops.push(self._decoder.push(token_id))
-        self.ended = self._stops.matched
+        if self._stops.matched:
+            self.finish_reason = "stop"
+        elif self._loop is not None and self._loop.push(token_id):
+            self.finish_reason = "repetition"
         return text
 
     def finish(self) -> str:
@@ -104,13 +114,15 @@ class Answer(Iterator[str]):
 
     While it runs and afterwards: `text` so far, `tokens` generated, `first_token_seconds` since the question was asked,
     `tokens_per_second` after the first token. At the end `finish_reason` is `"stop"` (a stop token or stop string),
-    `"length"` (`max_new_tokens`, or a full context) or `"time"`; it is None until the answer is complete.
+    `"length"` (`max_new_tokens`, or a full context), `"time"` or `"repetition"` (a loop); it is None until the answer
+    is complete.
 
     Args:
         steps: the tokens; closed as soon as the answer is complete.
         started: when the question was asked, by `time.perf_counter`; `max_time` counts from then.
         thinking: the prompt ends with `<think>`, so the text begins inside reasoning.
         prompt_tokens: number of tokens in the prompt, for the caller's information.
+        keep_special_tokens: special tokens are part of the text, except the stop token that ends it.
     """
 
     def __init__(
@@ -122,6 +134,7 @@ class Answer(Iterator[str]):
         started: float,
         thinking: bool = False,
         prompt_tokens: int = 0,
+        keep_special_tokens: bool = False,
     ) -> None:
         self.thinking = thinking
         self.prompt_tokens = prompt_tokens
@@ -131,7 +144,7 @@ class Answer(Iterator[str]):
         self.finish_reason: FinishReason | None = None
         self._started = self._first = self._last = started
         self._limits = limits
-        self._row = RowText(tokenizer, stop_ids, limits.stop)
+        self._row = RowText(tokenizer, stop_ids, limits, keep_special_tokens)
         self._pieces = self._run(steps)
 
     def __next__(self) -> str:
@@ -144,6 +157,10 @@ class Answer(Iterator[str]):
         for _ in self:
             pass
         return self.text
+
+    def close(self) -> None:
+        """End the answer here, so that the conversation keeps what was read; `finish_reason` stays None."""
+        self._pieces.close()
 
     def parts(self) -> Iterator[AnswerPart]:
         """The text as it is generated, each part marked as content, reasoning or tool call."""
@@ -163,19 +180,21 @@ class Answer(Iterator[str]):
         seconds = self._last - self._first
         return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else None
 
-    def _run(self, steps: Iterator[Step]) -> Iterator[str]:
+    def _run(self, steps: Iterator[Step]) -> Generator[str]:
         reason: FinishReason = "length"
-        for step in steps:
-            self._count()
-            if piece := self._row.push(int(step.tokens[0])):
-                yield piece
-            if self._row.ended:
-                reason = "stop"
-                break
-            if time_is_up(self._started, self._limits):
-                reason = "time"
-                break
-        close_steps(steps)
+        try:
+            for step in steps:
+                self._count()
+                if piece := self._row.push(int(step.tokens[0])):
+                    yield piece
+                if self._row.finish_reason is not None:
+                    reason = self._row.finish_reason
+                    break
+                if time_is_up(self._started, self._limits):
+                    reason = "time"
+                    break
+        finally:
+            close_steps(steps)
         if rest := self._row.finish():
             yield rest
         self.finish_reason = reason
@@ -189,15 +208,21 @@ class Answer(Iterator[str]):
 
 
 def read_texts(
-    steps: Iterator[Step], rows: int, tokenizer: Tokenizer, stop_ids: frozenset[int], limits: Limits, started: float
+    steps: Iterator[Step],
+    rows: int,
+    tokenizer: Tokenizer,
+    stop_ids: frozenset[int],
+    limits: Limits,
+    started: float,
+    keep_special_tokens: bool = False,
 ) -> list[str]:
     """The whole text of each row of a batch; arguments as for `Answer`."""
-    decoders = [RowText(tokenizer, stop_ids, limits.stop) for _ in range(rows)]
+    decoders = [RowText(tokenizer, stop_ids, limits, keep_special_tokens) for _ in range(rows)]
     texts = [""] * rows
     for step in steps:
         for row, token in enumerate(step.tokens.tolist()):
             texts[row] += decoders[row].push(token)
-        if all(decoder.ended for decoder in decoders) or time_is_up(started, limits):
+        if all(decoder.finish_reason for decoder in decoders) or time_is_up(started, limits):
             break
     close_steps(steps)
     return [text + decoder.finish() for text, decoder in zip(texts, decoders, strict=True)]

@@ -46,6 +46,7 @@ class SharedCache:
         self.buffers = list(buffers)
         self.length = 0
         self.binding: Any = sessions.open(DECODER).io_binding()
+        self._bound = 0  # the capacity of the buffers that are bound
         self._bind()
 
     @classmethod
@@ -59,16 +60,18 @@ class SharedCache:
 
     @property
     def capacity(self) -> int:
-        return int(self.buffers[0].shape[2])
+        return max(int(buffer.shape[2]) for buffer in self.buffers)  # smaller ones were not reached by an interrupt
 
     def _bind(self) -> None:
         for (layer, part), buffer in zip(layer_parts(self.sessions.facts), self.buffers, strict=True):
             memory = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
             self.binding.bind_input(past_name(layer, part), *memory)
             self.binding.bind_output(present_name(layer, part), *memory)
+        self._bound = self.capacity
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` tokens; grows geometrically, one buffer at a time.
+        """Make room for `length` tokens; grows geometrically, one buffer at a time. If interrupted, the next call
+        completes it.
 
         Raises:
             InputError: `length` exceeds the model's context.
@@ -79,10 +82,14 @@ class SharedCache:
                 f"{length} tokens, the context holds {limit}: {length - limit} over",
                 "Shorten the text, or use fewer or smaller pictures",
             )
-        if length <= self.capacity:
+        capacity = self.capacity
+        if length > capacity:
+            capacity = round_up_capacity(max(length, int(capacity * GROWTH)), limit)
+        if capacity == self._bound:
             return
-        capacity = round_up_capacity(max(length, int(self.capacity * GROWTH)), limit)
         for index, old in enumerate(self.buffers):
+            if old.shape[2] == capacity:
+                continue
             new = np.zeros((*old.shape[:2], capacity, old.shape[3]), old.dtype)
             new[:, :, : self.length] = old[:, :, : self.length]
             self.buffers[index] = new

@@ -94,8 +94,8 @@ class Conversation:
         """Store a cache and the int64 tokens read into it; a picture read only in part is dropped."""
         length = min([cache.length, *(span.start for span in spans if span.end > cache.length)])
         cache.truncate(length)
-        self._cache, self._ids = cache, ids[:length]
-        self._spans = tuple(span for span in spans if span.end <= length)
+        ids, spans = ids[:length], tuple(span for span in spans if span.end <= length)
+        self._cache, self._ids, self._spans = cache, ids, spans  # at once: an interrupt comes before or after
 
 
 class FeatureCache:

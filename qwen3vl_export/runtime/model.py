@@ -110,6 +110,9 @@ class Qwen3VL:
         *,
         stop: str | Sequence[str] | None = None,
         max_time: float | None = None,
+        end_loops: bool = False,
+        keep_special_tokens: bool = False,
+        plain_text: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
@@ -122,6 +125,9 @@ class Qwen3VL:
             content: a question, `[Image("cat.jpg"), "What is this?"]`, or messages with `role` and `content`.
             stop: one or several strings; the answer ends before the first of them.
             max_time: seconds, from this call; no token is started after them.
+            end_loops: end an answer that repeats itself without end, as `repetition` defines that.
+            keep_special_tokens: special tokens that the model writes, such as `<|box_start|>`, are part of the text.
+            plain_text: control tokens spelled in the messages are ordinary text, as `plain_text` defines that.
             tools: functions the model may call, in the format of the OpenAI API; calls are in `Answer.reply`.
             chat_template_kwargs: further variables of the chat template, such as `documents` or `enable_thinking`.
             settings: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
@@ -131,10 +137,10 @@ class Qwen3VL:
             InputError: a picture, message or setting that cannot be used, or a prompt longer than the context.
         """
         started = time.perf_counter()
-        limits = Limits.of(max_new_tokens, stop, max_time)
+        limits = Limits.of(max_new_tokens, stop, max_time, end_loops)
         sampling = override(self.sampling, **settings)
-        prepared = self.prepare([as_messages(content)], tools=tools, **(chat_template_kwargs or {}))
-        return self.answer(prepared, sampling, limits, started)
+        prepared = self.prepare([as_messages(content)], plain_text, tools=tools, **(chat_template_kwargs or {}))
+        return self.answer(prepared, sampling, limits, started, keep_special_tokens)
 
     def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
         """The whole answer; arguments as for `stream`."""
@@ -153,6 +159,9 @@ class Qwen3VL:
         *,
         stop: str | Sequence[str] | None = None,
         max_time: float | None = None,
+        end_loops: bool = False,
+        keep_special_tokens: bool = False,
+        plain_text: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
@@ -162,13 +171,13 @@ class Qwen3VL:
         Rows may differ in length and in number, kind and size of pictures. Each row has its own random generator.
         """
         started = time.perf_counter()
-        limits = Limits.of(max_new_tokens, stop, max_time)
+        limits = Limits.of(max_new_tokens, stop, max_time, end_loops)
         sampling = override(self.sampling, **settings)
         prepared = self.prepare(
-            [as_messages(content) for content in contents], tools=tools, **(chat_template_kwargs or {})
+            [as_messages(content) for content in contents], plain_text, tools=tools, **(chat_template_kwargs or {})
         )
         steps = self.generate_steps(prepared, max_new_tokens, sampling)
-        return read_texts(steps, len(contents), self.tokenizer, self.stop_ids, limits, started)
+        return read_texts(steps, len(contents), self.tokenizer, self.stop_ids, limits, started, keep_special_tokens)
 
     def answer(
         self,
@@ -176,12 +185,14 @@ class Qwen3VL:
         sampling: Sampling | None = None,
         limits: Limits = DEFAULT_LIMITS,
         started: float | None = None,
+        keep_special_tokens: bool = False,
     ) -> Answer:
-        """The answer to the first row of a prepared prompt; `started` as for `Answer`."""
+        """The answer to the first row of a prepared prompt; `started` and `keep_special_tokens` as for `Answer`."""
         started = time.perf_counter() if started is None else started
         steps = self.generate_steps(prepared, limits.max_new_tokens, sampling, conversation=self.conversation)
         thinking = prepared.texts[0].rstrip().endswith("<think>")
-        return Answer(steps, self.tokenizer, self.stop_ids, limits, started, thinking, prepared.input_ids.shape[1])
+        length = prepared.input_ids.shape[1]
+        return Answer(steps, self.tokenizer, self.stop_ids, limits, started, thinking, length, keep_special_tokens)
 
     # The stages.
 
@@ -193,9 +204,11 @@ class Qwen3VL:
         """
         return self.preparer.picture(medium)
 
-    def prepare(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> Prepared:
+    def prepare(
+        self, conversations: Sequence[Sequence[Message]], plain_text: bool = False, **variables: Any
+    ) -> Prepared:
         """Conversations to arrays, one row each, padded on the left; `variables` are passed to the chat template."""
-        return self.preparer(conversations, **variables)
+        return self.preparer(conversations, plain_text, **variables)
 
     def encode_images(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
         """Patches float32 [P, patch_dim] of pictures with grids int64 [I, 3] to features [T, W]."""
@@ -252,14 +265,17 @@ class Qwen3VL:
         ids = prepared.input_ids[0]
         spans = picture_spans(prepared, digests, self.facts)
         cache = conversation.take(ids, spans) or self.empty_cache(1)
-        features = self.features(prepared, digests, sum(span.end <= cache.length for span in spans))
+        read = cache.length  # tokens that were read without an error
         try:
+            features = self.features(prepared, digests, sum(span.end <= read for span in spans))
             for step in generate(
                 self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk, cache
             ):
                 ids = np.append(ids, step.tokens)
+                read = cache.length
                 yield step
-        finally:  # also if the answer is cut short
+        finally:  # also if the answer is cut short, or a step fails half-way
+            cache.truncate(read)
             conversation.keep(cache, ids, spans)
 
     def features(self, prepared: Prepared, digests: Sequence[bytes], first: int = 0) -> Floats:

@@ -22,6 +22,7 @@ from .frames import FrameRules, read_frame_rules
 from .images import Image, open_image
 from .messages import Message, split_media
 from .picture import Picture
+from .plain_text import PlainText
 from .preprocess import frames_to_patches, image_to_patches
 from .sizing import VIDEO_RULES, Sizing
 from .templates import choose_template, read_templates
@@ -88,8 +89,13 @@ class Preparer:
         token_id = self.tokenizer.id_of(self.tokenizer.special.get("pad_token", ""))
         return 0 if token_id is None else token_id
 
-    def __call__(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> Prepared:
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], plain_text: bool = False, **variables: Any
+    ) -> Prepared:
         """One row for each conversation; `variables` are passed to the chat template.
+
+        Args:
+            plain_text: control tokens spelled in the messages are ordinary text, as `plain_text` defines that.
 
         Raises:
             InputError: a picture or a message that cannot be used, or a prompt longer than the context.
@@ -101,11 +107,14 @@ class Preparer:
         for conversation in conversations:
             messages, media = split_media(conversation, template.names.words)
             shown = [self.picture(medium) for medium in media]
-            text = prompt.render(template.compiled, messages, self.tokenizer.special, **variables)
+            plain = PlainText(messages, self.tokenizer) if plain_text else None
+            text = prompt.render(
+                template.compiled, plain.messages if plain else messages, self.tokenizer.special, **variables
+            )
             replacements = [(picture.placeholder, picture.text) for picture in shown]
             text = prompt.expand_placeholders(text, (self.image_token, self.video_token), replacements)
-            texts.append(text)
-            rows.append(self.check_length(self.tokenizer.encode(text)))
+            texts.append(plain.restore(text) if plain else text)
+            rows.append(self.check_length(plain.encode(text) if plain else self.tokenizer.encode(text)))
             pictures += shown
         return self.assemble(texts, rows, pictures)
 

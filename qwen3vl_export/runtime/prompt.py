@@ -182,7 +182,7 @@ def expand_placeholders(text: str, tokens: Sequence[str], replacements: Sequence
     if actual != expected:
         raise InputError(
             f"the prompt has {count_tokens(tokens, actual)} for {count_tokens(tokens, expected)} in the messages",
-            "Message texts must not contain these tokens",
+            "Message texts must not contain these tokens, or send them with plain_text (--plain-text)",
         )
     pieces = iter([replacement for _, replacement in replacements])
     return placeholder.sub(lambda _: next(pieces), text)

@@ -11,6 +11,7 @@ Knows numbers; nothing about graphs or text.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,6 +23,9 @@ from ..json_form import from_settings
 from .arrays import Bools, Floats, Ints
 
 MAX_PRESENCE_PENALTY = 2  # the range of the OpenAI API
+DRAWING = ("temperature", "top_k", "top_p", "min_p")  # settings without effect on greedy answers
+PENALTIES = ("repetition_penalty", "presence_penalty")
+NAMES = (*DRAWING, *PENALTIES, "seed")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,15 @@ class Sampling:
             raise InputError(f"presence_penalty is {self.presence_penalty}", "Use a number from -2 to 2; 0 is none")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed is {self.seed}", "Use 0 or above")
+
+    def __str__(self) -> str:
+        """`temperature 0.7, top_k 20, top_p 0.8, seed 5`, or `greedy`: whatever has an effect."""
+        names = NAMES if self.do_sample else PENALTIES
+        values = {name: getattr(self, name) for name in names}
+        shown = [
+            f"{name} {value}" for name, value in values.items() if name == DRAWING[0] or value != getattr(GREEDY, name)
+        ]
+        return ", ".join(shown if self.do_sample else ["greedy", *shown])
 
 
 GREEDY = Sampling()
@@ -131,6 +144,17 @@ def override(
     if temperature is not None:
         changes |= {"do_sample": temperature != 0, "temperature": temperature or 1.0}
     return replace(base, **{name: value for name, value in changes.items() if value is not None})
+
+
+def resolve(base: Sampling, settings: Mapping[str, Any]) -> Sampling:
+    """`base` with those of the settings that concern sampling; where tokens are drawn, always with a seed.
+
+    So an answer can be repeated.
+    """
+    sampling = override(base, **{name: settings[name] for name in NAMES if name in settings})
+    return (
+        replace(sampling, seed=secrets.randbelow(2**32)) if sampling.do_sample and sampling.seed is None else sampling
+    )
 
 
 class Chooser:

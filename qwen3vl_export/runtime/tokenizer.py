@@ -6,13 +6,14 @@ Knows tokens; nothing about chat templates or images.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, InputError
 
 INCOMPLETE = "\ufffd"  # the decoding of bytes that are not yet a whole character
 
@@ -23,13 +24,14 @@ class Tokenizer:
     Attributes:
         config: `tokenizer_config.json`, parsed.
         special: the named tokens of `config`, such as `eos_token` and `pad_token`.
+        added_tokens: the texts that are one token wherever they occur, and whether that token is special.
 
     Raises:
         ArtifactError: a file is missing or cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
-        path = root / "tokenizer.json"
+        self._path = path = root / "tokenizer.json"
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
             self.config: dict[str, Any] = json.loads((root / "tokenizer_config.json").read_text("utf-8"))
@@ -42,10 +44,40 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.special = special_tokens(self.config)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added_ids = frozenset(added)
+        self.added_tokens: dict[str, bool] = {token.content: token.special for token in added.values()}
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text).ids
+        """The token ids of a text.
+
+        Raises:
+            InputError: as `encode_text`.
+        """
+        ids: list[int] = encode_text(self._tokenizer, text).ids
         return ids
+
+    def find_added(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Each added token in a text: its id, and where it starts and ends."""
+        encoding = encode_text(self._tokenizer, text)
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token_id in self._added_ids:
+                yield token_id, start, end
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The token ids of a text in which no added token is recognized: they are spelled out."""
+        ids: list[int] = encode_text(self._without_added, text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _without_added(self) -> tokenizers.Tokenizer:
+        definition = {
+            **json.loads(self._path.read_text("utf-8")),
+            "added_tokens": [],
+            "padding": None,
+            "truncation": None,
+        }
+        return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
@@ -67,6 +99,22 @@ class Tokenizer:
         return token_id
 
 
+def encode_text(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool = True) -> tokenizers.Encoding:
+    """The encoding of a text.
+
+    Raises:
+        InputError: half of a surrogate pair, which is no character and has no bytes.
+    """
+    try:
+        text.encode("utf-8")  # the tokenizers package only says that this is no string
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise InputError(
+            f"the text holds {half}, half of a surrogate pair", "Decode it as UTF-8, or remove what is no character"
+        ) from error
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The `*_token` entries of `tokenizer_config.json`: each is a string there, or an object with `content`."""
     named = {name: value for name, value in config.items() if name.endswith("_token")}
@@ -78,17 +126,21 @@ class StreamDecoder:
     """Decodes a stream of tokens, never splitting a character.
 
     A character may take several tokens. While the pending tokens end in an incomplete one, no text is returned. The
-    pieces together equal the decoding of all tokens at once. Special tokens give no text.
+    pieces together equal the decoding of all tokens at once.
+
+    Args:
+        skip_special: special tokens give no text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special = skip_special
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; possibly empty."""
         self._pending.append(token_id)
-        text = self._tokenizer.decode(self._pending)
+        text = self._tokenizer.decode(self._pending, self._skip_special)
         if text.endswith(INCOMPLETE):
             return ""
         self._pending.clear()
@@ -96,6 +148,6 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """The pending text when no more tokens follow; incomplete characters become U+FFFD."""
-        text = self._tokenizer.decode(self._pending)
+        text = self._tokenizer.decode(self._pending, self._skip_special)
         self._pending.clear()
         return text

@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qwen3vl_export.console import Terminal
 from qwen3vl_export.evidence import (
     FORMAT,
     SIGNS,
@@ -207,7 +207,7 @@ def hardware() -> Hardware:
     )
 
 
-def show(report: Report, console: Console, command: str = "") -> None:
+def show(report: Report, screen: Terminal, command: str = "") -> None:
     """A line per measure, then near-ties, failures and what was left out; the verdict last, where a terminal stops.
 
     Args:
@@ -233,33 +233,33 @@ def show(report: Report, console: Console, command: str = "") -> None:
                 f"{SIGNS[rule.kind]} {rule.limit:.6g}",
                 "[green]ok[/]" if good else "[bold red]FAILED[/]",
             )
-    console.print(table)
+    screen.print(table)
     if (cost := report.precision()) is not None:
-        console.print(f"{escape(report.profile.name)} against PyTorch in float32: {cost_of(cost)}")
+        screen.print(f"{escape(report.profile.name)} against PyTorch in float32: {cost_of(cost)}")
     for name, tie in ((outcome.id, tie) for outcome in report.outcomes for tie in outcome.near_ties):
-        console.print(
+        screen.print(
             f"[yellow]near-tie[/] {escape(name)}: token {tie.step} of row {tie.row} is {tie.candidate_token}, PyTorch "
             f"chose {tie.reference_token}; logits differ by {tie.candidate_gap:.1e} and {tie.reference_gap:.1e}"
         )
     for outcome in report.outcomes:
         if ties := outcome.measures.get("routing_ties"):
-            console.print(
+            screen.print(
                 f"[yellow]near-tied routes[/] {escape(outcome.id)}: {ties} choices of experts are not PyTorch's, whose "
                 f"router logits differ by {outcome.measures['routing_gap']:.1e} at most; compared on the same routes"
             )
     for outcome in report.failures[:SHOWN_FAILURES]:
-        console.print(f"[bold red]failed[/] {escape(outcome.message)}", soft_wrap=True)
+        screen.print(f"[bold red]failed[/] {escape(outcome.message)}", soft_wrap=True)
     if len(report.failures) > SHOWN_FAILURES:
-        console.print(f"[red]… and {len(report.failures) - SHOWN_FAILURES} more, all in parity.json[/]")
+        screen.print(f"[red]… and {len(report.failures) - SHOWN_FAILURES} more, all in parity.json[/]")
     for trail in report.trails:
-        console.print(f"[bold]bisect[/] {escape(trail.message)}", soft_wrap=True)
+        screen.print(f"[bold]bisect[/] {escape(trail.message)}", soft_wrap=True)
     failed = list(dict.fromkeys(outcome.case for outcome in report.failures if outcome.stage not in EXAM_STAGES))
     for case in failed[:SHOWN_REPLAYS] if command else ():
-        console.print(f"[dim]replay:[/] {escape(command)} --case {case} --seed {report.seed} --bisect", soft_wrap=True)
+        screen.print(f"[dim]replay:[/] {escape(command)} --case {case} --seed {report.seed} --bisect", soft_wrap=True)
     for name, reason in report.left_out.items():
-        console.print(f"[dim]not checked: {escape(name)} ({escape(reason)})[/]")
+        screen.print(f"[dim]not checked: {escape(name)} ({escape(reason)})[/]")
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
-    console.print(f"{verdict}: {counted(report)} in {time_spent(report)}")
+    screen.print(f"{verdict}: {counted(report)} in {time_spent(report)}")
 
 
 def counted(report: Report) -> str:

@@ -8,13 +8,13 @@ Knows annotations and JSON schema (https://json-schema.org/draft/2020-12); nothi
 from __future__ import annotations
 
 import json
-import sys
 import types
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from inspect import cleandoc
 from typing import Any, Literal, Union, get_args, get_origin
 
+from qwen3vl_export.console import write
 from qwen3vl_export.evidence import Evidence
 from qwen3vl_export.json_form import WORDS, AtLeast, Matching, OneOf, Words, constraints, hints
 
@@ -87,4 +87,4 @@ def options(member: Any, definitions: dict[str, Schema]) -> Sequence[Schema]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(schema_text())
+    write(schema_text())

@@ -12,10 +12,10 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from rich.console import Console
 
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.chat import Chat
+from qwen3vl_export.console import Terminal
 from qwen3vl_export.runtime import Qwen3VL, sampling
 
 from ...fixtures.paths import ROOT
@@ -74,6 +74,6 @@ def test_every_setting_is_documented(name: str) -> None:
 
 
 def test_every_command_is_documented(tiny_artifact: Path) -> None:
-    commands = Chat(Qwen3VL.load(tiny_artifact), Console(), {}).commands
+    commands = Chat(Qwen3VL.load(tiny_artifact), Terminal(), {}).commands
     for command in (*commands, "/quit"):
         assert f"`{command}" in PAGE.partition("## The chat")[2]
