@@ -6,14 +6,17 @@ Any other exception is a bug and keeps its traceback. Knows nothing about the co
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from ..console import print_error
+from ..console import one_line, print_error
 from ..errors import Qwen3VLExportError
 
+USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, from where this typer has it
 INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
 EXTRAS = {
     **dict.fromkeys(
@@ -35,9 +38,14 @@ OS_ERRORS = {
 class Commands(TyperGroup):
     """The command group, which turns errors a user can cause into one line and an exit code."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with neutralized_usage():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with neutralized_usage():
+                return super().invoke(ctx)
         except Qwen3VLExportError as error:
             print_error(". ".join([str(error), *notes(error)]))
             raise typer.Exit(error.exit_code) from None
@@ -59,6 +67,16 @@ class Commands(TyperGroup):
             next = advice(error, str(ctx.invoked_subcommand))
             print_error(". ".join([f"{where}{OS_ERRORS[error.errno]}", next, *notes(error)]))
             raise typer.Exit(2) from None
+
+
+@contextmanager
+def neutralized_usage() -> Iterator[None]:
+    """Neutralize a wrong command line that typer is about to print: a shell's `*` puts strange file names there."""
+    try:
+        yield
+    except USAGE_ERROR as error:
+        error.message = one_line(error.message)
+        raise
 
 
 def advice(error: OSError, command: str) -> str:
