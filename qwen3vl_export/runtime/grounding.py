@@ -33,6 +33,7 @@ SUB_LABEL = "sub_label"  # follows it
 TOKENS = {"box": (POINT, BOX), "quad": (QUADRILATERAL,)}  # numbers between the start and end token of each name
 SECTION = re.compile(r"<\|(object_ref|box|quad)_start\|>(.*?)<\|\1_end\|>", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+SHOWN = 100  # characters of an invalid region
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
@@ -73,7 +74,7 @@ def find_regions(text: str) -> tuple[list[Region], list[str]]:
         if reason is None:
             regions.append(Region(tuple(map(float, value)), label))
         else:
-            refused.append(f"{source}: {reason}")
+            refused.append(f"{source if len(source) <= SHOWN else f'{source[:SHOWN]}…'}: {reason}")
     return regions, refused
 
 
