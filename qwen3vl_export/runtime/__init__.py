@@ -6,11 +6,11 @@
     for piece in model.stream([Image("cat.jpg"), "What is this?"]):
         print(piece, end="", flush=True)
 
-Data flow: `messages`, `items` (one format) → `templates`, `template_data`, `prompt` (text) and `images`, `video`,
-`sizing`, `budget`, `preprocess` (patches) → `tokenizer`, `positions` → `prepare` (arrays) → `encoders` (features) →
-`decoder`, `generate`, `sampling` (tokens) → `answer` (text), `reply` and `grounding` (parsed text). `cache` and
-`conversation` store what was read. `model` combines them; `session` and `external` open the graphs, `locate` and
-`fetch` open files and URLs.
+Data flow: `messages`, `items` (one format) → `templates`, `template_data`, `prompt`, `plain_text` (text) and `images`,
+`video`, `sizing`, `pixel_budget`, `preprocess` (patches) → `tokenizer`, `positions` → `prepare` (arrays) → `encoders`
+(features) → `decoder`, `generate`, `sampling` (tokens) → `answer`, `repetition` (text), `reply` and `grounding` (parsed
+text). `cache` and `conversation` store what was read. `model` combines them; `session` and `external` open the graphs,
+`locate` and `fetch` open files and URLs; `sandbox` bounds what a template may compute.
 """
 
 from .answer import Answer, Limits

@@ -15,6 +15,7 @@ import pytest
 
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.chat import Chat
+from qwen3vl_export.cli.run import ANSWER
 from qwen3vl_export.console import Terminal
 from qwen3vl_export.runtime import Qwen3VL, sampling
 
@@ -66,6 +67,11 @@ def test_the_example_of_the_readme_runs(folder: None, capsys: pytest.CaptureFixt
 def settings() -> set[str]:
     names = {*inspect.signature(Qwen3VL.stream).parameters, *inspect.signature(sampling.override).parameters}
     return names - {"self", "content", "settings", "base"}
+
+
+def test_the_commands_have_every_setting() -> None:
+    assert {*ANSWER, "tools"} == settings()
+    assert {"base", *sampling.NAMES} == set(inspect.signature(sampling.override).parameters)
 
 
 @pytest.mark.parametrize("name", sorted(settings()))

@@ -25,6 +25,7 @@ from qwen3vl_export.runtime.sampling import (
     override,
     penalize_presence,
     penalize_repetition,
+    resolve,
     softmax,
     warp,
 )
@@ -153,3 +154,28 @@ def test_a_temperature_decides_whether_to_sample() -> None:
 def test_settings_that_mean_nothing(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
         override(GREEDY, **values)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text"),
+    [
+        (GREEDY, "greedy"),
+        (Sampling(repetition_penalty=1.1, top_k=5, seed=3), "greedy, repetition_penalty 1.1"),
+        (Sampling(do_sample=True, seed=3), "temperature 1.0, seed 3"),
+        (
+            Sampling(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, presence_penalty=1.5, seed=0),
+            "temperature 0.7, top_k 20, top_p 0.8, presence_penalty 1.5, seed 0",
+        ),
+    ],
+)
+def test_what_has_an_effect_is_said(sampling: Sampling, text: str) -> None:
+    assert str(sampling) == text
+
+
+def test_what_is_drawn_has_a_seed() -> None:
+    drawn = Sampling(do_sample=True)
+    seeds = {resolve(drawn, {"max_new_tokens": 5, "temperature": None}).seed for _ in range(20)}
+    assert None not in seeds and len(seeds) > 15
+    assert resolve(drawn, {"seed": 4, "top_k": 3}) == Sampling(do_sample=True, top_k=3, seed=4)
+    assert resolve(drawn, {"temperature": 0}).seed is None and resolve(GREEDY, {}) == GREEDY
+    assert resolve(GREEDY, {"temperature": 2.0}).seed is not None

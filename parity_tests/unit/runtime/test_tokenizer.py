@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from qwen3vl_export.errors import ArtifactError
+from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime.tokenizer import INCOMPLETE, StreamDecoder, Tokenizer, special_tokens
 
 from ...fixtures.paths import TINY
@@ -50,10 +50,10 @@ def test_pieces_are_whole_characters_and_add_up(text: str) -> None:
     assert INCOMPLETE in text or not any(INCOMPLETE in piece for piece in pieces)
 
 
-@given(st.lists(st.integers(0, 537), max_size=40))
-def test_any_tokens_add_up_to_their_decoding(ids: list[int]) -> None:
-    stream = StreamDecoder(OURS)
-    assert "".join([stream.push(token) for token in ids]) + stream.finish() == OURS.decode(ids)
+@given(st.lists(st.integers(0, 537), max_size=40), st.booleans())
+def test_any_tokens_add_up_to_their_decoding(ids: list[int], skip_special: bool) -> None:
+    stream = StreamDecoder(OURS, skip_special)
+    assert "".join([stream.push(token) for token in ids]) + stream.finish() == OURS.decode(ids, skip_special)
 
 
 def test_a_character_of_several_tokens_is_held_back() -> None:
@@ -82,6 +82,13 @@ def test_the_published_tokenizer_gives_the_ids_that_transformers_gives(
     )
     with pytest.raises(ArtifactError, match="no token 151669"):
         ours.token(151669)
+
+
+@pytest.mark.parametrize("text", ["a \ud800", "\udcff", "\ud83d<|im_end|>\ude42"])
+def test_half_a_character_is_refused(text: str) -> None:
+    for encode in (OURS.encode, OURS.encode_plain, lambda text: list(OURS.find_added(text))):
+        with pytest.raises(InputError, match=r"the text holds U\+D[\dA-F]{3}, half of a surrogate pair"):
+            encode(text)
 
 
 def test_special_tokens_by_name() -> None:
