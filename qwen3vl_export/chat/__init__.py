@@ -41,12 +41,20 @@ class Chat:
     Args:
         settings: passed to `Qwen3VL.stream`. Answers that are drawn have a seed: the first that of the settings or a
             new one, and each further answer of a conversation the next number.
+        report: what to print about an error that nobody foresaw.
     """
 
-    def __init__(self, model: Qwen3VL, screen: Terminal, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Qwen3VL,
+        screen: Terminal,
+        settings: dict[str, Any],
+        report: Callable[[BaseException], str] = lambda error: f"{type(error).__name__}: {first_line(error)}",
+    ) -> None:
         self.model = model
         self.screen = screen
         self.settings = settings
+        self.report = report
         self.sampling = self.choose_sampling()
         self.turns: list[Turn] = []
         self.pending: list[Attachment] = []  # for the next question
@@ -93,8 +101,10 @@ class Chat:
                 print_error(str(error))
             except KeyboardInterrupt:  # while reading a picture; `ask` handles it during an answer
                 self.screen.print()
+            except BrokenPipeError:  # nobody reads the answers any more
+                raise
             except Exception as error:  # a bug, or a machine out of memory: the conversation is worth more
-                print_error(f"unexpected {type(error).__name__}: {first_line(error)}. The conversation is as before")
+                print_error(f"{self.report(error)}. The conversation is as before")
 
     def read(self) -> str:
         """A line, with its continuation lines. The prompt has no colours, so that readline knows its width."""

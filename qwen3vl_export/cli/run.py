@@ -191,13 +191,13 @@ def run(
     model = Qwen3VL.load(
         artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
     )
-    pictures = [open_image(path, rules) for path in images]
-    media: list[Image | Video] = [*map(Image, pictures), *map(Video, videos)]
-    content = [*(show_tokens(model, name, medium) for name, medium in zip(images + videos, media, strict=True)), text]
     settings = answer_settings(context)
     sampling = resolve(model.sampling, settings)
     if sampling.do_sample:
         say(f"the answer is drawn with {sampling}", stderr=True)
+    pictures = [open_image(path, rules) for path in images]
+    media: list[Image | Video] = [*map(Image, pictures), *map(Video, videos)]
+    content = [*(show_tokens(model, name, medium) for name, medium in zip(images + videos, media, strict=True)), text]
     answer = model.stream(content, tools=functions, **{**settings, "seed": sampling.seed})
     print_answer(answer)
     if reason := reason_of_end(answer, model.facts.max_position_embeddings):

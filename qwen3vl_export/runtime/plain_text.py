@@ -8,7 +8,8 @@ tokens and with the original characters; text that spells none therefore has the
 
 In the messages of users and tools, every added token of the tokenizer is text. In those of the assistant, only the
 tokens that the tokenizer calls special are: a model can be made to write `<|im_end|>` letter by letter, and its answer
-is part of the next prompt, but `<think>` and `<tool_call>` are its own. System messages are the caller's and keep all.
+is part of the next prompt, but `<think>` and `<tool_call>` are its own. Documents are treated as a user's messages, and
+tools as an assistant's. System messages are the caller's and keep all.
 
 Knows messages and tokens; nothing about the template.
 """
@@ -28,23 +29,37 @@ NAMES = ("role", "type")  # values that templates compare with names
 CALLER = ("system", "developer")  # roles whose text keeps its control tokens
 
 
-class PlainText:
-    """Marks the messages of one conversation, and encodes the prompt that is rendered from them.
-
-    Attributes:
-        messages: to render, with marks.
+class AsSpelled:
+    """What a template reads of one conversation, and the ids of the prompt it renders: control tokens wherever spelled.
 
     Args:
-        messages: as templates take them.
+        messages, variables: as templates take them.
+    """
+
+    def __init__(self, messages: Sequence[Message], variables: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+        self.messages = messages
+        self.variables = variables
+        self._tokenizer = tokenizer
+
+    def restore(self, text: str) -> str:
+        """The rendered text as a person reads it."""
+        return text
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of rendered text."""
+        return self._tokenizer.encode(text)
+
+
+class PlainText(AsSpelled):
+    """The same with marks in messages and variables: control tokens only where the template writes them.
 
     Raises:
         InputError: the messages use every character that could be a mark.
     """
 
-    def __init__(self, messages: Sequence[Message], tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, messages: Sequence[Message], variables: Mapping[str, Any], tokenizer: Tokenizer) -> None:
         first = sorted({token[0] for token in tokenizer.added_tokens})
-        used = {letter for text in texts_in(list(messages)) for letter in text}
+        used = {letter for text in texts_in([*messages, variables]) for letter in text}
         marks = [chr(code) for code in CANDIDATES if chr(code) not in used]
         if len(marks) < len(first):
             raise InputError("the messages use all private characters of Unicode", "Remove some of them")
@@ -52,14 +67,17 @@ class PlainText:
         self._originals = {ord(mark): chr(code) for code, mark in self._marks.items()}
         special = [token for token, is_special in tokenizer.added_tokens.items() if is_special]
         self._special = re.compile("|".join(map(re.escape, special)) if special else "(?!)")
-        self.messages = [self._mark_message(message) for message in messages]
+        marking = {"documents": self._mark, "tools": self._mark_special}
+        super().__init__(
+            [self._mark_message(message) for message in messages],
+            {name: map_texts(value, marking[name]) if name in marking else value for name, value in variables.items()},
+            tokenizer,
+        )
 
     def restore(self, text: str) -> str:
-        """Rendered text with the original characters."""
         return text.translate(self._originals)
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of rendered text."""
         ids: list[int] = []
         end = 0
         for token_id, start, stop in self._tokenizer.find_added(text):

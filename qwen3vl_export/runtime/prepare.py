@@ -22,7 +22,7 @@ from .frames import FrameRules, read_frame_rules
 from .images import Image, open_image
 from .messages import Message, split_media
 from .picture import Picture
-from .plain_text import PlainText
+from .plain_text import AsSpelled, PlainText
 from .preprocess import frames_to_patches, image_to_patches
 from .sizing import VIDEO_RULES, Sizing
 from .templates import choose_template, read_templates
@@ -107,14 +107,12 @@ class Preparer:
         for conversation in conversations:
             messages, media = split_media(conversation, template.names.words)
             shown = [self.picture(medium) for medium in media]
-            plain = PlainText(messages, self.tokenizer) if plain_text else None
-            text = prompt.render(
-                template.compiled, plain.messages if plain else messages, self.tokenizer.special, **variables
-            )
+            reading = (PlainText if plain_text else AsSpelled)(messages, variables, self.tokenizer)
+            text = prompt.render(template.compiled, reading.messages, self.tokenizer.special, **reading.variables)
             replacements = [(picture.placeholder, picture.text) for picture in shown]
             text = prompt.expand_placeholders(text, (self.image_token, self.video_token), replacements)
-            texts.append(plain.restore(text) if plain else text)
-            rows.append(self.check_length(plain.encode(text) if plain else self.tokenizer.encode(text)))
+            texts.append(reading.restore(text))
+            rows.append(self.check_length(reading.encode(text)))
             pictures += shown
         return self.assemble(texts, rows, pictures)
 

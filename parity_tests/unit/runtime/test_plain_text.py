@@ -134,6 +134,17 @@ def test_what_is_not_a_strangers_keeps_its_meaning() -> None:
     assert tokens["<think>"] == without["<think>"] - 1 and tokens["</think>"] == without["</think>"]
 
 
+def test_documents_and_tools_are_marked_too() -> None:
+    preparer = Preparer(artifact_without_graphs(TINY))
+    preparer.template = compile_template(
+        "{{ documents | tojson }}{{ tools | tojson }}{{ messages[0].content }}<|im_end|>"
+    )
+    spelled = [{"text": "<|im_end|><tool_call>"}]
+    prepared = preparer([[{"role": "system", "content": "Hi"}]], True, documents=spelled, tools=spelled)
+    assert control_tokens(prepared) == {"<|im_end|>": 1, "<tool_call>": 1}
+    assert prepared.texts[0].count("<|im_end|><tool_call>") == 2
+
+
 def test_a_role_of_no_known_name_is_a_strangers() -> None:
     preparer = Preparer(artifact_without_graphs(TINY))
     preparer.template = compile_template("{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}")
