@@ -1,8 +1,9 @@
 """Downloads over http and https, with limits on address, size, time and redirects.
 
 A name is resolved once for each connection, its addresses are checked, and the connection is made to a checked address,
-so DNS rebinding gains nothing. Redirects are checked like the first request. Proxies configured in the environment are
-not used, because the address behind one cannot be checked. Standard library only.
+so DNS rebinding gains nothing. Redirects are checked like the first request. One deadline covers everything from the
+first look-up to the last byte. Proxies configured in the environment are not used, because the address behind one
+cannot be checked. Standard library only.
 
 Knows addresses and HTTP; nothing about pictures.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import queue
 import socket
 import ssl
 import threading
@@ -18,6 +20,7 @@ import time
 import urllib.parse
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from .. import __version__
 from ..errors import InputError
@@ -25,7 +28,10 @@ from ..errors import InputError
 SCHEMES = ("http://", "https://")
 REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 65536  # bytes read at a time
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only block that IANA assigns addresses of hosts from
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 addresses, as an IPv6-only network sees them
+# Blocks that some versions of `ipaddress` take for public: 6to4 relays (RFC 7526) and documentation (RFC 9637).
+SPECIAL = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20")))
 SAFE_IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # the reserved characters of RFC 3986, and % of what is quoted already
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -57,10 +63,24 @@ def fetch(url: str, rules: UrlRules = PUBLIC) -> bytes:
         result = send_request(location, rules, deadline)
         if isinstance(result, bytes):
             return result
-        location = urllib.parse.urljoin(location, result)
-        if not location.startswith(SCHEMES):
-            raise InputError(f"{redact(url)}: redirects to {location[:60]!r}", "Use an http or https URL")
+        location = redirect_target(url, location, result)
     raise InputError(f"{redact(url)}: more than {rules.max_redirects} redirects", "Use the URL they end at")
+
+
+def redirect_target(url: str, base: str, location: str) -> str:
+    """Where a redirect of `base` leads, for a request that began with `url`.
+
+    Raises:
+        InputError: not to an http or https URL.
+    """
+    try:
+        target = urllib.parse.urljoin(base, location)
+        scheme = urllib.parse.urlsplit(target).scheme
+    except ValueError:  # [ without ]
+        scheme = ""
+    if scheme not in ("http", "https"):
+        raise InputError(f"{redact(url)}: redirects to {location[:60]!r}", "Use an http or https URL")
+    return target
 
 
 def send_request(url: str, rules: UrlRules, deadline: float) -> bytes | str:
@@ -78,7 +98,9 @@ def send_request(url: str, rules: UrlRules, deadline: float) -> bytes | str:
         connection.request("GET", target, headers=headers)
         response = connection.getresponse()
         location = response.getheader("Location")
-        if response.status in REDIRECTS and location:
+        if response.status in REDIRECTS:
+            if location is None:
+                raise InputError(f"{redact(url)}: redirects without saying where", "Check the URL")
             return location
         if response.status != http.client.OK:
             reason = f"{response.status} {response.reason}".strip()
@@ -98,19 +120,19 @@ def send_request(url: str, rules: UrlRules, deadline: float) -> bytes | str:
 
 def read_body(url: str, response: http.client.HTTPResponse, rules: UrlRules, deadline: float) -> bytes:
     """The whole body of a response."""
-    parts: list[bytes] = []
-    total = response.length or 0
-    while total <= rules.max_bytes and (part := response.read(CHUNK)):
-        parts.append(part)
-        total = max(total, sum(map(len, parts)))
-    if total > rules.max_bytes:
+    body = bytearray()
+    announced = response.length or 0
+    while max(announced, len(body)) <= rules.max_bytes and (part := response.read1(CHUNK)):
+        body += part
+        check_deadline(url, rules, deadline)
+    if max(announced, len(body)) > rules.max_bytes:
         raise InputError(
             f"{redact(url)}: over {rules.max_bytes} bytes", "Use a smaller file, or download it and pass that"
         )
     check_deadline(url, rules, deadline)
     if response.length:
         raise InputError(f"{redact(url)}: the connection ended {response.length} bytes early", "Try again")
-    return b"".join(parts)
+    return bytes(body)
 
 
 def check_deadline(url: str, rules: UrlRules, deadline: float, cause: Exception | None = None) -> None:
@@ -139,6 +161,8 @@ class Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self._timer.start()
         self.sock = self._socket = connect(self.host, self.port, self.rules, self.deadline)
+        if time.monotonic() >= self.deadline:
+            self._cut()  # the timer ran before there was a socket
 
     def _cut(self) -> None:
         if self._socket is not None:
@@ -166,11 +190,38 @@ class SecureConnection(Connection):
         wrapped.do_handshake()  # now that the timer can reach it
 
 
+def resolve(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
+    """What `socket.getaddrinfo` says about a host.
+
+    It runs in a thread, because a resolver that never answers cannot be interrupted.
+
+    Raises:
+        TimeoutError: no answer by the deadline.
+        OSError, UnicodeError: no such host, or no name of one.
+    """
+    answer: queue.SimpleQueue[list[tuple[Any, ...]] | OSError | UnicodeError] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answer.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answer.put(error)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        result = answer.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError("no answer from the resolver") from None
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
 def connect(host: str, port: int, rules: UrlRules, deadline: float) -> socket.socket:
     """A socket connected to the first allowed address of `host` that accepts."""
     refused: list[str] = []
     failure: OSError | None = None
-    for family, kind, protocol, _, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, kind, protocol, _, socket_address in resolve(host, port, deadline):
         address = ipaddress.ip_address(socket_address[0])
         if not (rules.allow_private or is_public(address)):
             refused.append(str(address))
@@ -193,14 +244,24 @@ def connect(host: str, port: int, rules: UrlRules, deadline: float) -> socket.so
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address, or the IPv4 address embedded in it, belongs to the public internet."""
+    """Whether an address, and the IPv4 address embedded in it, belongs to the public internet.
+
+    IPv6 addresses are public only in the block of global unicast. That excludes every other notation and tunnel in one
+    rule: IPv4-compatible ::/96, site-local fec0::/10, locally defined NAT64 64:ff9b:1::/48, segment routing 5f00::/16.
+    """
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-        if inner is None and address in NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-    return address.is_global and not address.is_multicast
+        if (mapped := ipv4_of(address)) is not None:
+            return is_public(mapped)
+        embedded = [address.sixtofour, *(address.teredo or ())]
+        if address not in GLOBAL_UNICAST or not all(is_public(inner) for inner in embedded if inner is not None):
+            return False
+    special = address.is_multicast or any(address in block for block in SPECIAL)
+    return address.is_global and not special
+
+
+def ipv4_of(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 address only spells differently: IPv4-mapped, or translated by NAT64."""
+    return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address.ipv4_mapped
 
 
 def redact(url: str) -> str:
@@ -214,6 +275,8 @@ def describe_error(error: Exception) -> str:
     """What went wrong with a request, in a few words."""
     if isinstance(error, socket.gaierror):
         return "no such host"
+    if isinstance(error, http.client.InvalidURL):  # an HTTPException, of a request that was never sent
+        return f"not a URL ({error})"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not valid ({error.verify_message})"
     if isinstance(error, ssl.SSLError):

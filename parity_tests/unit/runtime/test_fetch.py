@@ -38,7 +38,7 @@ class Server(BaseHTTPRequestHandler):
         kind, _, rest = self.path[1:].partition("/")
         {"photo": self.photo, "eps": self.eps, "chunked": self.chunked, "to": self.to, "loop": self.loop,
          "status": self.status, "early": self.early, "huge": self.huge, "lying": self.lying, "drip": self.drip,
-         "header": self.header,
+         "header": self.header, "crumbs": self.crumbs, "nowhere": self.nowhere,
          }[kind](rest)  # fmt: skip
 
     def head(self, status: int = 200, **headers: object) -> None:
@@ -64,6 +64,14 @@ class Server(BaseHTTPRequestHandler):
 
     def to(self, rest: str) -> None:
         self.head(302, Location=rest, Content_Length=0)
+
+    def nowhere(self, rest: str) -> None:
+        self.head(301, Content_Length=0)
+
+    def crumbs(self, rest: str) -> None:
+        """A hundred thousand chunks of a byte."""
+        self.head(Transfer_Encoding="chunked")
+        self.wfile.write(b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
 
     def loop(self, rest: str) -> None:
         self.head(307, Location=f"/loop/{rest}x", Content_Length=0)
@@ -173,7 +181,12 @@ def test_a_request_is_written_as_it_must_be(site: str) -> None:
     assert headers["Host"] == site.removeprefix("http://") and headers["User-Agent"].startswith("qwen3vl-export/")
 
 
+def test_a_body_in_very_many_pieces_is_read_in_time(site: str) -> None:
+    assert fetch(f"{site}/crumbs", LOCAL) == b"x" * 100_000
+
+
 def test_redirects_are_followed(site: str) -> None:
+    assert fetch(f"{site}/to/{site.replace('http', 'HTTP')}/photo", LOCAL) == PHOTOGRAPH.read_bytes()
     assert fetch(f"{site}/to//photo", LOCAL) == PHOTOGRAPH.read_bytes()  # a relative location
     assert fetch(f"{site}/to/{site}/to//photo", LOCAL) == PHOTOGRAPH.read_bytes()
 
@@ -183,8 +196,12 @@ def test_redirects_are_followed(site: str) -> None:
     [
         ("/status/404", "/status/404: the server answered 404 Not Found"),
         ("/status/204", "the server answered 204"),
-        ("/status/302", "the server answered 302"),  # without a location
+        ("/nowhere", "/nowhere: redirects without saying where"),
         ("/loop/", "more than 5 redirects"),
+        ("/to/ftp://example.org/cat.png", "redirects to 'ftp://example.org/cat.png'"),
+        ("/to/javascript:alert(1)", "redirects to 'javascript:alert"),
+        ("/to/http://[::1", r"redirects to 'http://\[::1'"),
+        ("/to/http://host:99999999/", "not a URL"),
         ("/to/file:///etc/passwd", "redirects to 'file:///etc/passwd'"),
         ("/to/https:///cat.png", "no host in this URL"),
         ("/early", "the connection ended 91 bytes early"),
@@ -227,6 +244,8 @@ def test_no_server(site: str) -> None:
     ("url", "message"),
     [
         ("http:///cat.png", "no host"),
+        ("http://a b/cat.png", "not a URL"),
+        ("http://" + "a" * 300 + "/", "not a URL|no such host"),
         ("http://[::1/cat.png", "not a URL"),
         ("http://host:99999999/", "not a URL"),
         ("http://" + "a" * 70 + ".example/", "not a URL|no such host"),
@@ -241,7 +260,9 @@ def test_what_is_no_url(url: str, message: str) -> None:
     "address",
     ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.1.1",
      "255.255.255.255", "::1", "::", "fe80::1", "fd00::1", "ff0e::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-     "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1"],
+     "64:ff9b::7f00:1", "2002:7f00:1::", "2002:a00:1::1", "2001:db8::1", "::7f00:1", "::8.8.8.8", "64:ff9b:1::808:808",
+     "fec0::1", "5f00::1", "3fff::1", "100:0:0:1::1", "4000::1", "192.88.99.1", "::ffff:192.88.99.1",
+     "2002:c058:6301::1", "2001:0:7f00:1::", "2001:0:808:808:0:0:80ff:fffe", "::ffff:64:1"],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
@@ -303,6 +324,16 @@ def test_only_the_public_addresses_of_a_name_are_tried(
     monkeypatch.setattr(fetching, "is_public", lambda address: str(address) == "127.0.0.1")
     names += [["127.0.0.3", "127.0.0.1"]]
     assert fetch(f"http://rebinding.test:{site.rpartition(':')[2]}/photo") == PHOTOGRAPH.read_bytes()
+
+
+def test_a_resolver_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: never.wait(20) and [])
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"http://slow\.test/cat\.png: not finished after 0\.2 seconds\. Download it"):
+        fetch("http://slow.test/cat.png", UrlRules(timeout=0.2))
+    assert time.monotonic() - start < 10
+    never.set()
 
 
 def test_errors_do_not_show_keys() -> None:
