@@ -28,6 +28,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def os_reason(error: OSError | ValueError) -> str:
+    """Why the operating system refused: `No space left on device`; a `ValueError` is about a name no file can have."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 class RecipeError(Qwen3VLExportError):
     """A recipe that cannot be read or that asks for the impossible."""
 

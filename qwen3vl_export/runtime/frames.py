@@ -132,7 +132,7 @@ def sample_frames(total: int, fps: float, rules: FrameRules, sample_fps: float |
     elif sample_fps is None and rules.num_frames is not None:
         count = min(rules.num_frames, total)
     elif rate is not None:
-        count = min(max(int(total / fps * rate), rules.min_frames), rules.max_frames, total)
+        count = int(min(max(total / fps * rate, rules.min_frames), rules.max_frames, total))
     else:
         count = min(total, rules.max_frames)
     return np.linspace(0, total - 1, count).round().astype(np.int64)

@@ -14,7 +14,8 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from ..errors import InputError
-from .preprocess import check_aspect, fit_pixel_budget
+from .decode_limits import check_aspect
+from .preprocess import fit_pixel_budget
 
 # Numbers of qwen-vl-utils, in tokens of a picture or of a frame.
 IMAGE_MIN_TOKENS, IMAGE_MAX_TOKENS = 4, 16384
@@ -115,7 +116,7 @@ def frame_size(
 
 def fit(height: int, width: int, factor: int, low: int, high: float) -> Size:
     """As `smart_resize` of qwen-vl-utils, which makes no side shorter than `factor` before it compares with limits."""
-    check_aspect(height, width)
+    check_aspect(width, height, f"an image of {width}x{height}")
     return fit_pixel_budget(height, width, factor, 1, 1, low, high, least=factor)
 
 

@@ -5,6 +5,7 @@ Knows how text, pictures and positions fit together; runs no graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,11 +146,18 @@ class Preparer:
         sampled = open_video(video, self.frame_rules, self.url_rules)
         size = sampled.height, sampled.width
         grid = self.sizing.of_video(len(sampled.indices), *size, video.budget, video.is_list)
+        tokens = grid[0] * grid[1] // self.facts.merge_unit
+        merged = math.ceil(len(sampled.indices) / self.facts.temporal_patch_size)
+        if tokens * merged > self.facts.max_position_embeddings:  # before all of it is decoded
+            raise InputError(
+                f"a video of {len(sampled.indices)} frames has {tokens * merged} tokens, the context holds "
+                f"{self.facts.max_position_embeddings}",
+                "Use fewer or smaller frames",
+            )
         patches = frames_to_patches(sampled.frames, grid, self.sizing.video_rules, self.facts)
         seconds = prompt.frame_seconds(sampled.indices.tolist(), sampled.fps, self.facts.temporal_patch_size)
         start = self.tokenizer.token(self.facts.vision_start_token_id)
         end = self.tokenizer.token(self.facts.vision_end_token_id)
-        tokens = grid[0] * grid[1] // self.facts.merge_unit
         text = prompt.video_text((start, self.video_token, end), tokens, seconds)
         return Picture(patches, (len(seconds), *grid), self.video_token, text, is_video=True)
 

@@ -22,8 +22,8 @@ from ..contract import MOST_FORCED_PIXELS, Facts
 from ..errors import ArtifactError, InputError
 from ..json_form import AtLeast, from_settings
 from .arrays import Bytes, Float32
+from .decode_limits import check_aspect
 
-MAX_ASPECT = 200
 RESCALE = 1 / 255
 
 
@@ -136,7 +136,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     Raises:
         InputError: one side is over 200 times the other.
     """
-    check_aspect(height, width)
+    check_aspect(width, height, f"an image of {width}x{height}")
     return fit_pixel_budget(height, width, factor, 1, 1, min_pixels, max_pixels)
 
 
@@ -155,18 +155,9 @@ def smart_resize_video(
     if height < factor or width < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
-    check_aspect(height, width)
+    check_aspect(width, height, f"an image of {width}x{height}")
     depth = round(frames / temporal_factor) * temporal_factor
     return fit_pixel_budget(height, width, factor, frames, depth, min_pixels, max_pixels)
-
-
-def check_aspect(height: int, width: int) -> None:
-    aspect = max(height, width) / min(height, width)
-    if aspect > MAX_ASPECT:
-        raise InputError(
-            f"an image of {width}x{height}: one side is {aspect:.0f} times the other",
-            f"Crop it: at most {MAX_ASPECT} times is possible",
-        )
 
 
 def fit_pixel_budget(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def open_video(video: Video, rules: FrameRules, url_rules: UrlRules = PUBLIC) ->
     source, name = video.source, "video bytes"
     if isinstance(source, str):
         source, name = locate(source, url_rules)
-    if isinstance(source, Path) and source.is_dir():
+    if isinstance(source, Path) and os.path.isdir(source):  # unlike `Path.is_dir`, False for a name that is too long
         return open_frames(list_frames(source), f"{source}: ", video, rules, url_rules)
     if isinstance(source, Path | bytes):
         name = str(source) if isinstance(source, Path) else name

@@ -3,7 +3,8 @@
 Frame counts and pixels are those of transformers' `video_utils.read_video_pyav`: the first video stream, its frames in
 presentation order, its average rate, and PyAV's conversion to RGB. One departure: the file's rotation is applied, as
 torchcodec does, which transformers prefers where it is installed. Frames are counted from packets, so that a truncated
-file is detected before anything is decoded.
+file is detected before anything is decoded. The size of frames is limited by `decode_limits`, in the header and, by the
+decoder itself, in the data.
 
 Knows containers and codecs; nothing about which frames a model wants.
 """
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import PIL.Image
 
-from ..errors import InputError
+from ..errors import InputError, os_reason
 from .arrays import Ints
+from .decode_limits import MAX_FRAME_PIXELS, check_size
 from .frames import Frames, SampledVideo
 
 if TYPE_CHECKING:
@@ -120,6 +122,9 @@ def open_container(source: Path | bytes, name: str) -> Iterator[tuple[InputConta
                     raise InputError(
                         f"{name}: no decoder for its codec, or truncated", "Convert it: ffmpeg -i IN out.mp4"
                     )
+                check_size(stream.width, stream.height, name, MAX_FRAME_PIXELS)
+                # For frames of other sizes than the header's. FFmpeg counts its padding, hence the factor.
+                stream.codec_context.options = {"max_pixels": str(2 * MAX_FRAME_PIXELS)}
                 yield container, stream
         except (av.FFmpegError, OSError) as error:  # OSError: an invalid seek in a damaged file
             reason = getattr(error, "strerror", None) or type(error).__name__
@@ -132,8 +137,8 @@ def open_source(source: Path | bytes, name: str) -> BinaryIO:
         file: BinaryIO = BytesIO(source) if isinstance(source, bytes) else source.open("rb")
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such video file", "Check the path") from error
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror})", "Pass a video file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise InputError(f"{name}: cannot be read ({os_reason(error)})", "Pass a video file") from error
     return file
 
 

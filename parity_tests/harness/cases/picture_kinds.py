@@ -44,7 +44,7 @@ def parse(pattern: re.Pattern[str], text: str) -> re.Match[str]:
 
 @cache
 def photograph() -> Image.Image:
-    return open_encoded(PHOTOGRAPH.read_bytes()).convert("RGB")
+    return open_encoded(BytesIO(PHOTOGRAPH.read_bytes())).convert("RGB")
 
 
 def draw_picture(text: str, default_seed: str) -> PictureSource:

@@ -10,6 +10,7 @@ the grid under test, and everything after the resize is transformers'.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def frame_budget(videos: Qwen3VLVideoProcessor, count: int) -> int:
 
 def load_file(data: bytes) -> Image.Image:
     """A file's picture as transformers decodes it."""
-    image = open_encoded(data)
+    image = open_encoded(BytesIO(data))
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     loaded: Image.Image = load_image(image)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import struct
+import subprocess
+import sys
+import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,7 @@ from parity_tests.fixtures.paths import ROOT
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from parity_tests.harness.sides.pixel_reference import load_file
 from qwen3vl_export.errors import InputError
+from qwen3vl_export.runtime import images as loading
 from qwen3vl_export.runtime.images import FORMATS, open_image
 
 from ...fixtures.image_files import EPS, encoded, writable
@@ -237,12 +244,155 @@ def test_damage_anywhere_is_an_input_error_or_a_picture(suffix: str) -> None:
     assert refused or suffix == ".bmp"
 
 
-def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def gif_that_announces(width: int, height: int) -> bytes:
+    """43 bytes: a canvas of any size, a palette of two colours, and a frame of one pixel."""
+    size = struct.pack("<HH", width, height)
+    frame = b"!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+    return b"GIF89a" + size + b"\x80\x00\x00\x00\x00\x00\xff\xff\xff" + frame
+
+
+def headers_that_announce(width: int, height: int) -> dict[str, bytes]:
+    """The beginning of a file in each format, as an encoder writes it, with another size."""
+    box = {"PNG": (">II", 16), "BMP": ("<ii", 18), "JPEG": (">HH", None)}
+    files = {"GIF": gif_that_announces(width, height)}
+    for format, (layout, start) in box.items():
+        data = bytearray(encoded(format))
+        order = (width, height) if format != "JPEG" else (height, width)
+        struct.pack_into(layout, data, data.index(b"\xff\xc0") + 5 if start is None else start, *order)
+        if format == "PNG":
+            struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+        files[format] = bytes(data)
+    return files
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "BMP", "JPEG"])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((15000, 15000), "too many pixels"),
+        ((10700, 16730), r"10700x16730, too many pixels: at most 178,956,970 are decoded"),
+        ((20100, 100), r"20100x100: one side is 201 times the other\. Crop it: at most 200 times"),
+        ((1, 60000), r"1x60000: one side is 60000 times the other"),
+    ],
+)
+def test_what_a_header_announces_is_refused_before_it_is_decoded(
+    format: str, size: tuple[int, int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Pillow's own limit was switched off, as training scripts do."""
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(PIL.GifImagePlugin.GifImageFile, "load_prepare", lambda _: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=message) as caught:
+        open_image(headers_that_announce(*size)[format])
+    assert "\n" not in str(caught.value)
+
+
+def test_pillows_own_limit_holds_where_it_is_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300 * 451 // 2)
-    assert open_image(PHOTOGRAPH).size == (451, 300)  # twice as many are fine, without a warning
+    assert open_image(PHOTOGRAPH).size == (451, 300)  # twice as many are allowed, without a warning
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300 * 451 // 2 - 1)
     with pytest.raises(InputError, match=r"chelsea\.png: too many pixels"):
         open_image(PHOTOGRAPH)
+
+
+SIDE = 3000
+PEAK = """
+import re, sys
+from pathlib import Path
+from qwen3vl_export.runtime.images import open_image
+def kilobytes(name):
+    return int(re.search(name + ":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+before = kilobytes("VmRSS")
+open_image(sys.argv[1])
+print((kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+def large_pictures() -> dict[str, tuple[PIL.Image.Image, str, dict[str, Any]]]:
+    """By what costs memory: the picture, its format and the options it is saved with."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "palette": (PIL.Image.new("P", (SIDE, SIDE)), "GIF", {"transparency": 0}),
+        "rotated": (PIL.Image.new("RGB", (SIDE, SIDE)), "JPEG", {"exif": exif}),
+        "alpha": (PIL.Image.new("LA", (SIDE, SIDE)), "PNG", {}),
+        "deep": (PIL.Image.new("I;16", (SIDE, SIDE)), "PNG", {}),
+        "float": (PIL.Image.new("F", (SIDE, SIDE)), "TIFF", {"compression": "tiff_lzw"}),
+    }
+
+
+@pytest.mark.parametrize("kind", large_pictures())
+def test_a_picture_takes_little_more_than_its_pixels_and_their_rgb(kind: str, tmp_path: Path) -> None:
+    """At most two and a half times its RGB pixels, which Pillow stores in four bytes; in a process of its own."""
+    picture, format, options = large_pictures()[kind]
+    path = tmp_path / "picture"
+    picture.save(path, format, **options)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], stdout=subprocess.PIPE, check=True, env=environment)
+    assert int(done.stdout) < 2.5 * SIDE * SIDE * 4
+
+
+def test_strips_are_converted_as_the_whole_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transparent colour of a palette or of gray, alpha, 32-bit integers: whatever depends on more than a pixel."""
+    transparent = noise("P")
+    transparent.info["transparency"] = 3
+    gray = noise("L")
+    gray.info["transparency"] = gray.getpixel((0, 5))
+    wide = PIL.Image.fromarray(np.array([[0, 255], [3, 60000]], np.int32))
+    floats = PIL.Image.fromarray(np.array([[0.5, np.nan], [-1, 7]], np.float32))
+    images = [transparent, gray, noise("RGBA"), noise("LA"), noise("CMYK"), noise("1"), wide, floats]
+    expected = [pixels(open_image(image)) for image in images]
+    monkeypatch.setattr(loading, "STRIP", 1)
+    for image, whole in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(pixels(open_image(image)), whole)
+    assert expected[-1][:, :, 0].tolist() == [[127, 0], [0, 255]]
+
+
+def test_a_pil_image_that_cannot_be_decoded_is_one_line() -> None:
+    truncated = PIL.Image.open(io.BytesIO(PHOTOGRAPH.read_bytes()[:100_000]))
+    for source in (truncated, PIL.Image.new("La", (4, 4))):
+        with pytest.raises(
+            InputError, match="damaged or truncated image, or colours that cannot be converted"
+        ) as caught:
+            open_image(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_memory_that_is_not_there_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        open_image(PHOTOGRAPH)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "a\0b.png", "caf\udce9.png"], ids=["long", "null", "bytes"])
+def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=r"cannot be read|no such image file") as caught:
+        open_image(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_through_a_pipe_and_from_an_endless_device(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(PHOTOGRAPH.read_bytes()))
+    writer.start()
+    assert open_image(pipe).size == (451, 300)
+    writer.join()
+    with pytest.raises(InputError, match="/dev/zero: not an image that is read here"):
+        open_image("/dev/zero")
+
+
+@pytest.mark.parametrize("format", ["GIF", "WebP", "TIFF", "PNG"])
+def test_of_several_frames_only_the_first_is_decoded(format: str) -> None:
+    frames = [noise("RGB").convert("P" if format == "GIF" else "RGB") for _ in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer, format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WebP" else {})
+    )
+    np.testing.assert_array_equal(pixels(open_image(buffer.getvalue())), np.asarray(frames[0].convert("RGB")))
 
 
 def test_a_file_url_may_be_quoted(tmp_path: Path) -> None:

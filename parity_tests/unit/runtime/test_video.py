@@ -21,7 +21,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import Qwen3VL, Video
+from qwen3vl_export.runtime import Qwen3VL, Video, prepare, video_file
 from qwen3vl_export.runtime.frames import FrameRules, read_frame_rules, sample_frames
 from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.prepare import Preparer
@@ -252,6 +252,59 @@ def test_a_file_with_a_hole(clips: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"hole\.mp4: .*damaged"):
         images(Video(path, sample_fps=10))
+
+
+def test_frames_that_are_too_large_are_refused_before_they_are_decoded(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_file, "MAX_FRAME_PIXELS", 64 * 96)
+    assert len(images(Video(clips / "clip.mp4"))) == 7
+    monkeypatch.setattr(video_file, "MAX_FRAME_PIXELS", 64 * 96 - 1)
+    monkeypatch.setattr(video_file, "decode_frames", lambda *_: pytest.fail("decoded"))
+    for name in ("clip.mp4", "clip.avi", "clip.webm"):
+        with pytest.raises(InputError, match=rf"{name}: 96x64, too many pixels: at most 6,143 are decoded"):
+            images(Video(clips / name))
+
+
+def test_frames_that_are_larger_than_the_header_says_are_refused_by_the_decoder(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_file, "MAX_FRAME_PIXELS", 64 * 96 // 2 - 1)
+    monkeypatch.setattr(video_file, "check_size", lambda *_: None)
+    with pytest.raises(InputError, match=r"clip\.mp4: not a video, damaged or truncated"):
+        images(Video(clips / "clip.mp4"))
+
+
+def test_frames_that_are_too_narrow_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "strip.avi", np.zeros((4, 16, 3216, 3), np.uint8), codec="mpeg4")
+    monkeypatch.setattr(video_file, "decode_frames", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=r"strip\.avi: 3216x16: one side is 201 times the other"):
+        images(Video(path))
+
+
+def test_more_frames_than_the_context_holds_are_refused_before_they_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prepare, "frames_to_patches", lambda *_: pytest.fail("decoded"))
+    preparer = Preparer(artifact_without_graphs())
+    preparer.frame_rules = dataclasses.replace(OFFICIAL, every_frame=True)
+    count = 2 * preparer.facts.max_position_embeddings + 2
+    with pytest.raises(InputError, match=rf"a video of {count} frames has \d+ tokens, the context holds \d+\. Use"):
+        preparer.picture(Video([PIL.Image.new("RGB", (96, 64))] * count))
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "a\0b.mp4", "caf\udce9.mp4"], ids=["long", "null", "bytes"])
+def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=r"cannot be read|no such video file") as caught:
+        images(Video(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_rates_that_overflow_are_sampled() -> None:
+    assert len(sample_frames(10, 5e-324, OFFICIAL)) == 10
+    assert len(sample_frames(10, 25.0, OFFICIAL, 1e308)) == 10
 
 
 def test_a_codec_nobody_knows(clips: Path, tmp_path: Path) -> None:
