@@ -1,10 +1,14 @@
 """Errors a user can cause, each one line: what is wrong, where, and what to do next.
 
 The command line prints `str(error)` and exits with `error.exit_code`; it never shows a traceback for these.
-Any other exception is a bug and keeps its traceback. Knows nothing about who raises.
+Any other exception is an accident of the machine or a bug: `cli/errors.py`. Knows nothing about who raises.
 """
 
 from __future__ import annotations
+
+import re
+
+ERROR_NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)")  # in messages of `shutil.Error`, and of Rust libraries
 
 
 class Qwen3VLExportError(Exception):
@@ -31,6 +35,14 @@ def first_line(error: BaseException) -> str:
 def os_reason(error: OSError | ValueError) -> str:
     """Why the operating system refused: `No space left on device`; a `ValueError` is about a name no file can have."""
     return getattr(error, "strerror", None) or first_line(error)
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The operating system's number of an error, also of one that only its message tells."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    match = ERROR_NUMBER.search(str(error))
+    return int(match[1] or match[2]) if match else None
 
 
 class RecipeError(Qwen3VLExportError):
@@ -70,6 +82,10 @@ class FleetStopped(FleetError):
 
 
 class ParityError(Qwen3VLExportError):
-    """A verification that found a difference, or compared nothing."""
+    """A verification that cannot be carried out: no such tier, case or profile, or parts that do not fit together."""
+
+
+class UnprovenError(ParityError):
+    """An artifact whose evidence is missing, failed, incomplete, or of another build."""
 
     exit_code = 1

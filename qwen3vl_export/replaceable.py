@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, TOOL, evidence_name
-from .errors import BuildError, SpaceError, first_line
+from .errors import BuildError, SpaceError, errno_of, first_line
 from .output import FULL, replace_directory, sibling
 
 
@@ -85,7 +85,7 @@ def whole_directory(path: Path, force: bool = False, inputs: Iterable[Path] = ()
         finally:
             shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
-        if error.errno in FULL:
+        if errno_of(error) in FULL:
             raise SpaceError(
                 f"{target.parent}: disk full, nothing was written", "Free some space and run it again"
             ) from error

@@ -7,6 +7,7 @@ imports what it needs when it is called.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from . import fleet as cli_fleet
 from . import publish as cli_publish
 from . import recipes as cli_recipes
 from . import run as cli_run
+from .crash import DEBUG_VARIABLE
 from .errors import Commands
 from .fleet import Matrix
 from .paths import expand
@@ -44,6 +46,11 @@ def memory_size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def _show_tracebacks(requested: bool) -> None:
+    if requested:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
 def _print_version(requested: bool) -> None:
     if requested:
         say(f"qwen3vl-export {__version__}")
@@ -54,6 +61,14 @@ def _print_version(requested: bool) -> None:
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            callback=_show_tracebacks,
+            help=f"Show the traceback of an error, as {DEBUG_VARIABLE}=1 in the environment does.",
+        ),
     ] = False,
 ) -> None:
     pass
@@ -186,7 +201,7 @@ def verify(
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
-    Exits with 0 if every check passes, 1 if one fails, 2 if there is nothing to compare.
+    Exits with 0 if every check passes, 1 if one fails, 2 if it cannot compare.
 
     Example: `qwen3vl-export verify artifacts/tiny --matrix quick`
 
@@ -230,8 +245,3 @@ def inspect(
         write_json(inspection.to_json_dict(), indent=1)
     else:
         show(inspection)
-
-
-def main() -> None:
-    """Entry point of the command `qwen3vl-export`."""
-    app()

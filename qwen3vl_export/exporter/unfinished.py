@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BuildError, Qwen3VLExportError, SpaceError
+from ..errors import BuildError, Qwen3VLExportError, SpaceError, errno_of
 from ..output import FULL, replace_directory
 from ..replaceable import check_inputs, check_output
 
@@ -73,7 +73,7 @@ def resumable_directory(
             check_output(path, force, inputs)
             replace_directory(target, building)
         except BaseException as error:
-            disk_full = isinstance(error, OSError) and error.errno in FULL
+            disk_full = isinstance(error, OSError) and errno_of(error) in FULL
             would_recur = isinstance(error, Qwen3VLExportError) and not complete
             resumable = journal.is_file() and building.is_dir() and (resumed or not would_recur)
             result = f"{_bytes_on_disk(left):,} bytes are kept in {left}" if resumable else "nothing was written"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..artifact import MANIFEST, SUMMARY
-from ..errors import CheckpointError, PublishError, Qwen3VLExportError, SpaceError
+from ..errors import CheckpointError, PublishError, Qwen3VLExportError, SpaceError, errno_of
 from ..hash_cache import sha256_file
 from .address import revision_of, tools
 from .estimate import estimate
@@ -32,7 +31,6 @@ from .store import FULL, PATIENCE, Store, store_at
 
 SCRATCH = "fleet-"  # prefix of a worker's temporary directories
 FETCHED = "fleet-artifacts"  # directory of the artifact that a worker fetched last
-OS_ERROR = re.compile(r"os error (\d+)")  # the form of error numbers in messages of Rust libraries
 
 # made: by this task; there: the result existed; failed: any worker would fail; unable: only this worker cannot.
 Status = Literal["made", "there", "failed", "unable"]
@@ -251,14 +249,6 @@ def copy_tree(store: Store, name: str, target: Path) -> None:
             shutil.copyfile(source, copy)
 
     shutil.copytree(path, target, copy_function=link)
-
-
-def errno_of(error: Exception) -> int | None:
-    """The operating system's number of an error, if it has one."""
-    if isinstance(error, OSError):
-        return error.errno
-    match = OS_ERROR.search(str(error))
-    return int(match[1]) if match else None
 
 
 def one_line(error: BaseException) -> str:

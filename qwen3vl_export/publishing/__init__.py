@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ..artifact import STATEMENT, open_artifact
 from ..console import format_size
-from ..errors import PublishError, first_line
+from ..errors import PublishError, SpaceError, errno_of, first_line
 from ..hub import REPOSITORY, SCHEME, TIMEOUT
-from ..output import link
+from ..output import FULL, link
 from ..replaceable import check_output, whole_directory
 from .provenance import sign
 from .publication import Publication, prepare
@@ -224,11 +224,11 @@ def hub_errors(name: str, advice: str) -> Iterator[None]:
         raise PublishError(
             f"{name}: is not the name of a repository ({first_line(error)})", "Write hf://OWNER/NAME"
         ) from None
-    except OSError as error:  # HfHubHTTPError and the HTTP library's errors among them
-        if error.errno is not None:
-            raise  # of the disk: full, read-only, not permitted
-        raise refusal_of(name, error, advice) from None
     except Exception as error:  # which HTTP library raises depends on huggingface_hub's version
+        if errno_of(error) in FULL:
+            raise SpaceError(f"{name}: disk full", f"Free some space. {advice}") from error
+        if isinstance(error, OSError) and error.errno is not None:  # not HfHubHTTPError, which has none
+            raise  # of the disk: read-only, not permitted
         raise refusal_of(name, error, advice) from None
 
 

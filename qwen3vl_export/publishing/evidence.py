@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..artifact import MANIFEST, Artifact
 from ..contract import TIERS
-from ..errors import ParityError
+from ..errors import UnprovenError
 from ..evidence import Evidence
 from ..json_form import from_json
 from ..promise import missing_checks, promised_graphs
@@ -17,32 +17,32 @@ def passing_evidence(artifact: Artifact) -> Evidence:
     """Read the evidence of an artifact, which must have passed.
 
     Raises:
-        ParityError: there is none, or it failed, is incomplete, is about another manifest, or lacks a check that the
+        UnprovenError: there is none, or it failed, is incomplete, is about another manifest, or lacks a check that the
             recipe promises.
     """
     path = artifact.evidence_path()
     advice = f"Prove it: qwen3vl-export verify {artifact.root}"
     if not path.is_file():
-        raise ParityError(f"{artifact.root}: has no {path.name}", advice)
+        raise UnprovenError(f"{artifact.root}: has no {path.name}", advice)
     try:
         evidence = from_json(Evidence, path.read_bytes())
     except ValueError as error:
-        raise ParityError(f"{path}: is not a parity report ({error})", advice) from None
+        raise UnprovenError(f"{path}: is not a parity report ({error})", advice) from None
     checks, planned, failed = evidence.checks, evidence.planned, evidence.failures
     if evidence.manifest_sha256 != artifact.manifest_sha256:
-        raise ParityError(f"{path}: is about another {MANIFEST} (sha256 {evidence.manifest_sha256[:12]}…)", advice)
+        raise UnprovenError(f"{path}: is about another {MANIFEST} (sha256 {evidence.manifest_sha256[:12]}…)", advice)
     if evidence.artifact != artifact.manifest.name:
-        raise ParityError(f"{path}: is about {evidence.artifact}, not {artifact.manifest.name}", advice)
+        raise UnprovenError(f"{path}: is about {evidence.artifact}, not {artifact.manifest.name}", advice)
     if failed:
-        raise ParityError(
+        raise UnprovenError(
             f"{path}: {len(failed)} of {planned} checks failed, {failed[0].id} first", "Mend it and rebuild"
         )
     if not evidence.passed or not checks or len(checks) != planned:
-        raise ParityError(f"{path}: {len(checks)} of {planned} checks were carried out", advice)
+        raise UnprovenError(f"{path}: {len(checks)} of {planned} checks were carried out", advice)
     done = [(check.stage, check.case) for check in checks]
     facts, recipe = artifact.manifest.facts, artifact.manifest.recipe
     for missing in missing_checks(recipe, promised_graphs(recipe, facts.patch_size), facts.model_type, done):
-        raise ParityError(f"{path}: has no check of {missing}, which the recipe promises", advice)
+        raise UnprovenError(f"{path}: has no check of {missing}, which the recipe promises", advice)
     return evidence
 
 
@@ -50,11 +50,11 @@ def check_tier(artifact: Artifact, evidence: Evidence) -> None:
     """Check that the cases were those the recipe asks for.
 
     Raises:
-        ParityError: they were fewer.
+        UnprovenError: they were fewer.
     """
     required = artifact.manifest.recipe["parity"]["matrix"]
     if TIERS.index(evidence.matrix) < TIERS.index(required):
-        raise ParityError(
+        raise UnprovenError(
             f"{artifact.evidence_path()}: is of the {evidence.matrix} matrix, the recipe asks for {required}",
             f"Prove it: qwen3vl-export verify {artifact.root}",
         )

@@ -62,7 +62,7 @@ def prepare(root: Path, repository: str | None = None, licence: Path | None = No
         demo: add the page that runs it in a browser.
 
     Raises:
-        ArtifactError, ParityError: a file differs from the manifest, or parity is not proven.
+        ArtifactError, UnprovenError: a file differs from the manifest, or parity is not proven.
         PublishError: no licence, the artifact holds build stages, or a demo page could not run it.
     """
     artifact = open_artifact(root, check=False)
@@ -97,7 +97,7 @@ def proof(artifact: Artifact) -> Evidence:
     """The evidence of one precision, which must pass on the matrix the recipe names.
 
     Raises:
-        ParityError: it does not.
+        UnprovenError: it does not.
     """
     evidence = passing_evidence(artifact)
     check_tier(artifact, evidence)

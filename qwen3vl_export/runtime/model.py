@@ -88,7 +88,7 @@ class Qwen3VL:
 
         Raises:
             ArtifactError: no artifact, no such precision, an altered file, or an onnxruntime that is too old.
-            InputError: `threads` is below 1, or a number of pixels that the checkpoint does not allow.
+            InputError: `threads` is below 1 or above 1024, or a number of pixels that the checkpoint does not allow.
         """
         return cls(open_artifact(Path(path), check, precision), threads, url_rules, min_pixels, max_pixels)
 

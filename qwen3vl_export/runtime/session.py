@@ -20,7 +20,9 @@ from ..contract import VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
 from .external import check_external_data
 
+MAX_THREADS = 1024  # onnxruntime takes minutes to start 100,000, if it can
 GUARD = re.compile(r"Name:'guard: ([^']*)'")
+OUT_OF_MEMORY = re.compile("bad_alloc|Failed to allocate memory")
 DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -37,12 +39,12 @@ class Sessions:
 
     Raises:
         ArtifactError: this onnxruntime is older than the artifact needs.
-        InputError: `threads` is below 1.
+        InputError: `threads` is below 1 or above 1024.
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}", "Use at least 1")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise InputError(f"threads is {threads}", f"Use 1 to {MAX_THREADS}; more than processors gain nothing")
         check_onnxruntime(artifact)
         self.artifact = artifact
         self.threads = threads
@@ -126,6 +128,8 @@ def translate_guards(graph: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime raises its own classes, which share no public base
+        if OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError(f"in the graph {graph}") from error
         guard = GUARD.search(str(error))
         if guard is None:
             raise
