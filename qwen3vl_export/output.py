@@ -17,6 +17,7 @@ from pathlib import Path
 from .errors import BuildError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+REPLACED = "replaced"  # beside the directory that replaces it
 
 
 @contextmanager
@@ -45,18 +46,14 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def sibling(path: Path, purpose: str) -> Path:
-    """A hidden name beside `path` that nothing has."""
-    return path.with_name(f".{path.name}.{purpose}-{uuid.uuid4().hex[:12]}")
-
-
 def replace_directory(target: Path, building: Path) -> None:
-    """Rename `building` to `target`. A directory that is there is moved aside, moved back on failure, and deleted last.
+    """Rename `building` to `target`. A directory that is there is moved beside `building`, moved back on failure, and
+    deleted last.
 
     Raises:
         BuildError: `target` is complete, but the directory it replaced cannot be deleted.
     """
-    old = sibling(target, "replaced")
+    old = building.with_name(REPLACED)
     try:
         if target.exists():
             target.rename(old)
@@ -66,6 +63,18 @@ def replace_directory(target: Path, building: Path) -> None:
             old.rename(target)
         elif old.exists():
             _delete(old, target)
+
+
+def settle_replaced(target: Path, folder: Path) -> None:
+    """Finish what a process that was killed in `replace_directory` left beside its `building`, in `folder`: the old
+    directory is moved back if there is no new one, and deleted otherwise."""
+    old = folder / REPLACED
+    if not old.is_dir():
+        return
+    if target.is_dir() and any(target.iterdir()):
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(target)
 
 
 def _delete(old: Path, target: Path) -> None:

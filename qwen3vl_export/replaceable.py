@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, TOOL, evidence_name
 from .errors import BuildError, SpaceError, errno_of, first_line
-from .output import FULL, replace_directory, sibling
+from .output import FULL, replace_directory, settle_replaced
+from .workspace import remove_abandoned, workspace
+
+BUILDING = "artifact"  # in the temporary directory
 
 
 def check_output(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
@@ -62,7 +65,10 @@ def check_output(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -
 
 @contextmanager
 def whole_directory(path: Path, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; on success it becomes `path`, on any failure it is removed.
+    """Yield a temporary directory; on success it becomes `path`, on any failure it is removed.
+
+    What earlier runs left beside `path` when they were killed is removed first, and what they were replacing is put
+    back.
 
     Args:
         force: replace an artifact that is already there, once the new one is complete.
@@ -74,16 +80,17 @@ def whole_directory(path: Path, force: bool = False, inputs: Iterable[Path] = ()
     """
     inputs = tuple(inputs)
     target = check_output(path, force, inputs)
-    building = sibling(target, "building")
+    prefix = f".{target.name}.building-"
+    remove_abandoned(target.parent, prefix, partial(settle_replaced, target))
+    check_output(path, force, inputs)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        building.mkdir()
-        try:
+        with workspace(target.parent, prefix) as folder:
+            building = folder / BUILDING
+            building.mkdir()
             yield building
             check_output(path, force, inputs)
             replace_directory(target, building)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
         if errno_of(error) in FULL:
             raise SpaceError(

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..console import one_line, print_error
-from ..errors import Qwen3VLExportError, errno_of
+from ..errors import InputError, Qwen3VLExportError, errno_of
 from .crash import CRASHED, debugging, report_crash
 from .streams import silence
 
@@ -68,6 +68,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with ended_in_one_line(lambda: str(ctx.invoked_subcommand)), neutralized_usage():
+            check_working_directory()
             return super().invoke(ctx)
 
 
@@ -90,10 +91,10 @@ def ended_in_one_line(command: Callable[[], str]) -> Iterator[None]:
         finally:
             sys.stdout.flush()  # what cannot be written is reported here, not when Python exits
     except BaseException as error:
-        if is_exit(error):
+        if is_exit(error) and not is_closed_pipe(error):
             raise
         code, line = ending(error, command())
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or is_closed_pipe(error):
             silence(sys.stdout)
         with suppress(OSError):  # standard error is closed or full, too
             if debugging() and code not in (INTERRUPTED, CRASHED):
@@ -114,10 +115,15 @@ def ending(error: BaseException, command: str) -> tuple[int, str]:
     notes = getattr(error, "__notes__", ())  # such as where an interrupted build is stored
     if was_interrupted(error):
         return INTERRUPTED, "; ".join(["interrupted", *notes])
-    if isinstance(error, BrokenPipeError):
+    if is_closed_pipe(error):
         return PIPE_CLOSED, ""
     code, line = described(error, command) or (CRASHED, "")
     return code, ". ".join([line or report_crash(error), *notes])
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Whether nobody reads the output any more; rich exits with 1 then."""
+    return isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError)
 
 
 def was_interrupted(error: BaseException | None) -> bool:
@@ -145,17 +151,19 @@ def described(error: BaseException, command: str) -> tuple[int, str] | None:
     if isinstance(error, UnicodeError):
         return FAILED, f"text that is not UTF-8 ({error}). Check the encoding of the arguments, files and input"
     if isinstance(error, OSError) and (number := errno_of(error)) in OS_ERRORS:
-        if number == errno.ENOENT and not has_working_directory():
-            return FAILED, "the current directory has been deleted. Change into another: cd"
         what, advice = OS_ERRORS[number]
         where = f"{error.filename}: " if error.filename else ""
         return FAILED, f"{where}{what}. {advice or ('Choose --out' if command in ('build', 'fetch') else WRITABLE)}"
     return None
 
 
-def has_working_directory() -> bool:
+def check_working_directory() -> None:
+    """Refuse to start where libraries fail in ways of their own.
+
+    Raises:
+        InputError: the current directory has been deleted.
+    """
     try:
         os.getcwd()
     except OSError:
-        return False
-    return True
+        raise InputError("the current directory has been deleted", "Change into another: cd") from None

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import BuildError, Qwen3VLExportError, SpaceError, errno_of
-from ..output import FULL, replace_directory
-from ..replaceable import check_inputs, check_output
+from ..output import FULL, REPLACED, replace_directory, settle_replaced
+from ..replaceable import BUILDING, check_inputs, check_output
+from ..workspace import lock_directory
 
-BUILDING = "artifact"  # in the directory of an unfinished build
-JOURNAL = "journal.jsonl"  # beside it
+JOURNAL = "journal.jsonl"  # in the directory of an unfinished build
 NOTE = "README.txt"  # says whose directory it is, to people and to the next build
 NOTE_TEXT = "An unfinished build of qwen3vl-export: build with --resume to continue it, with --force to begin anew.\n"
 
@@ -61,7 +61,9 @@ def resumable_directory(
                 f"{path}: an interrupted build left {_bytes_on_disk(left):,} bytes in {left}",
                 "Continue it with --resume, or begin anew with --force",
             )
-        resumed = resume and journal.is_file()
+        settle_replaced(target, left)
+        check_output(path, force, inputs)
+        resumed = resume and journal.is_file() and building.is_dir()
         complete = False
         try:
             (left / NOTE).write_text(NOTE_TEXT, "utf-8")
@@ -110,7 +112,7 @@ def _discard(left: Path) -> None:
     """Remove an unfinished build, its note last, so that one removed in part is still recognized; keeps other files."""
     _discard_build(left)
     with contextlib.suppress(OSError):
-        if not (left / BUILDING).exists():
+        if not (left / BUILDING).exists() and not (left / REPLACED).exists():
             (left / NOTE).unlink(missing_ok=True)
             left.rmdir()
 
@@ -123,17 +125,10 @@ def _discard_build(left: Path) -> None:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Lock a directory against other processes; the kernel releases the lock when the process ends, however it ends."""
-    import fcntl  # not on Windows, where an artifact can be fetched but not built
-
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = lock_directory(directory)
+    if descriptor is None:
+        raise BuildError(f"{directory}: another process is building there", "Wait for it")
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = directory.stat().st_ino == os.fstat(descriptor).st_ino
-        except (BlockingIOError, FileNotFoundError):
-            locked = False
-        if not locked:
-            raise BuildError(f"{directory}: another process is building there", "Wait for it")
         yield
     finally:
         os.close(descriptor)

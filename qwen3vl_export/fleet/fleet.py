@@ -18,6 +18,7 @@ from ..console import say
 from ..errors import FleetError
 from ..hub import SCHEME
 from ..replaceable import check_output
+from ..workspace import remove_abandoned, workspace
 from .account import JobStatus, emit_end, statuses_of, store_failures
 from .address import tools
 from .events import Events
@@ -28,6 +29,8 @@ from .runner import Executor, Serial, check_memory, machine_memory, run_tasks
 from .store import PATIENCE, Store, open_store
 from .tasks import Site, TaskOutcome
 from .zoo import write_zoo
+
+RUN_SCRATCH = "fleet-run-"  # prefix of the temporary directory of a run
 
 RUNS = "runs"
 
@@ -172,8 +175,9 @@ def executor_for(tasks: Sequence[Task], site: Site, options: FleetOptions, scrat
 
 @contextmanager
 def scratch_directory(options: FleetOptions) -> Iterator[Path]:
-    """A temporary directory of this run, for unfinished results."""
-    if options.scratch is not None:
-        options.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.scratch, prefix="fleet-run-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    """A temporary directory of this run, for unfinished results; those that killed runs left are removed first."""
+    parent = options.scratch or Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(parent, RUN_SCRATCH)
+    with workspace(parent, RUN_SCRATCH) as folder:
+        yield folder

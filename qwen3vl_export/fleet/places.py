@@ -9,7 +9,9 @@ under a temporary name first; object stores show an object only when all of it h
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 INCOMING = ".incoming"  # files and trees that are being written
+PARTIAL = re.compile("[0-9a-f]{32}")  # the names there
+ABANDONED_SECONDS = 24 * 3600.0  # without a change, after which nobody is writing it
 WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "hf", "memory")  # protocols of object stores
 
 
@@ -108,6 +112,16 @@ class Directory:
     def local(self, name: str) -> Path | None:
         return self.root / name
 
+    def remove_abandoned(self) -> None:
+        """Remove what killed processes were writing: a lock would not hold on every network disk, a day does."""
+        folder = self.root / INCOMING
+        with suppress(OSError):
+            for partial in list(folder.iterdir()):
+                paths = [partial, *partial.rglob("*")]
+                changed = max(path.lstat().st_ctime for path in paths)  # copies keep the other time
+                if PARTIAL.fullmatch(partial.name) and time.time() - changed > ABANDONED_SECONDS:
+                    remove(partial)
+
     @contextmanager
     def _incoming(self) -> Iterator[Path]:
         """A temporary name; whatever has it at the end is removed."""
@@ -117,11 +131,16 @@ class Directory:
         try:
             yield partial
         finally:
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
+            remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or directory, as far as possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 class Remote:

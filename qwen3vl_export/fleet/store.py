@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import FleetError, first_line
+from ..errors import FleetError, errno_of, first_line
 from .places import WHOLE_OBJECTS, Directory, Place, Remote
 
 MARKER = "fleet-store.json"
@@ -27,6 +27,7 @@ FORMAT = 1
 PATIENCE = 120.0  # seconds to retry an unreachable store
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between tries; each is twice the one before
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Errors that are not retried. Everything else a file system raises counts as an outage: which exceptions it raises then
 # depends on the file system.
@@ -171,13 +172,15 @@ class Store:
 
     def refusal(self, error: Exception) -> FleetError | None:
         """The error for a store that is full or refuses access; None for any other error."""
-        number = error.errno if isinstance(error, OSError) else None
+        number = errno_of(error)
         if isinstance(error, PermissionError) or number in REFUSED:
             return FleetError(
                 f"{self.url}: may not be written to or read ({first_line(error)})", "Choose another --store"
             )
         if number in FULL:
             return FleetError(f"{self.url}: is full ({first_line(error)})", "Free some space and run it again")
+        if number in IMPOSSIBLE:
+            return FleetError(f"{self.url}: cannot be a store ({first_line(error)})", "Choose another --store")
         return None
 
 
@@ -211,6 +214,8 @@ def open_store(url: str, create: bool = True, patience: float = PATIENCE, log: L
         raise FleetError(
             f"{url}: is a store of format {written_format}, this version reads {FORMAT}", "Choose another --store"
         )
+    if isinstance(store.place, Directory):
+        store.place.remove_abandoned()
     if not written:
         store.replace(MARKER, marker)  # the same bytes; checks the permission to write
     return store

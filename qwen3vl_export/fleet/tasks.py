@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import Any, Literal
 from ..artifact import MANIFEST, SUMMARY
 from ..errors import CheckpointError, PublishError, Qwen3VLExportError, SpaceError, errno_of
 from ..hash_cache import sha256_file
+from ..workspace import remove_abandoned, workspace
 from .address import revision_of, tools
 from .estimate import estimate
 from .graph import LAST, Kind, Task
@@ -111,8 +111,9 @@ def perform(task: Task, site: Site, scratch: Path, worker: str) -> TaskOutcome:
 
 def run_action(task: Task, site: Site, store: Store, scratch: Path) -> Mapping[str, Any]:
     """Run a task's action in a temporary directory."""
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=SCRATCH, ignore_cleanup_errors=True) as folder:
-        return ACTIONS[task.kind](task, site, store, Path(folder), scratch)
+    remove_abandoned(scratch, SCRATCH)
+    with workspace(scratch, SCRATCH) as folder:
+        return ACTIONS[task.kind](task, site, store, folder, scratch)
 
 
 def version_differences(site: Site) -> str:

@@ -22,9 +22,12 @@ from ..errors import PublishError, SpaceError, errno_of, first_line
 from ..hub import REPOSITORY, SCHEME, TIMEOUT
 from ..output import FULL, link
 from ..replaceable import check_output, whole_directory
+from ..workspace import remove_abandoned, workspace
 from .provenance import sign
 from .publication import Publication, prepare
 from .verify_artifact import NOT_FETCHED, verify_artifact
+
+UPLOADS = "qwen3vl-export-"  # prefix of temporary directories
 
 Log = Callable[[str], None]
 
@@ -97,9 +100,13 @@ def publish(
         if demo:
             log(f"Ask it in a browser: python -m http.server --directory {to}, then open http://localhost:8000/")
         return
-    with tempfile.TemporaryDirectory(prefix="qwen3vl-export-") as folder:
-        write(publication, Path(folder), signed, refer=True)
-        log(f"published: {upload(Path(folder), repository, private)}")
+    parent = Path(tempfile.gettempdir())
+    remove_abandoned(parent, UPLOADS)
+    with workspace(parent, UPLOADS) as folder:
+        content = folder / "content"
+        content.mkdir()
+        write(publication, content, signed, refer=True)
+        log(f"published: {upload(content, repository, private)}")
 
 
 def write(publication: Publication, directory: Path, signed: bool, refer: bool = False) -> None:

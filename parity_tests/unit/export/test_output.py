@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from qwen3vl_export import output, replaceable
+from qwen3vl_export import output, workspace
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.unfinished import resumable_directory
 from qwen3vl_export.output import whole_file
 from qwen3vl_export.replaceable import whole_directory
 
+from ...fixtures.paths import ROOT
 from .test_replaceable import files_below, make_artifact
 
 
@@ -155,7 +161,7 @@ def test_what_cannot_be_deleted_is_named(
     remove = shutil.rmtree
 
     def fail(path: Path, ignore_errors: bool = False) -> None:
-        if ".replaced-" in path.name:
+        if path.name == "replaced":
             raise error
         remove(path, ignore_errors)
 
@@ -165,16 +171,63 @@ def test_what_cannot_be_deleted_is_named(
     left = [name for name in names(tmp_path) if name != "out"]
     told = " ".join([str(refused.value), *getattr(refused.value, "__notes__", [])])
     assert names(out) == ["new"] and len(left) == 1
-    assert left[0].startswith(".out.replaced-") and f"{tmp_path / left[0]}" in told and "complete" in told
+    assert left[0].startswith(".out.") and f"{tmp_path / left[0] / 'replaced'}" in told and "complete" in told
+    monkeypatch.undo()
+    make_artifact(out)
+    with WAYS[way](out, force=True) as building:  # the next one removes it
+        (building / "newer").touch()
+    assert names(tmp_path) == ["out"] and names(out) == ["newer"]
 
 
 def test_what_has_a_temporary_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = tmp_path / ".out.building"
+    taken = tmp_path / ".out.building-0123456789ab"
     (taken / "deep").mkdir(parents=True)
-    monkeypatch.setattr(replaceable, "sibling", lambda path, purpose: taken)
+    monkeypatch.setattr(workspace.uuid, "uuid4", lambda: SimpleNamespace(hex="0123456789ab" * 3))
     with pytest.raises(FileExistsError), whole_directory(tmp_path / "out"):
         raise AssertionError("must not get here")
     assert (taken / "deep").is_dir()
+
+
+def killed_while_replacing(out: Path, renames: int, way: str) -> None:
+    """A process that is killed after so many of the two renames of a replacement."""
+    script = f"""
+import os, shutil, signal
+from pathlib import Path
+from parity_tests.unit.export.test_output import WAYS
+rename, moved = Path.rename, []
+def counted(self, target):
+    if len(moved) == {renames}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moved.append(rename(self, target))
+    return moved[-1]
+Path.rename = counted
+remove = shutil.rmtree
+shutil.rmtree = lambda path, *a, **k: os.kill(os.getpid(), 9) if path.name == "replaced" else remove(path, *a, **k)
+with WAYS[{way!r}](Path({str(out)!r}), force=True) as building:
+    (building / "new").touch()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_what_a_killed_process_left_is_removed_and_what_it_was_replacing_comes_back(
+    tmp_path: Path, renames: int, way: str
+) -> None:
+    out = make_artifact(tmp_path / "out")
+    old = names(out)
+    killed_while_replacing(out, renames, way)
+    assert len(names(tmp_path)) == (1 if renames == 1 else 2)
+    with pytest.raises(BuildError, match="not empty"), WAYS[way](out):  # the old one is there again, or the new one
+        raise AssertionError("must not get here")
+    assert names(out) == (["new"] if renames == 2 else old)
+    if renames == 2:
+        make_artifact(out)
+    with WAYS[way](out, force=True) as building:
+        (building / "newer").touch()
+    assert names(tmp_path) == ["out"] and names(out) == ["newer"]
 
 
 def test_a_file_in_the_way_is_never_replaced(tmp_path: Path) -> None:
