@@ -36,9 +36,11 @@ def workspace(parent: Path, prefix: str) -> Iterator[Path]:
         (directory / NOTE).write_text(NOTE_TEXT, "utf-8")  # after the lock: what has a note and no lock is abandoned
         yield directory
     finally:
-        discard(directory)
-        if descriptor is not None:
-            os.close(descriptor)
+        try:
+            discard(directory)
+        finally:  # Ctrl-C may come while a large one is removed
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def remove_abandoned(parent: Path, prefix: str, rescue: Callable[[Path], None] = lambda directory: None) -> None:

@@ -193,7 +193,7 @@ def killed_while_replacing(out: Path, renames: int, way: str) -> None:
     script = f"""
 import os, shutil, signal
 from pathlib import Path
-from parity_tests.unit.export.test_output import WAYS
+from {WAYS[way].__module__} import {WAYS[way].__name__} as directory
 rename, moved = Path.rename, []
 def counted(self, target):
     if len(moved) == {renames}:
@@ -203,7 +203,7 @@ def counted(self, target):
 Path.rename = counted
 remove = shutil.rmtree
 shutil.rmtree = lambda path, *a, **k: os.kill(os.getpid(), 9) if path.name == "replaced" else remove(path, *a, **k)
-with WAYS[{way!r}](Path({str(out)!r}), force=True) as building:
+with directory(Path({str(out)!r}), force=True) as building:
     (building / "new").touch()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
