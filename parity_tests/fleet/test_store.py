@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import fsspec
 import pytest
 
 from qwen3vl_export.errors import FleetError
+from qwen3vl_export.fleet import places
 from qwen3vl_export.fleet import store as module
 from qwen3vl_export.fleet.places import INCOMING
 from qwen3vl_export.fleet.store import MARKER, Store, open_store
@@ -190,3 +193,46 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="holds no fleet's results"):
         open_store(str(tmp_path), create=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_were_writing_is_removed_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and trees of our names; what changed since, and what is a stranger's, stays."""
+    store = open_store(str(tmp_path))
+    incoming = tmp_path / INCOMING
+    incoming.mkdir(exist_ok=True)
+    (incoming / "notes.txt").write_text("mine")
+    (incoming / f"{0:032x}").write_text("half")
+    (incoming / f"{1:032x}" / "onnx").mkdir(parents=True)
+    (incoming / f"{1:032x}" / "onnx" / "half").touch()
+    open_store(str(tmp_path))
+    assert len(list(incoming.iterdir())) == 3  # somebody may be writing them
+    later = time.time() + places.ABANDONED_SECONDS + 1
+    monkeypatch.setattr(places.time, "time", lambda: later)
+    open_store(str(tmp_path), create=False)
+    assert len(list(incoming.iterdir())) == 3  # only looks
+    open_store(str(tmp_path))
+    assert [path.name for path in incoming.iterdir()] == ["notes.txt"]
+    assert store.has(MARKER)
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_place_that_can_never_be_a_store_is_refused_at_once(number: int, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+
+    def fail() -> None:
+        raise OSError(number, "never")
+
+    with pytest.raises(FleetError, match="cannot be a store"):
+        store._retry(fail)
+
+
+def test_a_full_disk_that_copying_a_tree_reports_is_no_outage(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+
+    def fail() -> None:
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
+
+    with pytest.raises(FleetError, match="is full"):
+        store._retry(fail)

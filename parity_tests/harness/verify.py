@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.console import console
-from qwen3vl_export.errors import ArtifactError
+from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
 from qwen3vl_export.promise import reason_to_skip
 from qwen3vl_export.runtime import Qwen3VL
@@ -79,6 +79,10 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
         memory=options.memory,
     )
     report = run(bench, options.matrix, show_progress, cases=options.cases, report=show_module)
+    if not report.outcomes:
+        raise ParityError(
+            f"{artifact}: its plan has no check, nothing was compared", "Choose another --matrix or --case"
+        )
     if options.bisect:
         report = replace(report, trails=trails_of(bench, report))
     named = [

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime.external import check_external_data, external_locations
-from qwen3vl_export.runtime.session import Sessions, check_onnxruntime, version_tuple
+from qwen3vl_export.runtime.session import Sessions, check_onnxruntime, translate_guards, version_tuple
 
 from ...fixtures.standin import artifact_without_graphs
 
@@ -173,7 +173,13 @@ def test_versions(version: str, numbers: tuple[int, ...]) -> None:
     assert version_tuple(version) == numbers
 
 
-@pytest.mark.parametrize("threads", [0, -3])
-def test_threads_must_be_positive(threads: Any) -> None:
+@pytest.mark.parametrize("threads", [0, -3, 1025, 100_000])
+def test_threads_that_cannot_be_started_are_refused(threads: Any) -> None:
     with pytest.raises(InputError, match="threads"):
         Sessions(artifact_without_graphs(), threads)
+
+
+@pytest.mark.parametrize("message", ["std::bad_alloc", "bfc_arena.cc: Failed to allocate memory for requested buffer"])
+def test_memory_that_onnxruntime_could_not_get_is_a_memory_error(message: str) -> None:
+    with pytest.raises(MemoryError, match="in the graph decoder"), translate_guards("decoder"):
+        raise RuntimeError(message)
