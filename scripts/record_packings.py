@@ -3,9 +3,10 @@
     python scripts/record_packings.py PACKAGE ...        writes parity_tests/fixtures/packings.safetensors
 
 Run it in an environment that has the package: bitsandbytes, gptqmodel, auto_gptq, autoawq, auto_round or
-compressed_tensors. Its cases in the file are replaced, those of other packages stay. Matrices are (code - zero point) x
-scale of random codes, so that each package finds the very codes; zero points are the lowest and highest ones among
-others. `parity_tests/unit/export/test_packings.py` compares both sides' readers with the file.
+compressed_tensors (of auto_gptq 0.7.1, `nn_modules` alone: the rest of it needs transformers 4). Its cases in the file
+are replaced, those of other packages stay. Matrices are (code - zero point) x scale of random codes, so that each
+package finds the very codes; zero points are the lowest and highest ones among others.
+`parity_tests/unit/export/test_packings.py` compares both sides' readers with the file.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ TABLES = {
 UPPER_FIRST = (1, 0)  # places of a byte's codes
 ROUNDED_TO = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 ROW_SCALES, ROW_FORMAT = ".SCB", ".weight_format"
-BY_ROWS = 0  # the layout of int8 weights; others are those of certain GPUs, which no file should hold
+BY_ROWS = 0  # the layout of int8 weights; older releases had others for certain GPUs
 
 
 def restore_bitsandbytes(stored: Mapping[str, StoredTensor], settings: QuantizationConfig) -> dict[str, TensorReader]:
@@ -63,7 +63,7 @@ def restore_bitsandbytes(stored: Mapping[str, StoredTensor], settings: Quantizat
 
 def _restore_blocks(parts: Parts) -> TensorReader:
     kind = "fp4" if f"{STATE}fp4" in parts.tensors else "nf4"
-    state = _read_state(parts, parts.take(STATE + kind))
+    state = _read_state(parts, STATE + kind)
     shape = state.size("shape")
     if shape is None:
         raise state.refusal("shape", "two positive numbers are read")
@@ -93,13 +93,13 @@ def _block_scales(parts: Parts, state: QuantizationConfig) -> TensorReader:
     return MappedReader(ScaledReader(codes, nested), lambda numbers: numbers.add_(offset))
 
 
-def _read_state(parts: Parts, stored: StoredTensor) -> QuantizationConfig:
+def _read_state(parts: Parts, suffix: str) -> QuantizationConfig:
     """The JSON of a matrix.
 
     Raises:
-        CheckpointError: it is not an object.
+        CheckpointError: it is missing, or is not an object.
     """
-    name = next(f"{parts.name}{suffix}" for suffix, tensor in parts.tensors.items() if tensor is stored)
+    stored, name = parts.take(suffix), parts.name + suffix
     try:
         values = json.loads(bytes(read_whole(stored).view(torch.uint8).numpy()))
     except ValueError:
