@@ -44,11 +44,8 @@ CALIBRATED = "calibrated_weights"  # calibration chose the rounding
 FROM_SOURCE = "source_weights"  # nothing was rounded
 DEQUANTIZED = "dequantized_"  # prefix of stages in which PyTorch has the artifact's dequantized weights
 DEQUANTIZED_STAGES = ("vision", "embeddings", "decoder", "decode", "generate")
-BLOCK_METHODS = (
-    "int8",
-    "int4",
-    "source",
-)  # methods whose weights dequantize to the same values whatever the activations
+# Methods whose weights dequantize to the same values whatever the activations.
+BLOCK_METHODS = ("int8", "int4", "source")
 
 
 PrecisionName = Annotated[str, Matching("[a-z0-9]{1,16}", "the name of a precision")]

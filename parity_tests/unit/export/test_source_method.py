@@ -18,21 +18,24 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from qwen3vl_export.artifact import MANIFEST
-from qwen3vl_export.contract import DECODER
+from qwen3vl_export.contract import DECODER, EMBED_TOKENS
 from qwen3vl_export.errors import CheckpointError, RecipeError
 from qwen3vl_export.exporter import skeletons
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.formats.integers import IntegerMatrix
+from qwen3vl_export.exporter.checkpoint.names import TABLE
 from qwen3vl_export.exporter.pipeline import build
-from qwen3vl_export.exporter.plan import plan_build
+from qwen3vl_export.exporter.plan import estimate_writing, plan_build
 from qwen3vl_export.exporter.quantize import quantize
 from qwen3vl_export.exporter.quantize.source import find_source_weights
 from qwen3vl_export.exporter.weights import WeightFile, attach, blockwise
 from qwen3vl_export.promise import FROM_SOURCE
+from qwen3vl_export.publishing.model_card import quantized
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.recipe.quantize import FromSource, Quantization
 
+from ...fixtures import quantized_checkpoints
 from ...fixtures.moe_checkpoint import write_moe_checkpoint
 from ...fixtures.paths import ROOT, TINY
 from ...fixtures.quantized_checkpoints import (
@@ -65,21 +68,31 @@ def source_recipe(dtype: str = "bfloat16", **settings: Any) -> Recipe:
     return load_recipe("tiny-source").model_copy(update={"dtype": dtype, "quantization": quantization})
 
 
-def write_decoder(work: Path, checkpoint: Path, like: Path = TINY, dtype: str = "float32", **settings: Any) -> Path:
-    """Write the decoder of a checkpoint with the weights that it carries over.
+def quantize_graph(recipe: Recipe, checkpoint: Path, graph: str = DECODER, like: Path = TINY) -> ir.Model:
+    """The skeleton of a graph with the weights that it carries over.
 
     Args:
         like: a checkpoint with the same graph, traced once for all tests.
     """
-    recipe, opened = source_recipe(dtype, **settings), open_checkpoint(str(checkpoint))
-    weights = find_source_weights(recipe, opened, lambda line: None)
-    contract, model = trace_skeleton(like, DECODER, "ort", getattr(torch, recipe.compute_dtype))
+    weights = find_source_weights(recipe, open_checkpoint(str(checkpoint)), lambda line: None)
+    _, model = trace_skeleton(like, graph, "ort", getattr(torch, recipe.compute_dtype))
+    return quantize(model.clone(), recipe.quantization_of(graph), "ort", weights)
+
+
+def write_graph(work: Path, recipe: Recipe, checkpoint: Path, graph: str = DECODER, like: Path = TINY) -> Path:
+    """Write that graph."""
+    contract, _ = trace_skeleton(like, graph, "ort", getattr(torch, recipe.compute_dtype))
     work.mkdir(exist_ok=True)
-    with WeightFile.create(work, DECODER) as data:
-        quantized = quantize(model.clone(), recipe.quantization_of(DECODER), "ort", weights)
-        ir.save(attach(quantized, contract, opened, data), work / "model.onnx")
+    with WeightFile.create(work, graph) as data:
+        model = quantize_graph(recipe, checkpoint, graph, like)
+        ir.save(attach(model, contract, open_checkpoint(str(checkpoint)), data), work / f"{graph}.onnx")
     assert set(data.errors.values()) == {0.0}, "the build itself compares integers with restored values"
-    return work / "model.onnx"
+    return work / f"{graph}.onnx"
+
+
+def write_decoder(work: Path, checkpoint: Path, like: Path = TINY, dtype: str = "float32", **settings: Any) -> Path:
+    """Write the decoder of a checkpoint, with settings of the method."""
+    return write_graph(work, source_recipe(dtype, **settings), checkpoint, DECODER, like)
 
 
 def halves(data: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
@@ -195,7 +208,7 @@ def test_a_mistake_in_carrying_over_is_found_in_every_profile(
     with pytest.raises(AssertionError, match="the build itself compares"):
         write_decoder(tmp_path / "wrong", directory, keep=DEEPER)
     assert all(holds("float32", error) for error in errors_against_reference(right, restored))
-    wrong = errors_against_reference(tmp_path / "wrong" / "model.onnx", restored)
+    wrong = errors_against_reference(tmp_path / "wrong" / f"{DECODER}.onnx", restored)
     assert len(wrong) == 7 and not any(holds(name, error) for name in ("float16", "int8", "int4") for error in wrong)
 
 
@@ -237,6 +250,30 @@ def test_experts_one_by_one_are_carried_over(form: str, dtype: str, moe: Path, t
     assert {name for name in names if ".experts." in name} == {f"{layer}gate_up_proj", f"{layer}down_proj"}
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert ("QMoE" in operators) == (dtype == "float32")
+
+
+def test_a_quantized_table_is_carried_over_to_look_ups_and_to_the_tied_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_checkpoints, "is_quantized", lambda name: name == TABLE)
+    values = write_quantized_checkpoint(tmp_path / "table", "packed-asymmetric")
+    method = FromSource(method="source")
+    quantization = Quantization(embeddings=method, decoder_model_merged=method)
+    recipe = source_recipe().model_copy(update={"quantization": quantization})
+    for graph in (EMBED_TOKENS, DECODER):
+        ((_, _, rows),) = dequantized_weights(write_graph(tmp_path / "out", recipe, tmp_path / "table", graph))
+        assert torch.equal(torch.from_numpy(rows), values[TABLE]), graph
+
+
+def test_the_plan_estimates_weights_that_are_carried_over(write: WriteForm, tmp_path: Path) -> None:
+    directory, _ = write("awq")
+    model = quantize_graph(source_recipe(keep=DEEPER), directory)
+    assert 0 < estimate_writing([model], open_checkpoint(str(directory)), tmp_path) < 60
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_card_says_whose_integers_they_are() -> None:
+    assert quantized(source_recipe().to_json_dict()) == ", decoder_model_merged in the integers of its source"
 
 
 def refusal_of(checkpoint: Path, dtype: str = "bfloat16", **settings: Any) -> str:

@@ -170,7 +170,8 @@ def _refusal(parameter: str, reason: str, recipe: Recipe, checkpoint: Checkpoint
 def _describe_restored(graph: str, names: Names, recipe: Recipe, checkpoint: Checkpoint) -> str:
     """What becomes of quantized weights that are not carried over, and whether they could be."""
     method = recipe.quantization_of(graph).method
-    form = checkpoint.quantization.method if checkpoint.quantization is not None else ""
+    assert checkpoint.quantization is not None
+    form = checkpoint.quantization.method
     line = f"{graph}: {len(names)} weights quantized by {form} are restored"
     if method == "none":
         line += f" in {recipe.dtype}, activations are not quantized"
