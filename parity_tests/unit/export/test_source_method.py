@@ -389,7 +389,7 @@ def test_experts_that_one_operator_does_not_take_are_named(moe: Path, tmp_path: 
 def test_a_checkpoint_without_integers_is_refused() -> None:
     assert refusal_of(TINY) == (
         "tiny-source: decoder_model_merged: method: source, and tiny has no integers to carry over. "
-        "Write method: int4 or int8, which quantizes its weights, or none"
+        "Choose another precision, such as int4, or another method"
     )
 
 
@@ -419,6 +419,20 @@ def test_the_build_says_what_becomes_of_quantized_weights(write: WriteForm, form
     find_source_weights(load_recipe(recipe), open_checkpoint(str(write(form)[0])), lines.append)
     (line,) = lines
     assert line.endswith(says), line
+
+
+def test_other_weights_that_the_recipes_dtype_rounds_are_counted(write: WriteForm, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(write("awq")[0], tmp_path / "awq"))
+    norm = torch.full((128,), 1 + 2**-10, dtype=torch.float16)
+    edit_tensors(directory, lambda tensors: tensors.update({"model.language_model.norm.weight": norm}))
+    opened = open_checkpoint(str(directory))
+    warning = (
+        "warning: dtype: bfloat16 rounds tensors that awq stores in another dtype (1); dtype: float32 holds them all"
+    )
+    for dtype, warnings in (("bfloat16", [warning]), ("float32", [])):
+        lines: list[str] = []
+        find_source_weights(source_recipe(dtype), opened, lines.append)
+        assert lines[1:] == warnings
 
 
 def test_an_artifact_with_carried_integers_is_proven_like_an_exact_one(write: WriteForm, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def find_source_weights(recipe: Recipe, checkpoint: Checkpoint, log: Log) -> Sou
         if not carried:
             raise RecipeError(
                 f"{recipe.name}: {graph}: method: source, and {checkpoint.source} has no integers to carry over",
-                "Write method: int4 or int8, which quantizes its weights, or none",
+                "Choose another precision, such as int4, or another method",
             )
         for operands in _by_operator(carried, recipe):
             stored = _stored_settings(operands, recipe, checkpoint)
@@ -87,6 +87,11 @@ def find_source_weights(recipe: Recipe, checkpoint: Checkpoint, log: Log) -> Sou
         for name, tensor in carried.items():
             rows[name] = SourceRows(tensor, integer_matrices(checkpoint.tensors[tensor]) or ())
         log(f"{graph}: {len(carried)} weights keep the checkpoint's integers, zero points and scales")
+    if rows and (count := _count_rounded(recipe, checkpoint)):
+        log(
+            f"warning: dtype: {recipe.dtype} rounds tensors that {checkpoint.source} stores in another dtype ({count}); "
+            "dtype: float32 holds them all"
+        )
     return SourceWeights(settings, rows)
 
 
@@ -103,6 +108,15 @@ def _quantized_weights(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict
         if graph in weights and is_stored_so:
             weights[graph][name] = tensor
     return weights
+
+
+def _count_rounded(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """How many tensors that are not quantized have a dtype whose numbers the recipe's does not hold."""
+    dtype: torch.dtype = getattr(torch, recipe.dtype)
+    floats = (
+        reader for name, reader in checkpoint.tensors.items() if parameter_name(name) and not is_quantized(reader)
+    )
+    return sum(torch.promote_types(reader.dtype, dtype) != dtype for reader in floats)
 
 
 def _graph_of(parameter: str) -> str:
