@@ -89,8 +89,8 @@ def find_source_weights(recipe: Recipe, checkpoint: Checkpoint, log: Log) -> Sou
         log(f"{graph}: {len(carried)} weights keep the checkpoint's integers, zero points and scales")
     if rows and (count := _count_rounded(recipe, checkpoint)):
         log(
-            f"warning: dtype: {recipe.dtype} rounds tensors that {checkpoint.source} stores in another dtype ({count}); "
-            "dtype: float32 holds them all"
+            f"warning: dtype: {recipe.dtype} rounds tensors that {checkpoint.source} stores in another dtype "
+            f"({count}); dtype: float32 holds them all"
         )
     return SourceWeights(settings, rows)
 
