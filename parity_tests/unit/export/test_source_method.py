@@ -18,8 +18,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from qwen3vl_export.artifact import MANIFEST
-from qwen3vl_export.contract import DECODER, EMBED_TOKENS
-from qwen3vl_export.errors import CheckpointError, RecipeError
+from qwen3vl_export.contract import DECODER, EMBED_TOKENS, VISION_ENCODER
+from qwen3vl_export.errors import BuildError, CheckpointError, RecipeError
 from qwen3vl_export.exporter import skeletons
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.formats.integers import IntegerMatrix
@@ -263,6 +263,28 @@ def test_a_quantized_table_is_carried_over_to_look_ups_and_to_the_tied_head(
     for graph in (EMBED_TOKENS, DECODER):
         ((_, _, rows),) = dequantized_weights(write_graph(tmp_path / "out", recipe, tmp_path / "table", graph))
         assert torch.equal(torch.from_numpy(rows), values[TABLE]), graph
+
+
+def is_in_tower(name: str) -> bool:
+    return ".visual.blocks." in name and name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))
+
+
+def test_a_quantized_tower_is_carried_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products; a table of positions that is quantized is no operand of theirs, and named."""
+    positions = "model.visual.pos_embed.weight"
+    monkeypatch.setattr(quantized_checkpoints, "is_quantized", lambda name: is_in_tower(name) or name == positions)
+    values = write_quantized_checkpoint(tmp_path / "tower", "packed-asymmetric")
+    keep = FromSource(method="source", keep=("visual.pos_embed.weight",))
+    recipe = source_recipe().model_copy(update={"quantization": Quantization(vision_encoder=keep)})
+    path = write_graph(tmp_path / "out", recipe, tmp_path / "tower", VISION_ENCODER)
+    carried = {"model." + name.removesuffix(".quantized"): rows for name, _, rows in dequantized_weights(path)}
+    assert set(carried) == set(filter(is_in_tower, values))
+    assert all(torch.equal(torch.from_numpy(rows), values[name]) for name, rows in carried.items())
+    every = Quantization(vision_encoder=FromSource(method="source"))
+    with pytest.raises(
+        BuildError, match=r'visual\.pos_embed\.weight is quantized and no product.*keep: \["visual\.pos'
+    ):
+        quantize_graph(recipe.model_copy(update={"quantization": every}), tmp_path / "tower", VISION_ENCODER)
 
 
 def test_the_plan_estimates_weights_that_are_carried_over(write: WriteForm, tmp_path: Path) -> None:

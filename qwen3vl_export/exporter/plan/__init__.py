@@ -90,7 +90,8 @@ def plan_build(
 ) -> BuildPlan:
     """Plan what `build` would do with the same arguments.
 
-    Leaves no file behind, and reads no weight but a tied head that is stored beside its table.
+    Leaves no file behind, and reads no weight but a tied head that is stored beside its table, and no scale but those
+    of a quantized checkpoint that a float16 graph may not hold.
 
     Raises:
         Qwen3VLExportError: as `build`, except that neither a disk with too little space nor an artifact at `out` is an

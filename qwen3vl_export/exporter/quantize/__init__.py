@@ -63,8 +63,8 @@ def quantize(
         source_weights: what `method: source` carries over.
 
     Raises:
-        BuildError: a `keep` pattern matches no weight of the graph, the method has no operator for its experts, or the
-            rows of an expert are no whole number of blocks.
+        BuildError: a `keep` pattern matches no weight of the graph, the method has no operator for its experts or for a
+            weight that it carries over, or the rows of an expert are no whole number of blocks.
     """
     if settings.method == "none":
         return model
@@ -104,6 +104,13 @@ def quantize(
         )
     declare_microsoft(model)
     if settings.method == "source":
+        left = next((source_of(weight).parameter for weight in quantized if weight.uses()), None)
+        if left is not None:
+            raise BuildError(
+                f"{model.graph.name}: {left} is quantized and no product, look-up or expert reads it: its integers "
+                "cannot be carried over",
+                f'Restore it, keep: ["{left}"]',
+            )
         model = use_rows(model, source_weights.rows.__getitem__)
     return clean(drop_unused(model))
 
