@@ -23,7 +23,9 @@ from ..json_form import AtLeast, from_settings
 from .arrays import Ints
 
 Frames = Iterator[PIL.Image.Image]
-PAIR = 2  # qwen-vl-utils takes an even number of frames
+PAIR = 2  # frames that share their tokens; qwen-vl-utils takes an even number of frames
+LARGEST = 10**12  # of the numbers that a message may have; larger ones would overflow in what is computed from them
+RATES = (1e-6, 1e6)  # frames per second, for the same reason
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class FrameChoice:
             kinds = (int,) if field.name.endswith("frames") else (int, float)
             if value is None:
                 continue
-            if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise InputError(f"{field.name} is {value!r}", "Use a number, not below 0")
+            if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value <= LARGEST:
+                raise InputError(f"{field.name} is {shorten(value)}", f"Use a number from 0 to {LARGEST}")
             if value == 0 and field.name != "video_start":
                 raise InputError(f"{field.name} is 0", "Use a number above 0")
         rate = [name for name in ("fps", "min_frames", "max_frames") if getattr(self, name) is not None]
@@ -139,8 +141,14 @@ def sample_frames(total: int, fps: float, rules: FrameRules, sample_fps: float |
 
 
 def check_rate(fps: float) -> None:
-    if not 0 < fps < np.inf:
-        raise InputError(f"a video of {fps:g} frames per second", "Use a number above 0")
+    if not RATES[0] <= fps <= RATES[1]:
+        raise InputError(f"a video of {fps:g} frames per second", f"Use a number from {RATES[0]:g} to {RATES[1]:.0f}")
+
+
+def shorten(value: Any) -> str:
+    """A value of a message for an error: its beginning."""
+    is_long = isinstance(value, int) and abs(value) > LARGEST  # Python does not print the longest ones at all
+    return f"above {LARGEST}" if is_long else repr(value)[:40]
 
 
 def choose_frames(total: int, fps: float, choice: FrameChoice) -> Ints:

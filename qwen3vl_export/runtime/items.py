@@ -7,13 +7,14 @@ Knows the keys of items; nothing about messages, files or pixels.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .frames import PAIR, FrameChoice
+from .frames import LARGEST, PAIR, FrameChoice, shorten
 from .images import Image
 from .picture import Picture
 from .pixel_budget import PixelBudget
@@ -147,7 +148,9 @@ def read_frames(frames: list[Any], options: Mapping[str, Any]) -> Video:
             raise InputError("frames_indices without fps", "Give the rate of the whole video as fps")
         return Video(frames, rates["fps"], positions=read_positions(options["frames_indices"], len(frames), total))
     if total != len(frames):
-        raise InputError(f"total_num_frames is {total!r}, {len(frames)} frames are given", "Give frames_indices too")
+        raise InputError(
+            f"total_num_frames is {shorten(total)}, {len(frames)} frames are given", "Give frames_indices too"
+        )
     if "fps" in rates or not rates:
         refuse_options([name for name in rates if name != "fps"], "fps")
         return Video(frames, rates.get("fps", 2.0))
@@ -162,14 +165,15 @@ def read_positions(indices: Any, count: int, total: Any) -> tuple[int, ...]:
         InputError: they are something else, or not below `total`, the number of frames of the whole video.
     """
     try:
-        positions = tuple(int(index) for index in indices)
+        positions = tuple(operator.index(index) for index in indices)
         ascending = all(low <= high for low, high in zip((0, *positions), positions, strict=False))
-        if len(positions) == count and ascending and (positions == () or total == count or positions[-1] < total):
+        end = LARGEST if total == count else min(total, LARGEST)
+        if len(positions) == count and ascending and all(position < end for position in positions):
             return positions
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(
-        f"frames_indices do not fit {count} frames of a video of {total!r}",
+        f"frames_indices do not fit {count} frames of a video of {shorten(total)}",
         "Give one position for each frame, ascending and below total_num_frames",
     )
 
@@ -179,9 +183,9 @@ def read_rate(name: str, value: Any) -> float:
     try:
         if not isinstance(value, bool):
             return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise InputError(f"{name} is {value!r}", "Use a number of frames per second")
+    raise InputError(f"{name} is {shorten(value)}", "Use a number of frames per second")
 
 
 def refuse_options(names: Sequence[str], beside: str) -> None:

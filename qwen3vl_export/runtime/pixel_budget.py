@@ -15,13 +15,13 @@ from dataclasses import dataclass, fields, replace
 
 from ..errors import InputError
 from .decode_limits import check_aspect
+from .frames import LARGEST, PAIR, shorten
 from .preprocess import fit_pixel_budget
 
 # Numbers of qwen-vl-utils, in tokens of a picture or of a frame.
 IMAGE_MIN_TOKENS, IMAGE_MAX_TOKENS = 4, 16384
 FRAME_MIN_TOKENS, FRAME_MAX_TOKENS = 128, 768
 VIDEO_TOKENS = 128000 * 0.9  # of all pairs of frames together
-PAIR = 2  # frames that share their tokens
 SLACK = 1.05  # the upper limit of a frame is at least this times the lower one
 
 Size = tuple[int, int]
@@ -48,8 +48,10 @@ class PixelBudget:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"{field.name} is {value!r}", "Use a whole number above 0")
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+                raise InputError(f"{field.name} is {shorten(value)}", f"Use a whole number from 1 to {LARGEST}")
         if (self.resized_height is None) != (self.resized_width is None):
             given, lacking = ("height", "width") if self.resized_width is None else ("width", "height")
             raise InputError(f"resized_{given} without resized_{lacking}", "Give both or neither")

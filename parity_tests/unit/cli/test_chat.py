@@ -266,6 +266,11 @@ def test_an_answer_does_not_steer_the_terminal() -> None:
     assert print_to_text(*(AnswerPart("content", letter, 0) for letter in text)).replace("\x1b[0m", "") == shown
 
 
+def test_the_chat_keeps_to_a_pixel_budget(tiny_artifact: Path) -> None:
+    result = invoke("chat", tiny_artifact, "--max-pixels", 20000, typed=f"{PHOTOGRAPH}\n/quit\n")
+    assert "chelsea.png: 451x300, 15 tokens" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("values", "stopped", "line"),
     [

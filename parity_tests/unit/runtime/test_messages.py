@@ -15,11 +15,13 @@ import pytest
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import FrameChoice, Image, Picture, PixelBudget, Video
 from qwen3vl_export.runtime.images import FORMATS, open_image
-from qwen3vl_export.runtime.items import TYPES
+from qwen3vl_export.runtime.items import TYPES, VIDEO
 from qwen3vl_export.runtime.messages import KNOWN, MESSAGE_KEYS, as_messages, split_media
+from qwen3vl_export.runtime.prepare import Preparer
 from qwen3vl_export.runtime.template_data import read_names
 
 from ...fixtures.paths import TEMPLATES
+from ...fixtures.standin import artifact_without_graphs
 
 CAT = np.full((64, 96, 3), 90, np.uint8)
 CLIP = [np.full((64, 64, 3), value, np.uint8) for value in (0, 90, 180)]
@@ -183,7 +185,7 @@ def test_the_size_of_a_picture() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_pixels": "50176"}, "max_pixels is '50176'. Use a whole number above 0"),
+        ({"max_pixels": "50176"}, "max_pixels is '50176'. Use a whole number from 1"),
         ({"max_pixels": 1.5}, "max_pixels is 1.5"),
         ({"min_pixels": True}, "min_pixels is True"),
         ({"min_pixels": 0}, "min_pixels is 0"),
@@ -304,3 +306,18 @@ def test_a_file_is_not_taken_for_base64(tmp_path: Path, monkeypatch: pytest.Monk
         open_image("iVBORw0KGgo" + "A" * 61)
     Path("cat.png").write_bytes(encoded("PNG"))
     assert open_image(f"FILE://{tmp_path}/cat.png").size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 1e308, -1e308, 1e-320, float("inf"), float("nan"), "9" * 5000, [], {}]
+)
+@pytest.mark.parametrize("source", ["clip.mp4", CLIP], ids=["file", "frames"])
+def test_no_number_makes_a_message_fail_otherwise(source: Any, value: Any) -> None:
+    """Whatever a stranger sends as a number is an option or one line, in the end."""
+    preparer = Preparer(artifact_without_graphs())
+    for key in VIDEO.options:
+        rates = {"fps": 1} if key == "frames_indices" and source is CLIP else {}
+        indices = [value] * 3 if key == "frames_indices" else value
+        with pytest.raises(InputError) as caught:
+            preparer([as_messages([{"type": "video", "video": source, key: indices, **rates}])])
+        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)

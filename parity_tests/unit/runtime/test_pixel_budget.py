@@ -228,7 +228,7 @@ def test_a_pixel_budget_at_load() -> None:
         ({"max_pixels": 4095}, "max_pixels is 4095, the checkpoint allows"),
         ({"min_pixels": 4095}, "min_pixels is 4095, the checkpoint allows"),
         ({"min_pixels": 9999, "max_pixels": 9998}, "min_pixels is 9999, above max_pixels, 9998"),
-        ({"max_pixels": 0}, "max_pixels is 0. Use a whole number above 0"),
+        ({"max_pixels": 0}, "max_pixels is 0. Use a whole number from 1"),
     ],
 )
 def test_a_pixel_budget_beyond_the_checkpoint(limits: dict[str, int], message: str) -> None:
