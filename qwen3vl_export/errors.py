@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 ERROR_NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)")  # in messages of `shutil.Error`, and of Rust libraries
+LONGEST = 300  # characters of another package's message in a line of ours
 
 
 class Qwen3VLExportError(Exception):
@@ -28,8 +29,14 @@ class Qwen3VLExportError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its class where the message is empty."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    """The first line of an error's message, as far as it helps; its class where the message is empty."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked: tokenizers and safetensors then raise a `PanicException`, which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
 
 
 def os_reason(error: OSError | ValueError) -> str:

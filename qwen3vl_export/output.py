@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .errors import BuildError
 
+LONGEST_NAME = 255  # bytes, on every file system in use
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REPLACED = "replaced"  # beside the directory that replaces it
 
@@ -33,6 +34,14 @@ def whole_file(path: Path, hidden: bool = True) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file can have this name or path: in UTF-8, without NUL, no part over 255 bytes."""
+    try:
+        return "\0" not in name and all(len(part.encode()) <= LONGEST_NAME for part in name.split("/"))
+    except UnicodeEncodeError:
+        return False
 
 
 def link(source: Path, target: Path) -> None:

@@ -224,13 +224,13 @@ def report_of(
 
 
 def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path | None = None) -> None:
-    """`parity.json`, `parity.xml` and `parity.html` into the artifact, and a line into the history."""
+    """`parity.json`, which is the evidence, into the artifact; then a line into the history, `parity.xml` and
+    `parity.html`."""
     evidence = report.evidence()
-    path = log or artifact.root.resolve().parent / history.NAME
-    history.append(path, evidence)
     write(artifact.evidence_path(PARITY), report.to_json())
+    runs = history.record(log or artifact.root.resolve().parent / history.NAME, evidence)
     write(artifact.evidence_path(JUNIT), report.to_junit())
-    write(artifact.evidence_path(HTML), render(evidence, matrix, history.of_artifact(path, report.artifact)))
+    write(artifact.evidence_path(HTML), render(evidence, matrix, runs))
 
 
 def profile_of(artifact: Artifact) -> Profile:

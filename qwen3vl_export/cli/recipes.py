@@ -48,7 +48,7 @@ def list_() -> None:
         raise RecipeError("no recipes in ./recipes", "Run this in the directory that contains recipes/")
     rows.sort(key=lambda row: _natural(row[0]))
     console().print(table("", ("recipe", "sizes", "target", "dtype", "description"), rows, wrap="description"))
-    precisions = [(name, read_merged(file).data.get("description", "")) for name, file in list_precisions().items()]
+    precisions = [(name, _described(file)) for name, file in list_precisions().items()]
     console().print(table("", ("precision", "description"), precisions, wrap="description"))
     say("Build one: qwen3vl-export build tiny, or in another precision: qwen3vl-export build tiny --precision int8")
 
@@ -131,6 +131,14 @@ def pin(
     for name in recipes:
         file, commit, changed = pin_recipe(name)
         say(f"{file}: {'pinned to' if changed else 'already pinned to'} {commit}")
+
+
+def _described(file: Path) -> str:
+    """What the file of a precision says of it, or why it cannot be read."""
+    try:
+        return str(read_merged(file).data.get("description", ""))
+    except RecipeError as error:
+        return f"cannot be read: {error}"
 
 
 def _natural(name: str) -> tuple[object, ...]:

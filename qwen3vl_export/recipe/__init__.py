@@ -16,6 +16,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError
+from ..json_form import shown
+from ..output import is_file_name
 from ..packaging import loadable_runtimes
 from .model import GRAPH_NAMES as GRAPH_NAMES
 from .model import SIZE_STEP, PrecisionName
@@ -34,7 +36,12 @@ _EXPECTED = {
     "model_type": "a mapping of keys to values",
     "model_attributes_type": "a mapping of keys to values",
 }
-_LOOKS_LIKE = {"name": "lower-case letters, digits, dots and dashes", "min_onnxruntime": "a version such as 1.23.0"}
+_LOOKS_LIKE = {
+    "name": "up to 100 lower-case letters, digits, dots and dashes",
+    "min_onnxruntime": "a version such as 1.23.0",
+    "source": "a directory such as ./checkpoint, or a repository such as Qwen/Qwen3-VL-2B-Instruct",
+    "revision": "a branch, a tag or a commit",
+}
 
 
 def recipe_dirs() -> list[Path]:
@@ -95,6 +102,8 @@ def in_precision(path_or_name: str | Path, precision: str) -> str:
 def _locate(path_or_name: str | Path) -> tuple[Path, str]:
     """The file of a recipe and the precision that its name adds; "" for none."""
     path = Path(path_or_name)
+    if not is_file_name(str(path)):
+        raise RecipeError(f"{shown(str(path))}: is not the name of a file", "See: recipes list")
     if path.is_file():
         return path, ""
     by_name = path.name == str(path_or_name) and path.suffix not in SUFFIXES
@@ -232,7 +241,8 @@ def _describe(
         near = [str(size) for size in (lower, lower + SIZE_STEP) if size > 0]
         return path, f"{value} is not a multiple of {SIZE_STEP}", f"Use {' or '.join(near)}"
     if kind == "string_pattern_mismatch":
-        return path, f"found {_quote(value)}", f"It must be {_LOOKS_LIKE[str(path[-1])]}"
+        key = next(str(part) for part in reversed(path) if isinstance(part, str))
+        return path, f"found {_quote(value)}", f"It must be {_LOOKS_LIKE.get(key, _LOOKS_LIKE['source'])}"
     if kind in _EXPECTED:
         return path, f"found {_quote(value)}", f"It must be {_EXPECTED[kind]}"
     return path, f"found {_quote(value)}", message.replace("Input", "It").replace("String", "It").replace("Tuple", "It")

@@ -21,6 +21,8 @@ from .strict import FieldConflict, StrictModel
 SIZE_STEP = 32  # pixels of an image token's side: patch_size * spatial_merge_size = 16 * 2
 MAX_ASPECT = 200  # Qwen3-VL's processor refuses pictures of a more extreme aspect ratio
 
+SOURCE = r"^[^\x00-\x1f]{1,4000}$"  # a path or the name of a repository
+
 GraphName = Literal["vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged"]
 GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged")
 PrecisionName = Literal["fp16", "int8", "q4", "q4f16"]  # suffixes that transformers.js knows
@@ -37,12 +39,12 @@ def is_directory(source: str) -> bool:
 class Checkpoint(StrictModel):
     """Where the weights come from."""
 
-    source: str = Field(min_length=1)
+    source: str = Field(pattern=SOURCE)
     """A Hub id such as Qwen/Qwen3-VL-2B-Instruct, or a directory beside the recipe: ./checkpoints/tiny."""
-    revision: str = Field(default="main", min_length=1)
+    revision: str = Field(default="main", pattern=SOURCE)
     """Commit of a Hub id. `main` is resolved when building and recorded; `recipes pin` writes the commit here."""
 
-    adapters: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    adapters: tuple[Annotated[str, Field(pattern=SOURCE)], ...] = ()
     """PEFT LoRA adapters to merge into the weights, in this order: directories beside the recipe, or Hub ids, with
     @COMMIT behind them if not main."""
 
@@ -55,7 +57,7 @@ class Checkpoint(StrictModel):
 class Calibration(StrictModel):
     """The data of `algorithm: gptq`."""
 
-    source: str = Field(pattern=r"^[./~]")
+    source: str = Field(pattern=r"^[./~][^\x00-\x1f]{0,3999}$")
     """A folder beside the recipe with prompts.jsonl and pictures: ./calibration."""
 
 
@@ -131,7 +133,7 @@ class Precision(StrictModel):
 class Recipe(StrictModel):
     """One build, described completely: equal recipes and checkpoints give equal bytes."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")
     """Name of the artifact and default directory under artifacts/; default the file's name. Never inherited."""
     description: str = ""
     """One line for `recipes list`. Never inherited."""

@@ -16,11 +16,15 @@ from typing import Any
 import yaml
 
 from ..errors import RecipeError, first_line
+from ..output import is_file_name
 
 EXTENDS = "extends"
 NOT_INHERITED = ("name", "description")  # identify one file
 DIRECTORY_BLOCKS = ("checkpoint", "calibration")  # whose `source` may be a directory, relative to the file
 METHOD = "method"  # a block that names one inherits nothing: the settings of another method mean nothing to it
+LARGEST_FILE = 200_000  # bytes; shipped recipes have at most 2,000
+MOST_VALUES = 20_000  # in a recipe
+LONGEST_CHAIN = 20  # recipes that extend one another
 KeyPath = tuple[str, ...]
 
 
@@ -46,14 +50,31 @@ class MergedRecipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and keeps dates as text."""
+    """SafeLoader that refuses duplicate keys and what aliases repeat without end, and keeps dates as text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - SafeLoader declares it so
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            count_nodes(node)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):  # `!!int x`, `!!bool x`
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"not a value of type {kind}", node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "not a mapping", node.start_mark)
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value == "<<":
@@ -64,6 +85,56 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def count_nodes(node: yaml.Node) -> int:
+    """How many values a node stands for, each alias counted as what it repeats.
+
+    Raises:
+        ConstructorError: they are too many, a value contains itself, or a text has half a surrogate pair.
+    """
+    counts: dict[int, int] = {}  # of nodes that were counted whole
+    path = [(node, _children(node))]
+    sums = {id(node): 1}  # of the nodes on the path
+    while path:
+        parent, children = path[-1]
+        child = next(children, None)
+        if child is None:
+            path.pop()
+            counts[id(parent)] = count = sums.pop(id(parent))
+            if not path:
+                return count
+            parent = path[-1][0]
+        elif id(child) in sums:
+            raise yaml.constructor.ConstructorError(None, None, "a value contains itself", parent.start_mark)
+        elif id(child) in counts:
+            count = counts[id(child)]
+        else:
+            path.append((child, _children(child)))
+            sums[id(child)] = 1
+            continue
+        sums[id(parent)] += count
+        if sums[id(parent)] > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(None, None, f"over {MOST_VALUES} values", parent.start_mark)
+    return 0
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    """The nodes in a node; of a text, which has none, the characters are checked."""
+    if isinstance(node, yaml.ScalarNode):
+        if not is_encodable(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "half a surrogate pair", node.start_mark)
+        return
+    for entry in node.value:
+        yield from entry if isinstance(entry, tuple) else (entry,)
+
+
+def is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_merged(file: Path, children: tuple[Path, ...] = ()) -> MergedRecipe:
@@ -83,6 +154,12 @@ def read_merged(file: Path, children: tuple[Path, ...] = ()) -> MergedRecipe:
     else:
         if not isinstance(base, str):
             raise RecipeError(f"{file}: {EXTENDS}: must be a file name", "Write extends: tiny.yaml")
+        if not is_file_name(base):
+            raise RecipeError(f"{file}: {EXTENDS}: is not the name of a file", "Write extends: tiny.yaml")
+        if len(chain) > LONGEST_CHAIN:
+            raise RecipeError(
+                f"{file}: {EXTENDS}: over {LONGEST_CHAIN} recipes one on another", "Extend an earlier one"
+            )
         parent = Path(os.path.normpath(file.parent / base))
         if any(parent.resolve() == path.resolve() for path in chain):
             circle = " extends ".join(path.name for path in (*chain, parent))
@@ -110,6 +187,8 @@ def read_mapping(file: Path) -> dict[str, Any]:
         RecipeError: unreadable, not UTF-8, a syntax error (with its line), a duplicate key, or not a mapping.
     """
     try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise RecipeError(f"{file}: over {LARGEST_FILE} bytes", "Name a recipe (*.yaml)")
         data = yaml.load(file.read_text("utf-8"), _Loader)
     except UnicodeDecodeError:
         raise RecipeError(f"{file}: not a text file in UTF-8", "Name a recipe (*.yaml)") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, first_line, is_panic
 
 INCOMPLETE = "\ufffd"  # the decoding of bytes that are not yet a whole character
 
@@ -39,8 +39,10 @@ class Tokenizer:
                 raise TypeError("tokenizer_config.json is not a JSON object")
         except OSError as error:
             raise ArtifactError(f"{error.filename}: {error.strerror}", "Rebuild the artifact") from error
-        except Exception as error:  # the tokenizers package raises bare Exception
-            raise ArtifactError(f"{path}: not a tokenizer ({error})", "Rebuild the artifact") from error
+        except BaseException as error:  # the tokenizers package raises bare Exception
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise ArtifactError(f"{path}: not a tokenizer ({first_line(error)})", "Rebuild the artifact") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.special = special_tokens(self.config)

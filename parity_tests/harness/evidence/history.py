@@ -5,17 +5,23 @@ Each line is a JSON object; new lines are appended whole. Knows evidence and lin
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_export.console import say
+from qwen3vl_export.errors import first_line
 from qwen3vl_export.evidence import Evidence, Hardware, Number
 from qwen3vl_export.json_form import from_json, to_json
 
 NAME = "parity-history.jsonl"
+LONGEST_LINE = 1_000_000  # characters; ours have some thousand
+ADVICE = "The evidence is complete without it; choose another file with --history"
 
 
 @dataclass(frozen=True)
@@ -57,26 +63,52 @@ def past_run(evidence: Evidence) -> PastRun:
     return PastRun(**derived, **copied)
 
 
-def append(path: Path, evidence: Evidence) -> None:
-    """Add the line of a verification that has just ended."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = (to_json(past_run(evidence)) + "\n").encode()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def record(path: Path, evidence: Evidence) -> list[PastRun]:
+    """Add the line of a verification that has just ended, and return those of its artifact.
+
+    The verdict does not depend on the history: what is wrong with it is a warning.
+    """
     try:
-        os.write(file, data)
+        append(path, evidence)
+    except OSError as error:
+        say(f"warning: {path}: the history cannot be written ({first_line(error)}). {ADVICE}")
+    try:
+        return of_artifact(path, evidence.artifact)
+    except OSError as error:
+        say(f"warning: {path}: the history cannot be read ({first_line(error)}). {ADVICE}")
+        return []
+
+
+def append(path: Path, evidence: Evidence) -> None:
+    """Add a line; begins a new one if the last one was cut short.
+
+    Raises:
+        OSError: it cannot be written, or is no regular file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    data = (to_json(past_run(evidence)) + "\n").encode()
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        os.write(file, data if not end or os.pread(file, 1, end - 1) == b"\n" else b"\n" + data)
     finally:
         os.close(file)
 
 
 def of_artifact(path: Path, artifact: str) -> list[PastRun]:
-    """The lines about one artifact, oldest first; lines that cannot be read are ignored."""
+    """The lines about one artifact, oldest first; lines that cannot be read are ignored.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     return [run for run in read(path) if run.artifact == artifact] if path.is_file() else []
 
 
 def read(path: Path) -> Iterator[PastRun]:
     """Every line that can be read."""
-    for line in path.read_text("utf-8", "replace").splitlines():
-        try:
-            yield from_json(PastRun, line)
-        except ValueError:
-            continue
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        while line := lines.readline(LONGEST_LINE):
+            with suppress(ValueError):
+                yield from_json(PastRun, line)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from parity_tests.fixtures.paths import DOCS, FIXTURES
+from parity_tests.fixtures.standin import artifact_without_graphs
 from parity_tests.harness.cases.matrix import load_matrix
 from parity_tests.harness.diagnosis.layer_trace import Trail
 from parity_tests.harness.evidence import history
@@ -25,6 +28,7 @@ from parity_tests.harness.evidence.schema import schema_text
 from parity_tests.harness.evidence.sections import short
 from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
+from parity_tests.harness.verify import write_evidence
 from qwen3vl_export.evidence import CheckpointSource, Evidence, Point, Summary, summarize
 from qwen3vl_export.json_form import from_json, from_values, to_json, to_values
 
@@ -272,3 +276,63 @@ def test_a_trail_says_what_agrees_before_it() -> None:
         "The last value that agrees: decoder layer 0, mlp.up_proj (MatMul)"
     )
     assert TRAIL.record.unmatched == ("lm_head",)
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def no_text(path: Path) -> None:
+    path.write_bytes(b"\xff\0" * 99 + b"{")
+
+
+def other_values(path: Path) -> None:
+    path.write_text("[1]\nnull\n" + "[" * 99_999 + '\n{"artifact": "tiny"}\n' + "x" * 2_000_000 + "\n")
+
+
+def a_file_in_place_of_its_folder(path: Path) -> None:
+    path.parent.rmdir()
+    path.parent.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("damage", "is_written"),
+    [
+        (a_directory, False),
+        (a_pipe, False),
+        (a_file_in_place_of_its_folder, False),
+        (no_text, True),
+        (other_values, True),
+    ],
+)
+def test_a_history_that_cannot_be_used_is_a_warning_and_the_evidence_is_there(
+    damage: Callable[[Path], None], is_written: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "history.jsonl"
+    damage(log)
+    (tmp_path / "tiny").mkdir()
+    artifact = artifact_without_graphs(tmp_path / "tiny")
+    write_evidence(artifact, GOOD, load_matrix(), log)
+    assert from_json(Evidence, artifact.evidence_path("parity.json").read_bytes()) == GOOD.evidence()
+    assert artifact.evidence_path("parity.xml").is_file() and artifact.evidence_path("parity.html").is_file()
+    said = capsys.readouterr().out
+    assert ("warning: " in said and str(log) in said and "--history" in said) is not is_written
+    if is_written:
+        assert [run.artifact for run in history.of_artifact(log, GOOD.artifact)] == [GOOD.artifact]
+
+
+def test_the_evidence_is_written_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = artifact_without_graphs(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(history, "record", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_evidence(artifact, GOOD, load_matrix(), tmp_path / "history.jsonl")
+    assert from_json(Evidence, artifact.evidence_path("parity.json").read_bytes()) == GOOD.evidence()

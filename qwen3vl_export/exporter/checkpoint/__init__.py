@@ -24,7 +24,7 @@ from .adapter.config import CONFIG as ADAPTER
 from .adapter.merge import Weights
 from .config import Config, read_config
 from .experts import orient_experts, stack_experts
-from .files import INDEX, SETTINGS, StoredWeights, check_links, files_read, stored_weights
+from .files import INDEX, SETTINGS, StoredWeights, check_settings_files, files_read, stored_weights
 from .formats import find_settings, restore_tensors
 from .formats.settings import QuantizationConfig
 from .ignored import warn_of_ignored
@@ -252,5 +252,5 @@ def _open(root: Path, source: str, revision: str, trained: frozenset[Path]) -> C
         return _open_source(base, base_revision, trained=trained | {root}).adapted([adapter])
     refuse_placeholders([root / name for name in (*SETTINGS, INDEX)])
     refuse_placeholders(sorted(root.glob("*.safetensors")))
-    check_links(root)
+    check_settings_files(root)
     return Checkpoint(root, source, revision, read_config(root))

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from ...artifact import lies_inside
 from ...errors import CheckpointError
+from ...json_form import shown
+from ...output import is_file_name
 from .safetensors_file import StoredTensor, stored_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -31,6 +33,8 @@ SETTINGS = (  # what transformers reads of a model, its tokenizer and its proces
     "added_tokens.json",
     "special_tokens_map.json",
 )
+MOST_FILES = 10_000  # of one checkpoint; the largest published one has 118
+LARGEST_SETTINGS = 500_000_000  # bytes of a settings file or an index; the largest tokenizer takes 12 million
 OTHER_FORMATS = {  # -> what to do
     ("pytorch_model*.bin",): "Convert it: load it with transformers and save it with model.save_pretrained(DIR)",
     ("*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack"): "Use the safetensors files of the checkpoint it was made from",
@@ -96,6 +100,8 @@ def read_index(path: Path) -> dict[str, str]:
         weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise TypeError("weight_map does not map tensors to files")
+        if len(set(weight_map.values())) > MOST_FILES:
+            raise ValueError(f"weight_map names over {MOST_FILES} files")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors index ({error})", "Download it again") from error
     return dict(weight_map)
@@ -134,8 +140,9 @@ def files_read(root: Path) -> list[Path]:
     return [*settings_files(root), *([entry] if entry.suffix == ".json" else []), *weight_files(root)]
 
 
-def check_links(root: Path) -> None:
-    """Refuse settings, which a build copies into the artifact, and an index that are links to files elsewhere.
+def check_settings_files(root: Path) -> None:
+    """Refuse settings, which a build copies into the artifact, and an index that are links to files elsewhere, or too
+    large to be read whole.
 
     Links of the Hub's cache are none of those, and weights may be stored on another disk.
 
@@ -143,6 +150,8 @@ def check_links(root: Path) -> None:
         CheckpointError: one is.
     """
     for file in _files(root, (*SETTINGS, INDEX)):
+        if file.stat().st_size > LARGEST_SETTINGS:
+            raise CheckpointError(f"{file}: over {LARGEST_SETTINGS} bytes", "Download the checkpoint again")
         if not lies_inside(root, _name(root, file), root):
             raise CheckpointError(f"{file}: is a link to a file outside the checkpoint's directory", "Copy it here")
 
@@ -157,8 +166,9 @@ def _name(root: Path, file: Path) -> str:
 
 def _inside(root: Path, name: str, source: Path) -> Path:
     """The file of this name in the directory; `source` is the file that names it."""
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not is_file_name(name):
         raise CheckpointError(
-            f"{source}: names {name!r}, which is outside the checkpoint's directory", "Download the checkpoint again"
+            f"{source}: names '{shown(name)}', which is no file inside the checkpoint's directory",
+            "Download the checkpoint again",
         )
     return root / name

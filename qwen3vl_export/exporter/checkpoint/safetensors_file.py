@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, first_line
 
 WEIGHT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = WEIGHT_DTYPES | {  # of what else a file may hold
@@ -74,7 +74,9 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
         with safe_open(file, framework="pt"):
             pass  # checks the header against itself and against the file's length
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file ({error})", DOWNLOAD_AGAIN) from error
+        raise CheckpointError(
+            f"{file}: not a readable safetensors file ({first_line(error)})", DOWNLOAD_AGAIN
+        ) from error
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ....errors import CheckpointError, Qwen3VLExportError, first_line
+from ....errors import CheckpointError, Qwen3VLExportError, first_line, is_panic
 from ..files import settings_files
 
 Json = Mapping[str, Any]
@@ -51,7 +51,9 @@ def refuse(where: Path | str, kind: str, advice: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # transformers raises many types, tokenizers bare Exception
+    except BaseException as error:  # transformers raises many types, tokenizers bare Exception
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         reason = error.what if isinstance(error, Qwen3VLExportError) else first_line(error)
         reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
         raise CheckpointError(f"{where}: {kind} cannot be read ({reason})", advice) from error

@@ -83,7 +83,8 @@ def tokenizer_bytes(tokenizer: Any, root: Path) -> bytes:
     built = tokenizer.backend_tokenizer.to_str(pretty=True)
     path = root / TOKENIZER
     if path.is_file():
-        stored = tokenizers.Tokenizer.from_file(str(path)).to_str()
+        with refuse(path, "it", "Take the tokenizer's files from the published checkpoint"):
+            stored = tokenizers.Tokenizer.from_file(str(path)).to_str()
         if essence(json.loads(stored)) == essence(json.loads(built)):
             return path.read_bytes()
     values = json.loads(built)

@@ -1,0 +1,194 @@
+"""Damaged and hostile checkpoints: whatever a file holds, opening ends in seconds, well or with one line.
+
+Each kind of file is spoilt at every place with every type of value; what is not refused must be read whole.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parity_tests.fixtures.paths import TINY
+from qwen3vl_export.errors import CheckpointError
+from qwen3vl_export.exporter.checkpoint import files, open_checkpoint
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DEEP = "DEEP"  # stands for lists nested too deeply for any reader
+VALUES: tuple[Any, ...] = (
+    *(None, True, 0, -1, 10**7, 2**31, 10**30, 1.5, 1e308, float("nan"), "", "x", "\ud800", "a\0b"),
+    *([], [1], ["x"], [[1]], {}, {"a": 1}, DEEP),
+)
+CASES = 30  # of each file, chosen at random and the same every time
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value inside a JSON value, and of itself; of a list, its first item stands for all."""
+    yield place
+    children = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*place, key))
+
+
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    if not place:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[place[0]] = replaced(value[place[0]], place[1:], new)
+    return copy
+
+
+def to_text(value: Any) -> bytes:
+    return json.dumps(value).replace(f'"{DEEP}"', "[" * 9999 + "]" * 9999).encode()
+
+
+def checkpoint_with(root: Path, name: str, content: bytes) -> Path:
+    """A copy of the tiny checkpoint with one other file; its weights are a link."""
+    shutil.copytree(TINY, root, ignore=shutil.ignore_patterns(WEIGHTS))
+    if not name.startswith(WEIGHTS.split(".")[0]):
+        (root / WEIGHTS).symlink_to(TINY / WEIGHTS)
+    (root / name).write_bytes(content)
+    return root
+
+
+def read_whole(root: Path) -> str:
+    """What opening a checkpoint says, whatever it is asked for; "" if it is read."""
+    started = time.process_time()
+    try:
+        checkpoint = open_checkpoint(str(root))
+        assert checkpoint.facts and checkpoint.tensors and checkpoint.settings
+        assert isinstance(checkpoint.warnings, list) and isinstance(checkpoint.tied, bool) and checkpoint.provenance()
+        said = ""
+    except CheckpointError as error:
+        said = str(error)
+    assert "\n" not in said and len(said) < 2000 and time.process_time() - started < 5
+    return said
+
+
+def spoilt_files(name: str) -> list[bytes]:
+    """A JSON file of the tiny checkpoint, spoilt in `CASES` ways; as a whole, and inside."""
+    values = json.loads((TINY / name).read_text("utf-8"))
+    inside = [(place, value) for place in places(values) for value in VALUES if place]
+    random.Random(0).shuffle(inside)
+    return [to_text(replaced(values, place, value)) for place, value in [*(((), v) for v in VALUES), *inside][:CASES]]
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"]
+)
+def test_settings_of_any_type_are_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    said = [
+        read_whole(checkpoint_with(tmp_path / str(index), name, content))
+        for index, content in enumerate(spoilt_files(name))
+    ]
+    assert sum(map(bool, said)) > CASES / 4
+
+
+def test_a_tokenizer_that_its_own_library_cannot_read_is_refused(tmp_path: Path) -> None:
+    values = json.loads((TINY / "tokenizer.json").read_text("utf-8"))
+    changes: dict[tuple[Any, ...], Any] = {
+        ("added_tokens", 0, "id"): -1,
+        ("added_tokens",): "",
+        ("model", "merges"): {},
+        ("model", "continuing_subword_prefix"): "a\0b",  # its Rust code panics
+    }
+    for index, (place, value) in enumerate(changes.items()):
+        root = checkpoint_with(tmp_path / str(index), "tokenizer.json", to_text(replaced(values, place, value)))
+        assert "tokenizer" in read_whole(root)
+
+
+def test_millions_of_layers_are_refused_at_once(tmp_path: Path) -> None:
+    values = json.loads((TINY / "config.json").read_text("utf-8"))
+    for place, count in ((("text_config", "num_hidden_layers"), 10**7), (("vision_config", "depth"), 10**12)):
+        root = checkpoint_with(tmp_path / place[0], "config.json", to_text(replaced(values, place, count)))
+        assert f"{'.'.join(place)} is {count}, a whole number from 1 to 1000 is needed" in read_whole(root)
+
+
+NAME = "model.language_model.norm.weight"
+MAPS: tuple[Any, ...] = (
+    *VALUES,
+    *({"weight_map": value} for value in VALUES),
+    *({"weight_map": {NAME: value}} for value in VALUES),
+    *({"weight_map": {NAME: name}} for name in ("../x", "/etc/passwd", "a/../../b", ".", "", "x" * 9999, WEIGHTS)),
+    {"weight_map": {f"t{index}": f"f{index}" for index in range(files.MOST_FILES + 1)}},
+)
+
+
+def test_an_index_of_any_type_is_refused_in_one_line(tmp_path: Path) -> None:
+    for index, value in enumerate(MAPS):
+        assert read_whole(checkpoint_with(tmp_path / str(index), INDEX, to_text(value))), value
+
+
+def safetensors(header: bytes, length: int | None = None) -> bytes:
+    """A safetensors file of the tiny checkpoint's bytes under another header."""
+    stored = (TINY / WEIGHTS).read_bytes()
+    data = stored[8 + int.from_bytes(stored[:8], "little") :]
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def tiny_header() -> dict[str, Any]:
+    stored = (TINY / WEIGHTS).read_bytes()
+    header: dict[str, Any] = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
+    return header
+
+
+HEADERS: dict[str, tuple[bytes, int | None]] = {
+    "empty": (b"", None),
+    "no JSON": (b"\xff" * 9, None),
+    "deep": (b"[" * 99_999, None),
+    "deep objects": (b'{"a":' * 9999 + b"1" + b"}" * 9999, None),
+    "huge": (b"{}", 2**63),
+    "of the whole file": (b"{}", (TINY / WEIGHTS).stat().st_size),
+    "a long name": (json.dumps({"k" * 10**6: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode(), None),
+    **{f"{value!r:.20}": (to_text(value), None) for value in VALUES},
+}
+
+
+@pytest.mark.parametrize(("header", "length"), HEADERS.values(), ids=HEADERS)
+def test_a_header_of_any_form_is_refused_in_one_line(header: bytes, length: int | None, tmp_path: Path) -> None:
+    assert read_whole(checkpoint_with(tmp_path / "tiny", WEIGHTS, safetensors(header, length)))
+
+
+OFFSETS = ([-1, 0], [5, 1], [0, 2**63], [2**62, 2**63], [0], [0, 1, 2], [None, None], ["a", "b"], [1.0, 2.0], [0, 512])
+SHAPES = ([-128], [2**31] * 5, [1.5], ["x"], [[128]], [0], [], [127], [None])
+DTYPES = ("F4", "F8_E8M0", "C64", "f32", "", None, 3, ["F32"], {})
+
+
+@pytest.mark.parametrize("key", ["data_offsets", "shape", "dtype"])
+def test_entries_of_any_form_are_refused_in_one_line(key: str, tmp_path: Path) -> None:
+    header = tiny_header()
+    lists: dict[str, tuple[Any, ...]] = {"data_offsets": OFFSETS, "shape": SHAPES, "dtype": DTYPES}
+    for index, value in enumerate((*lists[key], *VALUES)):
+        changed = to_text({**header, NAME: {**header[NAME], key: value}})
+        assert read_whole(checkpoint_with(tmp_path / str(index), WEIGHTS, safetensors(changed))), value
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    header = tiny_header()
+    changed = to_text({**header, "extra": header[NAME]})
+    assert "not a readable safetensors file" in read_whole(
+        checkpoint_with(tmp_path / "t", WEIGHTS, safetensors(changed))
+    )
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "config.json", INDEX])
+def test_links_that_leave_the_directory_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    root = checkpoint_with(tmp_path / "tiny", "README.md", b"")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to("../secret")
+    assert f"{root / name}: is a link to a file outside the checkpoint's directory" in read_whole(root)
+
+
+def test_settings_too_large_to_read_are_refused(tmp_path: Path) -> None:
+    root = checkpoint_with(tmp_path / "tiny", "README.md", b"")
+    with (root / "tokenizer.json").open("r+b") as file:
+        file.truncate(files.LARGEST_SETTINGS + 1)  # a hole: takes no space
+    assert "tokenizer.json: over 500000000 bytes" in read_whole(root)
