@@ -5,6 +5,7 @@ Imports nothing before it can end Ctrl-C and unforeseen errors in one line: impo
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -18,12 +19,13 @@ def main() -> None:
 
         app()
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted\n")
+        os.write(2, b"error: interrupted\n")
         sys.exit(130)
     except Exception as error:  # while importing; the commands handle their own
-        from .cli.crash import CRASHED, report_crash
+        from .cli.crash import CRASHED, debugging, print_without_console, report_crash, trace_of
 
-        sys.stderr.write(f"error: {report_crash(error)}\n")
+        trace = trace_of(error) if debugging() else ""
+        print_without_console(f"{trace}error: {report_crash(error)}")
         sys.exit(CRASHED)
 
 

@@ -91,6 +91,11 @@ def print_error(text: str) -> None:
     console(stderr=True).print(f"[bold red]error:[/] [red]{escape(line)}[/]", soft_wrap=True)
 
 
+def print_lines(text: str) -> None:
+    """Print plain text of several lines to standard error, such as a traceback."""
+    console(stderr=True).print(text.rstrip("\n"), markup=False, soft_wrap=True)
+
+
 def write(text: str) -> None:
     """Write text that is data to standard output, at once: harmless on a terminal, exact in a pipe."""
     sys.stdout.write(neutralize(text) if sys.stdout.isatty() else text)

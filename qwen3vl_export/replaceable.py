@@ -19,8 +19,7 @@ from typing import Any, NoReturn
 
 from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, TOOL, evidence_name
 from .errors import BuildError, SpaceError, errno_of, first_line
-from .output import FULL, replace_directory, settle_replaced
-from .workspace import remove_abandoned, workspace
+from .output import FULL, remove_abandoned, replace_directory, settle_replaced, workspace
 
 BUILDING = "artifact"  # in the temporary directory
 

@@ -31,14 +31,24 @@ def debugging() -> bool:
 def report_crash(error: BaseException) -> str:
     """What to print about an error: what it is, and where its traceback is."""
     what = f"unforeseen {type(error).__name__} ({first_line(error)}), a bug of qwen3vl-export or a library."
-    trace = "".join(traceback.format_exception(error))
     if debugging():
-        sys.stderr.write(trace)
         return f"{what} Please report it with the traceback above"
-    log = write_log(trace)
+    log = write_log(trace_of(error))
     if log is None:
         return f"{what} Please report it with its traceback, which {DEBUG_VARIABLE}=1 shows: no log could be written"
     return f"{what} Please report it with {log}, or see the traceback with {DEBUG_VARIABLE}=1"
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback of an error."""
+    return "".join(traceback.format_exception(error))
+
+
+def print_without_console(text: str) -> None:
+    """Print lines to standard error where importing the console may be what failed; ASCII, the rest as escapes."""
+    lines = [line.encode("unicode_escape") + b"\n" for line in text.splitlines()]
+    with suppress(OSError):
+        os.write(2, b"".join(lines))
 
 
 def write_log(trace: str) -> Path | None:

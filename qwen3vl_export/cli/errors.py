@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ..console import one_line, print_error
+from ..console import one_line, print_error, print_lines
 from ..errors import InputError, Qwen3VLExportError, errno_of
-from .crash import CRASHED, debugging, report_crash
+from .crash import CRASHED, debugging, report_crash, trace_of
 from .streams import silence
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, from where this typer has it
@@ -62,8 +61,7 @@ class Commands(TyperGroup):
     """The command group, which ends whatever a command raises in one line and an exit code."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        # Parses the options of the group; prints --help and --version.
-        with ended_in_one_line(lambda: ""), neutralized_usage():
+        with ended_in_one_line(lambda: ""), neutralized_usage():  # prints --help and --version, too
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
@@ -97,8 +95,8 @@ def ended_in_one_line(command: Callable[[], str]) -> Iterator[None]:
         if isinstance(error, OSError) or is_closed_pipe(error):
             silence(sys.stdout)
         with suppress(OSError):  # standard error is closed or full, too
-            if debugging() and code not in (INTERRUPTED, CRASHED):
-                traceback.print_exception(error)
+            if debugging() and code != INTERRUPTED:
+                print_lines(trace_of(error))
             if line:
                 print_error(line)
         raise typer.Exit(code) from None

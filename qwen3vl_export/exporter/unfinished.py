@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import BuildError, Qwen3VLExportError, SpaceError, errno_of
-from ..output import FULL, REPLACED, replace_directory, settle_replaced
+from ..output import FULL, REPLACED, lock_directory, replace_directory, settle_replaced
 from ..replaceable import BUILDING, check_inputs, check_output
-from ..workspace import lock_directory
 
 JOURNAL = "journal.jsonl"  # in the directory of an unfinished build
 NOTE = "README.txt"  # says whose directory it is, to people and to the next build

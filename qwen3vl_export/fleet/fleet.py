@@ -17,8 +17,8 @@ from pathlib import Path
 from ..console import say
 from ..errors import FleetError
 from ..hub import SCHEME
+from ..output import remove_abandoned, workspace
 from ..replaceable import check_output
-from ..workspace import remove_abandoned, workspace
 from .account import JobStatus, emit_end, statuses_of, store_failures
 from .address import tools
 from .events import Events

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ..artifact import MANIFEST, SUMMARY
 from ..errors import CheckpointError, PublishError, Qwen3VLExportError, SpaceError, errno_of
 from ..hash_cache import sha256_file
-from ..workspace import remove_abandoned, workspace
+from ..output import remove_abandoned, workspace
 from .address import revision_of, tools
 from .estimate import estimate
 from .graph import LAST, Kind, Task

@@ -20,9 +20,8 @@ from ..artifact import STATEMENT, open_artifact
 from ..console import format_size
 from ..errors import PublishError, SpaceError, errno_of, first_line
 from ..hub import REPOSITORY, SCHEME, TIMEOUT
-from ..output import FULL, link
+from ..output import FULL, link, remove_abandoned, workspace
 from ..replaceable import check_output, whole_directory
-from ..workspace import remove_abandoned, workspace
 from .provenance import sign
 from .publication import Publication, prepare
 from .verify_artifact import NOT_FETCHED, verify_artifact

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwen3vl_export import output, workspace
+from qwen3vl_export import output
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.unfinished import resumable_directory
 from qwen3vl_export.output import whole_file
@@ -182,7 +182,7 @@ def test_what_cannot_be_deleted_is_named(
 def test_what_has_a_temporary_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = tmp_path / ".out.building-0123456789ab"
     (taken / "deep").mkdir(parents=True)
-    monkeypatch.setattr(workspace.uuid, "uuid4", lambda: SimpleNamespace(hex="0123456789ab" * 3))
+    monkeypatch.setattr(output.uuid, "uuid4", lambda: SimpleNamespace(hex="0123456789ab" * 3))
     with pytest.raises(FileExistsError), whole_directory(tmp_path / "out"):
         raise AssertionError("must not get here")
     assert (taken / "deep").is_dir()

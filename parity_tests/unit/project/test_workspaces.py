@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from parity_tests.fixtures.paths import ROOT
-from qwen3vl_export.workspace import NOTE, NOTE_TEXT, is_workspace, lock_directory, remove_abandoned, workspace
+from qwen3vl_export.output import NOTE, NOTE_TEXT, is_workspace, lock_directory, remove_abandoned, workspace
 
 PREFIX = ".out.building-"
 NAME = f"{PREFIX}0123456789ab"
@@ -51,7 +51,7 @@ def test_a_workspace_is_gone_however_it_ends(tmp_path: Path, error: BaseExceptio
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from qwen3vl_export.workspace import workspace\n"
+        "import os, signal, sys; from pathlib import Path; from qwen3vl_export.output import workspace\n"
         "with workspace(Path(sys.argv[1]), sys.argv[2]) as directory:\n"
         "    (directory / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
