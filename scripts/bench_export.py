@@ -3,6 +3,7 @@
     python scripts/bench_export.py run --size 2b --precision float16 --precision int4 --peer transformers --peer genai
     python scripts/bench_export.py run --size 30b-a3b --precision int4 --zeros      zeros cost no disk
     python scripts/bench_export.py run --size 235b-a22b --precision float32 --zeros --plan
+    python scripts/bench_export.py forms --size 8b --form fp8 --form gptq      quantized and adapted; zeros
     python scripts/bench_export.py chart docs/bench/export.json
 
 A checkpoint of the published shapes is written to a temporary directory, random unless `--zeros` is said. Every build
@@ -49,6 +50,7 @@ PRECISIONS: dict[str, str] = {  # recipe text after `extends`
     # What the genai builder writes: no vision encoder.
     "int4-text": EMBEDDINGS_AND_DECODER.format("int4") + "\ngraphs: [embed_tokens, decoder_model_merged]",
 }
+TINY = ROOT / "recipes" / "checkpoints" / "tiny"
 COPIED = ("float32", "float16", "bfloat16")  # precisions that do little more to a byte than cp
 TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai")
 LIMIT = 2 << 30  # bytes of peak memory of a build
@@ -153,26 +155,17 @@ def run(
     from parity_tests.fixtures.official import config, write_sparse_checkpoint
 
     console = Console(highlight=False, soft_wrap=True)
-    tools = {tool: found for tool in TOOLS if (found := version_of(tool))}
-    about = {"cpu": cpu_name(), "python": platform.python_version(), **tools}
+    about = machine()
     console.print(", ".join(f"{key} {value}" for key, value in {"size": size, **about}.items()))
     key = f"{size}{' zeros' if zeros else ''}{' plan' if plan else ''}"
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        of = config(size)
-        of.architectures = ["Qwen3VLForConditionalGeneration"]  # which a peer goes by
-        settings_of = ROOT / "recipes" / "checkpoints" / "tiny"
-        for token, number in json.loads((settings_of / "config.json").read_text()).items():
-            if token.endswith("_token_id"):  # calibration looks them up in the tokenizer
-                setattr(of, token, number)
-        checkpoint = write_sparse_checkpoint(Path(folder) / "checkpoint", of, settings_of)
+        checkpoint = write_sparse_checkpoint(Path(folder) / "checkpoint", with_tiny_tokens(config(size)), TINY)
         if not zeros:
             fill(checkpoint)
         for name in [*(precision or ([] if peer else ["float16", "int4"])), *(peer or [])]:
             command, settings = name, [checkpoint]
             if name in PRECISIONS:
-                recipe = Path(folder) / f"bench-{name}.yaml"
-                base = ROOT / "recipes" / f"qwen3-vl-{size}-instruct.yaml"
-                recipe.write_text(f"extends: {base}\n{PRECISIONS[name]}\n")
+                recipe = write_recipe(Path(folder), size, name)
                 command, settings = "plan" if plan else "ours", [recipe, checkpoint]
             made = Path(folder) / name
             copying = name in COPIED and not (zeros or plan)
@@ -181,6 +174,47 @@ def run(
             console.print(line(name, found))
             if out is not None:
                 add(out, about, key, {name: found})
+
+
+@app.command()
+def forms(
+    size: Annotated[str, typer.Option(help="As of run; a mixture for single-experts.")] = "8b",
+    form: Annotated[list[str] | None, typer.Option(help="Of parity_tests/fixtures/sparse_forms.py.")] = None,
+    precision: Annotated[str, typer.Option(help=f"Of {', '.join(PRECISIONS)}.")] = "bfloat16",
+    layers: Annotated[int | None, typer.Option(help="Layers of the text; all by default.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Where to write; needs room for the artifact.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Add the figures to this JSON file.")] = None,
+) -> None:
+    """Build from checkpoints of zeros in other forms than the published one, and print what it took."""
+    from parity_tests.fixtures.official import config
+    from parity_tests.fixtures.sparse_forms import write_sparse_form
+
+    console = Console(highlight=False, soft_wrap=True)
+    key = f"{size} zeros{f', {layers} layers' if layers is not None else ''}"
+    for name in form or []:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            recipe = write_recipe(Path(folder), size, precision)
+            source = write_sparse_form(Path(folder) / "source", name, with_tiny_tokens(config(size, layers)))
+            figures = measured("ours", recipe, source, Path(folder) / "artifact")
+        console.print(line(name, figures))
+        if out is not None:
+            add(out, machine(), key, {f"{name} to {precision}": figures})
+
+
+def with_tiny_tokens(model_config: Any) -> Any:
+    """The configuration with the token ids of the tiny model's tokenizer, in which calibration looks them up."""
+    for token, number in json.loads((TINY / "config.json").read_text()).items():
+        if token.endswith("_token_id"):
+            setattr(model_config, token, number)
+    return model_config
+
+
+def write_recipe(folder: Path, size: str, precision: str) -> Path:
+    """The recipe of a published size in a precision of `PRECISIONS`."""
+    recipe = folder / f"bench-{precision}.yaml"
+    base = ROOT / "recipes" / f"qwen3-vl-{size}-instruct.yaml"
+    recipe.write_text(f"extends: {base}\n{PRECISIONS[precision]}\n")
+    return recipe
 
 
 def one(command: str, settings: list[Path], made: Path, copying: bool) -> dict[str, Any]:
@@ -201,6 +235,12 @@ def add(out: Path, about: Mapping[str, str], key: str, figures: Mapping[str, Any
     known["builds"].setdefault(key, {}).update(figures)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on: the processor and the versions of the tools."""
+    tools = {tool: known for tool in TOOLS if (known := version_of(tool))}
+    return {"cpu": cpu_name(), "python": platform.python_version(), **tools}
 
 
 def version_of(tool: str) -> str | None:
