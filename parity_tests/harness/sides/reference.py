@@ -136,8 +136,11 @@ class Reference:
         start = time.perf_counter()
         for neighbour in self.neighbours:
             neighbour.unload()
-        load = stream_model if self.streamed else load_model
-        loaded = load(self.checkpoint, self.adapters, self.change)
+        loaded: WholeModel | StreamedModel
+        if self.streamed:
+            loaded = stream_model(self.checkpoint, self.adapters, self.change)
+        else:
+            loaded = WholeModel(load_model(self.checkpoint, self.adapters), self.change)
         self.stop_ids = eos_ids(loaded.model.generation_config)
         loaded.model.generation_config = GenerationConfig(do_sample=False)
         self.seconds += time.perf_counter() - start

@@ -54,7 +54,7 @@ class WholeModel:
         return value.detach()
 
 
-def load_model(checkpoint: Path, adapters: Sequence[Path] = (), change: Change | None = None) -> WholeModel:
+def load_model(checkpoint: Path, adapters: Sequence[Path] = ()) -> Any:
     """The checkpoint's model with its adapters merged, weights restored if transformers cannot."""
     config, settings = read_config(checkpoint)
     weights = restored_weights(checkpoint, settings)
@@ -63,7 +63,7 @@ def load_model(checkpoint: Path, adapters: Sequence[Path] = (), change: Change |
     model = cls.from_pretrained(source, state_dict=weights, config=config, dtype=torch.float32, **EAGER)
     if weights is not None:
         set_generation_config(model, checkpoint)
-    return WholeModel(merge_adapters(model, checkpoint, adapters).eval(), change)
+    return merge_adapters(model, checkpoint, adapters).eval()
 
 
 def stream_model(checkpoint: Path, adapters: Sequence[Path] = (), change: Change | None = None) -> StreamedModel:

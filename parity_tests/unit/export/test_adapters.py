@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from parity_tests.fixtures import forms_table
 from parity_tests.fixtures.adapters import MIXTURE, TIED, UNTIED, merge_with_peft, write_adapter, write_base
 from parity_tests.fixtures.quantized_checkpoints import is_quantized, write_quantized_checkpoint
 from parity_tests.harness.sides.reference import load_model
@@ -120,6 +121,7 @@ def test_merged_weights_are_those_of_peft(kind: str, bases: dict[str, Path], tmp
     assert changed or checkpoint.tied != before.tied
     assert checkpoint.tied == (KINDS[kind][0] == TIED and kind not in UNTIES)
     assert {reader.dtype for reader in checkpoint.tensors.values()} == {torch.bfloat16}
+    forms_table.built(forms_table.ADAPTERS, kind)
 
 
 @pytest.mark.parametrize("kind", ["decoder and tower", "adapted table", "tokens", "experts", "every bias"])
@@ -275,6 +277,7 @@ def test_older_names_are_read(form: str, bases: dict[str, Path], plain: Path, tm
     assert differences(bases[TIED], [adapter]) == []
     new, old = opened(bases[TIED], [plain]), opened(bases[TIED], [adapter])
     assert all(torch.equal(new.read(name), old.read(name)) for name in new.tensors)
+    forms_table.built(forms_table.ADAPTERS, f"names: {form}")
 
 
 def test_whole_modules_are_read_under_their_older_name(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -333,6 +336,7 @@ def test_what_cannot_be_merged_is_refused(case: str, bases: dict[str, Path], pla
     with pytest.raises(CheckpointError) as error:
         _ = opened(bases[TIED], [adapter]).tensors
     assert message in str(error.value) and error.value.next
+    forms_table.refused(forms_table.ADAPTERS, case, str(error.value), adapter)
 
 
 def test_adapters_saved_by_pickle_are_refused(plain: Path, tmp_path: Path) -> None:
@@ -341,6 +345,7 @@ def test_adapters_saved_by_pickle_are_refused(plain: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is missing") as error:
         open_adapter(str(tmp_path))
     assert "save_pretrained" in error.value.next
+    forms_table.refused(forms_table.ADAPTERS, "`adapter_model.bin`", str(error.value), tmp_path)
 
 
 def test_an_adapter_is_a_directory_or_a_repository(
@@ -406,6 +411,7 @@ def test_an_adapter_as_the_checkpoint_finds_its_base(bases: dict[str, Path], pla
     assert (record["source"], record["adapters"][0]["source"]) == ("base", "adapter")
     assert set(record["adapters"][0]["files"]) == {CONFIG, WEIGHTS}
     assert set(checkpoint.files) >= {adapter / CONFIG, adapter / WEIGHTS}
+    forms_table.built(forms_table.ADAPTERS, "an adapter in place of the checkpoint", how="its base is found")
 
 
 @pytest.mark.parametrize("base", ["../gone", "", "."])

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
+from parity_tests.fixtures import forms_table
+from parity_tests.fixtures.forms_table import FILES, HEADS, NAMES, QUANTIZED
 from parity_tests.fixtures.moe_checkpoint import EXPERTS, write_moe_checkpoint
 from parity_tests.fixtures.paths import TINY
 from qwen3vl_export.errors import CheckpointError
@@ -105,24 +107,30 @@ def changed(table: Tensor, value: float) -> Tensor:
     return table
 
 
-HEADS: dict[str, tuple[Callable[[Tensor], Tensor | None], bool]] = {  # of the table -> head, whether they are tied
-    "absent": (lambda table: None, True),
-    "equal": (lambda table: table, True),
-    "another last value": (lambda table: changed(table, 7.0), False),
-    "equal in float32": (lambda table: table.float(), True),
-    "rounded away in bfloat16": (lambda table: changed(table.float(), float(table[-1, -1]) * (1 + 2**-20)), False),
-    "not a number": (lambda table: changed(table, float("nan")), False),
+STORED_HEADS: dict[
+    str, tuple[Callable[[Tensor], Tensor | None], bool]
+] = {  # of the table -> head, whether they are tied
+    "no head": (lambda table: None, True),
+    "an equal head": (lambda table: table, True),
+    "a head with another last value": (lambda table: changed(table, 7.0), False),
+    "a head equal in float32": (lambda table: table.float(), True),
+    "a head that differs beyond bfloat16": (
+        lambda table: changed(table.float(), float(table[-1, -1]) * (1 + 2**-20)),
+        False,
+    ),
+    "a head with a NaN": (lambda table: changed(table, float("nan")), False),
 }
 
 
-@pytest.mark.parametrize("form", HEADS)
+@pytest.mark.parametrize("form", STORED_HEADS)
 def test_a_head_that_differs_from_the_table_is_a_head_of_its_own(form: str, tmp_path: Path, tiny: Tensors) -> None:
-    make, tied = HEADS[form]
+    make, tied = STORED_HEADS[form]
     head = make(tiny[TABLE])
     opened, warnings = opened_and_checked(write(tmp_path, tiny if head is None else tiny | {HEAD: head}))
     assert opened.tied is tied
     assert any("tie_word_embeddings" in line and HEAD in line for line in warnings) is not tied
     assert_as_transformers(opened, torch.float32)
+    forms_table.built(HEADS, form, tmp_path, warnings, "one table" if tied else "two tables")
 
 
 def test_a_head_of_its_own_is_in_the_artifact(tmp_path: Path, tiny: Tensors) -> None:
@@ -166,6 +174,7 @@ def test_a_tied_head_without_a_table_is_the_table(tmp_path: Path, tiny: Tensors)
     opened, _ = opened_and_checked(write(tmp_path, tensors))
     assert opened.tied
     assert_as_transformers(opened)
+    forms_table.built(HEADS, "a head and no table", how="the head is the table")
 
 
 def test_the_top_of_the_config_says_whether_the_head_is_tied(tmp_path: Path, tiny: Tensors) -> None:
@@ -180,7 +189,9 @@ def test_the_top_of_the_config_says_whether_the_head_is_tied(tmp_path: Path, tin
 
 def test_a_head_of_another_shape_is_refused_as_in_transformers(tmp_path: Path, tiny: Tensors) -> None:
     root = write(tmp_path, tiny | {HEAD: tiny[TABLE][:10]})
-    assert "lm_head.weight is [10, 128], config.json asks for [544, 128]" in refusal(root)
+    message = refusal(root)
+    assert "lm_head.weight is [10, 128], config.json asks for [544, 128]" in message
+    forms_table.refused(HEADS, "a head of another shape", message, root)
     with pytest.raises(RuntimeError, match="mismatch"):
         Qwen3VLForConditionalGeneration.from_pretrained(root)
 
@@ -190,6 +201,7 @@ def test_a_single_file_hides_an_index(tmp_path: Path, tiny: Tensors) -> None:
     opened, warnings = opened_and_checked(write(tmp_path, tiny))
     assert not warnings and torch.equal(opened.read(NORM), tiny[NORM])
     assert_as_transformers(opened)
+    forms_table.built(FILES, "`model.safetensors` and an index", how="the single file; the index is not looked at")
     (tmp_path / INDEX).write_text("{")
     assert open_checkpoint(str(tmp_path)).tensors
 
@@ -201,12 +213,15 @@ def test_tensors_are_read_where_they_are_whatever_the_index_says(tmp_path: Path,
     opened, warnings = opened_and_checked(write_shards(tmp_path, first, second, index))
     assert not warnings
     assert_as_transformers(opened)
+    forms_table.built(FILES, "an index that lacks a tensor, or names another shard", how="read from where it is")
 
 
 def test_a_tensor_that_only_the_index_has_is_missing(tmp_path: Path, tiny: Tensors) -> None:
     first, second, index = split(tiny)
     del first[NORM]
-    assert f"tensor {NORM} [128] is missing" in refusal(write_shards(tmp_path, first, second, index))
+    message = refusal(write_shards(tmp_path, first, second, index))
+    assert f"tensor {NORM} [128] is missing" in message
+    forms_table.refused(FILES, "a tensor that only the index has", message, tmp_path)
 
 
 @pytest.mark.parametrize("shard", SHARDS)
@@ -225,6 +240,7 @@ def test_the_index_decides_between_two_shards(shard: str, tmp_path: Path, tiny: 
         assert torch.equal(loaded, tiny[NORM] + 1)
         (line,) = warnings
         assert NORM in line and SHARDS[0] in line and f"transformers loads {SHARDS[1]}" in line
+        forms_table.built(FILES, "a tensor in two shards", tmp_path, warnings, "the shard that the index names")
 
 
 def test_a_repeated_tensor_of_equal_values_is_no_warning(tmp_path: Path, tiny: Tensors) -> None:
@@ -242,6 +258,8 @@ def test_a_shard_outside_the_directory_is_refused(name: str, tmp_path: Path, tin
     (root / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tiny, name)}))
     message = refusal(root)
     assert repr(name) in message and "outside the checkpoint's directory" in message
+    if name == "../x.safetensors":
+        forms_table.refused(FILES, "a shard outside the directory", message, root)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "vocab.json", INDEX])
@@ -251,7 +269,9 @@ def test_settings_that_are_links_to_files_elsewhere_are_refused(name: str, tmp_p
     secret = tmp_path / "secret"
     shutil.copyfile(TINY / "config.json", secret)
     (root / name).symlink_to(secret)
-    assert f"{name}: is a link to a file outside the checkpoint's directory" in refusal(root)
+    message = refusal(root)
+    assert f"{name}: is a link to a file outside the checkpoint's directory" in message
+    forms_table.refused(FILES, f"`{name}` is a link to a file elsewhere", message, root)
 
 
 def test_links_of_the_hubs_cache_and_to_weights_are_followed(tmp_path: Path) -> None:
@@ -266,6 +286,7 @@ def test_links_of_the_hubs_cache_and_to_weights_are_followed(tmp_path: Path) -> 
     (root / WEIGHTS).unlink()
     (root / WEIGHTS).symlink_to(TINY / WEIGHTS)
     opened_and_checked(root)
+    forms_table.built(FILES, "links of the Hub's cache, linked weights", how="followed")
 
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "x" * 1000, "."])
@@ -290,6 +311,7 @@ def test_names_that_transformers_renames_are_read(form: str, tmp_path: Path, tin
     opened, _ = opened_and_checked(write(tmp_path, renamed))
     assert set(opened.tensors) == set(tensors)
     assert_as_transformers(opened)
+    forms_table.built(NAMES, form, how="renamed, by transformers' own table")
 
 
 def test_a_mixtures_renamed_experts_are_read(tmp_path: Path) -> None:
@@ -300,17 +322,20 @@ def test_a_mixtures_renamed_experts_are_read(tmp_path: Path) -> None:
 
 
 OTHER_NAMES: dict[str, tuple[Callable[[str], str], str]] = {
-    "PEFT": (lambda name: f"base_model.model.{name}", "base_model.model.model. where transformers reads model."),
-    "DataParallel": (lambda name: f"module.{name}", "module.model. where transformers reads model."),
-    "flat decoder": (
+    "base_model.model. of PEFT": (
+        lambda name: f"base_model.model.{name}",
+        "base_model.model.model. where transformers reads model.",
+    ),
+    "module. of DataParallel": (lambda name: f"module.{name}", "module.model. where transformers reads model."),
+    "model.layers. without language_model": (
         lambda name: name.replace("model.language_model.", "model."),
         "model. where transformers reads model.language_model.",
     ),
-    "Qwen2-VL of transformers 4": (
+    "visual. and model.layers., Qwen2-VL of transformers 4": (
         lambda name: name.replace("model.visual.", "visual.").replace("model.language_model.", "model."),
         "model. where transformers reads model.language_model.",
     ),
-    "tower": (lambda name: name.replace("visual", "vision_tower"), "model.vision_tower."),
+    "another name of the tower": (lambda name: name.replace("visual", "vision_tower"), "model.vision_tower."),
 }
 
 
@@ -320,14 +345,18 @@ def test_names_that_transformers_does_not_know_are_refused_by_their_prefix(
 ) -> None:
     rename, expected = OTHER_NAMES[form]
     root = write(tmp_path, {rename(name): tensor for name, tensor in tiny.items()})
-    assert expected in refusal(root)
+    message = refusal(root)
+    assert expected in message
+    forms_table.refused(NAMES, form, message, root)
     _, info = Qwen3VLForConditionalGeneration.from_pretrained(root, output_loading_info=True)
     assert info["missing_keys"] and info["unexpected_keys"]
 
 
 def test_a_tensor_under_two_names_is_refused(tmp_path: Path, tiny: Tensors) -> None:
     root = write(tmp_path, tiny | {POSITIONS.removeprefix("model."): tiny[POSITIONS] + 1})
-    assert f"tensors {POSITIONS} and visual.pos_embed.weight are both {POSITIONS}" in refusal(root)
+    message = refusal(root)
+    assert f"tensors {POSITIONS} and visual.pos_embed.weight are both {POSITIONS}" in message
+    forms_table.refused(NAMES, "one tensor under two names", message, root)
 
 
 def test_tensors_that_transformers_leaves_out_are_named(tmp_path: Path, tiny: Tensors) -> None:
@@ -342,11 +371,14 @@ def test_tensors_that_transformers_leaves_out_are_named(tmp_path: Path, tiny: Te
     (line,) = warnings
     assert all(name in line for name in sorted(extra)[:3]) and "and 2 more" in line
     assert_as_transformers(opened)
+    forms_table.built(NAMES, "tensors of no module", tmp_path, warnings)
 
 
 def test_a_weight_of_integers_is_refused(tmp_path: Path, tiny: Tensors) -> None:
     root = write(tmp_path, tiny | {NORM: torch.ones(128, dtype=torch.int8)})
-    assert f"tensor {NORM} has dtype torch.int8" in refusal(root)
+    message = refusal(root)
+    assert f"tensor {NORM} has dtype torch.int8" in message
+    forms_table.refused(NAMES, "integer weights without settings", message, root)
 
 
 def test_without_the_tower_text_graphs_can_be_built(tmp_path: Path, tiny: Tensors) -> None:
@@ -357,6 +389,8 @@ def test_without_the_tower_text_graphs_can_be_built(tmp_path: Path, tiny: Tensor
     assert_as_transformers(opened, prefix="model.language_model.")
     message = refusal(root)
     assert "has no vision tower" in message and "graphs: [embed_tokens, decoder_model_merged]" in message
+    forms_table.built(NAMES, "no vision tower, text graphs alone")
+    forms_table.refused(NAMES, "no vision tower, all graphs", message, root)
 
 
 def test_only_the_encoder_and_calibration_need_the_tower() -> None:
@@ -395,6 +429,7 @@ def test_experts_of_one_tensor_each_are_stacked(tmp_path: Path) -> None:
         assert torch.equal(opened.read(name), expected), name
         if ".mlp.experts." in name:
             assert torch.equal(opened.read(name, slice(2, 5)), expected[2:5])
+    forms_table.built(NAMES, "experts of one tensor each", how="stacked while they are read")
     name = "model.language_model.layers.0.mlp.experts.5.up_proj.weight"
     write(root, {key: tensor for key, tensor in tensors.items() if key != name})
     assert f"tensor {name} is missing beside the other experts" in refusal(root)
@@ -417,6 +452,7 @@ def test_other_formats_are_named_with_what_to_do(file: str, advice: str, tmp_pat
     (tmp_path / file).touch()
     message = refusal(tmp_path)
     assert f"{file} is in a format that is not read" in message and advice in message
+    forms_table.refused(FILES, f"`{file}` alone", message, tmp_path)
 
 
 @pytest.mark.parametrize("section", ["", "text_config", "vision_config"])
@@ -431,12 +467,16 @@ def test_weights_quantized_by_another_method_are_refused(
     assert (
         section == "vision_config" or repr(value.get("quant_method") if isinstance(value, dict) else value) in message
     )
+    if value == {"quant_method": "hqq"}:
+        forms_table.refused(QUANTIZED, f"hqq, {section or 'the top of config.json'}", message, root)
 
 
 def test_weights_in_a_file_of_another_name_are_refused(tmp_path: Path, tiny: Tensors) -> None:
     root = write(tmp_path, tiny)
     edit_config(root, lambda config: config.update(transformers_weights="other.safetensors"))
-    assert "transformers_weights" in refusal(root)
+    message = refusal(root)
+    assert "transformers_weights" in message
+    forms_table.refused(FILES, "`transformers_weights` in config.json", message, root)
 
 
 def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, tiny: Tensors) -> None:
@@ -444,6 +484,7 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, tiny: Tensors)
     (root / "adapter_config.json").write_text("{}")
     message = refusal(root)
     assert "adapter_config.json" in message and "--adapter" in message
+    forms_table.refused(FILES, "`adapter_config.json` beside weights", message, root)
 
 
 def test_every_file_that_transformers_reads_is_part_of_the_identity(tmp_path: Path, tiny: Tensors) -> None:
@@ -470,3 +511,4 @@ def test_layers_that_are_not_stored_are_counted_before_a_module_is_made(
     edit_config(root, lambda config: config[section].update({key: count}))
     message = refusal(root)
     assert ".4.… are missing" in message and f"config.json asks for {count} layers" in message
+    forms_table.refused(NAMES, f"{count} layers of `{section}` in config.json, 4 in the files", message, root)

@@ -22,6 +22,8 @@ from qwen3vl_export.exporter.plan import plan_build
 from qwen3vl_export.exporter.skeletons import check_head_size
 from qwen3vl_export.recipe import load_recipe
 
+from ...fixtures import forms_table
+from ...fixtures.forms_table import CONFIG
 from ...fixtures.moe_checkpoint import mixture_config
 from ...fixtures.paths import ROOT, TINY
 from ...fixtures.standin import tiny_facts
@@ -157,7 +159,9 @@ REFUSED: dict[str, tuple[Change, str]] = {  # what it is -> the change, and word
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_exported_is_refused_by_name(name: str, tmp_path: Path) -> None:
     change, words = REFUSED[name]
-    assert words in refusal(edited(tmp_path, change))
+    message = refusal(edited(tmp_path, change))
+    assert words in message
+    forms_table.refused(CONFIG, name, message, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,9 @@ def test_what_is_not_exported_is_refused_by_name(name: str, tmp_path: Path) -> N
 def test_what_is_not_exported_of_mixtures_is_refused_by_name(
     values: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    assert words in refusal(edited(tmp_path, text(**values), mixture=True))
+    message = refusal(edited(tmp_path, text(**values), mixture=True))
+    assert words in message
+    forms_table.refused(CONFIG, f"a mixture: {', '.join(values)}", message, tmp_path)
 
 
 @pytest.mark.parametrize("mixture", [False, True])
@@ -181,6 +187,7 @@ def test_the_published_form_is_read_and_nothing_is_said_about_it(mixture: bool, 
     config = read_config(write(tmp_path, published(mixture)))
     assert config.text_config.rope_parameters["rope_theta"] == 100000.0
     assert list(warn_of_ignored(config)) == []
+    forms_table.built(CONFIG, "a mixture as published" if mixture else "a dense model as published")
 
 
 def test_missing_token_ids_are_transformers_defaults(tmp_path: Path) -> None:
@@ -229,6 +236,7 @@ def test_neighbours_are_refused_with_what_they_are(model_type: str, tmp_path: Pa
     message = refusal(write(tmp_path, {"model_type": model_type}))
     assert f"model_type is '{model_type}' ({NEIGHBOURS[model_type]})" in message
     assert "this tool exports qwen3_vl and qwen3_vl_moe" in message
+    forms_table.refused(CONFIG, f"`{model_type}`", message, tmp_path)
 
 
 def test_the_top_level_decides_whether_the_head_is_tied(tmp_path: Path) -> None:
@@ -256,6 +264,8 @@ def test_what_transformers_ignores_is_named(change: Change, words: str | None, t
     lines = list(warn_of_ignored(read_config(edited(tmp_path, change))))
     assert len(lines) == (words is not None)
     assert all("transformers ignores" in line and str(words) in line for line in lines)
+    if words is not None:
+        forms_table.built(CONFIG, words, warnings=[f"warning: {line}" for line in lines])
 
 
 def test_a_setting_of_the_text_that_the_top_level_contradicts_is_named(tmp_path: Path) -> None:

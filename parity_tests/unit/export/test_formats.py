@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
+from parity_tests.fixtures import forms_table
+from parity_tests.fixtures.forms_table import QUANTIZED
 from parity_tests.fixtures.moe_checkpoint import WEIGHTS, write_moe_checkpoint
 from parity_tests.fixtures.paths import TINY
 from parity_tests.fixtures.quantized_checkpoints import FORMS, WriteForm, is_quantized, write_quantized_checkpoint
@@ -38,6 +40,7 @@ def test_every_tensor_is_restored(write: WriteForm, form: str) -> None:
     for name, tensor in values.items():
         assert opened.tensors[name].dtype == (torch.float32 if is_quantized(name) else torch.bfloat16), name
         assert torch.equal(opened.read(name), tensor), name
+    forms_table.built(QUANTIZED, f"`{FORMS[form].settings['quant_method']}`: {form}")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -81,6 +84,7 @@ def test_experts_in_float8_are_read_in_the_published_layout(tmp_path: Path) -> N
         assert torch.equal(opened.read(name, slice(3, 5)), values[name][3:5].transpose(1, 2)), name
     restored = restored_weights(tmp_path / "fp8", FORMS["fp8"].settings)
     assert all(torch.equal(restored[name], values[name]) for name in values)
+    forms_table.built(QUANTIZED, "`fp8`: stacked experts in the published layout")
 
 
 def split_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,6 +113,7 @@ def test_quantized_experts_one_by_one_are_stacked(tmp_path: Path, form: str) -> 
     expert = "model.language_model.layers.2.mlp.experts"
     rows = opened.read(f"{expert}.gate_up_proj", slice(5, 6))[0]
     assert torch.equal(rows, torch.cat([values[f"{expert}.5.{part}_proj.weight"] for part in ("gate", "up")]))
+    forms_table.built(QUANTIZED, f"{form}, experts of one tensor each")
 
 
 def test_the_reference_loads_experts_one_by_one(tmp_path: Path) -> None:
@@ -337,6 +342,13 @@ def test_a_setting_that_cannot_be_read_is_named(
     with pytest.raises(CheckpointError, match=rf"^.*config\.json: .*{message}") as caught:
         assert open_checkpoint(str(directory)).tensors, settings
     assert str(caught.value).endswith("Use the checkpoint it was quantized from, or another quantized form of it")
+    forms_table.refused(QUANTIZED, f"`{form}`: {shown(settings)}", str(caught.value), directory)
+
+
+def shown(settings: dict[str, Any]) -> str:
+    """The changed setting as the table of forms calls it; what a nested one says is in its line."""
+    ((key, value),) = settings.items()
+    return f"{key}: {'…' if isinstance(value, dict) else value}"
 
 
 Q = "model.language_model.layers.0.self_attn.q_proj"

@@ -25,6 +25,7 @@ from qwen3vl_export.exporter.submodules import Submodule
 from qwen3vl_export.exporter.submodules.mrope import MultimodalRotary, mrope_axes
 from qwen3vl_export.exporter.trace import trace
 
+from ...fixtures import forms_table
 from ...fixtures.moe_checkpoint import mixture_config
 from ...fixtures.paths import TINY
 
@@ -89,6 +90,9 @@ def test_angles_equal_transformers_in_prefill_and_decoding(rope_type: str, publi
         for positions in decoded(length):
             expected = reference(torch.zeros(1), positions)
             assert all(map(torch.equal, module(positions), expected)), (rope_type, int(positions.max()))
+    forms_table.built(
+        forms_table.ROTARY, f"`{rope_type}`, as {'published' if published else 'transformers 5 saves it'}"
+    )
 
 
 @pytest.mark.parametrize("rope_type", [name for name in SETTINGS if name != "default"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.fixtures import forms_table
 from parity_tests.fixtures.paths import TINY
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter import checkpoint as checkpoints
@@ -65,15 +66,15 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "spoil", "expected"), SPOILED.values(), ids=SPOILED)
-def test_a_file_in_name_only_is_refused_when_opened(
-    copy: Path, name: str, spoil: Callable[[Path], object], expected: str
-) -> None:
+@pytest.mark.parametrize("form", SPOILED)
+def test_a_file_in_name_only_is_refused_when_opened(copy: Path, form: str) -> None:
+    name, spoil, expected = SPOILED[form]
     spoil(copy / name)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(str(copy))
     assert str(caught.value).startswith(f"{copy / name}: {expected}")
     assert "\n" not in str(caught.value)
+    forms_table.refused(forms_table.FILES, form, str(caught.value), copy)
 
 
 def test_links_to_weights_are_read_and_links_to_nothing_passed_over(copy: Path, tmp_path: Path) -> None:
