@@ -17,7 +17,8 @@ from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.unroll import Stack, unroll
 from qwen3vl_export.exporter.weights.inputs import WEIGHTS, weight_inputs
 
-from ...fixtures.official import Config, config
+from ...fixtures.official import config
+from ...fixtures.published_config import Config
 
 
 def meaning(model: ir.Model) -> dict[str, str]:
