@@ -313,6 +313,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
         {"config_groups": {"group_0": {"weights": {"num_bits": 3, "type": "int", "strategy": "group"}}}},
         r"quantization_config\.config_groups\.group_0\.weights\.num_bits is 3, this tool reads 4 and 8",
     ),
+    ("gptq", {"bits": 2}, r"quantization_config\.bits is 2, this tool reads 4 and 8"),
     ("gptq", {"bits": 3}, r"quantization_config\.bits is 3, this tool reads 4 and 8"),
     ("gptq", {"checkpoint_format": "marlin"}, r"checkpoint_format is 'marlin', this tool reads 'gptq' and 'gptq_v2'"),
     ("gptq", {"dynamic": {"+:.*down_proj": {"bits": 8}}}, r"dynamic is .* this tool reads those that skip modules"),
