@@ -13,12 +13,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from .frames import LARGEST, PAIR, FrameChoice, shorten
 from .images import Image
 from .picture import Picture
 from .pixel_budget import PixelBudget
-from .video import Video
+from .video import FrameList, Video, require_frames
 
 Medium = Image | Video | Picture
 
@@ -130,10 +132,10 @@ def read_video(part: Mapping[str, Any], key: str) -> Video | Picture:
             options["fps"] = read_rate("fps", options["fps"])
         return Video(source, budget=budget, choice=FrameChoice(**options) if options else None)
     refuse_options([name for name in options if name not in OF_LISTS], "a list of frames, they are for video files")
-    return replace(read_frames(list(source), options), budget=budget)
+    return replace(read_frames(require_frames(source), options), budget=budget)
 
 
-def read_frames(frames: list[Any], options: Mapping[str, Any]) -> Video:
+def read_frames(frames: FrameList, options: Mapping[str, Any]) -> Video:
     """A list of frames with its rate.
 
     With `frames_indices`, a name of transformers' `VideoMetadata`, or with `sample_fps` or `raw_fps`, names of
@@ -154,8 +156,15 @@ def read_frames(frames: list[Any], options: Mapping[str, Any]) -> Video:
     if "fps" in rates or not rates:
         refuse_options([name for name in rates if name != "fps"], "fps")
         return Video(frames, rates.get("fps", 2.0))
-    even = [*frames, *frames[-1:] * (len(frames) % PAIR)]
+    even = pad_to_pairs(frames)
     return Video(even, rates.get("raw_fps", rates.get("sample_fps", 2.0)), positions=tuple(range(len(even))))
+
+
+def pad_to_pairs(frames: FrameList) -> FrameList:
+    """The frames, the last one twice if their number is odd."""
+    if len(frames) % PAIR == 0:
+        return frames
+    return np.concatenate([frames, frames[-1:]]) if isinstance(frames, np.ndarray) else [*frames, frames[-1]]
 
 
 def read_positions(indices: Any, count: int, total: Any) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ from .locate import locate
 from .pixel_budget import PixelBudget
 from .video_file import open_file
 
+FrameList = list[Any] | tuple[Any, ...] | NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Video:
@@ -80,11 +82,20 @@ def open_video(video: Video, rules: FrameRules, url_rules: UrlRules = PUBLIC) ->
     if isinstance(source, Path | bytes):
         name = str(source) if isinstance(source, Path) else name
         return open_file(source, name, lambda total, fps: video.select(total, fps, rules))
+    return open_frames(list(require_frames(source)), "", video, rules, url_rules)
+
+
+def require_frames(source: Any) -> FrameList:
+    """A list or array of frames, as it is.
+
+    Raises:
+        InputError: it is something else, or an array of another shape than [frames, h, w, c].
+    """
     if isinstance(source, np.ndarray) and source.ndim != 4:
         raise InputError(f"a video array of shape {source.shape}", "Expected [frames, h, w, c]")
     if not isinstance(source, list | tuple | np.ndarray):
         raise InputError(f"a video cannot be a {type(source).__name__}", "Pass a file, a folder, or a list of frames")
-    return open_frames(list(source), "", video, rules, url_rules)
+    return source
 
 
 def list_frames(folder: Path) -> list[Path]:
