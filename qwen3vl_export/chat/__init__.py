@@ -35,6 +35,10 @@ Ask anything. Name pictures and videos anywhere in a line, by path or URL: [bold
 Ctrl-C stops an answer. End a line with \\ to continue it on the next."""
 
 
+def name_error(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 class Chat:
     """A conversation in progress. Only a question that was answered becomes part of it.
 
@@ -49,7 +53,7 @@ class Chat:
         model: Qwen3VL,
         screen: Terminal,
         settings: dict[str, Any],
-        report: Callable[[BaseException], str] = lambda error: f"{type(error).__name__}: {first_line(error)}",
+        report: Callable[[BaseException], str] = name_error,
     ) -> None:
         self.model = model
         self.screen = screen
@@ -258,7 +262,7 @@ class Chat:
         try:
             self.model.prepare([messages], bool(self.settings.get("plain_text")))
         except InputError as error:
-            raise InputError(f"this answer cannot be part of the conversation: {error.what}", "Ask again") from error
+            raise InputError(f"this answer cannot be part of the conversation: {error.what}", error.next) from error
 
     def settings_of_turn(self) -> dict[str, Any]:
         """Settings of the next answer."""
