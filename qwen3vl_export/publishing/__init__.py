@@ -24,7 +24,7 @@ from ..output import FULL, link, remove_abandoned, workspace
 from ..replaceable import check_output, whole_directory
 from .provenance import sign
 from .publication import Publication, prepare
-from .verify_artifact import NOT_FETCHED, verify_artifact
+from .verify_artifact import NOT_FETCHED, check_strangers, verify_artifact
 
 UPLOADS = "qwen3vl-export-"  # prefix of temporary directories
 
@@ -173,11 +173,13 @@ def fetch(source: str, out: Path | None = None, force: bool = False, log: Log = 
     published = download(repository) if repository else Path(source)
     if out.resolve().is_relative_to(published.resolve()):
         raise PublishError(f"{out}: lies inside {source}", "Choose another --out")
+    if not (published / STATEMENT).is_file():
+        raise PublishError(f"{source}: has no {STATEMENT}", "It was not published by qwen3vl-export publish")
+    open_artifact(published, check=False)  # before a copy follows links
+    check_strangers(published)
     with whole_directory(out, force, [published]) as directory:
         ignored = shutil.ignore_patterns(*NOT_FETCHED)
         shutil.copytree(published, directory, dirs_exist_ok=True, ignore=ignored)
-        if not (directory / STATEMENT).is_file():
-            raise PublishError(f"{source}: has no {STATEMENT}", "It was not published by qwen3vl-export publish")
         for line in verify_artifact(directory):
             log(line)
         link_second_names(directory)

@@ -42,8 +42,8 @@ def verify_artifact(root: Path, signer: Signer | None = None) -> Iterator[str]:
     """
     artifact = open_artifact(root, check=False)
     digests = check_files(artifact, sha256_file)
-    check_strangers(root)
     check_graphs(artifact)
+    check_strangers(root)
     yield f"files       {len(artifact.manifest.files)} are as {MANIFEST} says"
     for precision in artifact.every_precision:
         suffix = f" in {precision.precision}" if precision.precision else ""

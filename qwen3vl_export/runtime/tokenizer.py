@@ -34,9 +34,10 @@ class Tokenizer:
         self._path = path = root / "tokenizer.json"
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-            self.config: dict[str, Any] = json.loads((root / "tokenizer_config.json").read_text("utf-8"))
+            path = root / "tokenizer_config.json"
+            self.config: dict[str, Any] = json.loads(path.read_text("utf-8"))
             if not isinstance(self.config, dict):
-                raise TypeError("tokenizer_config.json is not a JSON object")
+                raise TypeError("it is not a JSON object")
         except OSError as error:
             raise ArtifactError(f"{error.filename}: {error.strerror}", "Rebuild the artifact") from error
         except BaseException as error:  # the tokenizers package raises bare Exception

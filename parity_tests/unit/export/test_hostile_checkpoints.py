@@ -6,47 +6,21 @@ Each kind of file is spoilt at every place with every type of value; what is not
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parity_tests.fixtures.paths import TINY
+from parity_tests.fixtures.spoilt import VALUES, Place, replaced, spoilt_texts, to_text
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter.checkpoint import files, open_checkpoint
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DEEP = "DEEP"  # stands for lists nested too deeply for any reader
-VALUES: tuple[Any, ...] = (
-    *(None, True, 0, -1, 10**7, 2**31, 10**30, 1.5, 1e308, float("nan"), "", "x", "\ud800", "a\0b"),
-    *([], [1], ["x"], [[1]], {}, {"a": 1}, DEEP),
-)
-CASES = 30  # of each file, chosen at random and the same every time
-
-
-def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value inside a JSON value, and of itself; of a list, its first item stands for all."""
-    yield place
-    children = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
-    for key, child in children:
-        yield from places(child, (*place, key))
-
-
-def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
-    if not place:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[place[0]] = replaced(value[place[0]], place[1:], new)
-    return copy
-
-
-def to_text(value: Any) -> bytes:
-    return json.dumps(value).replace(f'"{DEEP}"', "[" * 9999 + "]" * 9999).encode()
+CASES = 30  # of each file
 
 
 def checkpoint_with(root: Path, name: str, content: bytes) -> Path:
@@ -72,28 +46,20 @@ def read_whole(root: Path) -> str:
     return said
 
 
-def spoilt_files(name: str) -> list[bytes]:
-    """A JSON file of the tiny checkpoint, spoilt in `CASES` ways; as a whole, and inside."""
-    values = json.loads((TINY / name).read_text("utf-8"))
-    inside = [(place, value) for place in places(values) for value in VALUES if place]
-    random.Random(0).shuffle(inside)
-    return [to_text(replaced(values, place, value)) for place, value in [*(((), v) for v in VALUES), *inside][:CASES]]
-
-
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"]
 )
 def test_settings_of_any_type_are_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     said = [
         read_whole(checkpoint_with(tmp_path / str(index), name, content))
-        for index, content in enumerate(spoilt_files(name))
+        for index, content in enumerate(spoilt_texts(json.loads((TINY / name).read_text("utf-8")), CASES))
     ]
     assert sum(map(bool, said)) > CASES / 4
 
 
 def test_a_tokenizer_that_its_own_library_cannot_read_is_refused(tmp_path: Path) -> None:
     values = json.loads((TINY / "tokenizer.json").read_text("utf-8"))
-    changes: dict[tuple[Any, ...], Any] = {
+    changes: dict[Place, Any] = {
         ("added_tokens", 0, "id"): -1,
         ("added_tokens",): "",
         ("model", "merges"): {},
