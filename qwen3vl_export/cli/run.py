@@ -185,7 +185,7 @@ def run(
         raise InputError("there is no question", 'Add --prompt "What is 2+3?" or --image FILE')
     if draw is not None:
         check_drawing(draw, len(images))
-    text = DESCRIBE if prompt is None else sys.stdin.read().strip() if prompt == "-" else prompt
+    text = DESCRIBE if prompt is None else read_question() if prompt == "-" else prompt
     functions = None if tools is None else read_tools(tools)
     rules = UrlRules(allow_private=allow_private_urls)
     model = Qwen3VL.load(
@@ -197,7 +197,8 @@ def run(
         say(f"the answer is drawn with {sampling}", stderr=True)
     pictures = [open_image(path, rules) for path in images]
     media: list[Image | Video] = [*map(Image, pictures), *map(Video, videos)]
-    content = [*(show_tokens(model, name, medium) for name, medium in zip(images + videos, media, strict=True)), text]
+    shown = [show_tokens(model, name, medium) for name, medium in zip(images + videos, media, strict=True)]
+    content: list[Any] = [*shown, text]
     answer = model.stream(content, tools=functions, **{**settings, "seed": sampling.seed})
     print_answer(answer)
     if reason := reason_of_end(answer, model.facts.max_position_embeddings):
@@ -214,6 +215,18 @@ def show_tokens(model: Qwen3VL, name: str, medium: Image | Video) -> Picture:
     picture = model.picture(medium)
     say(f"{name}: {picture.tokens} tokens", stderr=True)
     return picture
+
+
+def read_question() -> str:
+    """The question on standard input.
+
+    Raises:
+        InputError: there is none, or the input is closed.
+    """
+    question = sys.stdin.read().strip()
+    if not question:
+        raise InputError("standard input holds no question", "Write it there, or pass --prompt TEXT")
+    return question
 
 
 def print_answer(answer: Answer) -> None:

@@ -192,6 +192,10 @@ def test_closed_streams_are_the_null_device(closed: tuple[int, ...], tmp_path: P
     assert done.stderr == ""
 
 
+def test_a_question_that_is_not_there_is_one_line() -> None:
+    assert_one_line(invoke("run", "artifact", "--prompt", "-", typed=" \n"), "error: standard input holds no question")
+
+
 def test_a_mistake_with_standard_error_closed_has_its_exit_code() -> None:
     assert end(start("build", "tinny", preexec_fn=closing(1, 2))) == CommandResult(2, "", "")
 
