@@ -16,6 +16,7 @@ import pytest
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import Image, Qwen3VL, Video
 from qwen3vl_export.runtime import generate as generate_module
+from qwen3vl_export.runtime.cache import SharedCache
 
 RNG = np.random.default_rng(71)
 PICTURES = [RNG.integers(0, 256, shape, np.uint8) for shape in ((64, 128, 3), (128, 64, 3))]
@@ -148,8 +149,7 @@ def test_an_interrupt_while_buffers_grow(tiny_artifact: Path, monkeypatch: pytes
 
 
 def test_keys_and_values_of_a_failed_step_are_not_kept(model: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = ACCEPTED[1]
-    expected = answer_afresh(model, talk)
+    """The step that reads the first token of the answer fails, and the next prompt has that token, too."""
     decode = generate_module.decode
     calls = count(1)
 
@@ -157,15 +157,19 @@ def test_keys_and_values_of_a_failed_step_are_not_kept(model: Qwen3VL, monkeypat
         logits = decode(sessions, embeds, mask, positions, cache, keep)
         if next(calls) != 2:
             return logits
-        arrays = cache.buffers if hasattr(cache, "buffers") else cache.arrays
-        for array in arrays:
+        for array in cache.buffers if isinstance(cache, SharedCache) else cache.arrays:
             array[:, :, cache.length - 1] = np.nan
         return np.full_like(logits, np.nan)
 
-    monkeypatch.setattr(generate_module, "decode", decode_to_nan)
-    with pytest.raises(ArtifactError, match="not numbers"):
-        answer(model, talk)
-    assert answer(model, talk) == expected
+    talk = ACCEPTED[1]
+    begun = model.stream(talk, 8, temperature=0, tools=[TOOL])
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_module, "decode", decode_to_nan)
+        with pytest.raises(ArtifactError, match="not numbers"):
+            begun.read()
+    assert begun.tokens == 1 and begun.text
+    again = [*talk, {"role": "assistant", "content": begun.text}, *ACCEPTED[0]]
+    assert answer(model, again) == answer_afresh(model, again)
 
 
 def test_a_closed_answer_gives_its_cache_back(model: Qwen3VL) -> None:
