@@ -350,7 +350,11 @@ def lies_inside(directory: Path, name: str, root: Path) -> bool:
     is_snapshot = home.parent.name == "snapshots" and repository.name.startswith("models--")
     homes = (inside, repository / "blobs") if is_snapshot else (inside,)
     named = Path(os.path.normpath(inside / name))
-    return named.is_relative_to(inside) and any((inside / name).resolve().is_relative_to(one) for one in homes)
+    try:
+        target = (inside / name).resolve()
+    except (OSError, RuntimeError):  # links in a circle (RuntimeError before 3.13)
+        return False
+    return named.is_relative_to(inside) and any(target.is_relative_to(one) for one in homes)
 
 
 def check_links(artifact: Artifact) -> None:

@@ -164,6 +164,12 @@ def test_every_command_refuses_links_that_leave_the_directory(
     assert not Path("out").exists()
 
 
+def test_links_in_a_circle_are_refused(artifact: Path) -> None:
+    (artifact / "config.json").unlink()
+    (artifact / "config.json").symlink_to("config.json")
+    assert "config.json: lies outside" in refused(artifact)
+
+
 def point_elsewhere(root: Path, location: str) -> None:
     """Make a graph read its weights from another place, and the manifest agree with the graph."""
     model = onnx.load(root / TABLE, load_external_data=False)
