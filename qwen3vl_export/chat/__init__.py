@@ -108,7 +108,7 @@ class Chat:
             except BrokenPipeError:  # nobody reads the answers any more
                 raise
             except Exception as error:  # a bug, or a machine out of memory: the conversation is worth more
-                print_error(f"{self.report(error)}. The conversation is as before")
+                print_error(f"{self.report(error).rstrip('.')}. The conversation is as before")
 
     def read(self) -> str:
         """A line, with its continuation lines. The prompt has no colours, so that readline knows its width."""

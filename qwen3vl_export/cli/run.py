@@ -306,12 +306,13 @@ def chat(
     from ..chat import Chat
     from ..chat.screen import edit_lines, listen_to_ctrl_c, tolerate_bytes
     from ..runtime import Qwen3VL, UrlRules
+    from .errors import ending
 
     rules = UrlRules(allow_private=allow_private_urls)
     model = Qwen3VL.load(
         artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
     )
-    session = Chat(model, console(), answer_settings(context))
+    session = Chat(model, console(), answer_settings(context), report=lambda error: ending(error, "chat")[1])
     edit_lines([*session.commands, "/quit"])
     listen_to_ctrl_c()
     tolerate_bytes()

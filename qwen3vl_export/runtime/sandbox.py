@@ -66,7 +66,7 @@ def weighed(context: Context, value: Any) -> Any:
 @jinja2.pass_context
 def printed(context: Context, value: Any) -> Any:
     """What Jinja calls with each value before it is printed."""
-    BUDGET.get().print(size(value))
+    BUDGET.get().take_printed(size(value))
     return value
 
 
@@ -170,7 +170,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         args = tuple(map(settled, args))
         if isinstance(__obj, Macro | BlockReference):
-            BUDGET.get().print(__self.constant_text)
+            BUDGET.get().take_printed(__self.constant_text)
         elif isinstance(__obj, LoopContext):
             args = tuple(entered(__context, values, __self.constant_text) for values in args)
         elif not any(__obj is function for function in __self.globals.values()):

@@ -66,7 +66,7 @@ class WorkBudget:
         if self.left < 0:
             raise TooMuchError(f"it takes over {WORK} operations")
 
-    def print(self, characters: int) -> None:
+    def take_printed(self, characters: int) -> None:
         """Count characters that are printed.
 
         Raises:
@@ -220,7 +220,7 @@ class Turns:
 
     def __iter__(self) -> Iterator[Any]:
         for value in self._values:
-            BUDGET.get().print(self._characters)
+            BUDGET.get().take_printed(self._characters)
             yield value
 
 
