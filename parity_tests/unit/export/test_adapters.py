@@ -232,6 +232,7 @@ def test_quantized_weights_are_restored_before_the_merge(
     before = open_checkpoint(str(tmp_path))
     changed = {name for name in merged if not torch.equal(checkpoint.read(name), before.read(name))}
     assert len(changed) == 8  # q_proj, v_proj, down_proj and qkv of two layers
+    forms_table.built(forms_table.ADAPTERS, f"of `{form}` weights", how="in float32")
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it

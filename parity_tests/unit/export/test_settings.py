@@ -265,7 +265,7 @@ def test_genai_computes_the_same_pixels(form: str, tmp_path: Path) -> None:
     if processor.do_normalize:
         expected = processor.normalize(expected, processor.image_mean, processor.image_std)
     assert np.allclose(values, expected[:, :, 0], rtol=1e-5, atol=1e-5)
-    rules = Preparer(artifact_without_graphs(tmp_path / "written")).image_rules
+    rules = Preparer(artifact_without_graphs(tmp_path / "written")).sizing.image_rules
     assert np.allclose(value_table(rules), expected[:, :, 0], rtol=1e-5, atol=1e-6)
 
 

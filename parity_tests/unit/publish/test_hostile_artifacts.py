@@ -236,5 +236,5 @@ def test_settings_that_are_no_object_are_one_line(name: str, text: bytes, artifa
     (artifact / name).unlink()
     (artifact / name).write_bytes(text)
     with pytest.raises(ArtifactError, match=name.replace(".", r"\.")) as caught:
-        assert Qwen3VL.load(artifact, check=False).preparer.image_rules
+        assert Qwen3VL.load(artifact, check=False).preparer.sizing.image_rules
     assert "\n" not in str(caught.value)

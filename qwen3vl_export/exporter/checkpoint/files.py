@@ -168,7 +168,7 @@ def _inside(root: Path, name: str, source: Path) -> Path:
     """The file of this name in the directory; `source` is the file that names it."""
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not is_file_name(name):
         raise CheckpointError(
-            f"{source}: names '{shown(name)}', which is no file inside the checkpoint's directory",
+            f"{source}: names {shown(name)}, which is no file inside the checkpoint's directory",
             "Download the checkpoint again",
         )
     return root / name
