@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 
 ERROR_NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)")  # in messages of `shutil.Error`, and of Rust libraries
+LINE_BREAK = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # where `str.splitlines` splits
 LONGEST = 300  # characters of another package's message in a line of ours
+LONGEST_TEXT = 800  # characters of what is wrong, and of what to do next
 
 
 class Qwen3VLExportError(Exception):
     """Base class of every error caused by the user's input or machine.
+
+    Both texts may quote a stranger's file: line breaks become escapes, and the middle of a long text is left out.
 
     Args:
         what: what is wrong and where: `"recipes/x.yaml: vision.gird: unknown key"`.
@@ -23,9 +27,17 @@ class Qwen3VLExportError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, next: str = "") -> None:
-        self.what = what
-        self.next = next
-        super().__init__(f"{what.rstrip('.')}. {next}" if next else what)
+        self.what = to_line(what)
+        self.next = to_line(next)
+        super().__init__(f"{self.what.rstrip('.')}. {self.next}" if next else self.what)
+
+
+def to_line(text: str) -> str:
+    """Text as one line of at most `LONGEST_TEXT` characters before its escapes."""
+    if len(text) > LONGEST_TEXT:
+        half = (LONGEST_TEXT - 1) // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    return LINE_BREAK.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def first_line(error: BaseException) -> str:
