@@ -1,0 +1,23 @@
+"""What is fuzzed: each target makes inputs of one kind from a seed, and opens what reads them. Knows their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .artifacts import Manifests, Settings
+from .base import Target
+from .checkpoints import Checkpoints, Weights
+from .messages import Messages, Urls
+from .pictures import Pictures
+from .recipes import Recipes
+from .templates import Templates
+
+TARGETS: dict[str, type[Target]] = {
+    target.name: target
+    for target in (Pictures, Recipes, Manifests, Settings, Templates, Messages, Urls, Checkpoints, Weights)
+}
+
+
+def open_target(name: str, artifact: Path) -> Target:
+    """The target of a name; `artifact` is the one of recipes/tiny.yaml."""
+    return TARGETS[name](artifact)
