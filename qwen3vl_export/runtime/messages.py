@@ -9,7 +9,7 @@ Knows message formats; nothing about templates or pixels.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
@@ -31,10 +31,12 @@ def as_messages(content: Content) -> list[Message]:
     """A conversation, from any accepted format.
 
     Raises:
-        InputError: `content` is empty, or only some of its items are messages.
+        InputError: `content` is empty or no conversation, or only some of its items are messages.
     """
     if isinstance(content, ContentItem):
         return [{"role": "user", "content": [content]}]
+    if not isinstance(content, Iterable):
+        raise InputError(f"a conversation cannot be a {type(content).__name__}", "Pass a question, or messages")
     items: list[Any] = [content] if isinstance(content, Mapping) else [to_mapping(item) for item in content]
     if not items:
         raise InputError("the conversation is empty", "Pass a question, or messages")

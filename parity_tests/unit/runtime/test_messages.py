@@ -38,6 +38,12 @@ def media_of(*parts: Any) -> list[Any]:
 # Forms of one question.
 
 
+@pytest.mark.parametrize("content", [None, True, 3, 0.5])
+def test_what_cannot_be_a_conversation_is_refused_by_its_type(content: Any) -> None:
+    with pytest.raises(InputError, match=f"a conversation cannot be a {type(content).__name__}"):
+        as_messages(content)
+
+
 @pytest.mark.parametrize(
     "content",
     [
