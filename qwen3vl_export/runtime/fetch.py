@@ -30,8 +30,9 @@ REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 65536  # bytes read at a time
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only block that IANA assigns addresses of hosts from
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 addresses, as an IPv6-only network sees them
-# Blocks that some versions of `ipaddress` take for public: 6to4 relays (RFC 7526) and documentation (RFC 9637).
-SPECIAL = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20")))
+# Blocks that some versions of `ipaddress` take for public: protocol assignments (RFC 6890), 6to4 relays (RFC 7526)
+# and documentation (RFC 9637).
+SPECIAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")))
 SAFE_IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # the reserved characters of RFC 3986, and % of what is quoted already
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
