@@ -96,12 +96,13 @@ def read_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> Pixe
             f"{name}: every picture would be enlarged to {low} pixels, over {MOST_FORCED_PIXELS}",
             "Correct size.shortest_edge",
         )
-    if not len(mean) == len(std) == facts.in_channels or 0 in std:
+    cap = (stored.max_video_tokens or 768) if stored.cap_pixels_per_frame else None
+    rules = PixelRules(low, high, mean, std, stored.rescale_factor or RESCALE, cap)
+    if not len(mean) == len(std) == facts.in_channels or not normalizes(rules):
         raise ArtifactError(
             f"{name}: image_mean and image_std are not {facts.in_channels} numbers to normalize by", "Rebuild"
         )
-    cap = (stored.max_video_tokens or 768) if stored.cap_pixels_per_frame else None
-    return PixelRules(low, high, mean, std, stored.rescale_factor or RESCALE, cap)
+    return rules
 
 
 def read_video_pixel_rules(config: Mapping[str, Any], facts: Facts, name: str) -> PixelRules:
@@ -248,6 +249,13 @@ def to_patches(frames: Bytes, rules: PixelRules, facts: Facts) -> Float32:
     for channel in range(channels):
         pixels[:, :, :, :, :, channel] = table[channel][blocks[:, :, :, :, :, channel]]
     return pixels.reshape(-1, facts.patch_dim)
+
+
+def normalizes(rules: PixelRules) -> bool:
+    """Whether every value of a pixel becomes a float32, and different ones do not become the same."""
+    with np.errstate(all="ignore"):
+        table = value_table(rules)
+    return bool(np.isfinite(table).all() and (np.diff(table) != 0).all())
 
 
 def value_table(rules: PixelRules) -> Float32:

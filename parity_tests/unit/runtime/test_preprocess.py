@@ -142,7 +142,19 @@ def test_rules_of_a_config() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"size": {}}, {"size": None}, {"patch_size": 14}, {"size": {"shortest_edge": 9, "longest_edge": 3}}]
+    "change",
+    [
+        {"size": {}},
+        {"size": None},
+        {"patch_size": 14},
+        {"size": {"shortest_edge": 9, "longest_edge": 3}},
+        {"image_std": [0.5, 0.5, 0.0]},
+        {"image_std": [0.5, 0.5, 1e-320]},
+        {"image_std": [0.5, 0.5, 1e308]},
+        {"image_mean": [0.5, 0.5, 1e308]},
+        {"image_mean": [0.5, 0.5, 1e20]},
+        {"rescale_factor": 1e308},
+    ],
 )
 def test_a_config_that_cannot_be_used(change: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError, match=r"^p\.json: "):
