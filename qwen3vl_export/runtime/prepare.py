@@ -113,9 +113,26 @@ class Preparer:
             replacements = [(picture.placeholder, picture.text) for picture in shown]
             text = prompt.expand_placeholders(text, (self.image_token, self.video_token), replacements)
             texts.append(reading.restore(text))
+            self.check_size(texts[-1])
             rows.append(self.check_length(reading.encode(text)))
             pictures += shown
         return self.assemble(texts, rows, pictures)
+
+    def check_size(self, text: str) -> None:
+        """Refuse a text that is too long whatever its tokens are, before time and memory are spent on reading it.
+
+        A token stands for at most twice as many characters as it has bytes: composition (NFC) may make 3 bytes of 4
+        characters.
+
+        Raises:
+            InputError: it is.
+        """
+        limit = self.facts.max_position_embeddings
+        if len(text) > limit and len(text) > 2 * limit * self.tokenizer.longest_token:
+            raise InputError(
+                f"the prompt has {len(text)} characters, more than the {limit} tokens of the context can hold",
+                "Shorten the text",
+            )
 
     def check_length(self, ids: list[int]) -> list[int]:
         """The ids themselves; an `InputError` if there are none, or more than the context holds."""

@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 WORK = 1_000_000  # operations of a rendering, each as many more as it handles multiples of UNIT characters
 UNIT = 512
 LARGEST_VALUE = 1 << 24  # characters; of a list or a mapping, of all that it holds
-MOST_PRINTED = 1 << 26  # characters of all that is printed, what macros and blocks print included
+MOST_PRINTED = 1 << 23  # characters of all that is printed, what macros and blocks print included
 DEEPEST_VALUE = 100  # lists and mappings inside one another
 LARGEST_INTEGER = 4096  # bits
 ITEM = 64  # characters that an item of a list counts as, beside its own

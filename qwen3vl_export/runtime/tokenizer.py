@@ -73,6 +73,11 @@ class Tokenizer:
         return ids
 
     @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+
+    @cached_property
     def _without_added(self) -> tokenizers.Tokenizer:
         definition = {
             **json.loads(self._path.read_text("utf-8")),

@@ -112,3 +112,18 @@ def test_what_cannot_be_prepared(content: list[Image | Video | str], said: str) 
 def test_no_conversation() -> None:
     with pytest.raises(InputError, match="no conversation"):
         PREPARER([])
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(text: str) -> list[int]:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(PREPARER.tokenizer, "encode", encode)
+    with pytest.raises(InputError, match=r"characters, more than the 4096 tokens of the context can hold\. Shorten"):
+        PREPARER([as_messages("x" * 2 * 4096 * (PREPARER.tokenizer.longest_token + 1))])
+
+
+@pytest.mark.parametrize("text", ["\u03b1\u0313\u0300\u0345", "\u1f82", "<|vision_start|>", " " * 64, "\U0001f600"])
+def test_a_text_whose_tokens_fit_is_never_too_long(text: str) -> None:
+    tokens = len(PREPARER.tokenizer.encode(text * 100))
+    PREPARER.check_size(text * (100 * FACTS.max_position_embeddings // tokens))
