@@ -57,6 +57,12 @@ def test_settings_of_any_type_are_read_or_refused_in_one_line(name: str, tmp_pat
     assert sum(map(bool, said)) > CASES / 4
 
 
+@pytest.mark.parametrize("method", [{"a": 1}, ["fp8"], [], True, 8])
+def test_a_way_to_quantize_of_any_type_is_refused(method: object, tmp_path: Path) -> None:
+    values = json.loads((TINY / "config.json").read_text("utf-8")) | {"quantization_config": {"quant_method": method}}
+    assert "quant_method is " in read_whole(checkpoint_with(tmp_path / "checkpoint", "config.json", to_text(values)))
+
+
 def test_a_tokenizer_that_its_own_library_cannot_read_is_refused(tmp_path: Path) -> None:
     values = json.loads((TINY / "tokenizer.json").read_text("utf-8"))
     changes: dict[Place, Any] = {

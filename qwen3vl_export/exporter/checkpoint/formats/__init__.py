@@ -47,7 +47,7 @@ def find_settings(file: Path, config: Mapping[str, Any]) -> QuantizationConfig |
         )
         if inside.get(KEY) is not None:
             settings = inside.inside(KEY)
-            if settings.method not in FORMATS:
+            if settings.method not in list(FORMATS):  # by equality: it may be of any JSON type
                 raise settings.refusal("quant_method", f"this tool reads {', '.join(FORMATS)}")
             return settings
     return None
