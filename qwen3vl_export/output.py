@@ -23,6 +23,7 @@ from pathlib import Path
 from .errors import BuildError
 
 LONGEST_NAME = 255  # bytes, on every file system in use
+LONGEST_PATH = 4095  # bytes (Linux; other systems allow no more)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOTE = "README.txt"
 NOTE_TEXT = "A temporary directory of qwen3vl-export. Once no command is running, it can be deleted.\n"
@@ -46,8 +47,10 @@ def whole_file(path: Path, hidden: bool = True) -> Iterator[Path]:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file can have this name or path: in UTF-8, without NUL, no part over 255 bytes."""
+    """Whether a file can have this name or path: in UTF-8, without NUL, not over 4095 bytes and no part over 255."""
     try:
+        if len(name.encode()) > LONGEST_PATH:
+            return False
         return "\0" not in name and all(len(part.encode()) <= LONGEST_NAME for part in name.split("/"))
     except UnicodeEncodeError:
         return False

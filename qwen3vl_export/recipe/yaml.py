@@ -154,7 +154,7 @@ def read_merged(file: Path, children: tuple[Path, ...] = ()) -> MergedRecipe:
     else:
         if not isinstance(base, str):
             raise RecipeError(f"{file}: {EXTENDS}: must be a file name", "Write extends: tiny.yaml")
-        if not is_file_name(base):
+        if not is_file_name(str(file.parent / base)):
             raise RecipeError(f"{file}: {EXTENDS}: is not the name of a file", "Write extends: tiny.yaml")
         if len(chain) > LONGEST_CHAIN:
             raise RecipeError(
