@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from .targets import open_target
+from .targets import TARGETS
 from .worker import Outcome, Worker
 
 REGRESSIONS = Path(__file__).parent / "regressions"  # inputs that failed once
@@ -66,7 +66,7 @@ class Report:
 
 def make_inputs(target: str, artifact: Path, seed: int) -> Iterator[bytes]:
     """The inputs of a seed, without end, after those that failed once."""
-    maker = open_target(target, artifact)
+    maker = TARGETS[target](artifact)
     for file in sorted((REGRESSIONS / target).glob("*")):
         yield file.read_bytes()
     for number in itertools.count():
@@ -83,7 +83,7 @@ def run_campaign(
 ) -> Report:
     """Try the inputs until they end, the clock (`time.monotonic`) says `until`, or `MAX_FAILURES` failed."""
     report = Report(target)
-    with Worker(target, artifact) as worker:
+    with Worker(TARGETS[target], artifact) as worker:
         for data in inputs:
             if time.monotonic() >= until or len(report.failures) >= MAX_FAILURES:
                 break

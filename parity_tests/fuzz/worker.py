@@ -29,7 +29,7 @@ from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from .guard import Guard
 from .mutations import SECRET
-from .targets import open_target
+from .targets.base import Target
 
 SECONDS = 2.0  # of CPU time, of all threads, for one input
 MEGABYTES = 500  # that one input may add to the resident memory
@@ -99,7 +99,7 @@ def try_input(feed: Feed, data: bytes, guard: Guard) -> Outcome:
     return Outcome(kind, detail, seconds, grown)
 
 
-def serve(connection: Connection, target: str, artifact: Path, scratch: Path, log: Path) -> None:
+def serve(connection: Connection, target: type[Target], artifact: Path, scratch: Path, log: Path) -> None:
     """Run in the process: open the target, then try every input that arrives and answer with its outcome."""
     crashes = log.open("w")
     faulthandler.enable(crashes)
@@ -111,7 +111,7 @@ def serve(connection: Connection, target: str, artifact: Path, scratch: Path, lo
     os.environ[DIRECTORY_VARIABLE], tempfile.tempdir = str(box / "cache"), str(box / "temporary")
     os.chdir(box)
     sys.dont_write_bytecode = True
-    opened = open_target(target, artifact)
+    opened = target(artifact)
     feed = opened.open(box)
     guard = Guard(box, (scratch / SECRET).parent if opened.confined else None)
     warnings.simplefilter("error")  # no warning may reach a terminal
@@ -129,7 +129,7 @@ def serve(connection: Connection, target: str, artifact: Path, scratch: Path, lo
 class Worker:
     """The process of one target; a context manager, which ends it."""
 
-    def __init__(self, target: str, artifact: Path) -> None:
+    def __init__(self, target: type[Target], artifact: Path) -> None:
         self.target, self.artifact = target, artifact
         self._temporary = tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True)
         self._log = Path(self._temporary.name) / "crash.txt"
@@ -174,7 +174,7 @@ class Worker:
             ours.recv()
         except (EOFError, TimeoutError) as error:
             self._end()
-            raise RuntimeError(f"{self.target}: the process that tries inputs does not start") from error
+            raise RuntimeError(f"{self.target.name}: the process that tries inputs does not start") from error
         self._connection = ours
         return ours
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from .artifacts import Manifests, Settings
 from .base import Target
 from .checkpoints import Checkpoints, Weights
@@ -16,8 +14,3 @@ TARGETS: dict[str, type[Target]] = {
     target.name: target
     for target in (Pictures, Recipes, Manifests, Settings, Templates, Messages, Urls, Checkpoints, Weights)
 }
-
-
-def open_target(name: str, artifact: Path) -> Target:
-    """The target of a name; `artifact` is the one of recipes/tiny.yaml."""
-    return TARGETS[name](artifact)
