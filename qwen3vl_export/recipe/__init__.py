@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ def recipe_dirs() -> list[Path]:
 
 def find_recorded(source: str) -> Path | None:
     """The directory of a local checkpoint that a manifest names: beside the recipes, else in the current directory."""
-    return next((base / source for base in (*recipe_dirs(), Path()) if (base / source).is_dir()), None)
+    return next((base / source for base in (*recipe_dirs(), Path()) if os.path.isdir(base / source)), None)
 
 
 def list_recipes() -> dict[str, Path]:
@@ -149,7 +150,7 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
         raise RecipeError(f"{merged.file}: holds a value that is not plain text, number or list") from None
     recipe._directory, recipe._files = merged.file.parent, merged.files
     source = recipe.checkpoint.source
-    if not recipe.checkpoint.is_local and (merged.file.parent / source).is_dir():
+    if not recipe.checkpoint.is_local and os.path.isdir(merged.file.parent / source):  # False if too long
         raise RecipeError(
             f"{merged.origin(('checkpoint', 'source'))}: checkpoint.source: {source} names a Hub repository, but "
             "there is a directory of that name beside the recipe",

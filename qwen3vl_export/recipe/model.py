@@ -7,6 +7,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -166,13 +167,13 @@ class Recipe(StrictModel):
     @property
     def checkpoint_dir(self) -> Path | None:
         """The local checkpoint directory, or None where `checkpoint.source` is a Hub id."""
-        return self._directory / Path(self.checkpoint.source).expanduser() if self.checkpoint.is_local else None
+        return self._directory / os.path.expanduser(self.checkpoint.source) if self.checkpoint.is_local else None
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The adapters of the checkpoint: absolute paths of directories, and Hub ids after `hf://`."""
         return tuple(
-            str((self._directory / Path(adapter).expanduser()).absolute())
+            str((self._directory / os.path.expanduser(adapter)).absolute())
             if is_directory(adapter)
             else f"{SCHEME}{adapter}"
             for adapter in self.checkpoint.adapters
@@ -181,7 +182,7 @@ class Recipe(StrictModel):
     @property
     def calibration_dir(self) -> Path | None:
         """The folder of calibration prompts, if one is named."""
-        return self._directory / Path(self.calibration.source).expanduser() if self.calibration is not None else None
+        return self._directory / os.path.expanduser(self.calibration.source) if self.calibration is not None else None
 
     @property
     def inputs(self) -> tuple[Path, ...]:

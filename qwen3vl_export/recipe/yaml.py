@@ -164,7 +164,7 @@ def read_merged(file: Path, children: tuple[Path, ...] = ()) -> MergedRecipe:
         if any(parent.resolve() == path.resolve() for path in chain):
             circle = " extends ".join(path.name for path in (*chain, parent))
             raise RecipeError(f"{file}: {EXTENDS}: goes in a circle: {circle}", "Remove extends: from one of them")
-        if not parent.is_file():
+        if not os.path.isfile(parent):
             raise RecipeError(f"{file}: {EXTENDS}: no such file: {parent}", "The path is relative to this recipe")
         merged = read_merged(parent, chain)
         merged.file = file

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from parity_tests.fixtures.commands import assert_one_line, invoke
+from parity_tests.fixtures.paths import RECIPES
 from qwen3vl_export.errors import RecipeError
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.yaml import LARGEST_FILE, LONGEST_CHAIN
@@ -112,3 +113,17 @@ def test_a_long_chain_is_one_line(recipes: Path) -> None:
 @pytest.mark.parametrize("name", ["a" * 300, f"{'a' * 300}.yaml", f"recipes/{'a' * 300}.yaml"])
 def test_a_name_that_no_file_can_have_is_one_line(name: str, recipes: Path) -> None:
     assert_one_line(invoke("recipes", "show", name), "is not the name of a file")
+
+
+@pytest.mark.parametrize("block", ["checkpoint", "calibration"])
+def test_a_home_of_nobody_is_a_directory_like_others(block: str, recipes: Path) -> None:
+    text = f"extends: {RECIPES / 'tiny.yaml'}\n{block}: {{source: ~nobody-of-this-name/x}}\n"
+    (recipes / "home.yaml").write_text(text)
+    recipe = load_recipe(recipes / "home.yaml")
+    directory = recipe.checkpoint_dir if block == "checkpoint" else recipe.calibration_dir
+    assert directory == recipes / "~nobody-of-this-name" / "x"
+
+
+def test_a_repository_may_have_a_name_that_no_directory_can_have(recipes: Path) -> None:
+    (recipes / "long.yaml").write_text(f"checkpoint: {{source: {'a' * 300}, revision: main}}\n")
+    assert load_recipe(recipes / "long.yaml").checkpoint_dir is None

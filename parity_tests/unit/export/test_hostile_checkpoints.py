@@ -63,6 +63,14 @@ def test_a_way_to_quantize_of_any_type_is_refused(method: object, tmp_path: Path
     assert "quant_method is " in read_whole(checkpoint_with(tmp_path / "checkpoint", "config.json", to_text(values)))
 
 
+@pytest.mark.parametrize("base", ["a" * 300, "a/" * 3000, "~nobody-of-this-name", "~nobody-of-this-name/x"])
+def test_a_base_that_is_no_name_of_a_directory_is_refused(base: str, tmp_path: Path) -> None:
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+    (tmp_path / "adapter_model.safetensors").symlink_to(TINY / WEIGHTS)
+    assert read_whole(tmp_path)
+
+
 def test_a_tokenizer_that_its_own_library_cannot_read_is_refused(tmp_path: Path) -> None:
     values = json.loads((TINY / "tokenizer.json").read_text("utf-8"))
     changes: dict[Place, Any] = {

@@ -24,8 +24,8 @@ def locate(source: str, kind: str, revision: str = "main") -> Path | tuple[str, 
     repository, named_revision = split_revision(source, revision)
     if source.startswith(SCHEME):
         return repository, named_revision
-    local = Path(source).expanduser()
-    if local.is_dir():
+    local = Path(os.path.expanduser(source))
+    if os.path.isdir(local):  # unlike `Path.is_dir`, False for a name that is too long
         return local.resolve()
     missing = f"{local}: no such {kind} directory"
     if not REPOSITORY.fullmatch(repository):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,8 +126,8 @@ def find_base(adapter: Adapter) -> tuple[str, str]:
     """
     base, revision = adapter.config.base_model_name_or_path, adapter.config.revision or "main"
     for directory in (adapter.root, Path.cwd()):
-        local = directory / Path(base).expanduser()
-        if base and local.is_dir():
+        local = directory / os.path.expanduser(base)
+        if base and os.path.isdir(local):
             if local.resolve() == adapter.root:
                 break
             return str(local), revision
