@@ -1,6 +1,6 @@
 """Hostile input: mutated pictures, recipes, artifacts, templates, messages, checkpoints and URLs, from a seed.
 
-Every input must work or end in one `Qwen3VLExportError` of one line, within `worker.SECONDS` and `worker.MEGABYTES`,
+Every input must work or end in one `Qwen3VLExportError` of one line, within the seconds and megabytes of its target,
 and nothing outside its directory may be read, written or removed.
 
     targets/        what is fuzzed: how an input of each kind is made, and what reads it

@@ -39,7 +39,7 @@ def test_an_input_is_a_function_of_its_seed(target: str, tiny_artifact: Path) ->
     assert [first.make(Random(seed)) for seed in range(30)] == [second.make(Random(seed)) for seed in range(30)]
 
 
-def fail(error: BaseException) -> Callable[[bytes], None]:
+def fail(error: BaseException) -> Callable[[bytes], object]:
     def feed(data: bytes) -> None:
         raise error
 
@@ -78,7 +78,7 @@ def test_only_an_error_of_ours_is_a_refusal(error: BaseException, kind: str, gua
 
 
 def test_growth_is_reported(guard: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "MEGABYTES", 20)
+    monkeypatch.setattr(Target, "megabytes", 20)
     peak = int(worker.peak_megabytes() - worker.resident_megabytes()) + 60
     outcome = try_input(lambda data: bytearray(os.urandom(1 << 20)) * peak, b"", guard)
     assert outcome.fails and "memory" in outcome.kind

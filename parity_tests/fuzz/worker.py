@@ -31,15 +31,13 @@ from .guard import Guard
 from .mutations import SECRET
 from .targets.base import Target
 
-SECONDS = 2.0  # of CPU time, of all threads, for one input
-MEGABYTES = 500  # that one input may add to the resident memory
 WAIT = 60.0  # seconds in which an input must end, whatever else runs on the machine
 START = 300.0  # seconds in which a process must be ready
 ADDRESSES = 8 << 30  # bytes that the process may map beyond those it starts with, so that the machine survives it
 LINE = 2000  # characters of an error
 WORKS, REFUSED = "works", "refused"
 
-Feed = Callable[[bytes], None]
+Feed = Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,12 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def try_input(feed: Feed, data: bytes, guard: Guard) -> Outcome:
-    """Feed one input and judge what happens."""
+def try_input(feed: Feed, data: bytes, guard: Guard, target: type[Target] = Target) -> Outcome:
+    """Feed one input and judge what happens, by the limits of the target."""
     guard.clear()
     before, highest, start = resident_megabytes(), peak_megabytes(), time.process_time()
     kind, detail = WORKS, ""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, target.seconds)
     try:
         feed(data)
     except Qwen3VLExportError as error:
@@ -94,8 +92,8 @@ def try_input(feed: Feed, data: bytes, guard: Guard) -> Outcome:
     grown = peak - before if peak > highest else 0.0
     if guard.escapes:
         kind, detail = f"outside its directory: {guard.escapes[0]}", detail
-    elif grown > MEGABYTES:
-        kind = f"over {MEGABYTES} MB of memory"
+    elif grown > target.megabytes:
+        kind = f"over {target.megabytes:g} MB of memory"
     return Outcome(kind, detail, seconds, grown)
 
 
@@ -122,7 +120,7 @@ def serve(connection: Connection, target: type[Target], artifact: Path, scratch:
     connection.send(None)
     with suppress(EOFError):  # until the other end is closed
         while True:
-            connection.send(try_input(feed, connection.recv(), guard))
+            connection.send(try_input(feed, connection.recv(), guard, target))
     os._exit(0)  # threads that wait for a timeout do not delay the end
 
 
@@ -185,7 +183,7 @@ class Worker:
         self._end()
         detail = self._log.read_text("utf-8", "replace")
         if code == -signal.SIGPROF:
-            return Outcome(f"over {SECONDS:g} seconds of CPU time", detail)
+            return Outcome(f"over {self.target.seconds:g} seconds of CPU time", detail)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Outcome(f"the process died: {name}", detail)
 

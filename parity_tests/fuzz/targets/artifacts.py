@@ -25,7 +25,7 @@ SETTINGS = (  # by how often they are mutated
 
 
 class Manifests(Target):
-    name, inputs = "manifests", 250
+    name, inputs = "manifests", 150
 
     def __init__(self, artifact: Path) -> None:
         super().__init__(artifact)
@@ -73,7 +73,7 @@ def prepare(model: Any) -> Any:
 
 
 class Settings(Target):
-    name, inputs = "settings", 400
+    name, inputs = "settings", 200
 
     def __init__(self, artifact: Path) -> None:
         super().__init__(artifact)

@@ -18,11 +18,15 @@ class Target(ABC):
 
     Attributes:
         inputs: how many are tried in CI.
+        seconds: of CPU time, of all threads, that one input may take.
+        megabytes: that one input may add to the resident memory.
         confined: whether nothing outside the directory may be read; false where the input is its reader's own words.
     """
 
     name: ClassVar[str]
     inputs: ClassVar[int]
+    seconds: ClassVar[float] = 2.0
+    megabytes: ClassVar[float] = 500
     confined: ClassVar[bool] = True
 
     def __init__(self, artifact: Path) -> None:
@@ -67,5 +71,5 @@ def picture_file(format: str, mode: str = "RGB", size: tuple[int, int] = (40, 30
     """A small picture with a gradient."""
     buffer = io.BytesIO()
     gradient = PIL.Image.linear_gradient("L").resize(size)
-    PIL.Image.merge("RGB", [gradient] * 3).convert(mode).save(buffer, format, **options)  # type: ignore[arg-type]
+    PIL.Image.merge("RGB", [gradient] * 3).convert(mode).save(buffer, format, **options)
     return buffer.getvalue()

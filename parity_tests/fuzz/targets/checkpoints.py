@@ -20,12 +20,13 @@ from .base import Target, named, replaced, split_name
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 FILES = (  # by how often they are mutated
     *("config.json",) * 5,
     *(INDEX,) * 3,
     *("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"),
     *("tokenizer.json", "processor_config.json", "chat_template.json", "special_tokens_map.json", "added_tokens.json"),
-    *("adapter_config.json",),
+    *(ADAPTER_CONFIG,) * 2,
 )
 QUANTIZATIONS: tuple[Json, ...] = (
     {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]},
@@ -43,7 +44,7 @@ ADAPTER: Json = {
     "r": 8,
     "lora_alpha": 16,
     "target_modules": ["q_proj"],
-    "base_model_name_or_path": ".",
+    "base_model_name_or_path": "../checkpoint",
 }
 
 
@@ -63,7 +64,7 @@ def read_checkpoint(root: Path) -> None:
 
 
 class Checkpoints(Target):
-    name, inputs = "checkpoints", 250
+    name, inputs = "checkpoints", 200
 
     def __init__(self, artifact: Path) -> None:
         super().__init__(artifact)
@@ -72,7 +73,7 @@ class Checkpoints(Target):
         }
         names = sorted(read_header(TINY / SINGLE)[0])
         self.values[INDEX] = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names[:20], SINGLE)}
-        self.values["adapter_config.json"] = ADAPTER
+        self.values[ADAPTER_CONFIG] = ADAPTER
 
     def make(self, random: Random) -> bytes:
         name = random.choice(FILES)
@@ -89,9 +90,14 @@ class Checkpoints(Target):
         shutil.copytree(root, sharded, ignore=shutil.ignore_patterns(SINGLE))
         os.link(root / SINGLE, sharded / "weights.safetensors")
 
+        adapter = box / "adapter"
+        adapter.mkdir()
+        os.link(root / SINGLE, adapter / "adapter_model.safetensors")
+        directories = {INDEX: sharded, ADAPTER_CONFIG: adapter}
+
         def read(data: bytes) -> None:
             name, content = split_name(data)
-            directory = sharded if name == INDEX else root
+            directory = directories.get(name, root)
             with replaced(directory / name, content.replace(b'"model.safetensors"', b'"weights.safetensors"')):
                 read_checkpoint(directory)
 
@@ -99,7 +105,7 @@ class Checkpoints(Target):
 
 
 class Weights(Target):
-    name, inputs = "weights", 250
+    name, inputs = "weights", 120
 
     def __init__(self, artifact: Path) -> None:
         super().__init__(artifact)

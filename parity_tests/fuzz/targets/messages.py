@@ -233,16 +233,16 @@ class Messages(Target):
 
         def read(data: bytes) -> None:
             request: Any = json.loads(data)
-            if isinstance(request, dict) and request.keys() <= {"content", "tools"}:
-                model.prepare([as_messages(request.get("content"))], tools=request.get("tools"))
-            else:
-                model.prepare([as_messages(request)])
+            if not isinstance(request, dict) or not request.keys() <= {"content", "tools"}:
+                request = {"content": request}
+            content: Any = request.get("content")
+            model.prepare([as_messages(content)], tools=request.get("tools"))
 
         return read
 
 
 class Urls(Target):
-    name, inputs = "urls", 500
+    name, inputs = "urls", 1000
     confined = False
 
     def make(self, random: Random) -> bytes:

@@ -176,7 +176,7 @@ def deep(random: Random) -> str:
 
 
 class Templates(Target):
-    name, inputs = "templates", 400
+    name, inputs = "templates", 250
 
     def __init__(self, artifact: Path) -> None:
         super().__init__(artifact)
