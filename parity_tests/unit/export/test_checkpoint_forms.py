@@ -250,14 +250,16 @@ def test_a_repeated_tensor_of_equal_values_is_no_warning(tmp_path: Path, tiny: T
     assert_as_transformers(opened)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "a/../../x.safetensors", "/x.safetensors", "x\0.safetensors", "x" * 1000])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "a/../../x.safetensors", "/x.safetensors", "x\0.safetensors", "x" * 1000]
+)
 def test_a_shard_outside_the_directory_is_refused(name: str, tmp_path: Path, tiny: Tensors) -> None:
     root = tmp_path / "checkpoint"
     root.mkdir()
     write(root, tiny).joinpath(WEIGHTS).rename(tmp_path / "x.safetensors")
     (root / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tiny, name)}))
     message = refusal(root)
-    assert "/model.safetensors.index.json: names " in message and "which is no file inside the checkpoint's directory" in message
+    assert f"/{INDEX}: names " in message and "no file inside the checkpoint's directory" in message
     if name == "../x.safetensors":
         forms_table.refused(FILES, "a shard outside the directory", message, root)
 
