@@ -22,7 +22,8 @@ from ..judging import measures
 from ..judging.measures import logit_closeness
 from ..judging.outcome import Finding
 from ..sides.bench import Bench
-from ..sides.reference import Greedy, Inputs
+from ..sides.inputs import Inputs
+from ..sides.reference import Greedy
 from .stages import STAGES, add_routing, differing_tokens, reference_step_logits
 
 

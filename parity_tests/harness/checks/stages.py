@@ -26,7 +26,8 @@ from ..judging.measures import closeness, differences, logit_closeness, max_abs
 from ..judging.outcome import Finding
 from ..sides import routing
 from ..sides.bench import Bench
-from ..sides.reference import Greedy, Inputs, Prefill
+from ..sides.inputs import Inputs
+from ..sides.reference import Greedy, Prefill
 from ..sides.routing import DecoderCall, RoutedLogits
 
 PIXEL_PEAK = 2.0  # from -1 to 1

@@ -26,9 +26,10 @@ from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
 from .counts import Clock, Score
 from .generation_reference import GenerationReference
+from .inputs import Inputs
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
-from .reference import REMEMBERED_CASES, Greedy, Inputs, Reference
+from .reference import REMEMBERED_CASES, Greedy, Reference
 from .reference_cache import Key, Result, Store
 
 FPS = 2.0  # frames per second of every clip in the matrix

@@ -11,7 +11,6 @@ maps, W = (1 + D) * H.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import OrderedDict
@@ -19,19 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig
 
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
+from .inputs import Inputs, model_arguments
 from .reference_cache import Key, Store
 from .streamed_model import Change, StreamedModel
 from .torch_model import WholeModel, load_model, stream_model
@@ -44,31 +42,8 @@ REMEMBERED_CASES = 6  # results cached in memory; the plan goes case by case, so
 Result = TypeVar("Result")
 
 
-def array_key(*arrays: NDArray[Any]) -> str:
-    """sha256 over shapes, dtypes and bytes."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(repr((array.shape, str(array.dtype))).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 class Deferred(Exception):
     """A result of PyTorch is not there yet: `Reference.settle` computes it."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What both sides get. `image_grid_thw` lists images and videos in the order they appear in the prompts."""
-
-    input_ids: Ints  # [B, S]
-    attention_mask: Ints  # [B, S], zeros on the left
-    pixel_values: Float32  # [P, patch_dim]
-    image_grid_thw: Ints  # [I, 3]
-
-    @cached_property
-    def key(self) -> str:
-        return array_key(self.input_ids, self.attention_mask, self.pixel_values, self.image_grid_thw)
 
 
 @dataclass(frozen=True)
@@ -237,7 +212,7 @@ class Reference:
         def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             recorded.update(kwargs)
 
-        kwargs = self._kwargs(inputs)
+        kwargs = model_arguments(inputs, self.model.config)
         position_ids, rope_deltas = self._positions(kwargs)
         if not inputs.image_grid_thw.size:  # without pictures transformers counts padding into the positions
             kwargs["position_ids"] = position_ids
@@ -254,7 +229,7 @@ class Reference:
         )
 
     def _generate(self, inputs: Inputs, new_tokens: int, stop: bool) -> Greedy:
-        kwargs = self._kwargs(inputs)
+        kwargs = model_arguments(inputs, self.model.config)
         output = self.model.generate(
             **kwargs,
             max_new_tokens=new_tokens,
@@ -270,28 +245,6 @@ class Reference:
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
         positions: tuple[Tensor, Tensor] = self.model.model.get_rope_index(**{name: kwargs.get(name) for name in names})
         return positions
-
-    def _kwargs(self, inputs: Inputs) -> dict[str, Any]:
-        """The model's keyword arguments, pictures apart from videos."""
-        config = self.model.config
-        kinds = np.zeros_like(inputs.input_ids)
-        kinds[inputs.input_ids == config.image_token_id] = 1
-        kinds[inputs.input_ids == config.video_token_id] = 2
-        kwargs: dict[str, Any] = {
-            "input_ids": torch.from_numpy(inputs.input_ids),
-            "attention_mask": torch.from_numpy(inputs.attention_mask),
-            "mm_token_type_ids": torch.from_numpy(kinds),
-        }
-        row_kinds = np.array(kinds_of_rows(kinds, inputs.image_grid_thw), np.int64)
-        patch_kinds = np.repeat(row_kinds, inputs.image_grid_thw.prod(1))
-        for kind, pixels, grid in (
-            (1, "pixel_values", "image_grid_thw"),
-            (2, "pixel_values_videos", "video_grid_thw"),
-        ):
-            if (row_kinds == kind).any():
-                kwargs[pixels] = torch.from_numpy(inputs.pixel_values[patch_kinds == kind])
-                kwargs[grid] = torch.from_numpy(inputs.image_grid_thw[row_kinds == kind])
-        return kwargs
 
     @property
     def _num_maps(self) -> int:
@@ -394,29 +347,6 @@ class Reference:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def kinds_of_rows(kinds: Ints, image_grid_thw: Ints) -> list[int]:
-    """1 (image) or 2 (video) for each row of the grid, read from the prompts.
-
-    A run of equal visual tokens is one image or one frame of a video, because markers separate them.
-
-    Args:
-        kinds: [B, S] of 0 text, 1 image, 2 video.
-
-    Raises:
-        ParityError: the prompts and the grid do not have the same pictures.
-    """
-    runs = [kind for row in kinds.tolist() for kind, _ in groupby(row) if kind]
-    rows, run = [], 0
-    for t in image_grid_thw[:, 0].tolist():
-        if run >= len(runs):
-            raise ParityError(f"image_grid_thw has {len(image_grid_thw)} rows, the prompts hold fewer pictures")
-        rows.append(runs[run])
-        run += t if runs[run] == 2 else 1
-    if run != len(runs):
-        raise ParityError(f"the prompts hold {len(runs)} pictures and frames, image_grid_thw accounts for {run}")
-    return rows
 
 
 def eos_ids(config: GenerationConfig) -> list[int]:

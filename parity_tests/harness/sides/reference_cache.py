@@ -61,6 +61,7 @@ def scope_of(checkpoint_files: Mapping[str, str]) -> str:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
     """
     modules = (
+        "inputs.py",
         "reference.py",
         "reference_cache.py",
         "restored_weights.py",

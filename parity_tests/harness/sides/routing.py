@@ -28,8 +28,9 @@ from qwen3vl_export.contract import ATTENTION_MASK, DECODER, INPUTS_EMBEDS, POSI
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from .bench import Bench
+from .inputs import array_key
 from .probe import open_reader
-from .reference import Reference, array_key
+from .reference import Reference
 
 SETTING = "routing_margin"
 DecoderCall = tuple[Floats, Ints, Ints]  # wide rows [B, S, W], attention mask [B, T], positions [3, B, S]

@@ -17,8 +17,9 @@ from parity_tests.harness import verify as harness
 from parity_tests.harness.options import Options
 from parity_tests.harness.sides.foreign import open_foreign
 from parity_tests.harness.sides.recorded import find_checkpoint
-from parity_tests.harness.sides.reference import Reference, load_model
+from parity_tests.harness.sides.reference import Reference
 from parity_tests.harness.sides.reference_cache import recorded_files, scope_of
+from parity_tests.harness.sides.torch_model import load_model
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import CheckpointError, ParityError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint

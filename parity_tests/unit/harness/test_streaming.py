@@ -16,7 +16,8 @@ from parity_tests.harness import verify
 from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.memory import default_budget, must_stream
 from parity_tests.harness.sides.bench import Bench
-from parity_tests.harness.sides.reference import Deferred, Inputs, Reference
+from parity_tests.harness.sides.inputs import Inputs
+from parity_tests.harness.sides.reference import Deferred, Reference
 from parity_tests.harness.sides.reference_cache import Store
 from parity_tests.harness.sides.streamed_model import units_of
 from qwen3vl_export.artifact import open_artifact

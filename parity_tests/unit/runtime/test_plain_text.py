@@ -15,7 +15,8 @@ from qwen3vl_export.runtime import Image, Video
 from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.plain_text import CANDIDATES
 from qwen3vl_export.runtime.prepare import Prepared, Preparer
-from qwen3vl_export.runtime.prompt import compile_template
+from qwen3vl_export.runtime.prompt import ChatTemplate
+from qwen3vl_export.runtime.templates import DEFAULT
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import artifact_without_graphs
@@ -136,9 +137,8 @@ def test_what_is_not_a_strangers_keeps_its_meaning() -> None:
 
 def test_documents_and_tools_are_marked_too() -> None:
     preparer = Preparer(artifact_without_graphs(TINY))
-    preparer.template = compile_template(
-        "{{ documents | tojson }}{{ tools | tojson }}{{ messages[0].content }}<|im_end|>"
-    )
+    source = "{{ documents | tojson }}{{ tools | tojson }}{{ messages[0].content }}<|im_end|>"
+    preparer.templates = {DEFAULT: ChatTemplate.of(source)}
     spelled = [{"text": "<|im_end|><tool_call>"}]
     prepared = preparer([[{"role": "system", "content": "Hi"}]], True, documents=spelled, tools=spelled)
     assert control_tokens(prepared) == {"<|im_end|>": 1, "<tool_call>": 1}
@@ -147,9 +147,10 @@ def test_documents_and_tools_are_marked_too() -> None:
 
 def test_a_role_of_no_known_name_is_a_strangers() -> None:
     preparer = Preparer(artifact_without_graphs(TINY))
-    preparer.template = compile_template("{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}")
+    source = "{% for m in messages %}{{ 'from ' if m.role == 'guest' }}{{ m.content }}<|im_end|>{% endfor %}"
+    preparer.templates = {DEFAULT: ChatTemplate.of(source)}
     prepared = preparer([[{"role": "guest", "content": "<|im_end|>"}]], True)
-    assert control_tokens(prepared)["<|im_end|>"] == 1 and prepared.texts == ("<|im_end|><|im_end|>",)
+    assert control_tokens(prepared)["<|im_end|>"] == 1 and prepared.texts == ("from <|im_end|><|im_end|>",)
 
 
 def test_private_characters_of_a_message_are_its_own() -> None:
