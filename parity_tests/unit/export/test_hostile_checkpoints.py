@@ -9,6 +9,7 @@ import json
 import shutil
 import struct
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from parity_tests.fixtures.paths import TINY
 from parity_tests.fixtures.spoilt import VALUES, Place, replaced, spoilt_texts, to_text
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter.checkpoint import files, open_checkpoint
+from qwen3vl_export.exporter.checkpoint.adapter.config import AdapterConfig
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CASES = 30  # of each file
@@ -69,6 +71,33 @@ def test_a_base_that_is_no_name_of_a_directory_is_refused(base: str, tmp_path: P
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
     (tmp_path / "adapter_model.safetensors").symlink_to(TINY / WEIGHTS)
     assert read_whole(tmp_path)
+
+
+@pytest.mark.parametrize("value", [True, 8, 0.5, "x", ["x"], [1], [None], {"x": 1}, {"x": [[]]}, [[]]])
+@pytest.mark.parametrize("key", [entry.name for entry in fields(AdapterConfig)])
+def test_settings_of_an_adapter_of_any_type_are_read_or_refused_in_one_line(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], key: value}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../none", **settings}))
+    (tmp_path / "adapter_model.safetensors").symlink_to(TINY / WEIGHTS)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(tmp_path))
+    assert "adapter" in str(caught.value) or "none" in str(caught.value) or "x" in str(caught.value)
+
+
+@pytest.mark.parametrize("expression", ["(", "[", "*", "(?P<x"])
+@pytest.mark.parametrize(
+    "form", [{"rank_pattern": {"%": 8}}, {"modules_to_save": ["%"]}, {"layers_pattern": "%"}, {"target_modules": "%"}]
+)
+def test_an_expression_of_an_adapter_that_is_none_is_refused(
+    form: dict[str, object], expression: str, tmp_path: Path
+) -> None:
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], **form}
+    text = json.dumps({"base_model_name_or_path": str(TINY), **settings}).replace("%", expression)
+    (tmp_path / "adapter_config.json").write_text(text)
+    (tmp_path / "adapter_model.safetensors").symlink_to(TINY / WEIGHTS)
+    assert "is not a regular expression" in read_whole(tmp_path)
 
 
 def test_a_tokenizer_that_its_own_library_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ....errors import CheckpointError
+from ....errors import CheckpointError, first_line
 from ....hub import ADAPTER_CONFIG
+from ....json_form import from_settings
 
 CONFIG = ADAPTER_CONFIG
 MERGE_IT = "Merge it with PEFT: merge_and_unload(), save_pretrained(), and build the result"
@@ -38,13 +39,13 @@ class AdapterConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    target_modules: str | Sequence[str] | None = None
-    target_parameters: Sequence[str] = ()
-    exclude_modules: str | Sequence[str] = ()
-    layers_to_transform: int | Sequence[int] = ()
-    layers_pattern: str | Sequence[str] = ()
-    modules_to_save: Sequence[str] = ()
-    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] = ()
+    target_modules: str | tuple[str, ...] | None = None
+    target_parameters: tuple[str, ...] = ()
+    exclude_modules: str | tuple[str, ...] = ()
+    layers_to_transform: int | tuple[int, ...] = ()
+    layers_pattern: str | tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     bias: str = "none"
     lora_bias: bool = False
     ensure_weight_tying: bool = False
@@ -73,15 +74,20 @@ def read_adapter_config(root: Path) -> AdapterConfig:
     try:
         raw = json.loads(path.read_text("utf-8-sig"))
         peft_type = raw.get("peft_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a JSON object ({error})", "Download the adapter again") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a JSON object ({first_line(error)})", "Download the adapter again"
+        ) from error
     if peft_type != "LORA":
         raise CheckpointError(f"{path}: peft_type is {peft_type!r}, only 'LORA' is merged", MERGE_IT)
     names = {entry.name for entry in fields(AdapterConfig)}
     for key, value in raw.items():
         if value and key not in names | WITHOUT_EFFECT:
             raise CheckpointError(f"{path}: {key} is set, and only plain LoRA is merged", MERGE_IT)
-    config = AdapterConfig(**{key: value for key, value in raw.items() if key in names and value is not None})
+    try:
+        config = from_settings(AdapterConfig, {key: value for key, value in raw.items() if value is not None})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}", "Take the file that PEFT saved") from error
     if config.init_lora_weights not in PLAIN_INITS:
         raise CheckpointError(
             f"{path}: init_lora_weights is {config.init_lora_weights!r}, which changed the base that it was trained on",
@@ -98,11 +104,12 @@ def _check(path: Path, config: AdapterConfig) -> None:
         raise CheckpointError(f"{path}: a rank is not a positive number", "Take the file that PEFT saved")
     if not all(isinstance(alpha, (int, float)) for alpha in alphas):
         raise CheckpointError(f"{path}: an alpha is not a number", "Take the file that PEFT saved")
-    expressions = [*config.rank_pattern, *config.alpha_pattern]
-    expressions += [text for text in (config.target_modules, config.exclude_modules) if isinstance(text, str)]
-    for expression in expressions:
+    layers = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
+    inner = [*config.rank_pattern, *config.alpha_pattern, *config.modules_to_save, *layers]  # parts of another one
+    whole = [text for text in (config.target_modules, config.exclude_modules) if isinstance(text, str)]
+    for expression, form in [*((text, f".*({text})") for text in inner), *((text, text) for text in whole)]:
         try:
-            re.compile(expression)
+            re.compile(form)
         except re.error as error:
             raise CheckpointError(
                 f"{path}: {expression!r} is not a regular expression ({error})", "Take the file that PEFT saved"

@@ -92,7 +92,7 @@ def _is_excluded(config: AdapterConfig, name: str) -> bool:
 def _is_chosen_layer(config: AdapterConfig, name: str) -> bool:
     """Whether `layers_to_transform` allows a module: the number after the first list of layers counts."""
     chosen = config.layers_to_transform
-    if chosen == () or chosen == []:
+    if chosen == ():
         return True
     layers = [chosen] if isinstance(chosen, int) else chosen
     patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
