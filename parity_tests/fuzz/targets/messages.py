@@ -253,11 +253,14 @@ class Urls(Target):
             ("", "/", "/x.png", "/\u00fc", "/%zz", "/\ud800", "/a b", "\\x", "/" + "x" * 9999, "?a", "#b", "/\r\nX: y")
         )
         url = scheme + user + random.choice(HOSTS) + port + path
+        if random.random() < 0.1:
+            url = random.choice(SOURCES)
         data = url.encode("utf-8", "surrogatepass")
         return mutate_bytes(random, data) if random.random() < 0.3 else data
 
     def open(self, box: Path) -> Callable[[bytes], object]:
         from qwen3vl_export.runtime import Image, Qwen3VL
 
+        (box / "cat.png").write_bytes(picture_file("PNG"))
         model = Qwen3VL.load(self.artifact)
         return lambda data: model.picture(Image(data.decode("utf-8", "surrogateescape")))
