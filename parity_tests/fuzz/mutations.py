@@ -102,7 +102,8 @@ def mutate_value(random: Random, value: Json) -> Json:
         elif change == 8:
             container[key] = random.choice(([container[key]], {str(key): container[key]}, str(container[key])[:1000]))
         elif isinstance(container, list):
-            container[key:key] = [hostile_value(random)] * random.choice((1, 2, 1000))
+            item = hostile_value(random)
+            container[key:key] = [copy.deepcopy(item) for _ in range(random.choice((1, 2, 1000)))]
         else:
             container[str(hostile_value(random))[:1000]] = hostile_value(random)
     return value
