@@ -212,7 +212,7 @@ def test_an_altered_file_is_refused(tiny_artifact: Path, tmp_path: Path) -> None
     Qwen3VL.load(copy)
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text().replace("user", "User"))
-    with pytest.raises(ArtifactError, match=r"chat_template\.jinja: sha256 differs"):
+    with pytest.raises(ArtifactError, match=r"chat_template\.jinja: was altered, its sha256 differs"):
         Qwen3VL.load(copy)
     with pytest.raises(ArtifactError, match=r"no manifest\.json here"):
         Qwen3VL.load(tmp_path)
