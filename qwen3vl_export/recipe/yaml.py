@@ -24,6 +24,7 @@ DIRECTORY_BLOCKS = ("checkpoint", "calibration")  # whose `source` may be a dire
 METHOD = "method"  # a block that names one inherits nothing: the settings of another method mean nothing to it
 LARGEST_FILE = 200_000  # bytes; shipped recipes have at most 2,000
 MOST_VALUES = 20_000  # in a recipe
+INTEGER_BITS = 63  # Python does not even print integers of some thousand digits
 LONGEST_CHAIN = 20  # recipes that extend one another
 KeyPath = tuple[str, ...]
 
@@ -65,7 +66,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
+                raise OverflowError
+            return value
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):  # `!!int x`, `!!bool x`
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
