@@ -59,7 +59,7 @@ def add_report(store: Store, manifest: Path, matrix: str, planned: int, failed: 
 
 
 @pytest.fixture(scope="module")
-def store(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tiny_artifact: Path, tiny_fixed_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Four artifacts: passed twice, passed, failed, and not verified; and one that is half there."""
     made = open_store(str(tmp_path_factory.mktemp("zoo")))
     manifest = json.loads((tiny_artifact / MANIFEST).read_text("utf-8"))
@@ -69,8 +69,8 @@ def store(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
     add_report(made, first, "standard", 621, 0, 12)
     add_report(made, add_artifact(made, manifest, "qwen3-vl-4b-int4", small, quantization=INT4), "standard", 621, 0, 31)
     add_report(made, add_artifact(made, manifest, "qwen3-vl-30b-fp16", large, dtype="float16"), "standard", 621, 3, 4.2)
-    bound = manifest | {"encoders": [{"graph": "vision_encoder", "grid": [24, 24]}]}
-    add_artifact(made, bound, "qwen3-vl-30b-fixed", large, vision={"grid": "fixed", "sizes": [[384, 384]]})
+    bound = json.loads((tiny_fixed_artifact / MANIFEST).read_text("utf-8"))
+    add_artifact(made, bound, "qwen3-vl-30b-fixed", large)
     (Path(made.url) / "artifacts" / "half-0123").mkdir()
     zoo.write_zoo(made)
     return made
