@@ -47,13 +47,16 @@ def whole_file(path: Path, hidden: bool = True) -> Iterator[Path]:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file can have this name or path: in UTF-8, without NUL, not over 4095 bytes and no part over 255."""
+    """Whether a file can have this name or path: without NUL, not over 4095 bytes and no part over 255.
+
+    Bytes that are no text may be in it, as `os.fsdecode` gives them; halves of surrogate pairs may not.
+    """
     try:
-        if len(name.encode()) > LONGEST_PATH:
-            return False
-        return "\0" not in name and all(len(part.encode()) <= LONGEST_NAME for part in name.split("/"))
+        encoded = name.encode(errors="surrogateescape")
     except UnicodeEncodeError:
         return False
+    parts = encoded.split(b"/")
+    return len(encoded) <= LONGEST_PATH and b"\0" not in encoded and all(len(part) <= LONGEST_NAME for part in parts)
 
 
 def link(source: Path, target: Path) -> None:

@@ -190,7 +190,8 @@ def test_valid_boxes_are_drawn_and_the_others_reported(
     out = tmp_path / "out.png"
     reason = "not drawn: bbox_2d [0, 0, 9000, 9]: outside 0 to 1000\n"
     result = invoke("run", tiny_artifact, "--image", PHOTOGRAPH, "--prompt", "Where?", "--draw", out)
-    assert (result.exit_code, result.stderr) == (0, f"{out}: 2 drawn\n{reason}") and out.exists()
+    said = f"{PHOTOGRAPH}: 126 tokens\n{out}: 2 drawn\n{reason}"
+    assert (result.exit_code, result.stderr) == (0, said) and out.exists()
     out.unlink()
     chat = invoke("chat", tiny_artifact, typed=f"{PHOTOGRAPH} Where?\n/draw {out}\n")
     assert f"{out}: 2 drawn\n{reason}" in chat.stdout and out.exists()

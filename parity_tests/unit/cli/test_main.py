@@ -57,7 +57,7 @@ def add_note(error: BaseException) -> BaseException:
     "raised, expected, code",
     [
         (BuildError("out: is not empty", "Choose another"), "error: out: is not empty. Choose another", 2),
-        (ParityError("no matrix\nnamed x"), "error: no matrix named x", 2),
+        (ParityError("no matrix\nnamed x"), r"error: no matrix\nnamed x", 2),
         (UnprovenError("parity.json: 1 of 9 checks failed"), "error: parity.json: 1 of 9 checks failed", 1),
         (OSError(errno.ENOSPC, "No space left on device", "out/x.onnx"), "error: out/x.onnx: disk full. Free some", 2),
         (OSError(errno.EACCES, "Permission denied", "out"), "error: out: permission denied.", 2),
