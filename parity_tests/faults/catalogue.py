@@ -116,7 +116,7 @@ def in_runtime(name: str, mistake: runtime.Mistake, stage: str, says: str, graph
 FLIP = partial(change_weights, DECODER, weights.exponent_flipped)
 FAULTS = [
     # Files and settings.
-    Fault("corrupted-byte", "files", "sha256 differs from manifest.json", FLIP, sealed=False),
+    Fault("corrupted-byte", "files", "was altered, its sha256 differs from manifest.json", FLIP, sealed=False),
     in_setting("turn-not-opened", TEMPLATE, weights.turn_not_opened, "prompt", "differs from token"),
     in_setting(
         "pixel-budget-of-qwen2-vl",

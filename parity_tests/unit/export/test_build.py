@@ -165,7 +165,7 @@ def test_one_flipped_byte_anywhere_is_noticed(tiny_artifact: Path, tmp_path: Pat
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1
     (copy / name).write_bytes(data)
-    with pytest.raises(ArtifactError, match=f"{name}: sha256 differs"):
+    with pytest.raises(ArtifactError, match=f"{name}: was altered, its sha256 differs"):
         open_artifact(copy)
 
 
