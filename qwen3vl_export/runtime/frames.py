@@ -123,7 +123,7 @@ def sample_frames(total: int, fps: float, rules: FrameRules, sample_fps: float |
         sample_fps: frames per second to sample, in place of the rules' rate or number.
 
     Raises:
-        InputError: a rate that is not above 0.
+        InputError: a rate below 1e-6 or above 1e6.
     """
     check_rate(fps)
     if sample_fps is not None:
