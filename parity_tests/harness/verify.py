@@ -27,7 +27,7 @@ from .evidence.page import render
 from .evidence.report import Report, show, write
 from .judging.outcome import Outcome
 from .judging.verdicts import Profile, load_profile
-from .memory import default_budget, must_stream
+from .memory import must_stream
 from .options import Options
 from .plan import Check, Plan, Subject, plan
 from .progress import show_module, show_progress
@@ -136,7 +136,7 @@ def open_bench(
     root = cache or default_directory()
     store = Store(root, scope_of(recorded_files(opened.manifest.checkpoint)))
     if reference is None:
-        streamed = must_stream(opened, source.root, default_budget() if memory is None else memory)
+        streamed = must_stream(opened, source.root, memory)
         merged = [adapter.root for adapter in source.adapters]
         reference = Reference(source.root, store, adapters=merged, streamed=streamed)
     return Bench(

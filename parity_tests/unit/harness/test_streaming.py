@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from parity_tests.faults.catalogue import FAULTS
 from parity_tests.faults.detection import first_failure
-from parity_tests.harness import verify
+from parity_tests.harness import memory, verify
 from parity_tests.harness.judging.outcome import Outcome
-from parity_tests.harness.memory import default_budget, must_stream
+from parity_tests.harness.memory import must_stream
 from parity_tests.harness.sides.bench import Bench
 from parity_tests.harness.sides.inputs import Inputs
 from parity_tests.harness.sides.reference import Deferred, Reference
@@ -219,13 +219,27 @@ def test_planted_faults_are_found_by_induction(
     assert failure is not None and failure.stage == stage
 
 
-def test_memory_decides_whether_pytorch_is_streamed(built: Callable[[str], Path]) -> None:
+def test_memory_decides_whether_pytorch_is_streamed(
+    built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = open_artifact(built("tiny"), check=False)
-    assert not must_stream(artifact, TINY, 8 << 30)
-    assert must_stream(artifact, TINY, (1 << 30) + (20 << 20))
-    with pytest.raises(ParityError, match=r"takes 1\.0 GB of memory, 100\.0 MB are free"):
-        must_stream(artifact, TINY, 100 << 20)
-    assert default_budget() > 0
+    monkeypatch.setattr(memory, "resident_memory", lambda: 1 << 30)
+    enough = (1 << 30) + memory.ACTIVATIONS + (60 << 20)
+    assert not must_stream(artifact, TINY, enough)
+    assert must_stream(artifact, TINY, enough - (45 << 20))
+    with pytest.raises(ParityError, match=r"takes 26\d\.\d MB of memory, 100\.0 MB are left\. .*larger --memory"):
+        must_stream(artifact, TINY, (1 << 30) + (100 << 20))
+
+
+def test_without_a_budget_it_is_what_is_free(built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = open_artifact(built("tiny"), check=False)
+    assert memory.free_memory() > 0 and memory.resident_memory() > 0
+    for free, streamed in ((4 << 30, False), (1 << 30, True)):
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
+        assert must_stream(artifact, TINY) is streamed
+    monkeypatch.setattr(memory, "free_memory", lambda: 100 << 20)
+    with pytest.raises(ParityError, match=r"100\.0 MB are left"):
+        must_stream(artifact, TINY)
 
 
 def test_sizes_are_written_as_they_are_shown() -> None:
