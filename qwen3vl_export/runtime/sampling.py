@@ -23,6 +23,7 @@ from ..json_form import from_settings
 from .arrays import Bools, Floats, Ints
 
 MAX_PRESENCE_PENALTY = 2  # the range of the OpenAI API
+FACTORS = (1e-6, 1e6)  # of logits: within them float32 holds the products
 DRAWING = ("temperature", "top_k", "top_p", "min_p")  # settings without effect on greedy answers
 PENALTIES = ("repetition_penalty", "presence_penalty")
 NAMES = (*DRAWING, *PENALTIES, "seed")
@@ -46,16 +47,19 @@ class Sampling:
     seed: int | None = None  # None means a new seed each time
 
     def __post_init__(self) -> None:
-        if self.do_sample and not 0 < self.temperature < np.inf:
-            raise InputError(f"temperature is {self.temperature}", "Use a number above 0, or 0 for greedy answers")
+        low, high = FACTORS
+        if self.do_sample and not low <= self.temperature <= high:
+            advice = f"Use a number from {low:g} to {high:.0f}, or 0 for greedy answers"
+            raise InputError(f"temperature is {self.temperature}", advice)
         if self.top_k < 0:
             raise InputError(f"top_k is {self.top_k}", "Use 0 for all tokens, or a number above 0")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}", "Use a number between 0 and 1")
         if not 0 <= self.min_p <= 1:
             raise InputError(f"min_p is {self.min_p}", "Use a number between 0 and 1; 0 keeps every token")
-        if not 0 < self.repetition_penalty < np.inf:
-            raise InputError(f"repetition_penalty is {self.repetition_penalty}", "Use a number above 0; 1 is none")
+        if not low <= self.repetition_penalty <= high:
+            advice = f"Use a number from {low:g} to {high:.0f}; 1 is none"
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}", advice)
         if not -MAX_PRESENCE_PENALTY <= self.presence_penalty <= MAX_PRESENCE_PENALTY:
             raise InputError(f"presence_penalty is {self.presence_penalty}", "Use a number from -2 to 2; 0 is none")
         if self.seed is not None and self.seed < 0:

@@ -148,7 +148,8 @@ def test_a_temperature_decides_whether_to_sample() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.5}, {"repetition_penalty": 0.0},
+    [{"temperature": 1e308}, {"temperature": 1e-40}, {"repetition_penalty": 1e39},
+     {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.5}, {"repetition_penalty": 0.0},
      {"seed": -1}, {"min_p": -0.1}, {"min_p": 1.1}, {"presence_penalty": 2.5}, {"presence_penalty": float("nan")}],
 )  # fmt: skip
 def test_settings_that_mean_nothing(values: dict[str, Any]) -> None:
