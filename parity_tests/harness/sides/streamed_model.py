@@ -64,6 +64,7 @@ class StreamedModel:
         self._resident = ""  # the module that `parameter` loaded last
         self._files = {name: tensor.file for name, tensor in stored_weights(checkpoint).tensors.items()}
         self._modules = dict(units_of(model))
+        self._mapping = get_model_conversion_mapping(model)  # of the checkpoint's names and layouts to the model's
         self._keys = self._find_keys()
         for name, module in self._modules.items():
             module.register_forward_pre_hook(lambda *_, name=name: self._arrive(name))
@@ -118,9 +119,8 @@ class StreamedModel:
 
     def _find_keys(self) -> dict[str, list[str]]:
         """The checkpoint's names of each module's tensors."""
-        mapping = get_model_conversion_mapping(self.model)
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
         prefix, parameters = self.model.base_model_prefix, self.model.state_dict()
         keys: defaultdict[str, list[str]] = defaultdict(list)
         for key in self._files:
@@ -146,7 +146,7 @@ class StreamedModel:
                 state = {key: files[self._files[key]].get_slice(key) for key in self._keys[name]}
             else:
                 state = self._restore({key: files[self._files[key]].get_tensor(key) for key in self._keys[name]})
-            config = LoadStateDictConfig(dtype=torch.float32, weight_mapping=get_model_conversion_mapping(self.model))
+            config = LoadStateDictConfig(dtype=torch.float32, weight_mapping=self._mapping)
             with without_progress_bar():
                 convert_and_load_state_dict_in_model(self.model, state, config)
         module = self._modules[name]
