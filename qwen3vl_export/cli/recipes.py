@@ -120,17 +120,19 @@ def schema(
 
 @app.command()
 def pin(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipes whose checkpoint is on the Hub.")],
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE", help="Recipes whose checkpoint or adapters are on the Hub.")
+    ],
 ) -> None:
-    """Replace a checkpoint's revision with its current commit, so that builds are reproducible.
+    """Replace the revisions of a checkpoint and its adapters with their commits, so that builds are reproducible.
 
     Example: `qwen3vl-export recipes pin qwen3-vl-2b-instruct`
     """
     from ..recipe.pin import pin as pin_recipe
 
     for name in recipes:
-        file, commit, changed = pin_recipe(name)
-        say(f"{file}: {'pinned to' if changed else 'already pinned to'} {commit}")
+        file, repositories, changed = pin_recipe(name)
+        say(f"{file}: {'pinned to' if changed else 'already pinned to'} {', '.join(repositories)}")
 
 
 def _described(file: Path) -> str:

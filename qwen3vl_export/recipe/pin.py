@@ -1,42 +1,67 @@
-"""Writes the commit of a Hub checkpoint into the recipe that names it; every other byte of the file stays.
+"""Writes the commits of a Hub checkpoint and its adapters into the recipe that names them; every other byte stays.
 
-Knows nothing about downloading: it only asks the Hub for the commit.
+Knows nothing about downloading: it only asks the Hub for the commits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from ..errors import RecipeError
-from ..hub import COMMIT, resolve_commit
+from ..hub import COMMIT, resolve_commit, split_revision
 from ..output import whole_file
 from . import find_recipe, load_recipe
+from .model import is_directory
 
 
-def pin(path_or_name: str | Path) -> tuple[Path, str, bool]:
-    """Pin a recipe to the commit its revision points to.
+def pin(path_or_name: str | Path) -> tuple[Path, list[str], bool]:
+    """Pin a recipe's checkpoint and adapters to the commits their revisions point to.
 
     Returns:
-        The file, the commit, and whether the file changed.
+        The file, each repository as `org/name@commit`, and whether the file changed.
 
     Raises:
-        RecipeError: the recipe is invalid, or its checkpoint is a directory.
-        CheckpointError: the commit cannot be resolved.
+        RecipeError: the recipe is invalid, names only directories, or inherits an adapter that is not pinned.
+        CheckpointError: a commit cannot be resolved.
     """
     file = find_recipe(path_or_name)
-    checkpoint = load_recipe(file).checkpoint
-    if checkpoint.is_local:
-        raise RecipeError(f"{file}: checkpoint.source: {checkpoint.source} is a directory", "There is no commit to pin")
-    if COMMIT.fullmatch(checkpoint.revision):
-        return file, checkpoint.revision, False
-    commit = resolve_commit(checkpoint.source, checkpoint.revision)
+    recipe = load_recipe(file).checkpoint
+    checkpoint = "" if recipe.is_local else at_commit(f"{recipe.source}@{recipe.revision}")
+    adapters = {source: source if is_directory(source) else at_commit(source) for source in recipe.adapters}
+    pinned = [name for name in (checkpoint, *adapters.values()) if name and not is_directory(name)]
+    if not pinned:
+        raise RecipeError(f"{file}: checkpoint.source: {recipe.source} is a directory", "There is no commit to pin")
+    commit = split_revision(checkpoint)[1]
+    if list(adapters) == list(adapters.values()) and (recipe.is_local or recipe.revision == commit):
+        return file, pinned, False
+    text = with_adapters(file.read_text("utf-8"), adapters)
     with whole_file(file, hidden=False) as draft:  # a recipe's name may be that of its file, and has no leading dot
-        draft.write_text(with_revision(file.read_text("utf-8"), commit), "utf-8")
-        if load_recipe(draft).checkpoint.revision != commit:
+        draft.write_text(text if recipe.is_local else with_revision(text, commit), "utf-8")
+        written = load_recipe(draft).checkpoint
+        if written.adapters != tuple(adapters[source] for source in recipe.adapters):
+            what = f"{file}: checkpoint.adapters are inherited and name no commit"
+            raise RecipeError(what, "Pin the recipe that this one extends, or name the adapters here")
+        if not recipe.is_local and written.revision != commit:
             raise RecipeError(f"{file}: cannot be edited safely", f"Write checkpoint.revision: {commit} yourself")
-    return file, commit, True
+    return file, pinned, True
+
+
+def at_commit(source: str) -> str:
+    """`org/name@revision` with the commit in place of the revision."""
+    name, revision = split_revision(source)
+    return f"{name}@{revision if COMMIT.fullmatch(revision) else resolve_commit(name, revision)}"
+
+
+def with_adapters(text: str, pinned: Mapping[str, str]) -> str:
+    """The recipe's text with each adapter that it names replaced; comments and layout are preserved."""
+    adapters = _child(_child(yaml.compose(text, yaml.SafeLoader), "checkpoint"), "adapters")
+    for node in reversed(adapters.value if isinstance(adapters, yaml.SequenceNode) else ()):
+        if not is_directory(node.value):
+            text = text[: node.start_mark.index] + pinned[node.value] + text[node.end_mark.index :]
+    return text
 
 
 def with_revision(text: str, commit: str) -> str:

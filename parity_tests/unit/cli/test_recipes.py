@@ -335,11 +335,51 @@ def test_pin_changes_the_revision_and_nothing_else(
     write("base.yaml", f"checkpoint: {{source: {HUB}}}\n")
     file = write("mine.yaml", before)
     write("mine.pinned.yaml", "mine\n")
-    assert recipe_pin.pin(file) == (file, COMMIT, True)
+    assert recipe_pin.pin(file) == (file, [f"{HUB}@{COMMIT}"], True)
     assert file.read_text("utf-8") == after
-    assert recipe_pin.pin(file) == (file, COMMIT, False)
+    assert recipe_pin.pin(file) == (file, [f"{HUB}@{COMMIT}"], False)
     assert asked == [(HUB, "main")]
     assert [path.read_text("utf-8") for path in folder.glob("*pinned*")] == ["mine\n"]
+
+
+ADAPTERS = {
+    "block": (
+        "checkpoint:\n  source: ./base\n  adapters:\n"
+        "    - ./mine # ours\n    - org/lora # theirs\n    - org/lora@old\n",
+        "checkpoint:\n  source: ./base\n  adapters:\n"
+        "    - ./mine # ours\n    - org/lora@{main} # theirs\n    - org/lora@{old}\n",
+    ),
+    "flow, beside a checkpoint of the Hub": (
+        'checkpoint: {source: org/base, adapters: ["org/lora", org/other@%s]}\n' % ("2" * 40),
+        "checkpoint: {source: org/base, adapters: [org/lora@{main}, org/other@%s], revision: {main}}\n" % ("2" * 40),
+    ),
+}
+
+
+@pytest.mark.parametrize("before, after", ADAPTERS.values(), ids=ADAPTERS)
+def test_pin_writes_the_commit_of_each_adapter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    commits = {"main": COMMIT, "old": "a" * 40}
+    monkeypatch.setattr(recipe_pin, "resolve_commit", lambda source, revision: commits[revision])
+    file = write("mine.yaml", before)
+    _, repositories, changed = recipe_pin.pin(file)
+    assert changed
+    assert f"org/lora@{COMMIT}" in repositories
+    assert "./mine" not in repositories
+    assert file.read_text("utf-8") == after.replace("{main}", COMMIT).replace("{old}", "a" * 40)
+    assert recipe_pin.pin(file) == (file, repositories, False)
+
+
+def test_an_inherited_adapter_is_pinned_where_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_pin, "resolve_commit", lambda source, revision: COMMIT)
+    base = write("base.yaml", f"checkpoint: {{source: {HUB}, adapters: [org/lora]}}\n")
+    file = write("mine.yaml", "extends: base.yaml\n")
+    with pytest.raises(RecipeError, match=r"are inherited and name no commit\. Pin the recipe that this one extends"):
+        recipe_pin.pin(file)
+    assert file.read_text("utf-8") == "extends: base.yaml\n"
+    recipe_pin.pin(base)
+    assert recipe_pin.pin(file) == (file, [f"{HUB}@{COMMIT}", f"org/lora@{COMMIT}"], False)
 
 
 def test_a_commit_of_digits_stays_text(folder: Path) -> None:
