@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -110,12 +111,24 @@ def schema(
 
     Example: `qwen3vl-export recipes schema --out recipes/recipe.schema.json`
     """
-    text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False)
+    values = recipe_schema()
+    text = json.dumps(values, indent=2, ensure_ascii=False)
     if out is None:
         write(text + "\n")
     else:
+        if os.path.lexists(out) and not is_schema(out, values["title"]):
+            raise RecipeError(f"{out}: already exists and is no schema of recipes", "Choose another name")
         out.write_text(text + "\n", "utf-8")
         say(f"{out} written")
+
+
+def is_schema(file: Path, title: str) -> bool:
+    """Whether a file is an earlier version of the schema of this title."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("title") == title
 
 
 @app.command()

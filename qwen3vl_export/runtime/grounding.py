@@ -11,6 +11,7 @@ Knows these formats and how to draw; nothing about models.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def save_drawing(path: Path, images: Sequence[PIL.Image.Image], text: str) -> tu
         The number of regions drawn, and one line for each invalid region, as in `find_regions`.
 
     Raises:
-        InputError: not exactly one picture, an answer without valid regions, or a file that cannot be written.
+        InputError: as `check_drawing`, an answer without valid regions, or a file that cannot be written.
     """
     check_drawing(path, len(images))
     regions, refused = find_regions(text)
@@ -210,12 +211,14 @@ def check_drawing(path: Path, images: int) -> None:
     """Refuse what `save_drawing` cannot do, before the question is asked.
 
     Raises:
-        InputError: not exactly one picture, or an unknown file format.
+        InputError: not exactly one picture, an unknown file format, or a file that exists, which may be the picture.
     """
     if images != 1:
         raise InputError(f"a drawing on {images} pictures", "Ask about exactly one picture")
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: cannot write this image format", f"Use a name that ends in {', '.join(FORMATS)}")
+    if os.path.lexists(path):
+        raise InputError(f"{path}: already exists", "Choose another name, or delete it first")
 
 
 def draw_label(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.fixtures.commands import invoke
 from parity_tests.fixtures.paths import RECIPES
 from qwen3vl_export.errors import CheckpointError, RecipeError
 from qwen3vl_export.promise import promised_graphs
@@ -118,6 +119,18 @@ def test_json_is_complete_and_names_no_place_on_this_machine(folder: Path) -> No
 def test_the_schema_file_is_current() -> None:
     shipped = json.loads((RECIPES / "recipe.schema.json").read_text("utf-8"))
     assert shipped == recipe_schema(), "Write it again: qwen3vl-export recipes schema --out recipes/recipe.schema.json"
+
+
+def test_the_schema_replaces_only_a_schema(folder: Path) -> None:
+    out, earlier = folder / "schema.json", {**recipe_schema(), "properties": {}}
+    out.write_text(json.dumps(earlier), "utf-8")
+    assert invoke("recipes", "schema", "--out", out).exit_code == 0
+    assert json.loads(out.read_text("utf-8")) == recipe_schema()
+    for text in ("", "[1]", '{"title": "mine"}', "name: a\n"):
+        out.write_text(text, "utf-8")
+        result = invoke("recipes", "schema", "--out", out)
+        assert result.exit_code == 2 and "already exists and is no schema of recipes" in result.stderr
+        assert out.read_text("utf-8") == text
 
 
 TINY = "extends: tiny.yaml\n"

@@ -100,6 +100,7 @@ def test_run_draws_the_boxes(tiny_artifact: Path, tmp_path: Path, monkeypatch: p
         ('{"bbox_2d": [1, 2]}', ("--image", PHOTOGRAPH, "--draw", "out.png"), "bbox_2d [1, 2]: not 4 numbers"),
         ("a cat", ("--image", PHOTOGRAPH, "--draw", "out.txt"), "out.txt: cannot write this image format"),
         ("a cat", ("--draw", "out.png", "--prompt", "Hi"), "a drawing on 0 pictures"),
+        ("a cat", ("--image", PHOTOGRAPH, "--draw", PHOTOGRAPH), "chelsea.png: already exists. Choose another name"),
         ('{"point_2d": [1, 2]}', ("--image", PHOTOGRAPH, "--draw", "no/where/out.png"), "cannot be written"),
         ("a cat", ("--prompt", "Hi", "--tools", "nowhere.json"), "nowhere.json: cannot be read"),
     ],
