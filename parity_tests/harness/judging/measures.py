@@ -3,12 +3,14 @@
 A measure reports, it does not judge: no threshold lives here. Three rules hold for every function:
 what could not be measured (nothing to compare) is None, never 0; NaN and Inf pass through as nan or inf, so that a
 verdict over them fails; arrays of different shape raise `ShapeMismatch`, because no number can describe that.
-Everything is computed in float64, whatever the dtype of the arrays.
+Everything is computed in float64, whatever the dtype of the arrays, and a block of values at a time, so that beside
+the arrays themselves little memory is taken. Blocks change no bit of a result: sums are added in numpy's own order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from qwen3vl_export.evidence import Difference
 
 Array = NDArray[np.floating] | NDArray[np.integer]
 Measures = Mapping[str, float | int | bool | None]
+
+BLOCK = 1 << 22  # values of one array that are looked at together; 32 MiB in float64
 
 
 class ShapeMismatch(ValueError):
@@ -28,12 +32,68 @@ def check_shapes(candidate: Array, reference: Array) -> None:
         raise ShapeMismatch(f"shape {tuple(candidate.shape)}, the reference has {tuple(reference.shape)}")
 
 
+def flat_blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Consecutive parts of arrays of equal size, each flattened to [n] in C order."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, BLOCK):
+        yield tuple(array[start : start + BLOCK] for array in flat)
+
+
+def row_blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Consecutive rows of arrays [..., C] of equal shape: [n, C] of each."""
+    rows = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    count = max(1, BLOCK // max(1, rows[0].shape[1]))
+    for start in range(0, len(rows[0]), count):
+        yield tuple(array[start : start + count] for array in rows)
+
+
+def by_rows(measure: Callable[..., NDArray[np.float64]], *arrays: Array) -> NDArray[np.float64]:
+    """A measure of each row of arrays [..., C]: [N'], computed a block of rows at a time."""
+    return np.concatenate([np.empty(0), *(measure(*block) for block in row_blocks(*arrays))])
+
+
+def total(term: Callable[..., NDArray[np.float64]], *arrays: Array) -> float:
+    """The sum of a term over all elements: bit for bit `term(*arrays).sum()` of C-contiguous arrays.
+
+    numpy adds pairwise: it halves what is longer than 128 elements, the first half a multiple of 8. Halved by the same
+    rule down to blocks, these sums are the same tree of additions.
+    """
+    flat = [array.reshape(-1) for array in arrays]
+
+    def add(start: int, stop: int) -> float:
+        size = stop - start
+        if size <= BLOCK:
+            return float(term(*(array[start:stop].astype(np.float64) for array in flat)).sum())
+        middle = start + size // 2 - size // 2 % 8
+        return add(start, middle) + add(middle, stop)
+
+    return add(0, flat[0].size)
+
+
+def squared(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values**2
+
+
+def squared_error(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (candidate - reference) ** 2
+
+
+def largest(values: Iterator[float]) -> float | None:
+    """The largest; nan if any is NaN, None if there are none."""
+    every = list(values)
+    return float(np.max(every)) if every else None
+
+
 def max_abs(candidate: Array, reference: Array) -> float | None:
     """Largest absolute difference; nan if any is NaN."""
     check_shapes(candidate, reference)
-    if candidate.size == 0:
-        return None
-    return float(np.abs(candidate.astype(np.float64) - reference.astype(np.float64)).max())
+    blocks = flat_blocks(candidate, reference)
+    return largest(np.abs(a.astype(np.float64) - b.astype(np.float64)).max() for a, b in blocks)
+
+
+def magnitude(values: Array) -> float | None:
+    """Largest absolute value; nan if any is NaN."""
+    return largest(np.abs(block.astype(np.float64)).max() for (block,) in flat_blocks(values))
 
 
 def differences(candidate: Array, reference: Array) -> int | None:
@@ -41,42 +101,40 @@ def differences(candidate: Array, reference: Array) -> int | None:
     check_shapes(candidate, reference)
     if candidate.size == 0:
         return None
-    return int((candidate != reference).sum())
+    return sum(int((a != b).sum()) for a, b in flat_blocks(candidate, reference))
 
 
 def nmse(candidate: Array, reference: Array) -> float | None:
     """Squared error over squared reference; None where the reference is all zero."""
     check_shapes(candidate, reference)
-    wide, truth = candidate.astype(np.float64), reference.astype(np.float64)
-    power = float((truth**2).sum())
-    return float(((wide - truth) ** 2).sum()) / power if power else None
+    power = total(squared, reference)
+    return total(squared_error, candidate, reference) / power if power else None
 
 
 def relative(candidate: Array, reference: Array) -> float | None:
     """Largest absolute difference over the largest absolute reference value; None where that is zero."""
-    error = max_abs(candidate, reference)
-    scale = float(np.abs(reference.astype(np.float64)).max()) if reference.size else 0.0
+    error, scale = max_abs(candidate, reference), magnitude(reference)
     return error / scale if error is not None and scale else None
 
 
 def psnr(candidate: Array, reference: Array, peak: float | None = None) -> float | None:
     """Peak signal-to-noise ratio in dB, inf for equal arrays; `peak` defaults to the largest of `|reference|`."""
     check_shapes(candidate, reference)
-    wide, truth = candidate.astype(np.float64), reference.astype(np.float64)
-    if truth.size == 0:
+    height = magnitude(reference) if peak is None else peak
+    if reference.size == 0 or not height:
         return None
-    height = float(np.abs(truth).max()) if peak is None else peak
-    error = float(((wide - truth) ** 2).mean())
-    if not height:
-        return None
+    error = total(squared_error, candidate, reference) / reference.size
     return float(10 * np.log10(height**2 / error)) if error else float("inf")
 
 
 def token_cosines(candidate: Array, reference: Array) -> NDArray[np.float64]:
     """Cosine of each row: [..., N, C] -> [N']. Two zero rows agree (1), a zero and a nonzero row do not (0)."""
     check_shapes(candidate, reference)
-    wide = candidate.reshape(-1, candidate.shape[-1]).astype(np.float64)
-    truth = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
+    return by_rows(_cosines, candidate, reference)
+
+
+def _cosines(candidate: Array, reference: Array) -> NDArray[np.float64]:
+    wide, truth = candidate.astype(np.float64), reference.astype(np.float64)
     norms = np.linalg.norm(wide, axis=-1) * np.linalg.norm(truth, axis=-1)
     dots = (wide * truth).sum(-1)
     both_zero = ~wide.any(-1) & ~truth.any(-1)
@@ -109,17 +167,22 @@ def log_softmax(logits: Array) -> NDArray[np.float64]:
 def kl_divergence(candidate: Array, reference: Array) -> NDArray[np.float64]:
     """KL(reference || candidate) in nats of each row of logits: [..., N, V] -> [N']."""
     check_shapes(candidate, reference)
-    truth = log_softmax(reference.reshape(-1, reference.shape[-1]))
-    guess = log_softmax(candidate.reshape(-1, candidate.shape[-1]))
+    return by_rows(_kl, candidate, reference)
+
+
+def _kl(candidate: Array, reference: Array) -> NDArray[np.float64]:
+    truth, guess = log_softmax(reference), log_softmax(candidate)
     divergence: NDArray[np.float64] = (np.exp(truth) * (truth - guess)).sum(-1)
     return divergence
 
 
 def jaccard(candidate: Array, reference: Array, k: int = 10) -> NDArray[np.float64]:
     """Of each row of logits [..., N, V], the share its k best tokens have in common: [N'], 1 for the same k tokens."""
-    check_shapes(candidate, reference)
-    k = min(k, candidate.shape[-1])
-    best = [np.argpartition(-logits.reshape(-1, logits.shape[-1]), k - 1)[:, :k] for logits in (candidate, reference)]
+    return by_rows(partial(_jaccard, min(k, candidate.shape[-1])), candidate, reference)
+
+
+def _jaccard(k: int, candidate: Array, reference: Array) -> NDArray[np.float64]:
+    best = [np.argpartition(-logits, k - 1)[:, :k] for logits in (candidate, reference)]
     shared: NDArray[np.int64] = (best[0][:, :, None] == best[1][:, None, :]).sum((1, 2))
     return shared / (2 * k - shared)
 
@@ -131,13 +194,14 @@ def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int
     truth = reference.reshape(-1, reference.shape[-1])
     measured = rows.shape[0] > 0
     kl = kl_divergence(rows, truth) if measured else np.empty(0)
-    finite = bool(np.isfinite(rows).all())  # argmax of NaN is a number that means nothing
+    # argmax of NaN is a number that means nothing
+    ranked = measured and all(np.isfinite(block).all() for (block,) in flat_blocks(rows))
     return {
         "max_abs": max_abs(rows, truth),
         "mean_kl": float(kl.mean()) if measured else None,
         "worst_kl": float(kl.max()) if measured else None,
-        "top1_agreement": float((rows.argmax(-1) == truth.argmax(-1)).mean()) if measured and finite else None,
-        "jaccard_10": float(jaccard(rows, truth).mean()) if measured and finite else None,
+        "top1_agreement": float((rows.argmax(-1) == truth.argmax(-1)).mean()) if ranked else None,
+        "jaccard_10": float(jaccard(rows, truth).mean()) if ranked else None,
         "positions": rows.shape[0],
     }
 

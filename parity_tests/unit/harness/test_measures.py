@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -114,3 +115,50 @@ def test_a_gap_beyond_the_margin_is_no_near_tie() -> None:
 
 def test_a_token_outside_the_top_two_is_no_near_tie() -> None:
     assert not explain([1.0, 1.0001, 1.0002], [1.0002, 1.0001, 1.0]).near_tie
+
+
+@pytest.mark.parametrize("block", [200, 1000, 4096])
+@pytest.mark.parametrize("shape", [(2, 3, 544), (999, 31), (1, 4097), (300, 1), (129, 8)])
+@pytest.mark.parametrize("stride", [1, 2], ids=["contiguous", "strided"])
+def test_blocks_change_no_bit(block: int, shape: tuple[int, ...], stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(*shape[:-1], shape[-1] * stride)).astype(np.float32)
+    guess = (truth + 1e-3 * rng.normal(size=truth.shape)).astype(np.float32)
+    pair = guess[..., ::stride], truth[..., ::stride]
+
+    def measure() -> dict[str, object]:
+        single = {"psnr": measures.psnr(*pair, peak=2.0), "differences": measures.differences(*pair)}
+        return {**measures.closeness(*pair), **measures.logit_closeness(*pair), **single}
+
+    whole = measure()
+    wide = [np.ascontiguousarray(array, np.float64) for array in pair]
+    assert whole["nmse"] == ((wide[0] - wide[1]) ** 2).sum() / (wide[1] ** 2).sum()
+    monkeypatch.setattr(measures, "BLOCK", block)
+    assert measure() == whole
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_numbers_are_seen_in_every_block(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    guess = truth.copy()
+    guess[40, 3] = bad
+    monkeypatch.setattr(measures, "BLOCK", 128)
+    with np.errstate(invalid="ignore"):
+        assert not math.isfinite(measures.max_abs(guess, truth) or 0.0)
+        values = measures.logit_closeness(guess, truth)
+    assert not math.isfinite(values["worst_kl"] or 0.0)
+    assert values["top1_agreement"] is None
+
+
+def test_little_memory_is_taken_beside_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = np.random.default_rng(0).normal(size=(500, 2000)).astype(np.float32)
+    guess = truth + np.float32(1e-3)
+    monkeypatch.setattr(measures, "BLOCK", 20_000)
+    tracemalloc.start()
+    try:
+        measures.logit_closeness(guess, truth)
+        measures.closeness(guess, truth)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < truth.nbytes / 2
