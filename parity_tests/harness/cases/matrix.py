@@ -119,6 +119,7 @@ class Matrix(Strict):
     new_tokens: int = Field(gt=0)
     forced_tokens: int = Field(gt=0)
     prefill_chunk: int = Field(gt=0)
+    prefill_calls: int = Field(gt=0)
     exam_questions: dict[str, int]
     accuracy_from: int
     cases: list[Case] = Field(min_length=1)
@@ -152,6 +153,10 @@ class Matrix(Strict):
             update = {"name": "-".join([case.name, str(index), *sizes]), "random": 0, "between": [], "batch": batch}
             cases.append(case.model_copy(update={**update, "images": single.images, "video": single.video}))
         return cases
+
+    def chunk_of(self, length: int) -> int:
+        """How many of a prompt's tokens a call reads, where the prompt is read in pieces."""
+        return max(self.prefill_chunk, -(-length // self.prefill_calls))
 
     def tokens_of(self, case: Case) -> int:
         """How many tokens are decoded after a case's prompt."""

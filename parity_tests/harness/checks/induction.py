@@ -24,7 +24,7 @@ from ..judging.outcome import Finding
 from ..sides.bench import Bench
 from ..sides.inputs import Inputs
 from ..sides.reference import Greedy
-from .stages import STAGES, add_routing, differing_tokens, reference_step_logits
+from .stages import STAGES, add_routing, differing_tokens, reference_step_logits, worst_step
 
 
 def read_back(bench: Bench, case: Case) -> tuple[Greedy, Floats]:
@@ -47,8 +47,7 @@ def decode(bench: Bench, case: Case) -> Finding:
     """Each step of decoding with the cache, on the artifact's own tokens: logits of every new token."""
     generated, logits = read_back(bench, case)
     truth = reference_step_logits(bench, case, Greedy(generated.ids, logits))
-    step = int(np.abs(generated.logits - truth.logits).max((0, 2)).argmax())
-    where = f"worst at step {step} of {logits.shape[1]}"
+    where = f"worst at step {worst_step(generated.logits, truth.logits)} of {logits.shape[1]}"
     closeness = logit_closeness(generated.logits, truth.logits)
     return add_routing(truth, Finding(closeness, compared=logits.size, where=where))
 

@@ -22,7 +22,7 @@ from qwen3vl_export.runtime.positions import rope_index, visual_tokens
 
 from ..cases.matrix import Case
 from ..judging import measures
-from ..judging.measures import closeness, differences, logit_closeness, max_abs
+from ..judging.measures import closeness, differences, logit_closeness, max_abs, token_max_abs
 from ..judging.outcome import Finding
 from ..sides import routing
 from ..sides.bench import Bench
@@ -136,7 +136,8 @@ def embeddings(bench: Bench, case: Case) -> Finding:
 
 
 def decoder(bench: Bench, case: Case) -> Finding:
-    """The decoder alone over the reference's rows and positions: logits at every token of the prompt."""
+    """The decoder alone over the reference's rows and positions: logits at every token of the prompt, or at the last
+    ones of a long one."""
     inputs = bench.inputs(case)
     expected = bench.reference.prefill(inputs)
     rows, mask = expected.inputs_embeds, inputs.attention_mask
@@ -146,7 +147,7 @@ def decoder(bench: Bench, case: Case) -> Finding:
 
 
 def prefill(bench: Bench, case: Case) -> Finding:
-    """The whole artifact, pictures to logits, at every token of the prompt."""
+    """The whole artifact, pictures to logits, at every token of the prompt, or at the last ones of a long one."""
     prepared, inputs = bench.prepared(case), bench.inputs(case)
     expected = bench.reference.prefill(inputs)
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
@@ -172,8 +173,7 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
     expected = bench.reference.last_logits(inputs, len(text))
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(ids, features)
-    logits, _ = bench.decode(rows, mask, positions)
-    logits = logits[:, -len(text) :]
+    logits, _ = bench.decode(rows, mask, positions, keep=len(text))
     truth = RoutedLogits(expected)
     if routing.is_compared(bench):
         truth = _reference_logits(bench, replace(bench.reference.prefill(inputs), logits=expected), rows, mask)
@@ -186,7 +186,7 @@ def chunked(bench: Bench, case: Case) -> Finding:
     The cache holds every layer at every token, so no token's difference can hide behind the last one.
     """
     prepared = bench.prepared(case)
-    logits, cache = bench.prefill(prepared, bench.matrix.prefill_chunk)
+    logits, cache = bench.prefill(prepared, bench.matrix.chunk_of(prepared.input_ids.shape[1]))
     whole_logits, whole_cache = bench.prefill(prepared, None)
     parts = [np.stack(filled.parts(prepared.attention_mask)) for filled in (cache, whole_cache)]
     values = {"max_abs": max_abs(logits, whole_logits), "cache_max_abs": max_abs(*parts)}
@@ -198,8 +198,7 @@ def decode(bench: Bench, case: Case) -> Finding:
     expected = _greedy(bench, case)
     logits = _teacher_forced(bench, case, expected)
     truth = reference_step_logits(bench, case, expected)
-    step = int(np.abs(logits - truth.logits).max((0, 2)).argmax())
-    where = f"worst at step {step} of {logits.shape[1]}"
+    where = f"worst at step {worst_step(logits, truth.logits)} of {logits.shape[1]}"
     return add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size, where=where))
 
 
@@ -268,13 +267,22 @@ STAGES: dict[str, Callable[[Bench, Case], Finding]] = {
 
 
 def logits_finding(logits: Floats, expected: Floats, inputs: Inputs) -> Finding:
-    """Closeness over the tokens that are not padding."""
+    """Closeness [B, N, V] over those of the last N tokens that are not padding."""
     measures.check_shapes(logits, expected)
-    seen = inputs.attention_mask.astype(bool)
-    worst = np.abs(logits - expected).max(-1)[seen].argmax()
-    row, token = np.argwhere(seen)[worst].tolist()
-    where = f"worst at row {row}, token {token} of {seen.shape[1]} (id {inputs.input_ids[row, token]})"
-    return Finding(logit_closeness(logits[seen], expected[seen]), compared=logits[seen].size, where=where)
+    length, compared = inputs.input_ids.shape[1], logits.shape[1]
+    seen = inputs.attention_mask[:, -compared:].astype(bool)
+    if not seen.all():  # picking rows copies them
+        logits, expected = logits[seen], expected[seen]
+    row, token = np.argwhere(seen)[token_max_abs(logits, expected).argmax()].tolist()
+    token += length - compared
+    where = f"worst at row {row}, token {token} of {length} (id {inputs.input_ids[row, token]})"
+    values = logit_closeness(logits, expected)
+    return Finding(values if compared == length else {**values, "tokens": length}, logits.size, where)
+
+
+def worst_step(logits: Floats, expected: Floats) -> int:
+    """The step of [B, T, V] at which logits differ the most."""
+    return int(token_max_abs(logits, expected).reshape(logits.shape[:2]).max(0).argmax())
 
 
 def _greedy(bench: Bench, case: Case) -> Greedy:

@@ -91,6 +91,12 @@ def max_abs(candidate: Array, reference: Array) -> float | None:
     return largest(np.abs(a.astype(np.float64) - b.astype(np.float64)).max() for a, b in blocks)
 
 
+def token_max_abs(candidate: Array, reference: Array) -> NDArray[np.float64]:
+    """Largest absolute difference of each row: [..., N, C] -> [N']; nan if any of the row is NaN."""
+    check_shapes(candidate, reference)
+    return by_rows(lambda a, b: np.abs(a.astype(np.float64) - b.astype(np.float64)).max(-1), candidate, reference)
+
+
 def magnitude(values: Array) -> float | None:
     """Largest absolute value; nan if any is NaN."""
     return largest(np.abs(block.astype(np.float64)).max() for (block,) in flat_blocks(values))

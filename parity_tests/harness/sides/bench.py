@@ -26,7 +26,7 @@ from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
 from .counts import Clock, Score
 from .generation_reference import GenerationReference
-from .inputs import Inputs
+from .inputs import Inputs, tokens_compared
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
 from .reference import REMEMBERED_CASES, Greedy, Reference
@@ -151,9 +151,13 @@ class Bench:
             rows: Floats = self.runtime.sessions.run(EMBED_TOKENS, {INPUT_IDS: input_ids}, [INPUTS_EMBEDS])[0]
         return rows
 
-    def decode(self, embeds: Floats, mask: Ints, position_ids: Ints, past: Past = None) -> tuple[Floats, Past]:
+    def decode(
+        self, embeds: Floats, mask: Ints, position_ids: Ints, past: Past = None, keep: int | None = None
+    ) -> tuple[Floats, Past]:
+        """Logits of the last `keep` tokens, by default of as many as are compared."""
+        keep = tokens_compared(embeds, self.artifact.manifest.facts.vocab_size) if keep is None else keep
         with self.timing():
-            return self.runtime.decode(embeds, mask, position_ids, past)
+            return self.runtime.decode(embeds, mask, position_ids, past, keep)
 
     def prefill(self, prepared: Prepared, chunk: int | None) -> tuple[Floats, Past]:
         """Logits [B, V] of the last tokens, and the cache."""

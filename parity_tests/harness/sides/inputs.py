@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
+MOST_LOGITS = 160_000_000  # of a prompt, on either side: 640 MB in float32, 1,053 tokens of a vocabulary of 151,936
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -31,6 +33,11 @@ class Inputs:
     @cached_property
     def key(self) -> str:
         return array_key(self.input_ids, self.attention_mask, self.pixel_values, self.image_grid_thw)
+
+
+def tokens_compared(rows: NDArray[Any], vocab_size: int) -> int:
+    """Of how many last tokens of each row of a prompt [B, S, ...] the logits are compared: all, unless it is long."""
+    return min(int(rows.shape[1]), max(1, MOST_LOGITS // (len(rows) * vocab_size)))
 
 
 def array_key(*arrays: NDArray[Any]) -> str:

@@ -23,19 +23,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig
 
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
-from .inputs import Inputs, model_arguments
+from .inputs import Inputs, model_arguments, tokens_compared
 from .reference_cache import Key, Store
 from .streamed_model import Change, StreamedModel
 from .torch_model import WholeModel, load_model, stream_model
 
 SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
-EAGER_PATCHES = 8192  # of one frame; eager attention holds 4 bytes x heads x patches squared, twice
 VISION = "vision"  # in the key of a result of the tower alone
 REMEMBERED_CASES = 6  # results cached in memory; the plan goes case by case, so a few are enough
 
@@ -54,7 +54,7 @@ class Prefill:
     rope_deltas: Ints  # [B, 1]
     inputs_embeds: Float32  # [B, S, W]
     image_features: Float32  # [N, W]
-    logits: Float32  # [B, S, V]
+    logits: Float32  # [B, N, V] of the last N tokens, see `tokens_compared`: all of them, unless the prompt is long
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,7 @@ class Reference:
         """Wide features of the vision tower alone: [P, patch_dim], [I, 3] -> [N, W]."""
 
         def compute() -> Float32:
-            with self._tower_attention(int(image_grid_thw[:, 1:].prod(1).max())):
-                output = self.model.model.visual(
-                    torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw)
-                )
+            output = self.model.model.visual(torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw))
             return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1).numpy()
 
         if not remember:
@@ -159,7 +156,11 @@ class Reference:
 
     def prefill(self, inputs: Inputs) -> Prefill:
         """The whole model over the prompt."""
-        return self.remember(("prefill", inputs.key), Prefill, lambda: self._prefill(inputs))
+
+        def compute() -> Prefill:
+            return self._prefill(inputs, self._compared(inputs.input_ids))
+
+        return self.remember(("prefill", inputs.key), Prefill, compute)
 
     def last_logits(self, inputs: Inputs, count: int) -> Float32:
         """The whole model over given tokens: logits [B, count, V] of the last ones."""
@@ -172,11 +173,13 @@ class Reference:
         return self.remember(key, Greedy, lambda: self._generate(inputs, new_tokens, stop))
 
     def decoder(self, inputs_embeds: Float32, attention_mask: Ints, position_ids: Ints) -> Float32:
-        """Language model and head alone: wide rows [B, S, W], [B, S], [3, B, S] -> logits [B, S, V]."""
+        """Language model and head alone: wide rows [B, S, W], [B, S], [3, B, S] -> logits [B, N, V] as in `Prefill`."""
         return self._compute(lambda: self.run_decoder(inputs_embeds, attention_mask, position_ids))
 
-    def run_decoder(self, inputs_embeds: Float32, attention_mask: Ints, position_ids: Ints) -> Float32:
-        """`decoder`, as part of a computation."""
+    def run_decoder(
+        self, inputs_embeds: Float32, attention_mask: Ints, position_ids: Ints, count: int | None = None
+    ) -> Float32:
+        """`decoder`, as part of a computation; with logits of the last `count` tokens if that is given."""
         hidden, *maps = torch.split(torch.from_numpy(inputs_embeds), self.hidden_size, dim=-1)
         every_token = torch.ones(hidden.shape[:2], dtype=torch.bool)
         output = self.model.model.language_model(
@@ -186,7 +189,8 @@ class Reference:
             visual_pos_masks=every_token,  # text rows of the maps are zero
             deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
         )
-        logits: Float32 = self.model.lm_head(output.last_hidden_state).numpy()
+        kept = self._compared(inputs_embeds) if count is None else count
+        logits: Float32 = self.model.lm_head(output.last_hidden_state[:, -kept:]).numpy()
         return logits
 
     @property
@@ -205,8 +209,12 @@ class Reference:
 
     # How they are computed.
 
-    def _prefill(self, inputs: Inputs, count: int = 0) -> Prefill:
-        """With logits of the last `count` tokens only; 0 is all."""
+    def _compared(self, rows: NDArray[Any]) -> int:
+        """`tokens_compared` of a prompt [B, S, ...]."""
+        return tokens_compared(rows, self.model.config.text_config.vocab_size)
+
+    def _prefill(self, inputs: Inputs, count: int) -> Prefill:
+        """With logits of the last `count` tokens."""
         recorded: dict[str, Any] = {}
 
         def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -325,18 +333,6 @@ class Reference:
             return self.loaded.run([partial(guard, compute) for compute in computations], report)
         finally:
             self.seconds += time.perf_counter() - start
-
-    @contextmanager
-    def _tower_attention(self, patches: int) -> Iterator[None]:
-        """Inside, the tower's attention is eager, but `sdpa` for large frames: eager stores every score of a layer."""
-        config = self.model.config.vision_config
-        before = config._attn_implementation
-        if patches > EAGER_PATCHES:
-            config._attn_implementation = "sdpa"
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
 
     @contextmanager
     def threading(self) -> Iterator[None]:

@@ -62,6 +62,7 @@ def scope_of(checkpoint_files: Mapping[str, str]) -> str:
     """
     modules = (
         "inputs.py",
+        "attention.py",
         "reference.py",
         "reference_cache.py",
         "restored_weights.py",

@@ -64,14 +64,14 @@ class RoutedLogits:
 class ForcedRoutes:
     """PyTorch's decoder with its L routers forced: its logits, and what each router computed and would have chosen."""
 
-    logits: Floats  # [B, S, V]
+    logits: Floats  # [B, N, V], of the last N tokens
     router_logits: Floats  # [L, B * S, E]
     preferred: Ints  # [L, B * S, K]
 
 
-def compute_routed(reference: Reference, choices: Choices, call: DecoderCall) -> ForcedRoutes:
+def compute_routed(reference: Reference, choices: Choices, call: DecoderCall, count: int) -> ForcedRoutes:
     with force_routes(reference, choices) as records:
-        logits = reference.run_decoder(*call)
+        logits = reference.run_decoder(*call, count)
     values, preferred = zip(*records, strict=True)
     return ForcedRoutes(logits, np.stack(values), np.stack(preferred))
 
@@ -89,9 +89,9 @@ def follow_routes(bench: Bench, expected: Floats, choices: Choices, call: Decode
         choices: the artifact's, see `record_choices`.
         call: the inputs of PyTorch's decoder that gave `expected`.
     """
-    seen = call[1].astype(bool)
-    key = ("forced routes", array_key(*call, *choices))
-    routed = bench.reference.remember(key, ForcedRoutes, lambda: compute_routed(bench.reference, choices, call))
+    seen, count = call[1].astype(bool), expected.shape[1]
+    key = ("forced routes", array_key(*call, *choices), count)
+    routed = bench.reference.remember(key, ForcedRoutes, lambda: compute_routed(bench.reference, choices, call, count))
     gaps = np.concatenate(
         [
             routing_gaps(
@@ -104,7 +104,7 @@ def follow_routes(bench: Bench, expected: Floats, choices: Choices, call: Decode
         return RoutedLogits(expected)
     gap = float(gaps.max())
     explained = gap <= bench.profile.settings[SETTING]
-    return RoutedLogits(routed.logits[:, -expected.shape[1] :] if explained else expected, len(gaps), gap, explained)
+    return RoutedLogits(routed.logits if explained else expected, len(gaps), gap, explained)
 
 
 def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """transformers' model of a checkpoint in float32: as a whole in memory, or streamed a module at a time.
 
-Eager attention and eager experts. Knows how a checkpoint becomes a model; nothing about what is computed with it.
+Eager attention (`attention.py`) and eager experts. Knows how a checkpoint becomes a model; nothing about what is
+computed with it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from transformers import (
 from qwen3vl_export.errors import ParityError
 
 from .adapters import merge_adapters, untie
+from .attention import ATTENTION
 from .restored_weights import restored_weights, restoring
 from .streamed_model import Change, StreamedModel
 
 MODELS = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration}
-EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+EAGER = {"attn_implementation": ATTENTION, "experts_implementation": "eager"}
 
 Result = TypeVar("Result")
 

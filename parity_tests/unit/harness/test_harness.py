@@ -37,7 +37,7 @@ from ...fixtures.torch_sessions import torch_bench
 PROFILE = load_profile("float32")
 CASE = Case(name="small", tier="quick", images=["drawn 64x96", "drawn 96x64"], ask="Describe the first picture.")
 GRIDS = Case(name="grids", tier="quick", grids=["1x2x2", "2x4x6"])
-SHORT = {"new_tokens": 6, "forced_tokens": 20, "prefill_chunk": 5}
+SHORT = {"new_tokens": 6, "forced_tokens": 20, "prefill_chunk": 5, "prefill_calls": 64}
 MATRIX = Matrix(seed=1, **SHORT, exam_questions={}, accuracy_from=0, cases=[CASE])
 
 
