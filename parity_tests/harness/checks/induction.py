@@ -22,7 +22,6 @@ from ..judging import measures
 from ..judging.measures import logit_closeness
 from ..judging.outcome import Finding
 from ..sides.bench import Bench
-from ..sides.inputs import Inputs
 from ..sides.reference import Greedy
 from .stages import STAGES, add_routing, differing_tokens, reference_step_logits, worst_step
 
@@ -33,14 +32,11 @@ def read_back(bench: Bench, case: Case) -> tuple[Greedy, Floats]:
     The token of a picture that was generated cannot be read back, because it would stand for a picture: the steps end
     with the one that chose it.
     """
-    prepared, generated = bench.prepared(case), bench.generated(case)
+    generated = bench.generated(case)
     visual = visual_tokens(generated.ids, bench.artifact.manifest.facts).any(axis=0)
     steps = int(visual.argmax()) + 1 if visual.any() else generated.ids.shape[1]
-    tokens = generated.ids[:, : steps - 1]
-    ids = np.concatenate([prepared.input_ids, tokens], axis=1)
-    mask = np.concatenate([prepared.attention_mask, np.ones_like(tokens)], axis=1)
-    inputs = Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw)
-    return Greedy(generated.ids[:, :steps], generated.logits[:, :steps]), bench.reference.last_logits(inputs, steps)
+    logits = bench.reference.continued(bench.inputs(case), generated.ids[:, : steps - 1]).logits
+    return Greedy(generated.ids[:, :steps], generated.logits[:, :steps]), logits
 
 
 def decode(bench: Bench, case: Case) -> Finding:

@@ -26,8 +26,9 @@ from ..judging.measures import closeness, differences, logit_closeness, max_abs,
 from ..judging.outcome import Finding
 from ..sides import routing
 from ..sides.bench import Bench
+from ..sides.forward import Prefill
 from ..sides.inputs import Inputs
-from ..sides.reference import Greedy, Prefill
+from ..sides.reference import Greedy
 from ..sides.routing import DecoderCall, RoutedLogits
 
 PIXEL_PEAK = 2.0  # from -1 to 1
@@ -162,21 +163,19 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
 
     The text is fixed, so that both sides see the same history at every position, whatever they would have answered.
     """
-    prepared = bench.prepared(case)
+    prepared, start = bench.prepared(case), bench.inputs(case)
     text = bench.forced_ids(case)
-    ids, mask = (
-        np.concatenate([start, np.broadcast_to(rest, (len(start), len(text)))], axis=1)
-        for start, rest in ((prepared.input_ids, text), (prepared.attention_mask, np.ones_like(text)))
-    )
+    text = np.broadcast_to(text, (len(start.input_ids), len(text)))
+    expected = bench.reference.continued(start, text)
+    inputs = start.followed_by(text)
+    ids, mask = inputs.input_ids, inputs.attention_mask
     positions, _ = rope_index(ids, mask, prepared.image_grid_thw, bench.artifact.manifest.facts)
-    inputs = Inputs(ids, mask, prepared.pixel_values, prepared.image_grid_thw)
-    expected = bench.reference.last_logits(inputs, len(text))
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(ids, features)
-    logits, _ = bench.decode(rows, mask, positions, keep=len(text))
-    truth = RoutedLogits(expected)
+    logits, _ = bench.decode(rows, mask, positions, keep=text.shape[1])
+    truth = RoutedLogits(expected.logits[:, 1:])
     if routing.is_compared(bench):
-        truth = _reference_logits(bench, replace(bench.reference.prefill(inputs), logits=expected), rows, mask)
+        truth = _reference_logits(bench, bench.reference.prefill(start).followed_by(expected), rows, mask)
     return add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size))
 
 

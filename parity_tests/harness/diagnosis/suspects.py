@@ -18,7 +18,8 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as modeling
 
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
-from ..sides.reference import Prefill, Reference
+from ..sides.forward import Prefill
+from ..sides.reference import Reference
 
 VisionSuspect = Callable[[Reference, Floats, Ints], Floats]
 DecoderSuspect = Callable[[Reference, Prefill, Ints], Floats]

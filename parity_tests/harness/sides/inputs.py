@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
@@ -30,9 +32,30 @@ class Inputs:
     pixel_values: Float32  # [P, patch_dim]
     image_grid_thw: Ints  # [I, 3]
 
+    @classmethod
+    def of_pictures(cls, pixel_values: Float32, image_grid_thw: Ints) -> Inputs:
+        """Pictures without a prompt."""
+        empty = np.empty((0, 0), np.int64)
+        return cls(empty, empty, pixel_values, image_grid_thw)
+
     @cached_property
     def key(self) -> str:
         return array_key(self.input_ids, self.attention_mask, self.pixel_values, self.image_grid_thw)
+
+    @cached_property
+    def pictures_key(self) -> str:
+        return array_key(self.pixel_values, self.image_grid_thw)
+
+    @property
+    def has_pictures(self) -> bool:
+        return bool(self.image_grid_thw.size)
+
+    def followed_by(self, *texts: Ints) -> Inputs:
+        """These prompts with texts [B, T] after them, one after another."""
+        ids = np.concatenate([self.input_ids, *texts], axis=1)
+        added = np.ones((len(ids), ids.shape[1] - self.input_ids.shape[1]), self.attention_mask.dtype)
+        mask = np.concatenate([self.attention_mask, added], axis=1)
+        return Inputs(ids, mask, self.pixel_values, self.image_grid_thw)
 
 
 def tokens_compared(rows: NDArray[Any], vocab_size: int) -> int:
@@ -49,26 +72,48 @@ def array_key(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def model_arguments(inputs: Inputs, config: Any) -> dict[str, Any]:
-    """The keyword arguments of transformers' model, pictures apart from videos; `config` is the model's."""
+def model_arguments(
+    inputs: Inputs, config: Any, device: torch.device, features: Float32 | None = None
+) -> dict[str, Any]:
+    """The keyword arguments of transformers' model, pictures apart from videos.
+
+    Args:
+        config: the model's.
+        features: [N, W] of the tower for every picture and frame, in the order of the grid: given to the model in place
+            of pixels.
+    """
     kinds = np.zeros_like(inputs.input_ids)
     kinds[inputs.input_ids == config.image_token_id] = 1
     kinds[inputs.input_ids == config.video_token_id] = 2
-    kwargs: dict[str, Any] = {
-        "input_ids": torch.from_numpy(inputs.input_ids),
-        "attention_mask": torch.from_numpy(inputs.attention_mask),
-        "mm_token_type_ids": torch.from_numpy(kinds),
+    arrays: dict[str, Any] = {
+        "input_ids": inputs.input_ids,
+        "attention_mask": inputs.attention_mask,
+        "mm_token_type_ids": kinds,
     }
-    row_kinds = np.array(kinds_of_rows(kinds, inputs.image_grid_thw), np.int64)
-    patch_kinds = np.repeat(row_kinds, inputs.image_grid_thw.prod(1))
-    for kind, pixels, grid in (
-        (1, "pixel_values", "image_grid_thw"),
-        (2, "pixel_values_videos", "video_grid_thw"),
+    rows = np.array(kinds_of_rows(kinds, inputs.image_grid_thw), np.int64)
+    patches = inputs.image_grid_thw.prod(1)
+    encoded: dict[str, Any] = {}
+    for kind, name, pixels, grid in (
+        (1, "image", "pixel_values", "image_grid_thw"),
+        (2, "video", "pixel_values_videos", "video_grid_thw"),
     ):
-        if (row_kinds == kind).any():
-            kwargs[pixels] = torch.from_numpy(inputs.pixel_values[patch_kinds == kind])
-            kwargs[grid] = torch.from_numpy(inputs.image_grid_thw[row_kinds == kind])
-    return kwargs
+        if not (rows == kind).any():
+            continue
+        arrays[grid] = inputs.image_grid_thw[rows == kind]
+        if features is None:
+            arrays[pixels] = inputs.pixel_values[np.repeat(rows == kind, patches)]
+        else:
+            tokens = patches // config.vision_config.spatial_merge_size**2
+            of_kind = torch.from_numpy(features[np.repeat(rows == kind, tokens)]).to(device)
+            encoded[name] = as_tower_output(of_kind, tokens[rows == kind].tolist(), config.text_config.hidden_size)
+    kwargs: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return {**kwargs, "mm_encoder_outputs": encoded} if encoded else kwargs
+
+
+def as_tower_output(features: Tensor, tokens: list[int], width: int) -> BaseModelOutputWithDeepstackFeatures:
+    """Wide features [N, W] in the form in which transformers' tower gives them to its model, picture by picture."""
+    merged, *maps = (torch.split(part, tokens) for part in torch.split(features, width, dim=-1))
+    return BaseModelOutputWithDeepstackFeatures(pooler_output=merged, deepstack_features=maps)
 
 
 def kinds_of_rows(kinds: Ints, image_grid_thw: Ints) -> list[int]:

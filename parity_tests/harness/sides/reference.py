@@ -1,9 +1,8 @@
 """The PyTorch side: transformers' Qwen3-VL in float32 with eager attention.
 
-Takes prepared inputs (ids, mask, pixels, grids) and returns numpy arrays. Nothing of the model is reimplemented: rows,
-positions and DeepStack maps are recorded where transformers passes them to its language model, tokens come from its
-`generate`. Knows nothing about the artifact or its runtime. Results are cached by the content of the inputs: a few in
-memory, all of them on disk (`reference_cache.py`). The checkpoint is loaded when something has to be computed.
+Takes prepared inputs (ids, mask, pixels, grids) and returns numpy arrays; `forward.py` calls the model. Knows nothing
+about the artifact or its runtime. Results are cached by the content of the inputs: a few in memory, all of them on disk
+(`reference_cache.py`). The checkpoint is loaded when something has to be computed.
 
 Legend: B batch, S tokens, T new tokens, V vocabulary; P patches, I images, N image tokens; H hidden size, D DeepStack
 maps, W = (1 + D) * H.
@@ -11,7 +10,6 @@ maps, W = (1 + D) * H.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,37 +22,28 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import GenerationConfig
 
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
-from .inputs import Inputs, model_arguments, tokens_compared
-from .reference_cache import Key, Store
+from .calls import WAITING, Call, Request, join, within
+from .forward import Continuation, Prefill, encode, read, to_numpy
+from .inputs import Inputs, array_key, model_arguments, tokens_compared
+from .reference_cache import Key, Store, arrays_of
 from .streamed_model import Change, StreamedModel
 from .torch_model import WholeModel, load_model, stream_model
 
 SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
 VISION = "vision"  # in the key of a result of the tower alone
 REMEMBERED_CASES = 6  # results cached in memory; the plan goes case by case, so a few are enough
+REMEMBERED_BYTES = 1 << 28  # of them together, but for the last
 
 Result = TypeVar("Result")
 
 
 class Deferred(Exception):
     """A result of PyTorch is not there yet: `Reference.settle` computes it."""
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """One forward pass over the prompt."""
-
-    position_ids: Ints  # [3, B, S]
-    rope_deltas: Ints  # [B, 1]
-    inputs_embeds: Float32  # [B, S, W]
-    image_features: Float32  # [N, W]
-    logits: Float32  # [B, N, V] of the last N tokens, see `tokens_compared`: all of them, unless the prompt is long
 
 
 @dataclass(frozen=True)
@@ -96,10 +85,9 @@ class Reference:
         self.neighbours = list(neighbours)
         self.adapters = tuple(adapters)
         self.streamed = streamed
-        self.requests: dict[Key, Callable[[], Any]] = {}  # deferred results, and what computes them
-        self._settled: set[Key] = set()  # keys of requests that were computed
+        self.requests: dict[Key, Request] = {}  # deferred results
+        self._computed: set[Key] = set()  # keys of results that this run computed
         self.seconds = 0.0  # spent in PyTorch
-        self.computed = 0  # results that PyTorch had to compute
         self.from_disk = 0  # results an earlier run had computed
         self._cache: OrderedDict[Key, Any] = OrderedDict()
 
@@ -143,29 +131,27 @@ class Reference:
 
     def vision(self, pixel_values: Float32, image_grid_thw: Ints, remember: bool = True) -> Float32:
         """Wide features of the vision tower alone: [P, patch_dim], [I, 3] -> [N, W]."""
-
-        def compute() -> Float32:
-            output = self.model.model.visual(torch.from_numpy(pixel_values), grid_thw=torch.from_numpy(image_grid_thw))
-            return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1).numpy()
-
-        if not remember:
-            return self._compute(compute)
-        empty = np.empty((0, 0), np.int64)
-        key = (VISION, Inputs(empty, empty, pixel_values, image_grid_thw).key)
-        return self.remember(key, np.ndarray, compute)
+        inputs = Inputs.of_pictures(pixel_values, image_grid_thw)
+        request = Request(lambda: encode(self.model, inputs, self.device), inputs)
+        return self._recall(vision_key(inputs), np.ndarray, request) if remember else self._compute(request.compute)
 
     def prefill(self, inputs: Inputs) -> Prefill:
         """The whole model over the prompt."""
 
         def compute() -> Prefill:
-            return self._prefill(inputs, self._compared(inputs.input_ids))
+            features = self._features(inputs)
+            return read(self.model, inputs, features, self.device, count=self._compared(inputs.input_ids))[0]
 
-        return self.remember(("prefill", inputs.key), Prefill, compute)
+        return self._recall(("prefill", inputs.key), Prefill, Request(compute, inputs))
 
-    def last_logits(self, inputs: Inputs, count: int) -> Float32:
-        """The whole model over given tokens: logits [B, count, V] of the last ones."""
-        key = ("last logits", inputs.key, count)
-        return self.remember(key, np.ndarray, lambda: self._prefill(inputs, count).logits)
+    def continued(self, inputs: Inputs, ids: Ints) -> Continuation:
+        """The whole model over the prompt and given tokens [B, T] after it."""
+
+        def compute() -> Continuation:
+            features = self._features(inputs)
+            return read(self.model, inputs, features, self.device, [ids])[1][0]
+
+        return self._recall(("continued", inputs.key, array_key(ids)), Continuation, Request(compute, inputs, ids))
 
     def generate(self, inputs: Inputs, new_tokens: int, stop: bool = False) -> Greedy:
         """`new_tokens` greedy tokens; with `stop` fewer if every row ends its turn."""
@@ -180,18 +166,26 @@ class Reference:
         self, inputs_embeds: Float32, attention_mask: Ints, position_ids: Ints, count: int | None = None
     ) -> Float32:
         """`decoder`, as part of a computation; with logits of the last `count` tokens if that is given."""
-        hidden, *maps = torch.split(torch.from_numpy(inputs_embeds), self.hidden_size, dim=-1)
-        every_token = torch.ones(hidden.shape[:2], dtype=torch.bool)
+        rows, mask, positions = (
+            torch.from_numpy(array).to(self.device) for array in (inputs_embeds, attention_mask, position_ids)
+        )
+        hidden, *maps = torch.split(rows, self.hidden_size, dim=-1)
         output = self.model.model.language_model(
             inputs_embeds=hidden,
-            attention_mask=torch.from_numpy(attention_mask),
-            position_ids=torch.from_numpy(position_ids),
-            visual_pos_masks=every_token,  # text rows of the maps are zero
+            attention_mask=mask,
+            position_ids=positions,
+            visual_pos_masks=torch.ones_like(hidden[..., 0], dtype=torch.bool),  # text rows of the maps are zero
             deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
+            use_cache=False,
         )
         kept = self._compared(inputs_embeds) if count is None else count
-        logits: Float32 = self.model.lm_head(output.last_hidden_state[:, -kept:]).numpy()
+        logits: Float32 = to_numpy(self.model.lm_head(output.last_hidden_state[:, -kept:]))
         return logits
+
+    @property
+    def computed(self) -> int:
+        """How many results PyTorch had to compute."""
+        return len(self._computed)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -204,42 +198,30 @@ class Reference:
 
     def parameter(self, name: str) -> Float32:
         """A weight of the model, by its name there."""
-        values: Float32 = self.loaded.parameter(name).numpy()
+        values: Float32 = to_numpy(self.loaded.parameter(name))
         return values
 
     # How they are computed.
+
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.device
 
     def _compared(self, rows: NDArray[Any]) -> int:
         """`tokens_compared` of a prompt [B, S, ...]."""
         return tokens_compared(rows, self.model.config.text_config.vocab_size)
 
-    def _prefill(self, inputs: Inputs, count: int) -> Prefill:
-        """With logits of the last `count` tokens."""
-        recorded: dict[str, Any] = {}
-
-        def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            recorded.update(kwargs)
-
-        kwargs = model_arguments(inputs, self.model.config)
-        position_ids, rope_deltas = self._positions(kwargs)
-        if not inputs.image_grid_thw.size:  # without pictures transformers counts padding into the positions
-            kwargs["position_ids"] = position_ids
-        with pre_forward_hook(self.model.model.language_model, record):
-            logits = self.model(**kwargs, logits_to_keep=count).logits
-        hidden, visual = recorded["inputs_embeds"], recorded["visual_pos_masks"]
-        wide = hidden.new_zeros(*hidden.shape[:2], (1 + self._num_maps) * hidden.shape[-1])
-        wide[..., : hidden.shape[-1]] = hidden
-        if visual is not None:
-            wide[visual] = torch.cat([hidden[visual], *recorded["deepstack_visual_embeds"]], dim=-1)
-        features = wide[visual] if visual is not None else wide.new_empty(0, wide.shape[-1])
-        return Prefill(
-            recorded["position_ids"].numpy(), rope_deltas.numpy(), wide.numpy(), features.numpy(), logits.numpy()
-        )
+    def _features(self, inputs: Inputs) -> Float32 | None:
+        """The tower's features of a prompt's pictures, as part of a computation: computed once."""
+        if not inputs.has_pictures:
+            return None
+        key = vision_key(inputs)
+        features = self._find(key, np.ndarray)
+        return self._keep(key, encode(self.model, inputs, self.device)) if features is None else features
 
     def _generate(self, inputs: Inputs, new_tokens: int, stop: bool) -> Greedy:
-        kwargs = model_arguments(inputs, self.model.config)
         output = self.model.generate(
-            **kwargs,
+            **model_arguments(inputs, self.model.config, self.device),
             max_new_tokens=new_tokens,
             eos_token_id=self.stop_ids if stop else None,
             pad_token_id=self.stop_ids[0],
@@ -247,16 +229,7 @@ class Reference:
             return_dict_in_generate=True,
         )
         ids = output.sequences[:, inputs.input_ids.shape[1] :]
-        return Greedy(ids.numpy(), torch.stack(output.logits, dim=1).numpy())
-
-    def _positions(self, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
-        positions: tuple[Tensor, Tensor] = self.model.model.get_rope_index(**{name: kwargs.get(name) for name in names})
-        return positions
-
-    @property
-    def _num_maps(self) -> int:
-        return len(self.model.config.vision_config.deepstack_visual_indexes)
+        return Greedy(to_numpy(ids), to_numpy(torch.stack(output.logits, dim=1)))
 
     def remember(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
         """A result of the model: from memory, from disk, or computed.
@@ -264,56 +237,96 @@ class Reference:
         Raises:
             Deferred: the model is streamed, and the result is to be computed by `settle`.
         """
+        return self._recall(key, kind, Request(compute))
+
+    def _recall(self, key: Key, kind: type[Result], request: Request) -> Result:
+        """As `remember`; a deferred request may be joined with others."""
+        result = self._find(key, kind)
+        if result is not None:
+            return result
+        if not self.streamed:
+            computed: Result = self._keep(key, self._compute(request.compute))
+            return computed
+        if key in self._computed:
+            raise ParityError("PyTorch's results do not fit into their cache", "Free disk space, or name fewer --case")
+        self.requests[key] = request
+        raise Deferred
+
+    def _find(self, key: Key, kind: type[Result]) -> Result | None:
+        """A result that is in memory or on disk."""
         if key not in self._cache:
-            self._cache[key] = self._recall(key, kind, compute)
-            while len(self._cache) > REMEMBERED_CASES:
-                self._cache.popitem(last=False)
+            stored = self.store.get(key, kind) if self.store is not None else None
+            if stored is None:
+                return None
+            self.from_disk += key not in self._computed
+            self._cache[key] = stored
         self._cache.move_to_end(key)
+        self._forget()
         result: Result = self._cache[key]
         return result
 
-    def _recall(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
-        """Read from disk, or computed and stored there."""
-        stored = self.store.get(key, kind) if self.store is not None else None
-        if stored is not None:
-            self.from_disk += 1
-            return stored
-        if self.streamed:
-            if key in self._settled:
-                raise ParityError(
-                    "PyTorch's results do not fit into their cache", "Free disk space, or name fewer --case"
-                )
-            self.requests[key] = compute
-            raise Deferred
-        result = self._compute(compute)
-        self.computed += 1
+    def _keep(self, key: Key, result: Result) -> Result:
+        """A new result, stored; where it will be read from disk alone, it has to be there.
+
+        Raises:
+            ParityError: the disk refuses a result of a streamed model.
+        """
+        self._computed.add(key)
         if self.store is not None:
             self.store.put(key, result)
+        if not self.streamed:
+            self._cache[key] = result
+            self._forget()
+        elif self.store is None or not self.store.path(key).is_file():
+            where = self.store.root if self.store is not None else self.checkpoint
+            raise ParityError(f"{where}: the disk refused a result of PyTorch", "Free some space, or --cache DIR")
         return result
 
+    def _forget(self) -> None:
+        """Drop the results from memory that were not used for the longest time."""
+        while len(self._cache) > 1 and (
+            len(self._cache) > REMEMBERED_CASES
+            or sum(array.nbytes for result in self._cache.values() for array in arrays_of(result).values())
+            > REMEMBERED_BYTES
+        ):
+            self._cache.popitem(last=False)
+
     def settle(self, report: Callable[[str, int], None] = lambda *_: None) -> None:
-        """Compute every result that was deferred, all of them in step, and store them.
+        """Compute every result that was deferred, in as few passes over the checkpoint as memory allows; store them.
 
         Args:
-            report: is told the name of each module that is loaded, and for how many results.
+            report: is told the name of each module that is loaded, and for how many calls.
 
         Raises:
             ParityError: the disk refuses a result.
         """
+        if not self.requests:
+            return
         requests, self.requests = self.requests, {}
-        together = {key: compute for key, compute in requests.items() if key[0] != VISION}
-        for group in (together, *({key: compute} for key, compute in requests.items() if key not in together)):
-            self._compute_all([partial(self._store, key, compute) for key, compute in group.items()], report)
-        self.computed += len(requests)
-        self._settled |= requests.keys()
+        config = self.model.config
+        computations: list[tuple[Callable[[], Any], int]] = [
+            (partial(self._answer, call), call.waiting_bytes(config)) for call in join(requests)
+        ]
+        computations += [
+            (partial(self._answer_alone, key, request), 0) for key, request in requests.items() if not request.inputs
+        ]
+        for group in within(computations, WAITING):
+            self._compute_all(group, report)
 
-    def _store(self, key: Key, compute: Callable[[], Any]) -> None:
-        assert self.store is not None
-        self.store.put(key, compute())
-        if not self.store.path(key).is_file():
-            raise ParityError(
-                f"{self.store.root}: the disk refused a result of PyTorch", "Free some space, or --cache DIR"
-            )
+    def _answer(self, call: Call) -> None:
+        """Store every result of a call."""
+        features = self._features(call.inputs)
+        if not call.reads:
+            return
+        texts, count = list(call.texts.values()), 1 if call.prompt is None else self._compared(call.inputs.input_ids)
+        prefill, continuations = read(self.model, call.inputs, features, self.device, texts, count)
+        if call.prompt is not None:
+            self._keep(call.prompt, prefill)
+        for key, continuation in zip(call.texts, continuations, strict=True):
+            self._keep(key, continuation)
+
+    def _answer_alone(self, key: Key, request: Request) -> None:
+        self._keep(key, request.compute())
 
     def _compute(self, compute: Callable[[], Result]) -> Result:
         return self._compute_all([compute])[0]
@@ -350,17 +363,5 @@ def eos_ids(config: GenerationConfig) -> list[int]:
     return list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
-@contextmanager
-def pre_forward_hook(module: torch.nn.Module, function: Callable[..., None]) -> Iterator[None]:
-    """Inside, `function` is called before the module runs in this thread."""
-    thread = threading.get_ident()
-
-    def hook(*args: Any) -> None:
-        if threading.get_ident() == thread:
-            function(*args)
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+def vision_key(inputs: Inputs) -> Key:
+    return (VISION, inputs.pictures_key)

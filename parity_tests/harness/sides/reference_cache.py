@@ -61,6 +61,8 @@ def scope_of(checkpoint_files: Mapping[str, str]) -> str:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
     """
     modules = (
+        "calls.py",
+        "forward.py",
         "inputs.py",
         "attention.py",
         "reference.py",
@@ -119,12 +121,11 @@ class Store:
     def put(self, key: Key, value: Any) -> None:
         """Store a result. If the disk refuses it, it is computed again when it is needed."""
         path = self.path(key)
-        arrays = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {"value": value}
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as partial:
                 with partial.open("wb") as file:
-                    np.savez(file, **arrays)
+                    np.savez(file, **arrays_of(value))
                 size = partial.stat().st_size
             self._make_room(size)
 
@@ -140,3 +141,8 @@ class Store:
                 break
             path.unlink(missing_ok=True)
             self._bytes -= size
+
+
+def arrays_of(value: Any) -> dict[str, Any]:
+    """The arrays of a result, by name."""
+    return {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {"value": value}

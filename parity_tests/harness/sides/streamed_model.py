@@ -59,6 +59,7 @@ class StreamedModel:
         self, model: Any, checkpoint: Path, restore: Restore | None = None, change: Change | None = None
     ) -> None:
         self.model = model
+        self.device = torch.device("cpu")
         self._restore = restore
         self._change = change
         self._resident = ""  # the module that `parameter` loaded last

@@ -40,6 +40,7 @@ class WholeModel:
 
     def __init__(self, model: Any, change: Change | None = None) -> None:
         self.model = model
+        self.device = torch.device("cpu")
         if change is not None:
             untie(model)
             change("", model)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from parity_tests.faults.catalogue import FAULTS
 from parity_tests.faults.detection import first_failure
 from parity_tests.harness import memory, verify
 from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.memory import must_stream
+from parity_tests.harness.sides import attention
+from parity_tests.harness.sides import reference as references
 from parity_tests.harness.sides.bench import Bench
-from parity_tests.harness.sides.inputs import Inputs
+from parity_tests.harness.sides.forward import encode, read, rope_index
+from parity_tests.harness.sides.inputs import Inputs, model_arguments
 from parity_tests.harness.sides.reference import Deferred, Reference
 from parity_tests.harness.sides.reference_cache import Store
 from parity_tests.harness.sides.streamed_model import units_of
@@ -30,6 +36,7 @@ from ...fixtures.quantized_checkpoints import write_quantized_checkpoint
 
 CASES = ("minimum-64x64", "text-only", "batch-of-different-sizes")
 GRIDS = ([[1, 4, 6]], [[1, 8, 6], [1, 4, 4]], [])
+TEXTS = (np.arange(20, 27)[None], np.arange(40, 44)[None])
 
 
 def write_without_prefix(directory: Path) -> Path:
@@ -92,12 +99,11 @@ def inputs_of(reference: Reference, grids: list[list[int]]) -> Inputs:
     return Inputs(input_ids, np.ones_like(input_ids), pixels, np.array(grids, np.int64).reshape(-1, 3))
 
 
-def settled(reference: Reference, ask: Callable[[], Any], report: Callable[[str, int], None] = lambda *_: None) -> Any:
-    """What `ask` returns once PyTorch has computed what it asked for."""
-    with pytest.raises(Deferred):
-        ask()
-    reference.settle(report)
-    return ask()
+def ask(reference: Reference, *questions: Callable[[], Any]) -> None:
+    """Ask for results that are not there yet."""
+    for question in questions:
+        with pytest.raises(Deferred):
+            question()
 
 
 @pytest.mark.parametrize("form", CHECKPOINTS)
@@ -105,16 +111,14 @@ def test_streamed_results_are_those_of_the_whole_model_bit_for_bit(form: str, tm
     checkpoint = CHECKPOINTS[form](tmp_path / "checkpoint")
     whole, streamed = Reference(checkpoint), Reference(checkpoint, Store(tmp_path / "cache", form), streamed=True)
     prompts = [inputs_of(whole, grids) for grids in GRIDS]
-    for prompt in prompts:  # all are asked for before any is computed
-        with pytest.raises(Deferred):
-            streamed.prefill(prompt)
+    ask(streamed, *(partial(streamed.prefill, prompt) for prompt in prompts))
     streamed.settle()
     for prompt in prompts:
         expected, result = whole.prefill(prompt), streamed.prefill(prompt)
         for name in ("position_ids", "rope_deltas", "inputs_embeds", "image_features", "logits"):
             np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), name)
     pictures = prompts[1].pixel_values, prompts[1].image_grid_thw
-    np.testing.assert_array_equal(settled(streamed, lambda: streamed.vision(*pictures)), whole.vision(*pictures))
+    np.testing.assert_array_equal(streamed.vision(*pictures), whole.vision(*pictures))
     rows = expected.inputs_embeds, prompts[-1].attention_mask, expected.position_ids
     np.testing.assert_array_equal(streamed.decoder(*rows), whole.decoder(*rows))
     for name in (
@@ -128,24 +132,100 @@ def test_streamed_results_are_those_of_the_whole_model_bit_for_bit(form: str, tm
 
 
 def test_one_module_has_weights_at_a_time_and_each_is_loaded_once(tmp_path: Path) -> None:
+    """Whatever is asked about prompts, in any order, is answered in one pass; the tower's features come along."""
     reference = Reference(TINY, Store(tmp_path, "x"), streamed=True)
     modules = dict(units_of(reference.model))
     prompts = [inputs_of(reference, grids) for grids in GRIDS]
     counted: list[int] = []
-    loaded: list[str] = []
+    loaded: list[tuple[str, int]] = []
 
     def count_loaded(*_: Any) -> None:
         counted.append(sum(not any(value.is_meta for value in module.parameters()) for module in modules.values()))
 
     for module in modules.values():
         module.register_forward_pre_hook(count_loaded)
+    questions: list[Callable[[], Any]] = []
     for prompt in prompts:
-        with pytest.raises(Deferred):
-            reference.prefill(prompt)
-    reference.settle(lambda name, results: loaded.append(name))
-    assert sorted(loaded) == sorted(modules)
+        questions += [partial(reference.continued, prompt, text) for text in TEXTS] + [
+            partial(reference.prefill, prompt)
+        ]
+    pictures = [np.zeros((16, 1536), np.float32), prompts[0].pixel_values], [[[1, 4, 4]], GRIDS[0]]
+    questions += [partial(reference.vision, pixels, np.array(grid)) for pixels, grid in zip(*pictures, strict=True)]
+    ask(reference, *questions)
+    reference.settle(lambda name, calls: loaded.append((name, calls)))
+    assert sorted(name for name, _ in loaded) == sorted(modules)
+    assert {calls for name, calls in loaded if ".visual." in name} == {3}  # pictures of two prompts, and one alone
+    assert {calls for name, calls in loaded if ".visual." not in name} == {len(prompts)}
     assert set(counted) == {1}
     assert all(value.is_meta for value in reference.model.parameters())
+    for question in questions:
+        question()
+    assert reference.computed == len(questions) + 1  # the features of the prompt that nobody asked for alone
+
+
+def test_calls_that_do_not_fit_together_take_another_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = Reference(TINY, Store(tmp_path, "x"), streamed=True)
+    prompts = [inputs_of(reference, grids) for grids in GRIDS]
+    monkeypatch.setattr(references, "WAITING", 1)
+    ask(reference, *(partial(reference.prefill, prompt) for prompt in prompts))
+    loaded: list[str] = []
+    reference.settle(lambda name, calls: loaded.append(name))
+    assert loaded.count("lm_head") == len(prompts)
+
+
+@pytest.mark.parametrize("asked", [(0,), (0, 1)], ids=["one", "two"])
+def test_texts_read_in_one_call_are_read_as_if_alone(asked: Sequence[int], tmp_path: Path) -> None:
+    """A batch with padding and pictures; each text against transformers' own call on prompt and text with pixels."""
+    reference = Reference(TINY, Store(tmp_path, "x"))
+    parts = [inputs_of(reference, grids) for grids in GRIDS[:2]]
+    longest = max(part.input_ids.shape[1] for part in parts)
+    ids, mask = (
+        np.concatenate(
+            [np.pad(getattr(part, name), ((0, 0), (longest - part.input_ids.shape[1], 0))) for part in parts]
+        )
+        for name in ("input_ids", "attention_mask")
+    )
+    pixels, grids = (np.concatenate([getattr(p, name) for p in parts]) for name in ("pixel_values", "image_grid_thw"))
+    prompt = Inputs(ids, mask, pixels, grids)
+    texts = [np.repeat(TEXTS[index], 2, axis=0) for index in asked]
+    with torch.no_grad():
+        features = encode(reference.model, prompt, reference.device)
+        prefill, continuations = read(reference.model, prompt, features, reference.device, texts)
+        for text, continuation in zip(texts, continuations, strict=True):
+            whole = prompt.followed_by(text)
+            arguments = model_arguments(whole, reference.model.config, reference.device)
+            expected = reference.model(**arguments).logits.numpy()
+            seen, start = mask.astype(bool), longest - 1
+            np.testing.assert_allclose(prefill.logits[seen], expected[:, :longest][seen], atol=2e-4)
+            np.testing.assert_allclose(continuation.logits, expected[:, start:], atol=2e-4)
+            positions, deltas = rope_index(reference.model, whole, reference.device)
+            np.testing.assert_array_equal(continuation.position_ids, positions[..., longest:].numpy())
+            np.testing.assert_array_equal(prefill.rope_deltas, deltas.numpy())
+
+
+def test_the_tower_s_features_take_the_place_of_pixels_bit_for_bit() -> None:
+    reference = Reference(TINY)
+    prompt = inputs_of(reference, GRIDS[1])
+    with torch.no_grad():
+        expected = reference.model(**model_arguments(prompt, reference.model.config, reference.device)).logits
+    np.testing.assert_array_equal(reference.prefill(prompt).logits, expected.numpy())
+
+
+def test_attention_beyond_memory_is_pytorch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = Reference(TINY)
+    prompt = inputs_of(reference, GRIDS[0])
+    eager = reference.prefill(prompt).logits
+    calls = []
+    monkeypatch.setattr(attention, "EAGER_TOKENS", 1)
+    monkeypatch.setattr(
+        attention,
+        "sdpa_attention_forward",
+        lambda *args, **kwargs: calls.append(args) or sdpa_attention_forward(*args, **kwargs),
+    )
+    again = Reference(TINY)
+    np.testing.assert_allclose(again.prefill(prompt).logits, eager, atol=1e-4)
+    layers = reference.model.config.vision_config.depth + reference.model.config.text_config.num_hidden_layers
+    assert len(calls) == layers
 
 
 def test_a_checkpoint_without_a_layers_tensor_is_refused(tmp_path: Path) -> None:
@@ -153,8 +233,7 @@ def test_a_checkpoint_without_a_layers_tensor_is_refused(tmp_path: Path) -> None
         tmp_path / "checkpoint", lambda name: name.replace("layers.1.mlp.up_proj", "layers.1.mlp.lost")
     )
     reference = Reference(checkpoint, Store(tmp_path / "cache", "x"), streamed=True)
-    with pytest.raises(Deferred):
-        reference.prefill(inputs_of(reference, []))
+    ask(reference, partial(reference.prefill, inputs_of(reference, [])))
     with pytest.raises(ParityError, match=r"no tensor model\.language_model\.layers\.1\.mlp\.up_proj\.weight"):
         reference.settle()
 
@@ -164,8 +243,7 @@ def test_a_disk_that_refuses_results_ends_the_run(tmp_path: Path, monkeypatch: p
     reference = Reference(TINY, store, streamed=True)
     prompt = inputs_of(reference, [])
     monkeypatch.setattr(store, "put", lambda key, value: None)
-    with pytest.raises(Deferred):
-        reference.prefill(prompt)
+    ask(reference, partial(reference.prefill, prompt))
     with pytest.raises(ParityError, match="the disk refused"):
         reference.settle()
 

@@ -1,0 +1,98 @@
+"""What PyTorch was asked for, joined into as few calls of the model as answer it.
+
+Everything that is asked about one prompt is answered by one call: the tower's features, the prompt's logits, and those
+of every text that follows it. Knows inputs and sizes; nothing about how a call is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from qwen3vl_export.runtime.arrays import Ints
+
+from .inputs import Inputs
+from .reference_cache import Key
+
+WAITING = 1 << 29  # bytes of activations that wait between two modules; calls beyond it take another pass
+FLOAT32 = 4
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A result that was asked for.
+
+    Attributes:
+        compute: computes it alone.
+        inputs: the prompt, or the pictures alone, that it is about; None if it cannot be joined with another.
+        ids: [B, T] of a text that follows the prompt; None if it is about the prompt.
+    """
+
+    compute: Callable[[], Any]
+    inputs: Inputs | None = None
+    ids: Ints | None = None
+
+
+@dataclass
+class Call:
+    """A call of the model: a prompt, or pictures alone, and under which keys its results are stored.
+
+    Attributes:
+        prompt: the key of the prompt's results; None if they are not asked for.
+        texts: [B, T] of the texts that follow the prompt, by the key of their results.
+    """
+
+    inputs: Inputs
+    prompt: Key | None = None
+    texts: dict[Key, Ints] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> bool:
+        """Whether the language model runs."""
+        return self.prompt is not None or bool(self.texts)
+
+    def waiting_bytes(self, config: Any) -> int:
+        """Bytes that are in memory while the call waits for its next module: rows, DeepStack maps, the mask, patches.
+
+        Args:
+            config: transformers', of the model.
+        """
+        maps = len(config.vision_config.deepstack_visual_indexes)
+        batch, tokens = self.inputs.input_ids.shape
+        tokens += sum(text.shape[1] for text in self.texts.values())
+        rows = batch * tokens * (2 + maps) * config.text_config.hidden_size
+        mask = batch * tokens**2
+        patches = len(self.inputs.pixel_values) * (1 + maps) * config.vision_config.hidden_size
+        return int(FLOAT32 * (rows + mask + patches))
+
+
+def join(requests: Mapping[Key, Request]) -> list[Call]:
+    """The calls that answer every request that can be joined with others; features of pictures come with any call."""
+    calls: dict[str, Call] = {}
+    for key, request in requests.items():
+        if request.inputs is None:
+            continue
+        call = calls.setdefault(request.inputs.key, Call(request.inputs))
+        if request.ids is not None:
+            call.texts[key] = request.ids
+        elif request.inputs.input_ids.size:
+            call.prompt = key
+    read = {call.inputs.pictures_key for call in calls.values() if call.reads}
+    return [call for call in calls.values() if call.reads or call.inputs.pictures_key not in read]
+
+
+def within(items: Iterable[tuple[Item, int]], limit: int) -> Iterator[list[Item]]:
+    """Items in order, as many together as their sizes allow, but at least one."""
+    group: list[Item] = []
+    total = 0
+    for item, size in items:
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group
