@@ -190,7 +190,7 @@ def test_texts_read_in_one_call_are_read_as_if_alone(asked: Sequence[int], tmp_p
     texts = [np.repeat(TEXTS[index], 2, axis=0) for index in asked]
     with torch.no_grad():
         features = encode(reference.model, prompt, reference.device)
-        prefill, continuations = read(reference.model, prompt, features, reference.device, texts)
+        prefill, continuations = read(reference.model, prompt, features, reference.device, texts, longest)
         for text, continuation in zip(texts, continuations, strict=True):
             whole = prompt.followed_by(text)
             arguments = model_arguments(whole, reference.model.config, reference.device)
