@@ -46,6 +46,8 @@ POSITION_IDS = "position_ids"
 NUM_LOGITS_TO_KEEP = "num_logits_to_keep"
 LOGITS = "logits"
 
+OUT_OF_RANGE = "activations exceed the range of float16"  # the message of a guard in float16 graphs
+
 
 Size = Annotated[int, AtLeast(1), AtMost(LARGEST_SIZE)]
 TokenId = Annotated[int, AtLeast(0), AtMost(LARGEST_SIZE)]

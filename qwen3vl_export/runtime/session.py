@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..artifact import MANIFEST, Artifact
-from ..contract import VISION_ENCODER, Facts
+from ..contract import OUT_OF_RANGE, VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
 from .external import check_external_data
 
@@ -91,6 +91,7 @@ class Sessions:
 
         Raises:
             InputError: a guard inside the graph rejected the input; the message is the guard's.
+            ArtifactError: a guard of a float16 graph found activations that it cannot hold.
         """
         session = self.open(graph)
         dtypes = self._dtypes[graph]
@@ -109,7 +110,7 @@ class Sessions:
             outputs: contiguous arrays of the shape and dtype the graph will write.
 
         Raises:
-            InputError: as `run`.
+            InputError, ArtifactError: as `run`.
         """
         dtypes = self._dtypes[graph]
         # Kept alive until the run ends: the binding has only their addresses.
@@ -124,7 +125,8 @@ class Sessions:
 
 @contextlib.contextmanager
 def translate_guards(graph: str) -> Iterator[None]:
-    """Turn the failure of a guard inside the graph into an `InputError` with the guard's message."""
+    """Turn the failure of a guard inside the graph into an error with the guard's message: an `ArtifactError` where
+    the graph's precision is to blame, else an `InputError`."""
     try:
         yield
     except Exception as error:  # onnxruntime raises its own classes, which share no public base
@@ -133,6 +135,8 @@ def translate_guards(graph: str) -> Iterator[None]:
         guard = GUARD.search(str(error))
         if guard is None:
             raise
+        if guard[1] == OUT_OF_RANGE:
+            raise ArtifactError(f"{graph}: {guard[1]}", "Use an artifact of higher precision") from error
         raise InputError(f"{graph}: {guard[1]}", "Pass inputs that belong together") from error
 
 

@@ -1,8 +1,13 @@
-"""Large activations: half precision stays finite and within its profile where norms in half precision overflow."""
+"""Large activations: half precision stays within its profile where norms and MLPs in half precision would overflow.
+
+onnxruntime's CPU provider computes products of half precision in float32 and keeps the result in float32 if the next
+operator reads it so. Tests that are about rounding therefore write every product out: float32, then a cast.
+"""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,26 @@ import pytest
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from qwen3vl_export.contract import DECODER, VISION_ENCODER, Facts
+from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.contract import (
+    ATTENTION_MASK,
+    DECODER,
+    IMAGE_FEATURES,
+    IMAGE_GRID_THW,
+    INPUTS_EMBEDS,
+    LOGITS,
+    OUT_OF_RANGE,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    VISION_ENCODER,
+    Facts,
+    past_name,
+)
+from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.exporter.submodules.half_range import HEADROOM
 from qwen3vl_export.recipe import load_recipe
+from qwen3vl_export.runtime.session import Sessions
 
 from ...faults.catalogue import Fault, change_graph
 from ...faults.graphs import RMS_NORMS
@@ -24,6 +46,7 @@ from ...harness.sides.reference import Reference
 from ...harness.verify import open_bench, run
 
 LARGEST = 65504.0  # of IEEE binary16
+LARGEST_HIDDEN = LARGEST * HEADROOM
 CASES = ("users-case-16x16-after-24x24", "two-images-of-different-size", "text-only", "batch-of-different-sizes")
 
 
@@ -51,8 +74,9 @@ def outcomes(artifact: Path, loud: Path) -> list[Outcome]:
     return list(results)
 
 
-def test_the_streams_are_loud(loud: Path) -> None:
-    """What goes through the layers is representable in half precision, and its squares are not."""
+def test_the_activations_are_loud(loud: Path) -> None:
+    """What goes through the layers is representable in half precision, and its squares are not. The hidden values of
+    the MLPs exceed it several times."""
     reference = Reference(loud)
     largest: dict[str, float] = {}
 
@@ -63,21 +87,105 @@ def test_the_streams_are_loud(loud: Path) -> None:
         return see
 
     model = reference.model.model
-    for tower, layers in (("vision", model.visual.blocks), ("decoder", model.language_model.layers)):
+    towers = {"vision": (model.visual.blocks, "linear_fc2"), "decoder": (model.language_model.layers, "down_proj")}
+    for tower, (layers, last) in towers.items():
         for layer in layers:
             layer.register_forward_hook(note(tower))
+            getattr(layer.mlp, last).register_forward_hook(note(f"{tower}, MLP"))
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(64, 1536, generator=generator).numpy()
     reference.vision(pixels, torch.tensor([[1, 8, 8]]).numpy())
     ids = torch.arange(1, 17)[None]
     with torch.no_grad():
         reference.model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    for tower, value in largest.items():
-        assert math.sqrt(LARGEST) < value < LARGEST, f"{tower}: {value}"
+    for tower in towers:
+        assert math.sqrt(LARGEST) < largest[tower] < LARGEST, f"{tower}: {largest[tower]}"
+        assert 2e5 < largest[f"{tower}, MLP"] < LARGEST_HIDDEN, f"{tower}, MLP: {largest[f'{tower}, MLP']}"
 
 
 def test_half_precision_stays_within_its_profile(half: Path, loud: Path) -> None:
     assert [outcome.message for outcome in outcomes(half, loud) if not outcome.passed] == []
+
+
+def test_half_precision_stays_within_its_profile_where_products_are_rounded(
+    half: Path, loud: Path, tmp_path: Path
+) -> None:
+    rounded = half
+    for graph in (VISION_ENCODER, DECODER):
+        fault = Fault(f"rounded-{graph}", "", "", change=partial(change_graph, graph, products_in_half))
+        rounded = fault.plant(rounded, tmp_path / graph)
+    assert [outcome.message for outcome in outcomes(rounded, loud) if not outcome.passed] == []
+
+
+@pytest.mark.parametrize(("graph", "stage"), [(DECODER, "decoder"), (VISION_ENCODER, "vision")])
+def test_mlps_without_headroom_would_overflow_loudly(
+    graph: str, stage: str, half: Path, loud: Path, tmp_path: Path
+) -> None:
+    """The proof that the test above can fail, and that no artifact answers from infinities: its guard refuses."""
+
+    def change(model: onnx.ModelProto, facts: Facts) -> None:
+        products_in_half(model, facts)
+        assert remove_headroom(model) > 0
+
+    broken = Fault("no-headroom", stage, "", change=partial(change_graph, graph, change)).plant(half, tmp_path / "it")
+    results = [outcome for outcome in outcomes(broken, loud) if outcome.stage == stage]
+    assert results and not any(outcome.passed for outcome in results)
+    with pytest.raises(ArtifactError, match=f"{graph}: {OUT_OF_RANGE}"):
+        run_once(broken, graph)
+
+
+def run_once(artifact: Path, graph: str) -> None:
+    """Run one graph of an artifact on small random inputs."""
+    sessions = Sessions(open_artifact(artifact))
+    generator = np.random.default_rng(0)
+    facts = sessions.facts
+    if graph == VISION_ENCODER:
+        pixels = generator.standard_normal((64, facts.patch_dim), np.float32)
+        feeds = {PIXEL_VALUES: pixels, IMAGE_GRID_THW: np.array([[1, 8, 8]])}
+        sessions.run(graph, feeds, [IMAGE_FEATURES])
+        return
+    past = np.zeros((1, facts.num_key_value_heads, 0, facts.head_dim), np.float32)
+    cache = {past_name(layer, part): past for layer in range(facts.num_hidden_layers) for part in ("key", "value")}
+    feeds = {
+        INPUTS_EMBEDS: 64 * generator.standard_normal((1, 9, facts.wide_size), np.float32),
+        ATTENTION_MASK: np.ones((1, 9), np.int64),
+        POSITION_IDS: np.broadcast_to(np.arange(9), (3, 1, 9)),
+        **cache,
+    }
+    sessions.run(graph, feeds, [LOGITS])
+
+
+def products_in_half(model: onnx.ModelProto, facts: Facts) -> None:
+    """Every product of half precision in float32, its result rounded: what processors with such kernels compute."""
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "Gemm":
+            nodes.append(node)
+            continue
+        result = node.output[0]
+        wide = [f"{result}_input_{index}" for index in range(len(node.input))]
+        casts = [
+            helper.make_node("Cast", [x], [y], to=TensorProto.FLOAT) for x, y in zip(node.input, wide, strict=True)
+        ]
+        node.input[:], node.output[:] = wide, [f"{result}_wide"]
+        nodes += [*casts, node, helper.make_node("Cast", [f"{result}_wide"], [result], to=TensorProto.FLOAT16)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def remove_headroom(model: onnx.ModelProto) -> int:
+    """Replace by 1 the factors that make room in half precision; returns their number."""
+    factors = [
+        tensor
+        for tensor in model.graph.initializer
+        if not tensor.dims
+        and tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+        and numpy_helper.to_array(tensor) in (HEADROOM, 1 / HEADROOM)
+    ]
+    for tensor in factors:
+        one = np.ones((), helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        tensor.CopyFrom(numpy_helper.from_array(one, tensor.name))
+    return len(factors)
 
 
 def test_bfloat16_stays_within_its_profile(loud: Path, tmp_path: Path) -> None:

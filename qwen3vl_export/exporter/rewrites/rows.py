@@ -32,7 +32,7 @@ LIKE_FIRST_INPUT = {  # operator -> its outputs that have the leading dims (all 
     "Sigmoid": (0,),
     "SkipSimplifiedLayerNormalization": (0, 3),
 }
-LIKE_ALL_INPUTS = ("Add", "Mul")  # their output has the leading dims that all inputs share
+LIKE_ALL_INPUTS = ("Add", "Mul")  # their output has the leading dims that all inputs but scalars share
 
 
 def use_gemm(model: ir.Model) -> ir.Model:
@@ -47,8 +47,10 @@ def use_gemm(model: ir.Model) -> ir.Model:
             like[_replace_by_gemm(model, node, weight, inputs[0])] = inputs[0]
         elif node.op_type in LIKE_FIRST_INPUT:
             like |= {node.outputs[index]: inputs[0] for index in LIKE_FIRST_INPUT[node.op_type]}
-        elif node.op_type in LIKE_ALL_INPUTS and len({*inputs}) == 1:
-            like[node.outputs[0]] = inputs[0]
+        elif (
+            node.op_type in LIKE_ALL_INPUTS and len(shaped := {value for value in inputs if not _is_scalar(value)}) == 1
+        ):
+            (like[node.outputs[0]],) = shaped
     return clean(drop_unused(model))  # products of one input share the nodes that compute their shapes
 
 
@@ -77,6 +79,10 @@ def _replace_by_gemm(model: ir.Model, node: ir.Node, transposed: ir.Value, like:
     new.name, new.shape, new.type = old.name, old.shape, old.type
     remove(node)
     return new
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return value.const_value is not None and not value.const_value.shape.dims
 
 
 def _constant(model: ir.Model, *numbers: int) -> ir.Value:

@@ -30,6 +30,7 @@ from ..unroll import Stack
 from . import attention, experts
 from .decoder import Decoder
 from .embedding import Embeddings, EmbedTokens
+from .half_range import widen_mlps
 from .layers import decoder_stack, tower_stack
 from .vision import VisionEncoder
 
@@ -110,6 +111,8 @@ def build_submodule(
     if name.startswith(contract.VISION_ENCODER):
         with _fake_weights(mode, dtype):
             visual = vision_model(config.vision_config)
+        if dtype == torch.float16:
+            widen_mlps(visual)
         stack = None if all_layers else tower_stack(visual)
         module = VisionEncoder(visual, target, grid)
         graph = contract.vision_encoder(facts, name, grid)
@@ -121,6 +124,8 @@ def build_submodule(
             language_model = text_model(text)
             lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         del language_model.embed_tokens
+        if dtype == torch.float16:
+            widen_mlps(language_model)
         stack = None if all_layers else decoder_stack(language_model, facts.num_deepstack)
         traced_facts = replace(facts, num_hidden_layers=len(language_model.layers))
         module = Decoder(language_model, lm_head).eval()

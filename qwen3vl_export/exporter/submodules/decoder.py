@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import TEXT_ATTENTION, LayerCache
+from .half_range import guard_range
 from .mrope import MultimodalRotary
 
 
@@ -126,4 +127,6 @@ class Decoder(nn.Module):
             hidden = last_rows(hidden, num_logits_to_keep)
         else:
             hidden = padding.undo_last(hidden, num_logits_to_keep)
-        return self.lm_head(model.norm(hidden)), cache.present
+        normed = model.norm(hidden)
+        # What is infinite in a token makes every later one of its row NaN; the first tokens of a row may be padding.
+        return guard_range(self.lm_head(normed), normed[:, -1]), cache.present

@@ -17,7 +17,7 @@ from torch import Tensor
 
 PLACEHOLDER_DOMAIN = "qwen3vl"
 GUARD = "Guard"
-_IMPOSSIBLE = 1 << 40  # added to a row count to make it mismatch
+IMPOSSIBLE = 1 << 40  # added to a row count to make it mismatch
 
 QUERY_CHUNK = 512  # queries per attention segment of the portable target: bounds its memory to 512 x h*w scores
 
@@ -38,10 +38,10 @@ def guard_rows(x: Tensor, rows: Tensor, message: str) -> Tensor:
     it that reshape.
 
     Args:
-        x: [R, C].
+        x: [R, C], or [R, S, C] of any S but 0.
         rows: int64, one value: what R must be.
     """
-    shape = torch.cat([rows.reshape(1), torch.tensor([x.shape[1]])])
+    shape = torch.cat([rows.reshape(1), torch.tensor([*[-1] * (x.ndim - 2), x.shape[-1]])])
     return torch.onnx.ops.symbolic(
         f"{PLACEHOLDER_DOMAIN}::{GUARD}", (x, shape), {"message": message}, dtype=x.dtype, shape=x.shape, version=1
     )
@@ -66,7 +66,7 @@ def guard_patches(
         message = f"this encoder takes one image of {bound[0]}x{bound[1]} patches, image_grid_thw says otherwise"
     images = image_grid_thw.shape[0]
     no_images = (torch.ones(1, dtype=torch.int64) * images < 1).to(torch.int64)
-    image_grid_thw = guard_rows(image_grid_thw, (bad.sum() + no_images) * _IMPOSSIBLE + images, message)
+    image_grid_thw = guard_rows(image_grid_thw, (bad.sum() + no_images) * IMPOSSIBLE + images, message)
     total = image_grid_thw.prod(1).sum()
     return guard_rows(pixel_values, total, "image_grid_thw does not add up to the rows of pixel_values"), image_grid_thw
 

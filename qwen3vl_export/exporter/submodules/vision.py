@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..checkpoint.rotary import vision_rotary
 from . import geometry
 from .attention import grid_attention, rotate
+from .half_range import guard_range
 
 SEGMENTS = {"ort": geometry.image_segments, "portable": geometry.chunk_segments}
 
@@ -64,7 +65,8 @@ class VisionEncoder(nn.Module):
             hidden = hidden + block.mlp(block.norm2(hidden))
             if index in self.taps:
                 maps.append(visual.deepstack_merger_list[self.taps.index(index)](hidden))
-        return torch.cat([visual.merger(hidden), *maps], dim=-1)
+        features = torch.cat([visual.merger(hidden), *maps], dim=-1)
+        return guard_range(features, features)
 
     @staticmethod
     def _attend(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], segments: Tensor) -> Tensor:
