@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from qwen3vl_export.exporter.weights.quantized_rows import QuantizedPacking
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Int4
 
+from ...fixtures.loud_checkpoint import write_loud_checkpoint
 from ...fixtures.moe_checkpoint import write_moe_checkpoint
 from ...fixtures.paths import TINY
 
@@ -175,6 +177,32 @@ def test_calibrated_weights_are_closer_on_prompts_that_were_held_out(
     assert len(calibrated) == 4 * 7
     held_out = list(prompts.prepared[1:36:6])
     assert mean_kl(reference, calibrated, held_out) < 0.9 * mean_kl(reference, searched, held_out)
+
+
+@pytest.mark.parametrize(
+    ("gains", "dtype", "warning"),
+    [
+        ((64.0, 2.0**14), ir.DataType.FLOAT16, None),
+        ((64.0, 2.0**15), ir.DataType.FLOAT16, r"mlp\.down_proj: .* float16 holds 2,096,128 there: other prompts may"),
+        ((64.0, 2.0**17), ir.DataType.FLOAT16, r"mlp\.down_proj: .* float16 holds 2,096,128 there: a graph in float16"),
+        ((2.0**14, 1.0), ir.DataType.FLOAT16, r"merger\.norm: .* float16 holds 65,504 there: a graph in float16 will"),
+        ((64.0, 2.0**17), ir.DataType.FLOAT, None),
+    ],
+)
+def test_calibration_warns_of_what_half_precision_cannot_hold(
+    gains: tuple[float, float], dtype: ir.DataType, warning: str | None, prompts: Prompts, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(str(write_loud_checkpoint(tmp_path / "loud", *gains)))
+    pictured = next(prompt for prompt in prompts.prepared if len(prompt.image_grid_thw))
+    (tmp_path / "results").mkdir()
+    lines: list[str] = []
+    settings = SETTINGS.model_copy(update={"keep": ("*.weight",)})  # nothing is quantized, which takes the time
+    calibrate(
+        checkpoint, settings, Prompts([pictured], ""), dtype, CalibrationResults(tmp_path / "results"), lines.append
+    )
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert len(warnings) == (warning is not None)
+    assert warning is None or re.search(warning, warnings[0]), warnings
 
 
 RECIPE = """\

@@ -35,6 +35,7 @@ from .gptq import Hessian
 from .layers import TEXT_PREFIX, build_text_model, embed_prompts, loaded_weights
 from .products import Products, collect_hessians
 from .prompts import Prompts, read_prompts
+from .ranges import Ranges, Watch, ignore
 from .results import CalibrationResults
 
 LM_HEAD = "lm_head.weight"
@@ -131,20 +132,24 @@ def calibrate(
 ) -> CalibrationResults:
     """Quantize every product of a decoder that the settings do not keep; returns `results`, filled."""
     packing = Blockwise(settings.bits, settings.block_size, settings.symmetric, True, scale_dtype)
-    quantizer = _LayerQuantizer(Products(checkpoint, packing, settings.keep, results), log)
+    ranges = Ranges()
+    watch = ranges.watch if scale_dtype == ir.DataType.FLOAT16 else ignore
+    quantizer = _LayerQuantizer(Products(checkpoint, packing, settings.keep, results), watch, log)
     with torch.no_grad():
         model = build_text_model(checkpoint)
-        states = [*_initial_states(checkpoint, model, prompts)]
+        states = [*_initial_states(checkpoint, model, prompts, watch)]
         log(f"calibrating with {len(states)} prompts, {prompts.tokens} tokens")
         for index, layer in enumerate(model.layers):
             states = quantizer.quantize_layer(layer, index, states)
         quantizer.quantize_head(model.norm, states)
+    if (warning := ranges.warning()) is not None:
+        log(warning)
     return results
 
 
-def _initial_states(checkpoint: Checkpoint, model: Any, prompts: Prompts) -> Iterator[PromptState]:
+def _initial_states(checkpoint: Checkpoint, model: Any, prompts: Prompts, watch: Watch) -> Iterator[PromptState]:
     size = checkpoint.facts.hidden_size
-    for prompt, rows in zip(prompts.prepared, embed_prompts(checkpoint, list(prompts.prepared)), strict=True):
+    for prompt, rows in zip(prompts.prepared, embed_prompts(checkpoint, list(prompts.prepared), watch), strict=True):
         hidden, *maps = torch.split(rows, size, dim=-1)
         rotary = model.rotary_emb(hidden, torch.from_numpy(prompt.position_ids))
         yield PromptState(hidden[None], tuple(maps), rotary)
@@ -155,6 +160,7 @@ class _LayerQuantizer:
     """Quantizes the layers of one decoder in turn, and its head."""
 
     products: Products
+    watch: Watch
     log: Log
 
     def quantize_layer(self, layer: Any, index: int, states: list[PromptState]) -> list[PromptState]:
@@ -164,7 +170,8 @@ class _LayerQuantizer:
         experts = self._replace_experts(layer, index)
         excluded = {MODEL_PREFIX + name for name in products}
         loaded = partial(loaded_weights, layer, self.products.checkpoint, MODEL_PREFIX + prefix, excluded)
-        with loaded(), self.products.read_on_call(products), collect_hessians(products) as hessians:
+        watched = self.watch(layer, MODEL_PREFIX + prefix)
+        with loaded(), self.products.read_on_call(products), collect_hessians(products) as hessians, watched:
             for state in states:
                 state.advance(layer, index)
         if experts is not None:
@@ -200,7 +207,8 @@ class _LayerQuantizer:
         if self.products.keeps(LM_HEAD):
             return
         hessian = Hessian(self.products.checkpoint.facts.hidden_size)
-        with loaded_weights(norm, self.products.checkpoint, f"{TEXT_PREFIX}norm."):
+        name = f"{TEXT_PREFIX}norm."
+        with loaded_weights(norm, self.products.checkpoint, name), self.watch(norm, name):
             for state in states:
                 hessian.add(norm(state.hidden))
         (error,) = self.products.quantize({LM_HEAD: hessian}).values()

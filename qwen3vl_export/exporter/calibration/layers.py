@@ -18,6 +18,7 @@ from ...runtime.prepare import Prepared
 from ..checkpoint import Checkpoint
 from ..submodules import MODELS
 from .experts import IMPLEMENTATION
+from .ranges import Watch, ignore
 
 VISION_PREFIX, TEXT_PREFIX = "model.visual.", "model.language_model."
 MAX_PATCHES = 8192  # of the pictures that the tower encodes together: bounds the memory of its activations
@@ -72,7 +73,7 @@ def build_text_model(checkpoint: Checkpoint) -> Any:
     return model
 
 
-def encode_pictures(checkpoint: Checkpoint, prompts: list[Prepared]) -> list[Tensor]:
+def encode_pictures(checkpoint: Checkpoint, prompts: list[Prepared], watch: Watch) -> list[Tensor]:
     """Wide features, float32 [N, (1 + D) * H], of each prompt's pictures; one module's weights in memory at a time."""
     config = copy.deepcopy(checkpoint.config.vision_config)
     config._attn_implementation = "sdpa"
@@ -84,6 +85,7 @@ def encode_pictures(checkpoint: Checkpoint, prompts: list[Prepared]) -> list[Ten
         for name, module in tower.named_modules():
             if list(module.parameters(recurse=False)):
                 stack.callback(_load_on_call(module, checkpoint, f"{VISION_PREFIX}{name}."))
+        stack.enter_context(watch(tower, VISION_PREFIX))
         for batch in _split_batches(prompts):
             features += _encode_batch(tower, batch)
     return features
@@ -124,14 +126,18 @@ def _encode_batch(tower: Any, prompts: list[Prepared]) -> list[Tensor]:
     return list(torch.split(torch.cat([output.pooler_output, *output.deepstack_features], dim=-1), sizes))
 
 
-def embed_prompts(checkpoint: Checkpoint, prompts: list[Prepared]) -> list[Tensor]:
-    """The decoder's input for each prompt, float32 [S, (1 + D) * H]: embeddings, and the D maps of DeepStack."""
+def embed_prompts(checkpoint: Checkpoint, prompts: list[Prepared], watch: Watch = ignore) -> list[Tensor]:
+    """The decoder's input for each prompt, float32 [S, (1 + D) * H]: embeddings, and the D maps of DeepStack.
+
+    Args:
+        watch: opens a context in which the tower runs; takes the tower and what its layers' names begin with.
+    """
     facts = checkpoint.facts
     tokens = sorted({token for prompt in prompts for token in prompt.input_ids[0].tolist()})
     weight = f"{TEXT_PREFIX}embed_tokens.weight"
     table = {token: checkpoint.read(weight, slice(token, token + 1))[0] for token in tokens}
     embedded = []
-    for prompt, features in zip(prompts, encode_pictures(checkpoint, prompts), strict=True):
+    for prompt, features in zip(prompts, encode_pictures(checkpoint, prompts, watch), strict=True):
         ids = prompt.input_ids[0].tolist()
         rows = torch.zeros(len(ids), facts.wide_size)
         rows[:, : facts.hidden_size] = torch.stack([table[token] for token in ids]).to(torch.float32)
