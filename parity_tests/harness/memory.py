@@ -69,10 +69,15 @@ def read_kilobytes(path: Path, field: str) -> int:
 
 def weights_of(artifact: Artifact) -> int:
     """Bytes that the graphs of an artifact's precision read: each file once, whichever graphs share it."""
+    return sum(file.stat().st_size for file in graph_files(artifact))
+
+
+def graph_files(artifact: Artifact) -> set[Path]:
+    """The graphs of an artifact's precision, and the files of their weights."""
     files = set()
     for path in map(artifact.graph_path, artifact.manifest.graphs):
         files |= {path, *(path.parent / location for location in external_locations(path.read_bytes()))}
-    return sum(file.stat().st_size for file in files)
+    return files
 
 
 def size(tensor: TensorReader) -> int:

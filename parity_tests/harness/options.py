@@ -22,6 +22,7 @@ class Options:
         precision: the only one to verify, "" being the default one; None is all the artifact has.
         adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
         memory: bytes that both sides may take; None is what is free.
+        resume: go on with a verification that was interrupted.
     """
 
     matrix: str | None = None
@@ -34,3 +35,4 @@ class Options:
     precision: str | None = None
     adapters: Sequence[str] = ()
     memory: int | None = None
+    resume: bool = False

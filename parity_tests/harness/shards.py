@@ -31,10 +31,10 @@ from .judging.outcome import Outcome
 from .plan import EXAM_STAGES, Check, Subject, plan
 from .sides.bench import Bench
 from .sides.counts import Clock
+from .unfinished import SOURCES
 from .verify import HTML, open_bench, profile_of, report_of, run
 
 FORMAT = 1
-SOURCES = ("**/*.py", "**/*.yaml", "**/*.j2", "cases/media/*")
 EXAM = "exam"
 SETTINGS = 0.01  # of an ordinary case: no graph and no model is run
 QUESTION = 0.3  # of an ordinary case: one picture and a short answer of both sides

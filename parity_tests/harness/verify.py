@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
+from types import MappingProxyType
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.console import console
@@ -33,11 +33,13 @@ from .plan import Check, Plan, Subject, plan
 from .progress import show_module, show_progress
 from .rounds import ReportModule, carry_out_all
 from .sides.adapters import import_peft
+from .sides.artifact_results import ArtifactResults, open_store
 from .sides.bench import Bench
 from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .sides.recorded import find_checkpoint
 from .sides.reference import Reference
 from .sides.reference_cache import Store, default_directory, recorded_files, scope_of
+from .unfinished import identity_of, is_unfinished, open_unfinished
 
 HTML = "parity.html"
 SMALL_ARTIFACT = 200_000_000  # bytes of an artifact; below it threads cost more than they bring
@@ -51,7 +53,15 @@ def verify(artifact: Path, options: Options) -> int:
     Raises:
         ArtifactError, CheckpointError, ParityError: there is nothing to compare.
     """
-    passed = [verify_precision(artifact, options, precision) for precision in precisions_of(artifact, options)]
+    precisions = precisions_of(artifact, options)
+    if options.resume:  # those before the interrupted one have their evidence, those after it were not begun
+        root = options.cache or default_directory()
+        interrupted = [is_unfinished(root, artifact, precision) for precision in precisions]
+        precisions = precisions[interrupted.index(True) if True in interrupted else 0 :]
+    passed = [
+        verify_precision(artifact, replace(options, resume=options.resume and not index), precision)
+        for index, precision in enumerate(precisions)
+    ]
     return 0 if all(passed) else 1
 
 
@@ -68,30 +78,44 @@ def precisions_of(artifact: Path, options: Options) -> tuple[str, ...]:
 
 def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
     """One precision of the artifact; whether everything passed."""
-    bench = open_bench(
-        artifact,
-        options.matrix,
-        options.checkpoint,
-        cache=options.cache,
-        seed=options.seed,
-        precision=precision,
-        adapters=options.adapters,
-        memory=options.memory,
-    )
-    report = run(bench, options.matrix, show_progress, cases=options.cases, report=show_module)
-    if not report.outcomes:
-        raise ParityError(
-            f"{artifact}: its plan has no check, nothing was compared", "Choose another --matrix or --case"
+    root = options.cache or default_directory()
+    with open_unfinished(root, artifact, precision, options.resume) as unfinished:
+        bench = open_bench(
+            artifact,
+            options.matrix,
+            options.checkpoint,
+            cache=options.cache,
+            seed=options.seed,
+            precision=precision,
+            adapters=options.adapters,
+            memory=options.memory,
+            work=unfinished.directory,
         )
-    if options.bisect:
-        report = replace(report, trails=trails_of(bench, report))
-    named = [
-        *(f"--adapter {adapter}" for adapter in options.adapters),
-        *([f"--precision {precision}"] * bool(precision)),
-    ]
-    show(report, console(), " ".join(["qwen3vl-export verify", str(artifact), *named]))
-    if not options.cases:
-        write_evidence(bench.artifact, report, bench.matrix, options.history)
+        identity = identity_of(bench, options.matrix, options.cases)
+        done = unfinished.begin(artifact, identity, options.resume)
+        report = run(
+            bench,
+            options.matrix,
+            show_progress,
+            cases=options.cases,
+            report=show_module,
+            done=done,
+            record=unfinished.record,
+        )
+        if not report.outcomes:
+            raise ParityError(
+                f"{artifact}: its plan has no check, nothing was compared", "Choose another --matrix or --case"
+            )
+        if options.bisect:
+            report = replace(report, trails=trails_of(bench, report))
+        named = [
+            *(f"--adapter {adapter}" for adapter in options.adapters),
+            *([f"--precision {precision}"] * bool(precision)),
+        ]
+        show(report, console(), " ".join(["qwen3vl-export verify", str(artifact), *named]))
+        if not options.cases:
+            write_evidence(bench.artifact, report, bench.matrix, options.history)
+        unfinished.finish()
     return report.passed
 
 
@@ -106,6 +130,7 @@ def open_bench(
     reference: Reference | None = None,
     adapters: Sequence[str] = (),
     memory: int | None = None,
+    work: Path | None = None,
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint; PyTorch loads when it is first needed.
 
@@ -116,6 +141,7 @@ def open_bench(
         reference: PyTorch with this checkpoint, if it is loaded already.
         adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
         memory: bytes that both sides may take; None is what is free.
+        work: directory for results of the artifact; None is one that is deleted with the bench.
 
     Raises:
         ParityError: no checkpoint, or too little memory.
@@ -139,11 +165,16 @@ def open_bench(
         streamed = must_stream(opened, source.root, memory)
         merged = [adapter.root for adapter in source.adapters]
         reference = Reference(source.root, store, adapters=merged, streamed=streamed)
+    scope = f"{opened.manifest_sha256} {precision}"
+    if work is None:
+        results = ArtifactResults.temporary(root, scope, reference.streamed)
+    else:
+        results = ArtifactResults(open_store(work, scope), reference.streamed)
     return Bench(
         artifact=opened,
         runtime=runtime,
         reference=reference,
-        results=Store(root, f"{opened.manifest_sha256} {precision} {uuid4()}") if reference.streamed else None,
+        results=results,
         matrix=cases,
         profile=profile_of(opened),
         exam_per_size=cases.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
@@ -162,6 +193,8 @@ def run(
     only: Callable[[Check], bool] = lambda check: True,
     cases: Sequence[str] = (),
     report: ReportModule = lambda *_: None,
+    done: Mapping[str, Outcome] = MappingProxyType({}),
+    record: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Report:
     """Carry out the plan of the bench's artifact.
 
@@ -170,6 +203,8 @@ def run(
         only: whether to run a check of the plan; runs all by default.
         cases: names of the only cases to run, of any tier; by default all of the tier's.
         report: is told each module that PyTorch loads where it is streamed, and for how many results.
+        done: outcomes that there are already, by the id of the check.
+        record: is told each new outcome.
 
     Raises:
         ParityError: no such tier or case.
@@ -177,7 +212,7 @@ def run(
     start = time.perf_counter()
     planned = plan(matrix, Subject.of_manifest(bench.artifact.manifest), bench.matrix, cases)
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
-    outcomes = carry_out_all(bench, planned.checks, track, report)
+    outcomes = carry_out_all(bench, planned.checks, track, report, done, record)
     total = time.perf_counter() - start
     benches = [bench, bench.dequantized] if bench.dequantized is not None else [bench]
     references = [side.reference for side in benches]

@@ -198,6 +198,9 @@ def verify(
         int | None,
         typer.Option(parser=memory_size, metavar="SIZE", help="How much memory to take: 8GB. [default: what is free]"),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a verification that was interrupted, with the same options.")
+    ] = False,
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
@@ -212,7 +215,17 @@ def verify(
 
     tier = matrix.value if matrix else None
     options = Options(
-        tier, checkpoint, tuple(case or ()), seed, bisect, cache, history, precision, tuple(adapter or ()), memory
+        tier,
+        checkpoint,
+        tuple(case or ()),
+        seed,
+        bisect,
+        cache,
+        history,
+        precision,
+        tuple(adapter or ()),
+        memory,
+        resume,
     )
     raise typer.Exit(verify_artifact(artifact, options))
 

@@ -65,7 +65,7 @@ def dequantized_bench(bench: Bench) -> Bench:
             bench.checkpoint, store, change, neighbours=[first], adapters=first.adapters, streamed=first.streamed
         )
         first.neighbours.append(second)
-        bench.dequantized = replace(bench, reference=second, profile=profile, candidate_seconds=0.0, remembered={})
+        bench.dequantized = replace(bench, reference=second, profile=profile, candidate_seconds=0.0)
     return bench.dequantized
 
 

@@ -5,11 +5,15 @@ Knows how to ask and how to count. The questions come from `cases/exam.py`; pict
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from qwen3vl_export.runtime import Prepared
 
 from ..cases.exam import EXAM_SIZES, Question, exam
 from ..cases.matrix import Prompt
 from ..judging.outcome import Finding
+from ..sides.artifact_results import ask_all
 from ..sides.bench import Bench, as_inputs
 from ..sides.counts import Score
 
@@ -28,21 +32,41 @@ def take_exam(bench: Bench, group: str) -> Score:
     """Ask both sides one group's questions, greedily, until the end of the turn."""
 
     def compute() -> Score:
-        right, reference_right, different = 0, 0, []
         questions = [question for question in exam(bench.exam_per_size) if group_of(question) == group]
-        for question in questions:
-            prepared = bench.prepare([Prompt(question.images, question.frames, question.prompt)])
-            ids = bench.generate(prepared, ANSWER_TOKENS, stop=True).ids[0].tolist()
-            reference_ids = bench.reference.generate(as_inputs(prepared), ANSWER_TOKENS, stop=True).ids[0].tolist()
-            right += bench.runtime.tokenizer.decode(ids).strip() == question.answer
-            reference_right += bench.runtime.tokenizer.decode(reference_ids).strip() == question.answer
-            if ids != reference_ids:
-                different.append(question.id)
+        prepared = [bench.prepare([Prompt(asked.images, asked.frames, asked.prompt)]) for asked in questions]
+        sides = (partial(answers_of, bench, prepared), partial(reference_answers, bench, prepared))
+        answers, truth = ask_all(sides)
+        pairs = list(zip(questions, answers, truth, strict=True))
+        right = sum(bench.runtime.tokenizer.decode(ids).strip() == question.answer for question, ids, _ in pairs)
+        reference_right = sum(
+            bench.runtime.tokenizer.decode(ids).strip() == question.answer for question, _, ids in pairs
+        )
+        different = [question.id for question, ids, expected in pairs if ids != expected]
         return Score(len(questions), right, reference_right, tuple(different))
 
     if group not in bench.scores:
         bench.scores[group] = compute()
     return bench.scores[group]
+
+
+def answers_of(bench: Bench, questions: Sequence[Prepared]) -> list[list[int]]:
+    """The artifact's tokens."""
+
+    def answer(prepared: Prepared) -> list[int]:
+        ids: list[int] = bench.generate(prepared, ANSWER_TOKENS, stop=True).ids[0].tolist()
+        return ids
+
+    return ask_all(partial(answer, prepared) for prepared in questions)
+
+
+def reference_answers(bench: Bench, questions: Sequence[Prepared]) -> list[list[int]]:
+    """PyTorch's tokens."""
+
+    def answer(prepared: Prepared) -> list[int]:
+        ids: list[int] = bench.reference.generate(as_inputs(prepared), ANSWER_TOKENS, stop=True).ids[0].tolist()
+        return ids
+
+    return ask_all(partial(answer, prepared) for prepared in questions)
 
 
 def finding_of(score: Score) -> Finding:

@@ -32,7 +32,7 @@ def read_back(bench: Bench, case: Case) -> tuple[Greedy, Floats]:
     The token of a picture that was generated cannot be read back, because it would stand for a picture: the steps end
     with the one that chose it.
     """
-    generated = bench.generated(case)
+    generated = bench.generate(bench.prepared(case), bench.matrix.tokens_of(case))
     visual = visual_tokens(generated.ids, bench.artifact.manifest.facts).any(axis=0)
     steps = int(visual.argmax()) + 1 if visual.any() else generated.ids.shape[1]
     logits = bench.reference.continued(bench.inputs(case), generated.ids[:, : steps - 1]).logits

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,12 @@ from ..judging import measures
 from ..judging.measures import closeness, differences, logit_closeness, max_abs, token_max_abs
 from ..judging.outcome import Finding
 from ..sides import routing
-from ..sides.bench import Bench
+from ..sides.artifact_results import ask_all
+from ..sides.bench import Bench, DecoderCall
 from ..sides.forward import Prefill
 from ..sides.inputs import Inputs
 from ..sides.reference import Greedy
-from ..sides.routing import DecoderCall, RoutedLogits
+from ..sides.routing import RoutedLogits
 
 PIXEL_PEAK = 2.0  # from -1 to 1
 
@@ -142,7 +144,7 @@ def decoder(bench: Bench, case: Case) -> Finding:
     inputs = bench.inputs(case)
     expected = bench.reference.prefill(inputs)
     rows, mask = expected.inputs_embeds, inputs.attention_mask
-    logits, _ = bench.decode(rows, mask, expected.position_ids)
+    logits = bench.decode(rows, mask, expected.position_ids)
     truth = _reference_logits(bench, expected, rows, mask)
     return add_routing(truth, logits_finding(logits, truth.logits, inputs))
 
@@ -153,7 +155,7 @@ def prefill(bench: Bench, case: Case) -> Finding:
     expected = bench.reference.prefill(inputs)
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(prepared.input_ids, features)
-    logits, _ = bench.decode(rows, prepared.attention_mask, prepared.position_ids)
+    logits = bench.decode(rows, prepared.attention_mask, prepared.position_ids)
     truth = _reference_logits(bench, expected, rows, inputs.attention_mask)
     return add_routing(truth, logits_finding(logits, truth.logits, inputs))
 
@@ -172,7 +174,7 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
     positions, _ = rope_index(ids, mask, prepared.image_grid_thw, bench.artifact.manifest.facts)
     features = bench.encode(prepared.pixel_values, prepared.image_grid_thw)
     rows = bench.embed(ids, features)
-    logits, _ = bench.decode(rows, mask, positions, keep=text.shape[1])
+    logits = bench.decode(rows, mask, positions, text.shape[1])
     truth = RoutedLogits(expected.logits[:, 1:])
     if routing.is_compared(bench):
         truth = _reference_logits(bench, bench.reference.prefill(start).followed_by(expected), rows, mask)
@@ -185,11 +187,10 @@ def chunked(bench: Bench, case: Case) -> Finding:
     The cache holds every layer at every token, so no token's difference can hide behind the last one.
     """
     prepared = bench.prepared(case)
-    logits, cache = bench.prefill(prepared, bench.matrix.chunk_of(prepared.input_ids.shape[1]))
-    whole_logits, whole_cache = bench.prefill(prepared, None)
-    parts = [np.stack(filled.parts(prepared.attention_mask)) for filled in (cache, whole_cache)]
-    values = {"max_abs": max_abs(logits, whole_logits), "cache_max_abs": max_abs(*parts)}
-    return Finding(values, compared=parts[0].size)
+    chunks = (bench.matrix.chunk_of(prepared.input_ids.shape[1]), None)
+    parts, whole = ask_all(partial(bench.prefill, prepared, chunk) for chunk in chunks)
+    values = {"max_abs": max_abs(parts.logits, whole.logits), "cache_max_abs": max_abs(parts.cache, whole.cache)}
+    return Finding(values, compared=whole.cache.size)
 
 
 def decode(bench: Bench, case: Case) -> Finding:
@@ -208,7 +209,7 @@ def generate(bench: Bench, case: Case) -> Finding:
     """
     expected = _greedy(bench, case)
     steps = expected.ids.shape[1]
-    generated = bench.generate(bench.prepared(case), steps, stop=False)
+    generated = bench.generate(bench.prepared(case), steps)
     margin = bench.profile.settings["near_tie_margin"]
     divergences, prefixes = [], []
     for row, (ids, truth) in enumerate(zip(generated.ids.tolist(), expected.ids.tolist(), strict=True)):
@@ -290,15 +291,7 @@ def _greedy(bench: Bench, case: Case) -> Greedy:
 
 def _teacher_forced(bench: Bench, case: Case, expected: Greedy) -> Floats:
     """Logits [B, T, V] of the decoder given the reference's prompt rows and, one by one, its tokens."""
-
-    def compute() -> Floats:
-        past, steps = None, []
-        for rows, mask, position_ids in _steps(bench, case, expected):
-            logits, past = bench.decode(rows, mask, position_ids, past)
-            steps.append(logits[:, -1:])
-        return np.concatenate(steps, axis=1)
-
-    return bench.remember(f"teacher-forced {case.name}", compute)
+    return bench.decode_steps(list(_steps(bench, case, expected)))
 
 
 def _reference_logits(bench: Bench, expected: Prefill, rows: Floats, attention_mask: Ints) -> RoutedLogits:
@@ -326,11 +319,15 @@ def _steps(bench: Bench, case: Case, expected: Greedy) -> Iterator[DecoderCall]:
     start = bench.reference.prefill(bench.inputs(case))
     mask = bench.inputs(case).attention_mask
     tokens = mask.sum(1, keepdims=True)
+    rows = bench.embed(expected.ids[:, :-1], bench.no_features())
     yield start.inputs_embeds, mask, start.position_ids
-    for step in range(expected.ids.shape[1] - 1):
+    for step in range(rows.shape[1]):
         mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
-        rows = bench.embed(expected.ids[:, step : step + 1], bench.no_features())
-        yield rows, mask, np.broadcast_to(start.rope_deltas + tokens + step, (3, len(mask), 1)).copy()
+        yield (
+            rows[:, step : step + 1],
+            mask,
+            np.broadcast_to(start.rope_deltas + tokens + step, (3, len(mask), 1)).copy(),
+        )
 
 
 def add_routing(truth: RoutedLogits, finding: Finding) -> Finding:

@@ -74,7 +74,7 @@ def suspects_of(bench: Bench, stage: str, case: Case) -> tuple[Floats, Floats, d
     start = reference.prefill(inputs)
     mask = inputs.attention_mask
     seen = mask.astype(bool)
-    logits, _ = bench.decode(start.inputs_embeds, mask, start.position_ids)
+    logits = bench.decode(start.inputs_embeds, mask, start.position_ids)
 
     def compute(suspect: DecoderSuspect) -> Floats:
         unpadded: Floats = suspect(reference, start, mask)[seen]

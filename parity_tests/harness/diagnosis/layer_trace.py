@@ -127,7 +127,7 @@ def trace_vision(bench: Bench, case: Case) -> Trail | None:
     if not (case.has_pictures or case.is_vision_only):
         return None
     encoders = [encoder.graph for encoder in bench.artifact.manifest.encoders]
-    graph, feeds = record_feeds(bench, encoders, lambda: bench.encode(*bench.vision_inputs(case)))
+    graph, feeds = record_feeds(bench, encoders, lambda: bench.runtime.encode_images(*bench.vision_inputs(case)))
     reference = bench.reference
     expected = record_modules(
         reference, "visual", lambda: reference.vision(feeds[PIXEL_VALUES], feeds[IMAGE_GRID_THW], remember=False)
@@ -141,7 +141,8 @@ def trace_decoder(bench: Bench, case: Case) -> Trail | None:
         return None
     start = bench.reference.prefill(bench.inputs(case))
     mask = bench.inputs(case).attention_mask
-    graph, feeds = record_feeds(bench, [DECODER], lambda: bench.decode(start.inputs_embeds, mask, start.position_ids))
+    call = (start.inputs_embeds, mask, start.position_ids)
+    graph, feeds = record_feeds(bench, [DECODER], lambda: bench.runtime.decode(*call))
     reference = bench.reference
     inputs = (feeds[INPUTS_EMBEDS].astype(np.float32), feeds[ATTENTION_MASK], feeds[POSITION_IDS])
     expected = record_modules(reference, "language_model", lambda: reference.decoder(*inputs))

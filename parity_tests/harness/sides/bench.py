@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,21 +20,35 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import EMBED_TOKENS, INPUT_IDS, INPUTS_EMBEDS
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
-from qwen3vl_export.runtime.generate import PREFILL_CHUNK, prefill
+from qwen3vl_export.runtime.generate import prefill
 
 from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
+from .artifact_results import ArtifactResults
 from .counts import Clock, Score
 from .generation_reference import GenerationReference
-from .inputs import Inputs, tokens_compared
+from .inputs import Inputs, array_key, tokens_compared
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
 from .reference import REMEMBERED_CASES, Greedy, Reference
-from .reference_cache import Key, Result, Store
 
+Result = TypeVar("Result")
 FPS = 2.0  # frames per second of every clip in the matrix
 
-Past = Any  # the runtime's cache, opaque here
+DecoderCall = tuple[Floats, Ints, Ints]  # wide rows [B, S, W], attention mask [B, T], positions [3, B, S]
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt that the runtime has read, of any number of tokens per call.
+
+    Attributes:
+        logits: [B, V], of the last tokens.
+        cache: [2 L, tokens, K, E], keys and values of every layer at every token that is not padding.
+    """
+
+    logits: Floats
+    cache: Floats
 
 
 @dataclass
@@ -53,11 +67,10 @@ class Bench:
     exam_per_size: int
     candidate_seconds: float = 0.0  # spent in the artifact's runtime
     clock: Clock = field(default_factory=Clock)
-    remembered: dict[str, Floats] = field(default_factory=dict)  # results that several checks need
     scores: dict[str, Score] = field(default_factory=dict)  # of the exam, by group
     diagnoses: Counter[str] = field(default_factory=Counter)  # how many failures were diagnosed, by stage
     dequantized: Bench | None = None  # the same artifact, compared with its dequantized weights
-    results: Store | None = None  # of the artifact, between two passes over its checks
+    results: ArtifactResults = field(default_factory=ArtifactResults)
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @property
@@ -118,6 +131,15 @@ class Bench:
         with self.timing():
             return self.runtime.prepare([conversation(prompt) for prompt in prompts])
 
+    def timed(self, compute: Callable[[], Result]) -> Callable[[], Result]:
+        """`compute`, its time counted as the artifact's."""
+
+        def timed() -> Result:
+            with self.timing():
+                return compute()
+
+        return timed
+
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Counts the time spent inside as the artifact's."""
@@ -127,75 +149,80 @@ class Bench:
         finally:
             self.candidate_seconds += time.perf_counter() - start
 
-    def remember(self, key: str, compute: Callable[[], Floats]) -> Floats:
-        """`compute()`, remembered for the checks of the same case."""
-        if key not in self.remembered:
-            while len(self.remembered) >= REMEMBERED_CASES:
-                self.remembered.pop(next(iter(self.remembered)))
-            self.remembered[key] = compute()
-        return self.remembered[key]
-
-    # The runtime, one stage at a time.
+    # The runtime, one stage at a time. Each result is computed once, as far as memory or disk keep it.
 
     def encode(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
-        with self.timing():
-            return self.runtime.encode_images(pixel_values, image_grid_thw)
+        """Features [N, W] of pictures: [P, patch_dim], [I, 3]."""
+        key = ("features", array_key(pixel_values, image_grid_thw))
+        return self.results.recall(
+            key, np.ndarray, self.timed(lambda: self.runtime.encode_images(pixel_values, image_grid_thw)), shared=True
+        )
 
     def embed(self, input_ids: Ints, image_features: Floats) -> Floats:
-        with self.timing():
-            return self.runtime.embed(input_ids, image_features)
+        """Rows [B, S, W] of tokens, with features [N, W] scattered in."""
+        key = ("rows", array_key(input_ids, image_features))
+        return self.results.recall(key, np.ndarray, self.timed(lambda: self.runtime.embed(input_ids, image_features)))
 
     def embed_tokens(self, input_ids: Ints) -> Floats:
         """Rows [B, S, W] of the graph that other runtimes scatter features into."""
-        with self.timing():
+
+        def compute() -> Floats:
             rows: Floats = self.runtime.sessions.run(EMBED_TOKENS, {INPUT_IDS: input_ids}, [INPUTS_EMBEDS])[0]
-        return rows
+            return rows
 
-    def decode(
-        self, embeds: Floats, mask: Ints, position_ids: Ints, past: Past = None, keep: int | None = None
-    ) -> tuple[Floats, Past]:
-        """Logits of the last `keep` tokens, by default of as many as are compared."""
-        keep = tokens_compared(embeds, self.artifact.manifest.facts.vocab_size) if keep is None else keep
-        with self.timing():
-            return self.runtime.decode(embeds, mask, position_ids, past, keep)
+        return self.results.recall(("token rows", array_key(input_ids)), np.ndarray, self.timed(compute))
 
-    def prefill(self, prepared: Prepared, chunk: int | None) -> tuple[Floats, Past]:
-        """Logits [B, V] of the last tokens, and the cache."""
+    def decode(self, embeds: Floats, mask: Ints, position_ids: Ints, count: int | None = None) -> Floats:
+        """Logits [B, count, V] of a prompt's last tokens, read in one call; None is as many as are compared."""
+        kept = tokens_compared(embeds, self.artifact.manifest.facts.vocab_size) if count is None else count
+        key = ("logits", array_key(embeds, mask, position_ids), kept)
+
+        def compute() -> Floats:
+            logits, _ = self.runtime.decode(embeds, mask, position_ids, num_logits_to_keep=kept)
+            return logits
+
+        return self.results.recall(key, np.ndarray, self.timed(compute))
+
+    def decode_steps(self, calls: Sequence[DecoderCall]) -> Floats:
+        """Logits [B, T, V] of the last token of T calls of the decoder, each continuing the cache."""
+        key = ("step logits", array_key(*(array for call in calls for array in call)))
+
+        def compute() -> Floats:
+            past, steps = None, []
+            for call in calls:
+                logits, past = self.runtime.decode(*call, past)
+                steps.append(logits[:, -1:])
+            return np.concatenate(steps, axis=1)
+
+        return self.results.recall(key, np.ndarray, self.timed(compute), shared=True)
+
+    def prefill(self, prepared: Prepared, chunk: int | None) -> Prefilled:
+        """A prompt read `chunk` tokens at a time; None is all of them."""
         features = self.encode(prepared.pixel_values, prepared.image_grid_thw)
-        with self.timing():
-            return prefill(self.runtime.sessions, prepared, features, chunk)
+        key = ("prefilled", *key_of(prepared), 0 if chunk is None else chunk)
 
-    def generate(self, prepared: Prepared, new_tokens: int, stop: bool, chunk: int | None = PREFILL_CHUNK) -> Greedy:
+        def compute() -> Prefilled:
+            logits, cache = prefill(self.runtime.sessions, prepared, features, chunk)
+            return Prefilled(logits, np.stack(cache.parts(prepared.attention_mask)))
+
+        return self.results.recall(key, Prefilled, self.timed(compute))
+
+    def generate(self, prepared: Prepared, new_tokens: int, stop: bool = False) -> Greedy:
         """Greedy tokens of the runtime's loop and the logits of each step; with `stop`, fewer if every row ends."""
-        stop_ids = self.runtime.stop_ids
-        self.runtime.stop_ids = stop_ids if stop else frozenset()
-        start, ends = time.perf_counter(), []
-        try:
-            with self.timing():
-                steps = []
-                for step in self.runtime.generate_steps(prepared, new_tokens, GREEDY, chunk):
-                    steps.append(step)
-                    ends.append(time.perf_counter())
-        finally:
-            self.runtime.stop_ids = stop_ids
+        key = ("generated", *key_of(prepared), new_tokens, stop)
+        compute = self.timed(lambda: self.run_loop(prepared, new_tokens, stop))
+        return self.results.recall(key, Greedy, compute, shared=True)
+
+    def run_loop(self, prepared: Prepared, new_tokens: int, stop: bool) -> Greedy:
+        """`generate`, computed."""
+        start, steps, ends = time.perf_counter(), [], []
+        stop_ids = None if stop else frozenset[int]()
+        for step in self.runtime.generate_steps(prepared, new_tokens, GREEDY, stop_ids=stop_ids):
+            steps.append(step)
+            ends.append(time.perf_counter())
         rows = len(prepared.input_ids)
         self.clock.add(int(prepared.attention_mask.sum()), ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
         return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
-
-    def generated(self, case: Case) -> Greedy:
-        """The artifact's greedy tokens after a case's prompt, remembered on disk where a second pass will need them."""
-
-        tokens = self.matrix.tokens_of(case)
-        return self.recall(("generated", case.name), Greedy, lambda: self.generate(self.prepared(case), tokens, False))
-
-    def recall(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
-        """A result of the artifact, computed once, where checks are carried out in rounds."""
-        result = self.results.get(key, kind) if self.results is not None else None
-        if result is None:
-            result = compute()
-            if self.results is not None:
-                self.results.put(key, result)
-        return result
 
     def settle(self, report: Callable[[str, int], None]) -> None:
         """Have PyTorch compute what was deferred, with the artifact's sessions closed meanwhile."""
@@ -227,6 +254,11 @@ def conversation(prompt: Prompt) -> list[dict[str, Any]]:
     if prompt.frames:
         content.append({"type": "video", "video": Video(prompt.frames, FPS)})
     return [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
+
+
+def key_of(prepared: Prepared) -> tuple[str, str]:
+    """Names a prompt by what the runtime reads of it."""
+    return as_inputs(prepared).key, array_key(prepared.position_ids, prepared.rope_deltas)
 
 
 def as_inputs(prepared: Prepared) -> Inputs:

@@ -27,13 +27,12 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTex
 from qwen3vl_export.contract import ATTENTION_MASK, DECODER, INPUTS_EMBEDS, POSITION_IDS, past_name, present_name
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
-from .bench import Bench
+from .bench import Bench, DecoderCall
 from .inputs import array_key
 from .probe import open_reader
 from .reference import Reference
 
 SETTING = "routing_margin"
-DecoderCall = tuple[Floats, Ints, Ints]  # wide rows [B, S, W], attention mask [B, T], positions [3, B, S]
 Choices = list[Ints]  # [B, S, K] for each layer of experts, in the order of the tokens
 
 
@@ -126,7 +125,7 @@ def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np
 def record_choices(bench: Bench, calls: Sequence[DecoderCall]) -> Choices:
     """The experts that the artifact's decoder chooses in consecutive calls, each continuing the cache."""
     key = ("choices", array_key(*(array for call in calls for array in call)))
-    return list(bench.recall(key, np.ndarray, lambda: np.stack(run_choices(bench, calls))))
+    return list(bench.results.recall(key, np.ndarray, lambda: np.stack(run_choices(bench, calls)), shared=True))
 
 
 def run_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:

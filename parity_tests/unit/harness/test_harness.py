@@ -49,7 +49,7 @@ def shared_bench() -> Bench:
 @pytest.fixture
 def bench(shared_bench: Bench) -> Bench:
     """A bench without mistakes and without memory."""
-    shared_bench.remembered.clear()
+    shared_bench.results.forget()
     sessions: Any = shared_bench.runtime.sessions
     sessions.before.clear()
     sessions.after.clear()

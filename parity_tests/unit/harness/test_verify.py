@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +17,10 @@ from parity_tests.harness import verify as harness
 from parity_tests.harness.cases.matrix import Matrix, load_matrix
 from parity_tests.harness.evidence.history import NAME
 from parity_tests.harness.options import Options
+from parity_tests.harness.plan import Check
+from parity_tests.harness.sides.artifact_results import WORK
 from parity_tests.harness.sides.recorded import find_checkpoint
+from parity_tests.harness.unfinished import OUTCOMES, UnfinishedRun
 from parity_tests.harness.verify import HTML
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
@@ -136,3 +141,75 @@ def test_a_failure_prints_how_to_replay_it_and_where_it_starts(
     evidence = from_json(Evidence, (faulty / PARITY).read_text("utf-8"))
     assert evidence.seed == 7
     assert evidence.bisect is not None
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+def kill_after(checks: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on a verification ends after so many checks, if it has more; returns those that were begun."""
+    begun: list[str] = []
+
+    def track(waiting: Sequence[Check]) -> Iterator[Check]:
+        for check in waiting:
+            if len(begun) == checks:
+                raise Killed
+            begun.append(check.id)
+            yield check
+
+    monkeypatch.setattr(harness, "show_progress", track)
+    return begun
+
+
+@pytest.mark.parametrize(("streamed", "checks"), [(False, 9), (True, 25)])
+def test_a_killed_verification_goes_on_where_it_was(
+    streamed: bool, checks: int, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old evidence stays whole, nothing that was done is done again, and the evidence is that of a run at one go."""
+    monkeypatch.setattr(harness, "must_stream", lambda *_: streamed)
+    options = Options("quick", cache=tmp_path / "cache")
+    (artifact / PARITY).write_text("of an earlier run", "utf-8")
+    first = kill_after(checks, monkeypatch)
+    with pytest.raises(Killed):
+        harness.verify(artifact, options)
+    assert (artifact / PARITY).read_text("utf-8") == "of an earlier run"
+    (unfinished,) = (tmp_path / "cache" / WORK).iterdir()
+    with (unfinished / OUTCOMES).open("a") as file:
+        file.write('{"stage": "visi')  # it was killed while it wrote this
+    done = UnfinishedRun(unfinished).outcomes()
+    assert done and set(done) <= set(first)
+
+    second = kill_after(1000, monkeypatch)
+    assert harness.verify(artifact, replace(options, resume=True)) == 0
+    resumed = from_json(Evidence, (artifact / PARITY).read_text("utf-8"))
+    assert set(second) == {check.id for check in resumed.checks} - set(done)
+    assert not unfinished.exists()
+
+    third = kill_after(1000, monkeypatch)
+    assert harness.verify(artifact, options) == 0
+    complete = from_json(Evidence, (artifact / PARITY).read_text("utf-8"))
+    assert set(third) == {check.id for check in complete.checks}
+    for check, expected in zip(resumed.checks, complete.checks, strict=True):
+        assert (check.id, check.measures, check.verdicts) == (expected.id, expected.measures, expected.verdicts)
+
+
+def test_without_an_interrupted_verification_there_is_nothing_to_resume(artifact: Path, tmp_path: Path) -> None:
+    options = Options("quick", cache=tmp_path / "cache", resume=True)
+    with pytest.raises(ParityError, match="no verification of it was interrupted"):
+        harness.verify(artifact, options)
+
+
+def test_nothing_of_a_changed_artifact_or_of_other_options_is_resumed(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options("quick", cache=tmp_path / "cache")
+    kill_after(2, monkeypatch)
+    with pytest.raises(Killed):
+        harness.verify(artifact, options)
+    with pytest.raises(ParityError, match="the selection of checks changed since"):
+        harness.verify(artifact, replace(options, seed=5, resume=True))
+    manifest = json.loads((artifact / MANIFEST).read_text("utf-8"))
+    (artifact / MANIFEST).write_text(json.dumps({**manifest, "name": "another"}), "utf-8")
+    with pytest.raises(ParityError, match=r"the artifact changed since .*Leave --resume out to start anew"):
+        harness.verify(artifact, replace(options, resume=True))
