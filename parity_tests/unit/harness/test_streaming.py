@@ -216,7 +216,7 @@ def test_attention_beyond_memory_is_pytorch_s_own(monkeypatch: pytest.MonkeyPatc
     prompt = inputs_of(reference, GRIDS[0])
     eager = reference.prefill(prompt).logits
     calls = []
-    monkeypatch.setattr(attention, "EAGER_TOKENS", 1)
+    monkeypatch.setattr(attention, "MOST_SCORES", 1)
     monkeypatch.setattr(
         attention,
         "sdpa_attention_forward",
