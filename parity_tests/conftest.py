@@ -23,7 +23,8 @@ from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from . import plugin
 from .fixtures.fast_subset import is_fast
-from .fixtures.tiny_builds import VERIFIED, build_once, build_split, scratch
+from .fixtures.scratch import scratch
+from .fixtures.tiny_builds import VERIFIED, build_once, build_split
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
