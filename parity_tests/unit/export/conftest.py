@@ -1,12 +1,21 @@
-"""Fixtures that several modules share: the tiny checkpoint in published quantized forms."""
+"""Fixtures that several modules share: traced graphs, and the tiny checkpoint in published quantized forms."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
 
 from ...fixtures.quantized_checkpoints import WriteForm, Written, write_quantized_checkpoint
+from ...fixtures.traces import shared_traces
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces() -> Iterator[None]:
+    """Builds trace nothing that another test has traced."""
+    with shared_traces():
+        yield
 
 
 @pytest.fixture(scope="session")

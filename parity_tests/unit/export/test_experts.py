@@ -29,15 +29,16 @@ from qwen3vl_export.exporter.lowering import lower
 from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.simplify import simplify
-from qwen3vl_export.exporter.submodules import build_submodule, check_tensors
+from qwen3vl_export.exporter.submodules import check_tensors
 from qwen3vl_export.exporter.submodules.experts import EXPERTS
 from qwen3vl_export.exporter.submodules.geometry import PLACEHOLDER_DOMAIN
-from qwen3vl_export.exporter.trace import OPSET, trace
+from qwen3vl_export.exporter.trace import OPSET
 from qwen3vl_export.exporter.weights.inputs import weight_inputs
 from qwen3vl_export.recipe import load_recipe
 
 from ...fixtures.moe_checkpoint import WEIGHTS, Layout, write_moe_checkpoint
 from ...fixtures.official import config, published_shapes, write_sparse_checkpoint
+from ...fixtures.traces import build_submodule, trace
 from ...harness.options import Options
 from ...harness.sides.routing import SETTING
 from ...harness.verify import open_bench, run, verify
@@ -274,7 +275,7 @@ def test_experts_that_are_not_chosen_are_not_touched(target: str) -> None:
 @pytest.mark.parametrize("target", ["ort", "portable"])
 def test_a_published_decoder_is_traced_at_full_width_without_a_weight(size: str, target: str) -> None:
     """Two layers: `trace` raises if a dim of the contract was specialised, and every weight must be there once."""
-    settings = config(size, layers=2)
+    settings = config(size, layers=2, depth=4)
     checkpoint = Checkpoint(Path("nowhere"), "random", "local", settings)
     submodule = build_submodule(checkpoint, contract.DECODER, target, torch.float32)
     model = optimize(simplify(trace(submodule, torch.float32)), target)

@@ -22,8 +22,6 @@ from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.quantize import quantize, store_as
 from qwen3vl_export.exporter.quantize.experts import build_qmoe
 from qwen3vl_export.exporter.simplify import simplify
-from qwen3vl_export.exporter.submodules import build_submodule
-from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import WeightFile, attach
 from qwen3vl_export.exporter.weights.blockwise import pack_integers, quantize_nearest
 from qwen3vl_export.exporter.weights.packing import Blockwise, PerColumn
@@ -31,6 +29,7 @@ from qwen3vl_export.recipe.quantize import Int4, MethodSettings
 
 from ...fixtures.moe_checkpoint import write_moe_checkpoint
 from ...fixtures.paths import TINY
+from ...fixtures.traces import build_submodule, trace
 
 
 @cache

@@ -19,13 +19,12 @@ from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.quantize import quantize, store_as
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.skeletons import graphs_of
-from qwen3vl_export.exporter.submodules import build_submodule
-from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights.inputs import weight_inputs
 from qwen3vl_export.recipe import list_recipes, load_recipe
 from qwen3vl_export.recipe.model import Recipe
 
 from ...fixtures.official import config
+from ...fixtures.traces import build_submodule, trace
 
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int64": ir.DataType.INT64}
 Signature = list[tuple[str, ir.DataType, tuple[int | str, ...]]]

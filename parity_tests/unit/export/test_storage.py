@@ -26,8 +26,6 @@ from qwen3vl_export.exporter.rewrites.rows import use_gemm
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.skeletons import Skeleton
 from qwen3vl_export.exporter.stages import Stages
-from qwen3vl_export.exporter.submodules import build_submodule
-from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import ArrayKey, FilePlacement, WeightFile, attach
 from qwen3vl_export.exporter.weights.inputs import Source
 from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage_rules
@@ -39,6 +37,7 @@ from qwen3vl_export.runtime import Qwen3VL
 
 from ...fixtures.paths import TINY
 from ...fixtures.tiny_builds import SPLIT_LIMIT
+from ...fixtures.traces import build_submodule, trace
 
 
 def make_key(name: str) -> ArrayKey:
