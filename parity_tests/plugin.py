@@ -1,6 +1,6 @@
 """A pytest plugin: the checks of an artifact as tests, one for each line of its plan.
 
-    pytest --artifact DIR [--precision NAME] [--matrix quick|standard|full] [-n auto --dist loadgroup]
+    pytest --artifact DIR [--precision NAME] [--matrix quick|release|standard|full] [-n auto --dist loadgroup]
 
 Plan, bench and verdicts are those of `verify`; when the whole plan ran, the same evidence is written into the artifact.
 Test ids read as the matrix: `test_parity[vision[users-case-16x16-after-24x24]]`. Given no paths, pytest runs
@@ -90,7 +90,7 @@ def plans_of(config: pytest.Config) -> dict[str, Plan]:
 
     artifact, precision, matrix = (option_of(config, name) for name in OPTIONS)
     if artifact is not None:
-        subject = Subject.of_manifest(open_unchecked(artifact, precision=precision).manifest)
+        subject = Subject.of_artifact(open_unchecked(artifact, precision=precision))
         return {"": plan(matrix, subject)}
     return {
         name: plan(matrix or TIERS[0], Subject.of_recipe(load_recipe(name))) for name in config.stash.get(BUILDS, {})
@@ -133,8 +133,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = option_of(config, "artifact")
     if path is None or hasattr(config, "workerinput"):
         return
-    from .harness.cases.matrix import load_matrix
-    from .harness.verify import open_unchecked, profile_of, report_of, write_evidence
+    from .harness.verify import matrix_for, open_unchecked, profile_of, report_of, write_evidence
 
     plan = plans_of(config)[""]
     outcomes = {outcome.id: outcome for outcome in config.stash[OUTCOMES]}
@@ -143,5 +142,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     artifact = open_unchecked(path, precision=option_of(config, "precision"))
     seconds = {"total": time.perf_counter() - config.stash[STARTED]}
     in_order = [outcomes[check.id] for check in plan.checks]
-    report = report_of(artifact, profile_of(artifact), plan, in_order, seconds, load_matrix().seed)
-    write_evidence(artifact, report, load_matrix())
+    matrix = matrix_for(artifact)
+    report = report_of(artifact, profile_of(artifact), plan, in_order, seconds, matrix.seed)
+    write_evidence(artifact, report, matrix)

@@ -24,7 +24,15 @@ LARGEST_PATCH, LARGEST_TEMPORAL_PATCH, LARGEST_MERGE = 128, 16, 6
 MOST_FORCED_PIXELS = 1 << 24  # that every picture is enlarged to, however small: 4096 x 4096
 CHANNELS = 3
 
-TIERS = ("quick", "standard", "full")  # of the verification matrix; each includes the cases of those before it
+# The tiers of the verification matrix, each with those whose cases it includes, so that its evidence proves them too.
+# `release` adds to `quick` what is as large as what people use, `standard` what is more varied.
+TIERS_INCLUDED = {
+    "quick": ("quick",),
+    "release": ("quick", "release"),
+    "standard": ("quick", "standard"),
+    "full": ("quick", "release", "standard", "full"),
+}
+TIERS = tuple(TIERS_INCLUDED)
 
 # How a runtime chooses the encoder for a picture. The manifest names one rule; `runtime/encoders.py` implements them.
 ANY_GRID = "any-grid"

@@ -12,7 +12,7 @@ class Options:
     """The options of a verification.
 
     Attributes:
-        matrix: quick, standard or full; None is the recipe's choice.
+        matrix: quick, release, standard or full; None is the recipe's choice.
         checkpoint: directory of the checkpoint; None is the one the recipe names.
         cases: only these cases; the run is then a replay and writes no evidence.
         seed: of the random cases; None is the file's.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
-from qwen3vl_export.artifact import Manifest
+from qwen3vl_export.artifact import Artifact, Manifest
 from qwen3vl_export.contract import TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.promise import (
@@ -28,8 +28,10 @@ from qwen3vl_export.promise import (
     reason_to_skip,
 )
 from qwen3vl_export.recipe.model import Recipe
+from qwen3vl_export.runtime.sizing import Sizing
 
 from .cases.matrix import CASES, Case, Matrix, load_matrix
+from .cases.picture_tokens import picture_tokens
 from .checks import dequantized
 from .checks import exam as exam_checks
 from .checks import sampling as sampling_checks
@@ -45,6 +47,7 @@ from .sides.reference import Deferred
 EXAM_STAGES = ("exam", "accuracy")
 ORDER = (sampling_checks.STAGE, *weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), *EXAM_STAGES)
 PICTURE_STAGES = ("preprocess", "vision")
+MODEL_FREE = ("prompt", "preprocess")  # run no graph and nothing of PyTorch's model
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,27 @@ class Check:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a plan depends on: the recipe, whether its artifact is built or not.
+    """What a plan depends on: the recipe, and the sizes of pictures if its artifact is built.
 
     Attributes:
         graphs: the graphs the recipe promises, each with the (h, w) patches an encoder is bound to, or None.
         model_type: of the checkpoint, where it is known.
+        sizing: chooses the sizes of pictures, where the artifact is built.
     """
 
     recipe: Mapping[str, Any]
     graphs: Mapping[str, Grid | None]
     model_type: str = ""
+    sizing: Sizing | None = None
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Subject:
         facts = manifest.facts
         return cls(manifest.recipe, promised_graphs(manifest.recipe, facts.patch_size), facts.model_type)
+
+    @classmethod
+    def of_artifact(cls, artifact: Artifact) -> Subject:
+        return replace(cls.of_manifest(artifact.manifest), sizing=Sizing(artifact))
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, patch_size: int = 16) -> Subject:
@@ -121,8 +130,8 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     if only:
         cases = select_cases(cases_for(matrix, TIERS[-1], subject), only)
         return drop_missing(Plan(tier, tuple(checks_of(cases, subject, {}))), subject)
-    left_out: dict[str, str] = {}
     cases = cases_for(matrix, tier, subject)
+    left_out = too_large(cases, matrix, subject)
     quantized = quantized_graphs(subject.recipe, subject.kinds)
     checks = [Check(sampling_checks.STAGE, sampling_checks.NAME, sampling_checks.compare_settings)]
     checks += [Check(stage, graph, weight_checks.weights_check(graph)) for stage, graph in quantized]
@@ -185,6 +194,19 @@ def cases_for(matrix: Matrix, tier: str, subject: Subject) -> list[Case]:
     return [case for case in cases if not case.is_vision_only] + bound
 
 
+def too_large(cases: Sequence[Case], matrix: Matrix, subject: Subject) -> dict[str, str]:
+    """The cases of which only what runs no model is compared, by name, each with the reason."""
+    if subject.sizing is None:
+        return {}
+    tokens = {case.name: picture_tokens(case, subject.sizing) for case in cases}
+    return {
+        name: f"its pictures make {count:,} tokens, over the {matrix.most_image_tokens:,} of {CASES.name}: "
+        f"without --case {name} only {' and '.join(MODEL_FREE)} run"
+        for name, count in tokens.items()
+        if count > matrix.most_image_tokens
+    }
+
+
 def stages_of(case: Case) -> list[str]:
     if case.is_vision_only:
         return ["vision"]
@@ -192,8 +214,16 @@ def stages_of(case: Case) -> list[str]:
 
 
 def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str]) -> list[Check]:
-    """Every check of these cases: against the checkpoint, then against the artifact's dequantized weights."""
-    checks = [check_of(stage, case) for case in cases for stage in stages_of(case)]
+    """Every check of these cases: against the checkpoint, then against the artifact's dequantized weights.
+
+    Args:
+        left_out: cases of which only the stages `MODEL_FREE` run; stages that are left out for all cases are added.
+    """
+    stages = {
+        case.name: [stage for stage in stages_of(case) if case.name not in left_out or stage in MODEL_FREE]
+        for case in cases
+    }
+    checks = [check_of(stage, case) for case in cases for stage in stages[case.name]]
     reason = reason_to_skip(subject.recipe, subject.model_type)
     if reason:
         left_out |= dict.fromkeys(dequantized.prefixed_stages(), reason)
@@ -202,7 +232,7 @@ def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str])
     return checks + [
         Check(f"{DEQUANTIZED}{stage}", case.name, dequantized.dequantized_check(stage, case), case)
         for case in cases
-        for stage in stages_of(case)
+        for stage in stages[case.name]
         if stage in DEQUANTIZED_STAGES
     ]
 

@@ -32,7 +32,7 @@ from .plan import EXAM_STAGES, Check, Subject, plan
 from .sides.bench import Bench
 from .sides.counts import Clock
 from .unfinished import SOURCES
-from .verify import HTML, open_bench, profile_of, report_of, run
+from .verify import HTML, matrix_for, open_bench, profile_of, report_of, run
 
 FORMAT = 1
 EXAM = "exam"
@@ -136,7 +136,7 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
         ParityError: a check is missing or duplicated, or a part is of another artifact, matrix or version.
     """
     opened = open_artifact(artifact, check=False)
-    planned = plan(matrix, Subject.of_manifest(opened.manifest))
+    planned = plan(matrix, Subject.of_artifact(opened))
     read = [read_part(part, opened, matrix) for part in parts]
     outcomes: dict[str, Outcome] = {}
     for outcome in (Outcome.of_result(result) for part in read for result in part.checks):
@@ -163,7 +163,7 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
     return {
         PARITY: report.to_json().encode(),
         JUNIT: report.to_junit().encode(),
-        HTML: render(evidence, load_matrix()).encode(),
+        HTML: render(evidence, matrix_for(opened)).encode(),
         SUMMARY: to_json(summarize(evidence)).encode(),
     }
 

@@ -18,6 +18,7 @@ from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
 from qwen3vl_export.promise import reason_to_skip
 from qwen3vl_export.runtime import Qwen3VL
+from qwen3vl_export.runtime.sizing import Sizing
 
 from .cases.matrix import Matrix, load_matrix
 from .checks.dequantized import add_dequantized_rules
@@ -146,8 +147,6 @@ def open_bench(
     Raises:
         ParityError: no checkpoint, or too little memory.
     """
-    cases = load_matrix()
-    cases = cases if seed is None else cases.model_copy(update={"seed": seed})
     if is_contract(artifact):
         opened, source = open_foreign(artifact, checkpoint, adapters)
         runtime = Qwen3VL(opened, threads=1)
@@ -157,6 +156,8 @@ def open_bench(
         size = sum(record.bytes for record in opened.manifest.files.values())
         runtime = Qwen3VL(opened, threads=1 if size < SMALL_ARTIFACT else None)
         source = find_checkpoint(opened, checkpoint, adapters)
+    cases = matrix_for(opened)
+    cases = cases if seed is None else cases.model_copy(update={"seed": seed})
     if source.adapters:
         import_peft()
     root = cache or default_directory()
@@ -179,6 +180,12 @@ def open_bench(
         profile=profile_of(opened),
         exam_per_size=cases.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
     )
+
+
+def matrix_for(artifact: Artifact) -> Matrix:
+    """The matrix file, its sizes for the pixel budget of the artifact's checkpoint."""
+    rules = Sizing(artifact).image_rules
+    return load_matrix().for_checkpoint(rules.min_pixels, rules.max_pixels)
 
 
 def open_unchecked(path: Path, checkpoint: Path | None = None, precision: str = "") -> Artifact:
@@ -210,7 +217,7 @@ def run(
         ParityError: no such tier or case.
     """
     start = time.perf_counter()
-    planned = plan(matrix, Subject.of_manifest(bench.artifact.manifest), bench.matrix, cases)
+    planned = plan(matrix, Subject.of_artifact(bench.artifact), bench.matrix, cases)
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = carry_out_all(bench, planned.checks, track, report, done, record)
     total = time.perf_counter() - start

@@ -27,6 +27,7 @@ class Matrix(StrEnum):
     """How many cases a verification runs."""
 
     quick = "quick"
+    release = "release"
     standard = "standard"
     full = "full"
 

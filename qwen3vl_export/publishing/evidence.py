@@ -6,7 +6,7 @@ Reads `parity.json`, which `verify` writes. Measures nothing and imports neither
 from __future__ import annotations
 
 from ..artifact import MANIFEST, Artifact
-from ..contract import TIERS
+from ..contract import TIERS_INCLUDED
 from ..errors import UnprovenError
 from ..evidence import Evidence
 from ..json_form import from_json
@@ -50,10 +50,10 @@ def check_tier(artifact: Artifact, evidence: Evidence) -> None:
     """Check that the cases were those the recipe asks for.
 
     Raises:
-        UnprovenError: they were fewer.
+        UnprovenError: they do not include those.
     """
     required = artifact.manifest.recipe["parity"]["matrix"]
-    if TIERS.index(evidence.matrix) < TIERS.index(required):
+    if required not in TIERS_INCLUDED[evidence.matrix]:
         raise UnprovenError(
             f"{artifact.evidence_path()}: is of the {evidence.matrix} matrix, the recipe asks for {required}",
             f"Prove it: qwen3vl-export verify {artifact.root}",

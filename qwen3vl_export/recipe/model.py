@@ -101,7 +101,7 @@ class Vision(StrictModel):
 class Parity(StrictModel):
     """How the artifact is compared with PyTorch."""
 
-    matrix: Literal["quick", "standard", "full"] = "standard"
+    matrix: Literal["quick", "release", "standard", "full"] = "standard"
     """Which cases `verify` runs by default."""
     tolerances: str = Field(default="", min_length=1)
     """Profile in parity_tests/harness/judging/tolerances.yaml; default that of the least precise part."""

@@ -1,17 +1,19 @@
 """The matrix of cases: reads `cases.yaml` strictly and turns a case into pictures and questions.
 
-Knows names, tiers, sizes and seeds; nothing about the model, its processor or what is compared. Every picture is a
-function of the file's seed and the case, so a case can be replayed from its name.
+Knows names, tiers, sizes and seeds; nothing about the model or what is compared, and only the pixel budget of the
+processor. Every picture is a function of the file's seed, the case and that budget, so a case can be replayed from its
+name.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,14 +22,16 @@ import yaml
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from qwen3vl_export.contract import TIERS
+from qwen3vl_export.contract import TIERS, TIERS_INCLUDED
 from qwen3vl_export.errors import ParityError
 
 from ..strict import Strict, describe_problem
 from .picture_kinds import PICTURE, RANDOM_SIZE, PictureSource, draw_frames, draw_picture, parse
 
 CASES = Path(__file__).with_name("cases.yaml")
-Tier = Literal["quick", "standard", "full"]
+Tier = Literal["quick", "release", "standard", "full"]
+RELEASE: Tier = "release"
+Edge = Literal["fewest", "most"]  # of a pixel budget
 GRID = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
@@ -45,6 +49,7 @@ class PromptSpec(Strict):
 
     images: list[str] = Field(default_factory=list)
     video: str | None = None
+    words: int = 0
     ask: str = ""
 
     @property
@@ -52,14 +57,27 @@ class PromptSpec(Strict):
         """Images, then the video if there is one, as written."""
         return [*self.images, *([self.video] if self.video else [])]
 
-    def with_sizes(self, sizes: Iterator[str]) -> PromptSpec:
+    def with_sizes(self, sizes: Iterator[str]) -> Self:
         """The prompt with every size that was left open taken from `sizes`."""
 
         def fill(picture: str) -> str:
             return picture.replace(RANDOM_SIZE, next(sizes)) if RANDOM_SIZE in picture else picture
 
-        images = [fill(picture) for picture in self.images]
-        return self.model_copy(update={"images": images, "video": fill(self.video) if self.video else None})
+        return self._with_pictures(fill)
+
+    def scaled(self, factor: float) -> Self:
+        """The prompt with every side of a picture this many times as long."""
+
+        def scale(picture: str) -> str:
+            sides = parse(PICTURE, picture).group("width", "height")
+            size = "x".join(str(max(1, round(int(side) * factor))) for side in sides)
+            return picture.replace("x".join(sides), size, 1)
+
+        return self._with_pictures(scale)
+
+    def _with_pictures(self, change: Callable[[str], str]) -> Self:
+        images = [change(picture) for picture in self.images]
+        return self.model_copy(update={"images": images, "video": change(self.video) if self.video else None})
 
 
 class Case(PromptSpec):
@@ -71,6 +89,7 @@ class Case(PromptSpec):
     grids: list[str] = Field(default_factory=list)
     random: int = 0
     between: list[int] = Field(default_factory=list)
+    of: Edge | None = None
     new_tokens: int = 0
 
     @property
@@ -104,6 +123,8 @@ class Case(PromptSpec):
         has_open_size = any(RANDOM_SIZE in picture for prompt in self.prompts for picture in prompt.pictures)
         if not bool(self.random) == bool(self.between) == has_open_size:
             raise ValueError(f"random, between and pictures of {RANDOM_SIZE} belong together")
+        if self.of and not self.has_pictures:
+            raise ValueError("of is for pictures")
         for grid in self.grids:
             parse(GRID, grid)
         for prompt in self.prompts:
@@ -112,10 +133,25 @@ class Case(PromptSpec):
         return self
 
 
+class PixelBudget(Strict):
+    """The fewest and the most pixels that a checkpoint's processor makes of a picture."""
+
+    fewest: int = Field(gt=0)
+    most: int = Field(gt=0)
+
+
 class Matrix(Strict):
-    """The whole file."""
+    """The whole file.
+
+    Attributes:
+        pixels: the budget that sizes which are meant relative to one are written for.
+        checkpoint: the budget of the checkpoint that is compared; None is the same.
+    """
 
     seed: int
+    pixels: PixelBudget
+    checkpoint: PixelBudget | None = None
+    most_image_tokens: int = Field(gt=0)
     new_tokens: int = Field(gt=0)
     forced_tokens: int = Field(gt=0)
     prefill_chunk: int = Field(gt=0)
@@ -125,19 +161,32 @@ class Matrix(Strict):
     cases: list[Case] = Field(min_length=1)
 
     def of_tier(self, tier: str) -> list[Case]:
-        """Cases of a tier and the tiers below it, random cases expanded.
+        """Cases of a tier and the tiers it includes, random cases expanded, sizes fitted to the checkpoint.
 
         Raises:
             ParityError: no such tier.
         """
         if tier not in TIERS:
             raise ParityError(f"no matrix named {tier}", f"Choose one of {', '.join(TIERS)}")
-        tiers = TIERS[: TIERS.index(tier) + 1]
-        cases = [expanded for case in self.cases if case.tier in tiers for expanded in self._expand(case)]
+        tiers = TIERS_INCLUDED[tier]
+        cases = [self.fit(expanded) for case in self.cases if case.tier in tiers for expanded in self._expand(case)]
         names = [case.name for case in cases]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ParityError(f"{CASES.name}: {twice[0]} appears twice", "A name is a test id")
         return cases
+
+    def for_checkpoint(self, fewest: int, most: int) -> Matrix:
+        """The matrix for a checkpoint whose processor makes between `fewest` and `most` pixels of a picture."""
+        return self.model_copy(update={"checkpoint": PixelBudget(fewest=fewest, most=most)})
+
+    def fit(self, case: Case) -> Case:
+        """The case with its sizes in pixels: those meant relative to a budget, of the checkpoint's."""
+        if case.of is None:
+            return case
+        budget = self.checkpoint or self.pixels
+        factor = math.sqrt(getattr(budget, case.of) / getattr(self.pixels, case.of))
+        batch = [prompt.scaled(factor) for prompt in case.batch]
+        return case.scaled(factor).model_copy(update={"of": None, "batch": batch})
 
     def _expand(self, case: Case) -> list[Case]:
         if not case.random:
@@ -163,22 +212,28 @@ class Matrix(Strict):
         return case.new_tokens or self.new_tokens
 
     def forced_text(self, case: Case) -> Iterator[str]:
-        """An endless series of sentences to follow a case's prompt: the file's questions in turn, this case's first."""
-        names = [candidate.name for candidate in self.cases]
-        start = next((index for index, name in enumerate(names) if case.name.startswith(name)), 0)
-        ordered = self.cases[start:] + self.cases[:start]
+        """An endless series of sentences to follow a case's prompt: the questions of all cases but the large ones in
+        turn, this case's first."""
+        sources = [source for source in self.cases if source.tier != RELEASE]
+        start = next((index for index, source in enumerate(sources) if case.name.startswith(source.name)), 0)
+        ordered = sources[start:] + sources[:start]
         return cycle([prompt.ask for source in ordered for prompt in source.prompts if prompt.ask])
+
+    def passage(self, case: Case, words: int) -> str:
+        """So many words of `forced_text`."""
+        return " ".join(islice((word for sentence in self.forced_text(case) for word in sentence.split()), words))
 
     def draw(self, case: Case) -> list[Prompt]:
         """The case's prompts with their pictures; a single prompt unless the case is a batch."""
         prompts = []
-        for row, prompt in enumerate(case.prompts):
+        for row, prompt in enumerate(self.fit(case).prompts):
             images = [
                 draw_picture(picture, f"{self.seed} {case.name} {row} {index}")
                 for index, picture in enumerate(prompt.images)
             ]
             frames = draw_frames(prompt.video, f"{self.seed} {case.name} {row}") if prompt.video else ()
-            prompts.append(Prompt(tuple(images), frames, prompt.ask))
+            ask = f"{self.passage(case, prompt.words)} {prompt.ask}" if prompt.words else prompt.ask
+            prompts.append(Prompt(tuple(images), frames, ask))
         return prompts
 
     def random_pixels(self, case: Case, patch_dim: int) -> np.ndarray:

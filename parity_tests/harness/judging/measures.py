@@ -20,7 +20,7 @@ from qwen3vl_export.evidence import Difference
 Array = NDArray[np.floating] | NDArray[np.integer]
 Measures = Mapping[str, float | int | bool | None]
 
-BLOCK = 1 << 22  # values of one array that are looked at together; 32 MiB in float64
+BLOCK = 1 << 18  # values of one array that are looked at together: 2 MiB in float64, which caches hold
 
 
 class ShapeMismatch(ValueError):

@@ -92,7 +92,7 @@ def test_what_is_written_follows_the_schema_and_is_read_again(written: Report) -
         ({"manifest_sha256": "abc"}, "manifest_sha256 does not match"),
         ({"summary": {"vision": {}}}, "summary.vision.checks is missing"),
         ({"format": 2}, "format is not one of 1"),
-        ({"matrix": "huge"}, "matrix is not one of quick, standard, full"),
+        ({"matrix": "huge"}, "matrix is not one of quick, release, standard, full"),
         ({"planned": -1}, "planned is less than 0"),
         ({"planned": True}, "planned is not an integer"),
         ({"planned": 1.5}, "planned is not an integer"),

@@ -53,9 +53,7 @@ def test_fault_is_found(
 
 def test_good_quantized_weights_pass(built: Callable[[str], Path], reference: Reference) -> None:
     bench = open_bench(built("tiny-int4"), "quick", reference=reference)
-    checks = [
-        check for check in plan("quick", Subject.of_manifest(bench.artifact.manifest)).checks if check.stage in STAGES
-    ]
+    checks = [check for check in plan("quick", Subject.of_artifact(bench.artifact)).checks if check.stage in STAGES]
     assert {check.name for check in checks} == {"vision_encoder", "embeddings", "decoder_model_merged"}
     assert [outcome.message for check in checks if not (outcome := carry_out(bench, check)).passed] == []
 

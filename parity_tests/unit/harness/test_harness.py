@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from parity_tests.fixtures.paths import TINY
-from parity_tests.harness.cases.matrix import Case, Matrix
+from parity_tests.harness.cases.matrix import Case, load_matrix
 from parity_tests.harness.checks.stages import STAGES
 from parity_tests.harness.evidence.report import Report, counted, show, write
 from parity_tests.harness.judging.outcome import Finding, Outcome, judge
@@ -37,8 +37,7 @@ from ...fixtures.torch_sessions import torch_bench
 PROFILE = load_profile("float32")
 CASE = Case(name="small", tier="quick", images=["drawn 64x96", "drawn 96x64"], ask="Describe the first picture.")
 GRIDS = Case(name="grids", tier="quick", grids=["1x2x2", "2x4x6"])
-SHORT = {"new_tokens": 6, "forced_tokens": 20, "prefill_chunk": 5, "prefill_calls": 64}
-MATRIX = Matrix(seed=1, **SHORT, exam_questions={}, accuracy_from=0, cases=[CASE])
+MATRIX = load_matrix().model_copy(update={"new_tokens": 6, "forced_tokens": 20, "prefill_chunk": 5, "cases": [CASE]})
 
 
 @pytest.fixture(scope="module")

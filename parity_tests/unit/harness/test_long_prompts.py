@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from parity_tests.fixtures.paths import TINY
-from parity_tests.harness.cases.matrix import Case, Matrix, PromptSpec, load_matrix
+from parity_tests.harness.cases.matrix import Case, PromptSpec, load_matrix
 from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.plan import carry_out, check_of
@@ -30,8 +30,8 @@ BATCH = Case(
     tier="quick",
     batch=[PromptSpec(images=["drawn 64x96"], ask="Describe the picture."), PromptSpec(ask="Hi!")],
 )
-SETTINGS = {"new_tokens": 3, "forced_tokens": 20, "prefill_chunk": 5, "prefill_calls": 64}
-MATRIX = Matrix(seed=1, **SETTINGS, exam_questions={}, accuracy_from=0, cases=[SINGLE, BATCH])
+SHORT = {"new_tokens": 3, "forced_tokens": 20, "prefill_chunk": 5}
+MATRIX = load_matrix().model_copy(update={**SHORT, "cases": [SINGLE, BATCH]})
 
 
 @pytest.fixture(scope="module")

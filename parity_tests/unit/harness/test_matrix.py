@@ -5,22 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
+from itertools import islice
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from parity_tests.harness.cases.matrix import CASES, Case, PromptSpec, load_matrix
-from parity_tests.harness.cases.picture_kinds import KINDS, draw_picture
+from parity_tests.fixtures.standin import tiny_facts
+from parity_tests.harness.cases.matrix import CASES, Case, Matrix, PromptSpec, load_matrix
+from parity_tests.harness.cases.picture_kinds import KINDS, PICTURE, draw_picture, parse
+from parity_tests.harness.cases.picture_tokens import picture_tokens
+from parity_tests.harness.checks.stages import STAGES
 from parity_tests.harness.plan import Subject, plan
 from parity_tests.harness.sides.pixel_reference import load_file
 from qwen3vl_export import promise
-from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, TIERS, VISION_ENCODER, bucket_name
+from qwen3vl_export.contract import (
+    DECODER,
+    EMBED_TOKENS,
+    EMBEDDINGS,
+    TIERS,
+    TIERS_INCLUDED,
+    VISION_ENCODER,
+    bucket_name,
+)
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.promise import Grid
 from qwen3vl_export.recipe import load_recipe
+from qwen3vl_export.runtime.preprocess import PixelRules, image_grid
 
 MATRIX = load_matrix()
 GRAPHS: dict[str, Grid | None] = dict.fromkeys((VISION_ENCODER, EMBEDDINGS, DECODER))
@@ -47,9 +61,104 @@ def test_the_users_case_is_a_16x16_grid() -> None:
     assert [image.size for image in MATRIX.draw(case)[0].images] == [(16 * 16, 16 * 16)]
 
 
-def test_tiers_contain_one_another() -> None:
-    quick, standard, full = ({case.name for case in MATRIX.of_tier(tier)} for tier in TIERS)
-    assert quick < standard < full
+def test_tiers_have_the_cases_of_those_they_include() -> None:
+    names = {tier: {case.name for case in MATRIX.of_tier(tier)} for tier in TIERS}
+    assert all(names[part] <= names[tier] for tier, included in TIERS_INCLUDED.items() for part in included)
+    assert not names["release"] <= names["standard"]
+    assert not names["standard"] <= names["release"]
+    assert all(case.name in names[case.tier] for case in MATRIX.cases if not case.random)
+
+
+def sizes_of(case: Case) -> list[tuple[int, int]]:
+    """Width and height of each picture."""
+    matches = [parse(PICTURE, picture) for prompt in case.prompts for picture in prompt.images]
+    return [(int(match["width"]), int(match["height"])) for match in matches]
+
+
+def test_release_has_what_is_as_large_as_what_people_use() -> None:
+    cases = MATRIX.of_tier("release")
+    assert {(1024, 1024), (2480, 3508)} <= {size for case in cases for size in sizes_of(case)}
+    assert {"fewest", "most"} <= {case.of for case in MATRIX.cases if case.tier in TIERS_INCLUDED["release"]}
+    long = [case for case in cases if case.words]
+    assert [len(MATRIX.draw(case)[0].ask.split()) for case in long] == [1500 + len(case.ask.split()) for case in long]
+
+
+def pixels_of(matrix: Matrix, name: str) -> int:
+    case = next(case for case in matrix.of_tier("standard") if case.name == name)
+    return prod(sizes_of(case)[0])
+
+
+BELOW, AT_LEAST = ("below-budget-20x20", "below-budget-7x90"), "minimum-64x64"
+ABOVE, AT_MOST = ("above-budget-640x480", "above-budget-1100x700"), "maximum-512x512"
+
+
+@pytest.mark.parametrize("budget", [(4096, 262_144), (65_536, 16_777_216), (3136, 12_845_056), (200_704, 1_003_520)])
+def test_sizes_meant_relative_to_a_budget_are_the_checkpoints(budget: tuple[int, int]) -> None:
+    fewest, most = budget
+    matrix = MATRIX.for_checkpoint(*budget)
+    assert all(pixels_of(matrix, name) < fewest for name in BELOW)
+    assert pixels_of(matrix, AT_LEAST) == pytest.approx(fewest, rel=0.02)
+    assert pixels_of(matrix, AT_MOST) == pytest.approx(most, rel=0.02)
+    assert all(pixels_of(matrix, name) > most for name in ABOVE)
+
+
+def test_sizes_are_as_written_for_the_budget_they_are_written_for() -> None:
+    written = {case.name: sizes_of(case) for case in MATRIX.cases if not case.random}
+    fitted = {case.name: sizes_of(case) for case in MATRIX.of_tier("full")}
+    assert {name: fitted[name] for name in written} == written
+
+
+def test_other_sizes_stay_whatever_the_budget() -> None:
+    matrix = MATRIX.for_checkpoint(65_536, 16_777_216)
+    assert pixels_of(matrix, "odd-150x211") == 150 * 211
+
+
+def test_a_case_is_fitted_once() -> None:
+    matrix = MATRIX.for_checkpoint(65_536, 16_777_216)
+    case = next(case for case in MATRIX.cases if case.name == AT_LEAST)
+    assert matrix.fit(matrix.fit(case)) == matrix.fit(case)
+    assert [picture.size for picture in matrix.draw(case)[0].images] == [(256, 256)]
+
+
+class PublishedSizes:
+    """Sizing for a checkpoint with the published pixel budget."""
+
+    facts = tiny_facts()
+
+    def of_image(self, height: int, width: int, budget: None) -> Grid:
+        rules = PixelRules(65_536, 16_777_216, (0.5,) * 3, (0.5,) * 3, 1 / 255, None)
+        return image_grid(height, width, rules, self.facts)
+
+    def of_video(self, frames: int, height: int, width: int, budget: None, listed: bool) -> Grid:
+        return self.of_image(height, width, budget)
+
+
+def test_of_pictures_that_cost_hours_only_prompt_and_pixels_are_compared() -> None:
+    matrix = MATRIX.for_checkpoint(65_536, 16_777_216)
+    published = replace(subject(), sizing=cast(Any, PublishedSizes()))
+    planned = plan("release", published, matrix)
+    large = [check.stage for check in planned.checks if check.name == ABOVE[0]]
+    assert large == ["prompt", "preprocess"]
+    assert planned.left_out[ABOVE[0]].startswith("its pictures make 16,170 tokens, over the 9,000")
+    page = {check.stage for check in planned.checks if check.name == "page-2480x3508"}
+    assert page == set(STAGES)
+    named = plan("release", published, matrix, only=[ABOVE[0]])
+    assert {check.stage for check in named.checks} == set(STAGES)
+
+
+def test_pictures_are_counted_as_tokens_before_they_are_drawn() -> None:
+    cases = {case.name: case for case in MATRIX.of_tier("standard")}
+    sizing = cast(Any, PublishedSizes())
+    assert picture_tokens(cases["text-only"], sizing) == 0
+    assert picture_tokens(cases["users-case-16x16-after-24x24"], sizing) == 64
+    assert picture_tokens(cases["two-equal-images"], sizing) == 2 * (8 * 9)  # 256x288 pixels are the fewest
+    assert picture_tokens(cases["video-5-frames-96x160"], sizing) == 3 * (7 * 11)  # three pairs of frames
+
+
+def test_large_cases_change_no_text_that_follows_a_prompt() -> None:
+    without = MATRIX.model_copy(update={"cases": [case for case in MATRIX.cases if case.tier != "release"]})
+    case = next(case for case in MATRIX.cases if case.name == "batch-text-only")
+    assert list(islice(MATRIX.forced_text(case), 200)) == list(islice(without.forced_text(case), 200))
 
 
 def test_the_full_tier_has_two_hundred_cases() -> None:
@@ -134,6 +243,8 @@ def test_an_unknown_tier_is_refused() -> None:
         ("{name: a, tier: quick, ask: What?}", "not YAML"),
         ("{name: a, tier: full, random: 3, between: [1, 9], images: [drawn 4x4], ask: What}", "belong together"),
         ("{name: a, tier: full, images: [drawn any-size], ask: What}", "belong together"),
+        ("{name: a, tier: full, of: most, ask: What}", "of is for pictures"),
+        ("{name: a, tier: full, of: size, images: [drawn 4x4], ask: What}", "cases.0.of"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, line: str, message: str) -> None:
