@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ from typing import Any
 import pytest
 
 from qwen3vl_export.artifact import MANIFEST, PARITY, open_artifact
+from qwen3vl_export.contract import TIERS, TIERS_INCLUDED
+from qwen3vl_export.errors import UnprovenError
+from qwen3vl_export.evidence import Evidence
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.json_form import from_json
 from qwen3vl_export.promise import RUNS
+from qwen3vl_export.publishing.evidence import check_tier
 
 from ...faults.catalogue import seal
 from ...fixtures.commands import assert_one_line, invoke
@@ -205,3 +211,15 @@ def test_what_was_not_published_is_not_fetched(proven: Path, tmp_path: Path) -> 
 def test_another_contract_is_told(copy: Path) -> None:
     edit(copy, MANIFEST, lambda values: values["graphs"]["decoder_model_merged"]["inputs"].pop("position_ids"))
     assert_one_line(invoke("verify-artifact", str(copy)), "inputs of decoder_model_merged are not those this version")
+
+
+@pytest.mark.parametrize("required", TIERS)
+@pytest.mark.parametrize("matrix", TIERS)
+def test_a_tier_proves_those_it_includes(matrix: str, required: str, copy: Path) -> None:
+    edit(copy, MANIFEST, lambda values: values["recipe"]["parity"].update(matrix=required))
+    edit(copy, PARITY, lambda values: values.update(matrix=matrix))
+    artifact = open_artifact(copy, check=False)
+    evidence = from_json(Evidence, artifact.evidence_path().read_bytes())
+    refused = nullcontext() if required in TIERS_INCLUDED[matrix] else pytest.raises(UnprovenError, match=required)
+    with refused:
+        check_tier(artifact, evidence)
