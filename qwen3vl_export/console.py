@@ -9,6 +9,7 @@ Knows nothing about what it prints.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -138,12 +139,29 @@ def parse_size(text: str) -> int:
         ValueError: it is not a positive number with one of the units B, KB, MB, GB, TB.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B\s*", text, re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
+    size = float(match[1]) * 1024.0 ** " KMGT".index(match[2].upper() or " ") if match else 0.0
+    if not 0 < size < math.inf:
         raise ValueError(f"{text!r} is not a size; write 8GB or 500MB")
-    return round(float(match[1]) * 1024.0 ** " KMGT".index(match[2].upper() or " "))
+    return round(size)
 
 
 def format_duration(seconds: float) -> str:
     """A number of seconds, rounded: `93` gives `1 min 33 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def parse_duration(text: str) -> float:
+    """A number of seconds: `1h30min` gives `5400.0`; the inverse of `format_duration`.
+
+    Raises:
+        ValueError: it is not a positive number with one of the units h, min, s, or several in this order.
+    """
+    number = r"(?:(\d+(?:\.\d+)?)\s*{})?\s*"
+    match = re.fullmatch(r"\s*" + "".join(number.format(unit) for unit in ("h", "min", "s")), text, re.IGNORECASE)
+    seconds = (
+        sum(float(part or 0) * size for part, size in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{text!r} is not a duration; write 30min or 1h30min")
+    return seconds

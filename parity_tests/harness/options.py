@@ -21,8 +21,10 @@ class Options:
         history: file to which the result is appended; None is `parity-history.jsonl` beside the artifact.
         precision: the only one to verify, "" being the default one; None is all the artifact has.
         adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
-        memory: bytes that both sides may take; None is what is free.
+        memory: bytes that the process may take; None is what is free, less a reserve.
         resume: go on with a verification that was interrupted.
+        time: seconds to which the cases are cut, by their estimate; None is as long as all take.
+        plan: only show what the verification would take.
     """
 
     matrix: str | None = None
@@ -36,3 +38,5 @@ class Options:
     adapters: Sequence[str] = ()
     memory: int | None = None
     resume: bool = False
+    time: float | None = None
+    plan: bool = False

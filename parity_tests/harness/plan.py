@@ -114,6 +114,11 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
+def cases_of(planned: Plan) -> list[Case]:
+    """The cases of a plan's checks, in order."""
+    return list({check.case.name: check.case for check in planned.checks if check.case is not None}.values())
+
+
 def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only: Sequence[str] = ()) -> Plan:
     """Every check of a tier.
 

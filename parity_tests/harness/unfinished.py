@@ -31,9 +31,9 @@ from qwen3vl_export.errors import ParityError
 from qwen3vl_export.hash_cache import source_digest
 from qwen3vl_export.output import clear, lock_directory, whole_file
 
+from .budget.memory import graph_files
 from .evidence.report import versions
 from .judging.outcome import Outcome
-from .memory import graph_files
 from .sides.artifact_results import WORK
 from .sides.bench import Bench
 from .sides.reference_cache import recorded_files

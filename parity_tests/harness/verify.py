@@ -20,6 +20,10 @@ from qwen3vl_export.promise import reason_to_skip
 from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.runtime.sizing import Sizing
 
+from .budget.estimate import Estimate, estimate
+from .budget.resources import must_stream, resources_of
+from .budget.sizes import sizes_of
+from .budget.table import show as show_estimate
 from .cases.matrix import Matrix, load_matrix
 from .checks.dequantized import add_dequantized_rules
 from .diagnosis.layer_trace import Trail, trace_layers
@@ -28,10 +32,9 @@ from .evidence.page import render
 from .evidence.report import Report, show, write
 from .judging.outcome import Outcome
 from .judging.verdicts import Profile, load_profile
-from .memory import must_stream
 from .options import Options
-from .plan import Check, Plan, Subject, plan
-from .progress import show_module, show_progress
+from .plan import Check, Plan, Subject, cases_of, plan
+from .progress import show_progress
 from .rounds import ReportModule, carry_out_all
 from .sides.adapters import import_peft
 from .sides.artifact_results import ArtifactResults, open_store
@@ -55,10 +58,16 @@ def verify(artifact: Path, options: Options) -> int:
         ArtifactError, CheckpointError, ParityError: there is nothing to compare.
     """
     precisions = precisions_of(artifact, options)
+    if options.time is not None:
+        options = replace(options, time=options.time / len(precisions))
     if options.resume:  # those before the interrupted one have their evidence, those after it were not begun
         root = options.cache or default_directory()
         interrupted = [is_unfinished(root, artifact, precision) for precision in precisions]
         precisions = precisions[interrupted.index(True) if True in interrupted else 0 :]
+    if options.plan:
+        for precision in precisions:
+            show_estimate(estimate_of(open_for(artifact, options, precision), options), artifact, precision)
+        return 0
     passed = [
         verify_precision(artifact, replace(options, resume=options.resume and not index), precision)
         for index, precision in enumerate(precisions)
@@ -81,31 +90,18 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
     """One precision of the artifact; whether everything passed."""
     root = options.cache or default_directory()
     with open_unfinished(root, artifact, precision, options.resume) as unfinished:
-        bench = open_bench(
-            artifact,
-            options.matrix,
-            options.checkpoint,
-            cache=options.cache,
-            seed=options.seed,
-            precision=precision,
-            adapters=options.adapters,
-            memory=options.memory,
-            work=unfinished.directory,
-        )
+        bench = open_for(artifact, options, precision, unfinished.directory)
+        estimated = estimate_of(bench, options)
         identity = identity_of(bench, options.matrix, options.cases)
         done = unfinished.begin(artifact, identity, options.resume)
-        report = run(
-            bench,
-            options.matrix,
-            show_progress,
-            cases=options.cases,
-            report=show_module,
-            done=done,
-            record=unfinished.record,
-        )
-        if not report.outcomes:
-            raise ParityError(
-                f"{artifact}: its plan has no check, nothing was compared", "Choose another --matrix or --case"
+        with show_progress(estimated, done) as progress:
+            report = run(
+                bench,
+                track=progress.track,
+                report=progress.report,
+                done=done,
+                record=unfinished.record,
+                planned=estimated.planned,
             )
         if options.bisect:
             report = replace(report, trails=trails_of(bench, report))
@@ -120,6 +116,40 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
     return report.passed
 
 
+def open_for(artifact: Path, options: Options, precision: str, work: Path | None = None) -> Bench:
+    """The bench of one precision; a plan alone compares no file with the manifest."""
+    return open_bench(
+        artifact,
+        options.matrix,
+        options.checkpoint,
+        check_files=not options.plan,
+        cache=options.cache,
+        seed=options.seed,
+        precision=precision,
+        adapters=options.adapters,
+        memory=options.memory,
+        work=work,
+        cases=options.cases,
+    )
+
+
+def estimate_of(bench: Bench, options: Options) -> Estimate:
+    """The plan of the options with its estimate, cut to the time they allow.
+
+    Raises:
+        ParityError: no such tier or case, nothing to check, or too little time for what the recipe promises.
+    """
+    subject = Subject.of_artifact(bench.artifact)
+    planned = plan(options.matrix, subject, bench.matrix, options.cases)
+    if not planned.checks:
+        raise ParityError(
+            f"{bench.artifact.root}: its plan has no check, nothing was compared", "Choose another --matrix or --case"
+        )
+    assert bench.resources is not None
+    estimated = estimate(bench, planned, bench.resources)
+    return estimated if options.time is None else estimated.within(options.time, subject)
+
+
 def open_bench(
     artifact: Path,
     matrix: str | None = None,
@@ -132,6 +162,7 @@ def open_bench(
     adapters: Sequence[str] = (),
     memory: int | None = None,
     work: Path | None = None,
+    cases: Sequence[str] = (),
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint; PyTorch loads when it is first needed.
 
@@ -141,11 +172,12 @@ def open_bench(
         precision: one of those the artifact has; "" is the default one.
         reference: PyTorch with this checkpoint, if it is loaded already.
         adapters: directories or repositories of the checkpoint's adapters; by default those the manifest records.
-        memory: bytes that both sides may take; None is what is free.
+        memory: bytes that the process may take; None is what is free, less a reserve.
         work: directory for results of the artifact; None is one that is deleted with the bench.
+        cases: names of the only cases to run, of any tier; by default all of the tier's.
 
     Raises:
-        ParityError: no checkpoint, or too little memory.
+        ParityError: no checkpoint, no such tier or case, or too little memory or disk.
     """
     if is_contract(artifact):
         opened, source = open_foreign(artifact, checkpoint, adapters)
@@ -156,16 +188,18 @@ def open_bench(
         size = sum(record.bytes for record in opened.manifest.files.values())
         runtime = Qwen3VL(opened, threads=1 if size < SMALL_ARTIFACT else None)
         source = find_checkpoint(opened, checkpoint, adapters)
-    cases = matrix_for(opened)
-    cases = cases if seed is None else cases.model_copy(update={"seed": seed})
+    loaded = matrix_for(opened)
+    loaded = loaded if seed is None else loaded.model_copy(update={"seed": seed})
     if source.adapters:
         import_peft()
     root = cache or default_directory()
     store = Store(root, scope_of(recorded_files(opened.manifest.checkpoint)))
+    planned = plan(matrix, Subject.of_artifact(opened), loaded, cases)
+    resources = resources_of(opened, source.root, sizes_of(cases_of(planned), loaded, runtime.preparer), memory, store)
     if reference is None:
-        streamed = must_stream(opened, source.root, memory)
+        streamed = must_stream(opened, resources)
         merged = [adapter.root for adapter in source.adapters]
-        reference = Reference(source.root, store, adapters=merged, streamed=streamed)
+        reference = Reference(source.root, store, adapters=merged, streamed=streamed, room=resources.room)
     scope = f"{opened.manifest_sha256} {precision}"
     if work is None:
         results = ArtifactResults.temporary(root, scope, reference.streamed)
@@ -176,9 +210,10 @@ def open_bench(
         runtime=runtime,
         reference=reference,
         results=results,
-        matrix=cases,
+        matrix=loaded,
         profile=profile_of(opened),
-        exam_per_size=cases.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
+        resources=resources,
+        exam_per_size=loaded.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
     )
 
 
@@ -202,6 +237,7 @@ def run(
     report: ReportModule = lambda *_: None,
     done: Mapping[str, Outcome] = MappingProxyType({}),
     record: Callable[[Outcome], None] = lambda outcome: None,
+    planned: Plan | None = None,
 ) -> Report:
     """Carry out the plan of the bench's artifact.
 
@@ -212,12 +248,13 @@ def run(
         report: is told each module that PyTorch loads where it is streamed, and for how many results.
         done: outcomes that there are already, by the id of the check.
         record: is told each new outcome.
+        planned: the plan to carry out; by default the one of `matrix` and `cases`.
 
     Raises:
         ParityError: no such tier or case.
     """
     start = time.perf_counter()
-    planned = plan(matrix, Subject.of_artifact(bench.artifact), bench.matrix, cases)
+    planned = planned or plan(matrix, Subject.of_artifact(bench.artifact), bench.matrix, cases)
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = carry_out_all(bench, planned.checks, track, report, done, record)
     total = time.perf_counter() - start

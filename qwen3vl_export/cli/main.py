@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..console import parse_size, say, write_json
+from ..console import parse_duration, parse_size, say, write_json
 from . import fleet as cli_fleet
 from . import publish as cli_publish
 from . import recipes as cli_recipes
@@ -42,6 +42,14 @@ def memory_size(text: str) -> int:
     """A number of bytes, as `parse_size`; a usage error if it is none."""
     try:
         return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def duration(text: str) -> float:
+    """A number of seconds, as `parse_duration`; a usage error if it is none."""
+    try:
+        return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -201,6 +209,15 @@ def verify(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a verification that was interrupted, with the same options.")
     ] = False,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration, metavar="TIME", help="Leave out the cases that do not fit into this time: 30min."
+        ),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only show the cases, and estimate time, memory and disk space.")
+    ] = False,
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
@@ -209,23 +226,27 @@ def verify(
     Example: `qwen3vl-export verify artifacts/tiny --matrix quick`
 
     Example: `qwen3vl-export verify artifacts/tiny --case odd-150x211 --bisect`
+
+    Example: `qwen3vl-export verify artifacts/qwen3-vl-8b-instruct-int4 --memory 8GB --time 1h --plan`
     """
     from parity_tests.harness.options import Options
     from parity_tests.harness.verify import verify as verify_artifact
 
     tier = matrix.value if matrix else None
     options = Options(
-        tier,
-        checkpoint,
-        tuple(case or ()),
-        seed,
-        bisect,
-        cache,
-        history,
-        precision,
-        tuple(adapter or ()),
-        memory,
-        resume,
+        matrix=tier,
+        checkpoint=checkpoint,
+        cases=tuple(case or ()),
+        seed=seed,
+        bisect=bisect,
+        cache=cache,
+        history=history,
+        precision=precision,
+        adapters=tuple(adapter or ()),
+        memory=memory,
+        resume=resume,
+        time=time,
+        plan=plan,
     )
     raise typer.Exit(verify_artifact(artifact, options))
 

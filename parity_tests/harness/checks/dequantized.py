@@ -62,7 +62,13 @@ def dequantized_bench(bench: Bench) -> Bench:
             store = Store(store.root, scope_of(files), store.budget)
         change = partial(load_dequantized_weights, artifact)
         second = Reference(
-            bench.checkpoint, store, change, neighbours=[first], adapters=first.adapters, streamed=first.streamed
+            bench.checkpoint,
+            store,
+            change,
+            neighbours=[first],
+            adapters=first.adapters,
+            streamed=first.streamed,
+            room=first.room,
         )
         first.neighbours.append(second)
         bench.dequantized = replace(bench, reference=second, profile=profile, candidate_seconds=0.0)

@@ -75,6 +75,12 @@ class ArtifactResults:
         self._latest.clear()
         self._bytes = 0
 
+    def clear(self) -> None:
+        """Drop what is in memory and on disk."""
+        self.forget()
+        if self.store is not None:
+            self.store.clear()
+
     def _read_or_compute(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
         stored = self.store.get(key, kind) if self.store is not None else None
         if stored is not None:

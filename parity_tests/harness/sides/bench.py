@@ -22,6 +22,7 @@ from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.generate import prefill
 
+from ..budget.resources import Resources
 from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
 from .artifact_results import ArtifactResults
@@ -71,6 +72,7 @@ class Bench:
     diagnoses: Counter[str] = field(default_factory=Counter)  # how many failures were diagnosed, by stage
     dequantized: Bench | None = None  # the same artifact, compared with its dequantized weights
     results: ArtifactResults = field(default_factory=ArtifactResults)
+    resources: Resources | None = None  # that the verification takes and may take
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @property

@@ -60,7 +60,12 @@ class Inputs:
 
 def tokens_compared(rows: NDArray[Any], vocab_size: int) -> int:
     """Of how many last tokens of each row of a prompt [B, S, ...] the logits are compared: all, unless it is long."""
-    return min(int(rows.shape[1]), max(1, MOST_LOGITS // (len(rows) * vocab_size)))
+    return count_compared(len(rows), int(rows.shape[1]), vocab_size)
+
+
+def count_compared(batch: int, tokens: int, vocab_size: int) -> int:
+    """`tokens_compared` of a prompt [B, S, ...] by its size."""
+    return min(tokens, max(1, MOST_LOGITS // (batch * vocab_size)))
 
 
 def array_key(*arrays: NDArray[Any]) -> str:

@@ -66,6 +66,7 @@ class Reference:
         adapters: directories of PEFT adapters, merged into the checkpoint in this order.
         streamed: keep the weights on disk and load a module at a time. A result that is not in `store` is then not
             computed when it is asked for: `Deferred` is raised, and `settle` computes all that were asked for at once.
+        room: gives the bytes of activations that may wait between two modules of a streamed model.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Reference:
         neighbours: Sequence[Reference] = (),
         adapters: Sequence[Path] = (),
         streamed: bool = False,
+        room: Callable[[], int] = lambda: WAITING,
     ) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
@@ -85,6 +87,7 @@ class Reference:
         self.neighbours = list(neighbours)
         self.adapters = tuple(adapters)
         self.streamed = streamed
+        self.room = room
         self.requests: dict[Key, Request] = {}  # deferred results
         self._computed: set[Key] = set()  # keys of results that this run computed
         self.seconds = 0.0  # spent in PyTorch
@@ -120,7 +123,7 @@ class Reference:
 
     @cached_property
     def threads(self) -> int:
-        return 1 if self.model.num_parameters() < SMALL_MODEL else torch.get_num_threads()
+        return threads_for(self.model.num_parameters())
 
     # Results the checks need.
 
@@ -310,7 +313,7 @@ class Reference:
         computations += [
             (partial(self._answer_alone, key, request), 0) for key, request in requests.items() if not request.inputs
         ]
-        for group in within(computations, WAITING):
+        for group in within(computations, self.room()):
             self._compute_all(group, report)
 
     def _answer(self, call: Call) -> None:
@@ -356,6 +359,11 @@ class Reference:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def threads_for(parameters: int) -> int:
+    """As many threads as pay off for a model of this size."""
+    return 1 if parameters < SMALL_MODEL else torch.get_num_threads()
 
 
 def eos_ids(config: GenerationConfig) -> list[int]:

@@ -129,6 +129,12 @@ class Store:
                 size = partial.stat().st_size
             self._make_room(size)
 
+    def clear(self) -> None:
+        """Delete every result."""
+        for path in self.root.glob(NAMES):
+            path.unlink(missing_ok=True)
+        self._bytes = 0
+
     def _make_room(self, added: int) -> None:
         """Delete the least recently used results until the directory is within its budget."""
         if self._bytes is not None and self._bytes + added <= self.budget:

@@ -15,9 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from parity_tests.faults.catalogue import FAULTS
 from parity_tests.faults.detection import first_failure
-from parity_tests.harness import memory, verify
+from parity_tests.harness import verify
 from parity_tests.harness.judging.outcome import Outcome
-from parity_tests.harness.memory import must_stream
 from parity_tests.harness.sides import attention
 from parity_tests.harness.sides import reference as references
 from parity_tests.harness.sides.bench import Bench
@@ -26,8 +25,6 @@ from parity_tests.harness.sides.inputs import Inputs, model_arguments
 from parity_tests.harness.sides.reference import Deferred, Reference
 from parity_tests.harness.sides.reference_cache import Store
 from parity_tests.harness.sides.streamed_model import units_of
-from qwen3vl_export.artifact import open_artifact
-from qwen3vl_export.console import parse_size
 from qwen3vl_export.errors import ParityError
 
 from ...fixtures.moe_checkpoint import WEIGHTS, write_moe_checkpoint
@@ -295,35 +292,3 @@ def test_planted_faults_are_found_by_induction(
     (fault,) = (fault for fault in FAULTS if fault.name == name)
     failure = first_failure(fault, built(fault.recipe), tmp_path)
     assert failure is not None and failure.stage == stage
-
-
-def test_memory_decides_whether_pytorch_is_streamed(
-    built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact = open_artifact(built("tiny"), check=False)
-    monkeypatch.setattr(memory, "resident_memory", lambda: 1 << 30)
-    enough = (1 << 30) + memory.ACTIVATIONS + (60 << 20)
-    assert not must_stream(artifact, TINY, enough)
-    assert must_stream(artifact, TINY, enough - (45 << 20))
-    with pytest.raises(ParityError, match=r"takes 26\d\.\d MB of memory, 100\.0 MB are left\. .*larger --memory"):
-        must_stream(artifact, TINY, (1 << 30) + (100 << 20))
-
-
-def test_without_a_budget_it_is_what_is_free(built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact = open_artifact(built("tiny"), check=False)
-    assert memory.free_memory() > 0 and memory.resident_memory() > 0
-    for free, streamed in ((4 << 30, False), (1 << 30, True)):
-        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
-        assert must_stream(artifact, TINY) is streamed
-    monkeypatch.setattr(memory, "free_memory", lambda: 100 << 20)
-    with pytest.raises(ParityError, match=r"100\.0 MB are left"):
-        must_stream(artifact, TINY)
-
-
-def test_sizes_are_written_as_they_are_shown() -> None:
-    assert parse_size("8GB") == 8 << 30
-    assert parse_size("1.5 gb") == 3 << 29
-    assert parse_size("512MiB") == 512 << 20
-    for text in ("8", "GB", "-1GB", "0GB", "8PB", ""):
-        with pytest.raises(ValueError, match="write 8GB"):
-            parse_size(text)

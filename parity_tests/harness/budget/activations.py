@@ -1,0 +1,95 @@
+"""The bytes that a case takes while it is computed and compared: activations, caches, logits and their copies.
+
+Everything that PyTorch computes is float32, and what is compared is compared in float64. Knows sizes; nothing about
+weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..judging.measures import BLOCK
+from ..sides.attention import MOST_SCORES
+from ..sides.reference import REMEMBERED_BYTES
+from .sizes import Call, CaseSizes, ModelSizes
+
+FLOAT32 = 4  # bytes
+SCORES = 3  # copies of the scores in eager attention, with those of the mask
+SWIGLU = 3  # arrays as wide as an MLP in memory together: gate, up and their product
+COPIES = 2  # of logits: what computes them has its own beside the array that it returns
+CACHES = 4  # that the stage `chunked` compares: two, each stacked as well
+COMPARED = 40  # bytes for each value that is compared at a time: five copies in float64
+CASES = 2  # whose results of PyTorch are in memory together: those of the first reference stay beside the second's
+
+
+@dataclass(frozen=True)
+class Need:
+    """The bytes of a call that goes through the model in step with others.
+
+    Attributes:
+        held: while it waits for a module.
+        passing: more, while it runs through one.
+    """
+
+    held: int
+    passing: int
+
+    @property
+    def total(self) -> int:
+        return self.held + self.passing
+
+
+def need_of(model: ModelSizes, call: Call) -> Need:
+    """What PyTorch takes for a call with its result, beside the model's weights."""
+    tokens, patches = call.rows * call.tokens, call.patches
+    features = patches // model.merge_unit * model.wide
+    in_decoder = tokens * (3 * model.hidden + 2 * model.head_dim) + call.rows * call.tokens**2  # and the mask
+    layer = SCORES * stored(call.rows * model.heads * call.tokens**2)
+    layer += tokens * (2 * model.heads * model.head_dim + SWIGLU * model.active + 2 * model.hidden)
+    block = SCORES * max((stored(model.tower_heads * frame**2) for frame in call.frames), default=0)
+    block += patches * (3 * model.tower_hidden + 2 * model.tower_intermediate)
+    head = tokens * (model.hidden + model.wide) + COPIES * call.rows * call.logits * model.vocabulary
+    held = patches * model.patch_dim + features + max(patches * 2 * model.tower_hidden, in_decoder)
+    return Need(FLOAT32 * held, FLOAT32 * max(layer, block, head))
+
+
+def stored(scores: int) -> int:
+    """Scores of a call of attention that are stored: all of them, unless there are too many."""
+    return scores if scores <= MOST_SCORES else 0
+
+
+def cache_of(model: ModelSizes, case: CaseSizes) -> int:
+    """Bytes of the keys and values of a case's prompt in every layer."""
+    return FLOAT32 * case.rows * case.tokens * model.layers * 2 * model.kv_heads * model.head_dim
+
+
+def results_of(model: ModelSizes, case: CaseSizes) -> int:
+    """Bytes of PyTorch's results of a case: features, rows, and the logits that are compared."""
+    features = case.encoder.patches // model.merge_unit * model.wide
+    call = case.joined
+    return FLOAT32 * (2 * features + call.rows * (call.tokens * model.wide + call.logits * model.vocabulary))
+
+
+def outputs_of(model: ModelSizes, case: CaseSizes) -> int:
+    """Bytes of the artifact's results of a case that wait on disk for PyTorch's: as `results_of`, but the prompt's are
+    there twice, of `decoder` and of `prefill`, and there are the caches of `chunked`."""
+    twice = case.rows * (case.tokens * model.wide + case.compared * model.vocabulary)
+    return results_of(model, case) + FLOAT32 * twice + 2 * cache_of(model, case)
+
+
+def comparing_of(model: ModelSizes, case: CaseSizes) -> int:
+    """Bytes that the artifact takes for a case, beside its weights, and the comparison with PyTorch's results.
+
+    The artifact's attention in the tower stores no scores; its decoder's does, once.
+    """
+    patches, cache, longest = case.encoder.patches, cache_of(model, case), case.tokens + max(case.forced, case.new)
+    logits = case.rows * max(case.compared, case.forced, case.new) * model.vocabulary
+    computing = (
+        patches * (model.patch_dim + 4 * model.tower_hidden + 2 * model.tower_intermediate)
+        + case.rows * model.heads * longest**2
+        + case.rows * longest * (SWIGLU * model.active + model.hidden + model.wide)
+        + COPIES * logits
+    )
+    comparing = FLOAT32 * COPIES * logits + COMPARED * min(BLOCK, max(logits, cache // FLOAT32))
+    remembered = min(CASES * results_of(model, case), CASES * REMEMBERED_BYTES + FLOAT32 * logits)
+    return FLOAT32 * computing + CACHES * cache + comparing + remembered

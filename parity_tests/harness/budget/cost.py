@@ -1,0 +1,166 @@
+"""The seconds that a check takes: floating-point operations, scores and compared logits, times the rates of a machine.
+
+Arithmetic, and a few constants measured on the tiny model, whose time is mostly that of calls. Nothing depends on a
+figure being right but the order of work, a bar of progress, and which cases fit into a budget of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
+
+from qwen3vl_export.promise import DEQUANTIZED
+
+from ..checks.exam import GROUPS, MANY
+from ..checks.weights import STAGES as WEIGHT_STAGES
+from ..plan import Check
+from .activations import stored
+from .rates import Rates
+from .sizes import Call, CaseSizes, ModelSizes
+
+CHECK = 0.03  # seconds of a check, whatever it computes
+TORCH_LAYER, ARTIFACT_LAYER = 1e-3, 1e-4  # seconds of a call of one layer, whatever it computes
+SMALL_CHUNKS = 2  # times as long as in one call, a prompt that is read in small chunks
+WEIGHT = 2e-8  # seconds for dequantizing a weight and comparing it
+QUESTION = CaseSizes("question", rows=1, tokens=180, new=10, frames=(600,))  # of the exam, an ordinary one
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of some work, by who does it."""
+
+    artifact: float = 0.0
+    pytorch: float = 0.0
+    comparing: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.artifact + self.pytorch + self.comparing
+
+    def __add__(self, more: Seconds) -> Seconds:
+        return Seconds(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(more), strict=True)))
+
+    def __mul__(self, times: float) -> Seconds:
+        return Seconds(*(times * value for value in astuple(self)))
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What the time of a check follows from.
+
+    Attributes:
+        streamed: whether PyTorch is.
+        questions: of the exam, for each picture size.
+    """
+
+    model: ModelSizes
+    rates: Rates
+    streamed: bool = False
+    questions: int = 0
+
+    def of(self, check: Check, sizes: Mapping[str, CaseSizes]) -> Seconds:
+        """The seconds of a check.
+
+        Args:
+            sizes: of the cases, by name.
+        """
+        fixed = Seconds(comparing=CHECK)
+        if check.stage in WEIGHT_STAGES:
+            return fixed + Seconds(comparing=WEIGHT * self.model.layers * self.model.layer_parameters)
+        if check.stage == "exam" and check.name in GROUPS:
+            return fixed + self.question * (self.questions * (2 if check.name == MANY else 1))
+        if check.case is None:
+            return fixed
+        case, stage = sizes[check.case.name], check.stage.removeprefix(DEQUANTIZED)
+        dequantized = check.stage != stage
+        artifact = self.artifact_stages(dequantized).get(stage, nothing)(case)
+        pytorch = self.pytorch_stages(dequantized).get(stage, nothing)(case)
+        return fixed + Seconds(artifact, pytorch, self.rates.compared * self.compared_logits(stage, case))
+
+    @property
+    def question(self) -> Seconds:
+        return Seconds(self.generating(QUESTION), self.torch_generating(QUESTION))
+
+    def artifact_stages(self, dequantized: bool) -> Mapping[str, Callable[[CaseSizes], float]]:
+        """Seconds of the artifact in each stage: results are computed where they are first needed."""
+        stages: dict[str, Callable[[CaseSizes], float]] = {
+            "decoder": lambda case: self.reading(case.prompt),
+            "decode": lambda case: self.reading(case.prompt) + self.steps(case),
+        }
+        if dequantized:
+            return {} if self.streamed else stages
+        stages |= {
+            "vision": self.encoding,
+            "prefill": lambda case: self.reading(case.prompt),
+            "teacher_forced": lambda case: self.reading(case.text),
+            "chunked": lambda case: (1 + SMALL_CHUNKS) * self.reading(case.prompt),
+        }
+        return stages if self.streamed else {**stages, "generate": stages["decode"]}
+
+    def pytorch_stages(self, dequantized: bool) -> Mapping[str, Callable[[CaseSizes], float]]:
+        """Seconds of PyTorch in each stage, as `artifact_stages`."""
+        first, text = ("embeddings", lambda case: 0.0) if dequantized else ("positions", self.torch_text)
+        tower = {"vision": lambda case: self.torch_call(case.encoder)}
+        if self.streamed:
+            return {**tower, first: lambda case: self.torch_call(replace(case.joined, frames=()))}
+        return {
+            **tower,
+            first: lambda case: self.torch_call(case.prompt),
+            "teacher_forced": text,
+            "decode": self.torch_generating,
+        }
+
+    def torch_text(self, case: CaseSizes) -> float:
+        return self.torch_call(case.text)
+
+    def encoding(self, case: CaseSizes) -> float:
+        calls = ARTIFACT_LAYER * self.model.blocks if case.frames else 0
+        return self.rates.artifact_product * tower_operations(self.model, case.encoder) + calls
+
+    def reading(self, call: Call) -> float:
+        return self.rates.artifact_product * decoder_operations(self.model, call) + ARTIFACT_LAYER * self.model.layers
+
+    def steps(self, case: CaseSizes) -> float:
+        one = step_operations(self.model) * case.rows * self.rates.artifact_step + ARTIFACT_LAYER * self.model.layers
+        return case.new * one
+
+    def generating(self, case: CaseSizes) -> float:
+        return self.encoding(case) + self.reading(Call(case.rows, case.tokens, 1)) + self.steps(case)
+
+    def torch_call(self, call: Call) -> float:
+        model = self.model
+        operations = tower_operations(model, call) + decoder_operations(model, call)
+        scores = model.layers * stored(call.rows * model.heads * call.tokens**2)
+        scores += model.blocks * sum(stored(model.tower_heads * frame**2) for frame in call.frames)
+        layers = (model.layers if call.tokens else 0) + (model.blocks if call.frames else 0)
+        return self.rates.product * operations + self.rates.score * scores + TORCH_LAYER * layers
+
+    def torch_generating(self, case: CaseSizes) -> float:
+        step = step_operations(self.model) * case.rows * self.rates.step + TORCH_LAYER * self.model.layers
+        return self.torch_call(Call(case.rows, case.tokens, 1, case.frames)) + case.new * step
+
+    def compared_logits(self, stage: str, case: CaseSizes) -> int:
+        tokens = {"decoder": case.compared, "prefill": case.compared, "teacher_forced": case.forced, "decode": case.new}
+        return case.rows * tokens.get(stage, 0) * self.model.vocabulary
+
+
+def nothing(case: CaseSizes) -> float:
+    return 0.0
+
+
+def tower_operations(model: ModelSizes, call: Call) -> int:
+    """Floating-point operations of a call in the vision tower."""
+    attention = 4 * model.tower_hidden * sum(patches**2 for patches in call.frames)
+    return model.blocks * (2 * model.block_parameters * call.patches + attention)
+
+
+def decoder_operations(model: ModelSizes, call: Call) -> int:
+    """Floating-point operations of a call in the decoder and its head."""
+    attention = 4 * model.heads * model.head_dim * call.tokens**2
+    layer = 2 * model.layer_parameters * call.tokens + attention
+    return call.rows * (model.layers * layer + 2 * model.hidden * model.vocabulary * call.logits)
+
+
+def step_operations(model: ModelSizes) -> int:
+    """Floating-point operations of a row's step of decoding."""
+    return 2 * (model.layers * model.layer_parameters + model.hidden * model.vocabulary)

@@ -1,0 +1,94 @@
+"""The memory that both sides of a verification take: PyTorch as a whole or a module at a time, and the artifact.
+
+Knows sizes; nothing about how either side computes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.runtime.external import external_locations
+
+from ..sides.streamed_model import LAYER
+from .activations import FLOAT32, Need, cache_of, comparing_of, need_of
+from .sizes import CaseSizes, ModelSizes
+
+SESSION = 1.25  # of an artifact's weights: onnxruntime packs some of them while the stored ones are still in memory
+LOADING = 2  # copies of a module's weights while it is loaded: as stored, and in float32
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes that a verification takes, beside what its process takes already.
+
+    Attributes:
+        sessions: the artifact's weights in onnxruntime.
+        comparing: the artifact's activations of a case, and what is compared; of the largest.
+        weights: PyTorch's model in float32.
+        module: what is loaded of it at a time where it is streamed.
+        computing: PyTorch's activations of a call that answers all about a case; of the largest.
+        caches: PyTorch's keys and values where it decodes step by step; of the largest case.
+    """
+
+    sessions: int
+    comparing: int
+    weights: int
+    module: int
+    computing: Need
+    caches: int
+
+    @property
+    def whole(self) -> int:
+        """Both sides in memory together."""
+        return self.sessions + self.weights + self.comparing + self.computing.total + self.caches
+
+    @property
+    def artifact(self) -> int:
+        """The artifact alone."""
+        return self.sessions + self.comparing
+
+    @property
+    def pytorch(self) -> int:
+        """PyTorch alone, a module and a case at a time."""
+        return self.module + self.computing.total
+
+    @property
+    def streamed(self) -> int:
+        """Either side alone."""
+        return max(self.artifact, self.pytorch)
+
+
+def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases: Sequence[CaseSizes]) -> MemoryNeeds:
+    """What verifying these cases takes."""
+    modules = Counter[str]()
+    for name, tensor in open_checkpoint(str(checkpoint)).tensors.items():
+        layer = LAYER.match(name)
+        modules[layer[0] if layer else name] += prod(tensor.shape)
+    needs = [need_of(model, case.joined) for case in cases]
+    return MemoryNeeds(
+        sessions=round(SESSION * weights_of(artifact)),
+        comparing=max((comparing_of(model, case) for case in cases), default=0),
+        weights=FLOAT32 * modules.total(),
+        module=LOADING * FLOAT32 * max(modules.values()),
+        computing=max(needs, key=lambda need: need.total, default=Need(0, 0)),
+        caches=max((cache_of(model, case) for case in cases), default=0),
+    )
+
+
+def weights_of(artifact: Artifact) -> int:
+    """Bytes that the graphs of an artifact's precision read: each file once, whichever graphs share it."""
+    return sum(file.stat().st_size for file in graph_files(artifact))
+
+
+def graph_files(artifact: Artifact) -> set[Path]:
+    """The graphs of an artifact's precision, and the files of their weights."""
+    files = set()
+    for path in map(artifact.graph_path, artifact.manifest.graphs):
+        files |= {path, *(path.parent / location for location in external_locations(path.read_bytes()))}
+    return files

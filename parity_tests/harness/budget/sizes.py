@@ -1,0 +1,192 @@
+"""What the memory and time of a verification follow from: the sizes of a model, and the tokens and patches of a case.
+
+A case's sizes come from its line in the matrix and the checkpoint's pixel rules: no picture is drawn, no prompt is
+rendered. Tokens of text are counted by the tokenizer, those of the chat template and of timestamps are rounded up.
+
+Legend: B rows, S tokens, P patches, N image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qwen3vl_export.errors import Qwen3VLExportError
+from qwen3vl_export.runtime.prepare import Preparer
+
+from ..cases.matrix import Case, Matrix, PromptSpec
+from ..cases.picture_kinds import size_of
+from ..sides.inputs import count_compared
+
+TEMPLATE_TOKENS = 16  # of a chat template around a question
+MARKER_TOKENS = 2  # around a picture or frame
+TIMESTAMP_TOKENS = 8  # before each frame of a video
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of a decoder and its vision tower.
+
+    Attributes:
+        active: width of what one token passes in a layer's MLP, over all its experts.
+        maps: number of DeepStack maps.
+    """
+
+    layers: int
+    hidden: int
+    active: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    maps: int
+    blocks: int
+    tower_hidden: int
+    tower_intermediate: int
+    tower_heads: int
+    patch_dim: int
+    merge_unit: int
+
+    @classmethod
+    def of(cls, config: Any) -> ModelSizes:
+        """Those of a configuration of transformers'."""
+        text, vision = config.text_config, config.vision_config
+        experts = getattr(text, "num_experts_per_tok", 0)
+        return cls(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            active=experts * text.moe_intermediate_size if experts else text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            vocabulary=text.vocab_size,
+            maps=len(vision.deepstack_visual_indexes),
+            blocks=vision.depth,
+            tower_hidden=vision.hidden_size,
+            tower_intermediate=vision.intermediate_size,
+            tower_heads=vision.num_heads,
+            patch_dim=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            merge_unit=vision.spatial_merge_size**2,
+        )
+
+    @property
+    def wide(self) -> int:
+        """W, the width of features and rows with their DeepStack maps."""
+        return (1 + self.maps) * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights that a token is multiplied with in one layer of the decoder."""
+        return self.hidden * (2 * self.heads + 2 * self.kv_heads) * self.head_dim + 3 * self.hidden * self.active
+
+    @property
+    def block_parameters(self) -> int:
+        """As `layer_parameters`, of a patch in one block of the tower."""
+        return 4 * self.tower_hidden**2 + 2 * self.tower_hidden * self.tower_intermediate
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a model, as a whole or in part.
+
+    Attributes:
+        tokens: of each row, padding included.
+        logits: of each row, how many tokens it returns logits of.
+        frames: patches of each frame; they do not attend to each other.
+    """
+
+    rows: int = 1
+    tokens: int = 0
+    logits: int = 0
+    frames: tuple[int, ...] = ()
+
+    @property
+    def patches(self) -> int:
+        return sum(self.frames)
+
+
+@dataclass(frozen=True)
+class CaseSizes:
+    """The sizes of a case of the matrix.
+
+    Attributes:
+        tokens: of each row's prompt, padding included; none of a case for the encoder alone.
+        compared: how many of them are compared by their logits.
+        forced: tokens of text that both sides read after it.
+        new: tokens that are decoded after it.
+    """
+
+    name: str
+    rows: int = 0
+    tokens: int = 0
+    compared: int = 0
+    forced: int = 0
+    new: int = 0
+    frames: tuple[int, ...] = ()
+
+    @cached_property
+    def encoder(self) -> Call:
+        return Call(frames=self.frames)
+
+    @cached_property
+    def prompt(self) -> Call:
+        return Call(self.rows, self.tokens, self.compared)
+
+    @cached_property
+    def text(self) -> Call:
+        """The prompt and the text after it."""
+        return Call(self.rows, self.tokens + self.forced, self.forced)
+
+    @cached_property
+    def joined(self) -> Call:
+        """All that PyTorch is asked for about the case in one call: pictures, prompt, text, and the decoded tokens."""
+        if not self.tokens:
+            return self.encoder
+        tokens, logits = (count + self.forced + self.new for count in (self.tokens, self.compared))
+        return Call(self.rows, tokens, logits, self.frames)
+
+
+def sizes_of(cases: Iterable[Case], matrix: Matrix, preparer: Preparer) -> list[CaseSizes]:
+    """The sizes of cases, as an artifact's runtime prepares them."""
+    return [case_sizes(case, matrix, preparer) for case in cases]
+
+
+def case_sizes(case: Case, matrix: Matrix, preparer: Preparer) -> CaseSizes:
+    """The sizes of a case; none if it cannot be prepared, for then its checks compute nothing."""
+    if case.is_vision_only:
+        frames = [height * width for time, height, width in case.grid_thw.tolist() for _ in range(time)]
+        return CaseSizes(case.name, frames=tuple(frames))
+    try:
+        rows = [prompt_sizes(prompt, preparer) for prompt in case.prompts]
+    except Qwen3VLExportError:
+        return CaseSizes(case.name)
+    tokens = max(tokens for tokens, _ in rows)
+    return CaseSizes(
+        case.name,
+        rows=len(rows),
+        tokens=tokens,
+        compared=count_compared(len(rows), tokens, preparer.facts.vocab_size),
+        forced=matrix.forced_tokens,
+        new=matrix.tokens_of(case),
+        frames=tuple(patches for _, frames in rows for patches in frames),
+    )
+
+
+def prompt_sizes(prompt: PromptSpec, preparer: Preparer) -> tuple[int, list[int]]:
+    """Tokens of a prompt, and the patches of each of its frames."""
+    sizing, facts = preparer.sizing, preparer.facts
+    tokens = TEMPLATE_TOKENS + len(preparer.tokenizer.encode(prompt.ask))
+    frames: list[int] = []
+    for picture in prompt.images:
+        width, height, _ = size_of(picture)
+        grid = sizing.of_image(height, width, None)
+        frames.append(grid[0] * grid[1])
+    if prompt.video:
+        width, height, count = size_of(prompt.video)
+        grid = sizing.of_video(count, height, width, None, listed=True)
+        pairs = -(-count // facts.temporal_patch_size)
+        frames += [grid[0] * grid[1]] * pairs
+        tokens += TIMESTAMP_TOKENS * pairs
+    return tokens + sum(MARKER_TOKENS + patches // facts.merge_unit for patches in frames), frames

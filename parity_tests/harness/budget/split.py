@@ -1,0 +1,22 @@
+"""Divides work into groups that fit: in order, each group as long as it can be.
+
+Knows numbers; nothing about what they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def split_in_order(items: Iterable[Item], fits: Callable[[list[Item]], bool]) -> list[list[Item]]:
+    """Groups of consecutive items, each of which fits; an item that does not fit alone is a group by itself."""
+    groups: list[list[Item]] = []
+    for item in items:
+        if groups and fits([*groups[-1], item]):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups

@@ -1,0 +1,70 @@
+"""An estimate on the terminal: cases, seconds, memory, disk. Knows how it looks; nothing about how it was made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from qwen3vl_export.console import console, format_duration, format_size, say, table
+
+from .activations import comparing_of, need_of
+from .cost import Seconds
+from .estimate import Estimate
+from .machine import free_disk, memory_left
+
+COLUMNS = ("case", "checks", "tokens", "patches", "new tokens", "time", "PyTorch", "artifact")
+RIGHT = COLUMNS[1:]
+
+
+def show(estimate: Estimate, artifact: Path, precision: str = "") -> None:
+    """Print a line for each case, then the totals, and what each side takes."""
+    planned, resources = estimate.planned, estimate.resources
+    rows = []
+    counts = Counter(check.case.name if check.case else "" for check in planned.checks)
+    for case in (resources.cases[name] for name in counts if name):
+        seconds = [estimate.checks[check.id] for check in planned.checks if check.case and check.case.name == case.name]
+        rows.append(
+            (
+                case.name,
+                counts[case.name],
+                f"{case.rows * case.tokens:,}",
+                f"{case.encoder.patches:,}",
+                f"{case.rows * case.new:,}",
+                format_duration(sum(seconds, Seconds()).total),
+                format_size(need_of(resources.model, case.joined).total),
+                format_size(comparing_of(resources.model, case)),
+            )
+        )
+    console().print(table("", COLUMNS, rows, right=RIGHT))
+    for line in describe(estimate, f"{artifact}, precision {precision}" if precision else str(artifact)):
+        say(line)
+    for left_out, reason in planned.left_out.items():
+        say(f"not checked: {left_out} ({reason})")
+
+
+def describe(estimate: Estimate, name: str) -> list[str]:
+    """The totals, a line each."""
+    planned, needs, rates, seconds = estimate.planned, estimate.resources.needs, estimate.rates, estimate.seconds
+    cases = len({check.case.name for check in planned.checks if check.case})
+    way = (
+        "streamed, the artifact's sessions closed meanwhile" if estimate.streamed else "as a whole beside the artifact"
+    )
+    left = memory_left(estimate.resources.memory)
+    lines = [
+        f"{name}: {len(planned.checks)} checks of {cases} cases of the {planned.matrix} matrix",
+        f"time: about {format_duration(seconds.total)} (PyTorch {format_duration(seconds.pytorch)}, the artifact "
+        f"{format_duration(seconds.artifact)}, comparing {format_duration(seconds.comparing)}), less what is cached; "
+        f"an estimate: {1e-9 / rates.product:,.0f} GFLOP/s in PyTorch, {1e-9 / rates.artifact_product:,.0f} in the "
+        f"artifact, {1e-9 / rates.read:.1f} GB/s of the checkpoint, measured just now",
+        f"memory: {format_size(max(left, 0))} may be taken; PyTorch takes "
+        f"{format_size(needs.weights + needs.computing.total)} as a whole or {format_size(needs.pytorch)} streamed, "
+        f"the artifact {format_size(needs.artifact)}: "
+        f"PyTorch runs {way}",
+    ]
+    if estimate.streamed:
+        free = format_size(free_disk(estimate.resources.results))
+        lines.append(
+            f"disk: {format_size(estimate.disk)} of results, {free} are free in {estimate.resources.results}; "
+            f"{estimate.passes} {'pass' if estimate.passes == 1 else 'passes'} over the checkpoint"
+        )
+    return lines
