@@ -52,22 +52,24 @@ def pytest_addoption(parser):
     parser.addoption("--{name}", {settings})
 """
 READS = """
-def test_own(pytestconfig, request):
-    assert pytestconfig.getoption("{name}") == "theirs"
+import pytest
+
+@pytest.mark.parametrize("name", {names})
+def test_own(pytestconfig, name):
+    assert pytestconfig.getoption(name) == "theirs"
 """
 
 
 @pytest.mark.parametrize("place", ["conftest.py", "their_plugin.py"])
 @pytest.mark.parametrize("settings", ["default='theirs'", "choices=['theirs', 'x'], default='theirs'"])
-@pytest.mark.parametrize("name", plugin.OPTIONS)
-def test_an_option_that_the_project_has_stays_the_projects(
-    tmp_path: Path, name: str, settings: str, place: str
-) -> None:
-    (tmp_path / place).write_text(OPTION.format(name=name, settings=settings))
-    (tmp_path / "test_own.py").write_text(READS.format(name=name))
+def test_options_that_the_project_has_stay_the_projects(tmp_path: Path, settings: str, place: str) -> None:
+    added = (f"    parser.addoption('--{name}', {settings})\n" for name in plugin.OPTIONS)
+    (tmp_path / place).write_text("".join(["def pytest_addoption(parser):\n", *added]))
+    (tmp_path / "test_own.py").write_text(READS.format(names=list(plugin.OPTIONS)))
     arguments = [] if place == "conftest.py" else ["-p", "their_plugin"]
-    done = run(tmp_path, "-q", *arguments, f"--{name}=theirs", path=tmp_path)
+    done = run(tmp_path, "-q", *arguments, *(f"--{name}=theirs" for name in plugin.OPTIONS), path=tmp_path)
     assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+    assert f"{len(plugin.OPTIONS)} passed" in done.stdout
 
 
 def test_long_names_work_where_the_short_ones_are_taken(elsewhere: Path, tiny_artifact: Path) -> None:
