@@ -8,6 +8,7 @@ and its loader; nothing about what is computed.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from transformers.utils import logging
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.exporter.checkpoint.files import stored_weights
 
+from .adapters import untie
 from .lockstep import reach, run_in_step
 
 HEAD, TABLE = "lm_head", "model.language_model.embed_tokens"
@@ -38,6 +40,7 @@ LAYER = re.compile(r".*\.(?:blocks|layers)\.\d+")  # loaded as a whole: a block 
 
 Result = TypeVar("Result")
 Restore = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Merge = Callable[[Any, Callable[[str], bool]], Any]
 Change = Callable[[str, nn.Module], None]
 
 
@@ -49,6 +52,8 @@ class StreamedModel:
             `run`, its modules have their weights when they run.
         checkpoint: directory with safetensors files.
         restore: turns a module's stored tensors into those that transformers loads; None if it loads them as stored.
+        merge: takes a copy of the model, one module of which has weights, and whether a name belongs to that module;
+            returns the model with the checkpoint's adapters merged into it.
         change: is applied to each module once it is loaded, under its name.
 
     Raises:
@@ -56,17 +61,25 @@ class StreamedModel:
     """
 
     def __init__(
-        self, model: Any, checkpoint: Path, restore: Restore | None = None, change: Change | None = None
+        self,
+        model: Any,
+        checkpoint: Path,
+        restore: Restore | None = None,
+        merge: Merge | None = None,
+        change: Change | None = None,
     ) -> None:
         self.model = model
         self.device = torch.device("cpu")
         self._restore = restore
+        self._merge = merge
         self._change = change
         self._resident = ""  # the module that `parameter` loaded last
         self._files = {name: tensor.file for name, tensor in stored_weights(checkpoint).tensors.items()}
         self._modules = dict(units_of(model))
         self._mapping = get_model_conversion_mapping(model)  # of the checkpoint's names and layouts to the model's
         self._keys = self._find_keys()
+        self._tied = self._keys[HEAD] == self._keys[TABLE]
+        self._blank = copy.deepcopy(model) if merge is not None else None  # without the hooks
         for name, module in self._modules.items():
             module.register_forward_pre_hook(lambda *_, name=name: self._arrive(name))
 
@@ -107,12 +120,16 @@ class StreamedModel:
 
     def unit(self, parameter: str) -> str:
         """The name of the module that is loaded for a parameter, by the parameter's name."""
-        name = parameter
-        while name not in self._modules:
-            name, dot, _ = name.rpartition(".")
-            if not dot:
-                raise KeyError(parameter)
+        name = self._find_unit(parameter)
+        if name is None:
+            raise KeyError(parameter)
         return name
+
+    def _find_unit(self, parameter: str) -> str | None:
+        name = parameter
+        while name and name not in self._modules:
+            name = name.rpartition(".")[0]
+        return name or None
 
     def _arrive(self, name: str) -> None:
         if not reach(name):
@@ -126,12 +143,9 @@ class StreamedModel:
         keys: defaultdict[str, list[str]] = defaultdict(list)
         for key in self._files:
             name, _ = rename_source_key(key, renamings, converters, prefix, parameters)
-            for candidate in (name, f"{prefix}.{name}"):  # a quantized weight's parts are no parameters
-                try:
-                    keys[self.unit(candidate)].append(key)
-                    break
-                except KeyError:
-                    continue
+            unit = self._find_unit(name) or self._find_unit(f"{prefix}.{name}")  # a weight's parts are no parameters
+            if unit is not None:
+                keys[unit].append(key)
         if HEAD not in keys:  # the token table is the head
             keys[HEAD] = keys[TABLE]
         if missing := [name for name in self._modules if name not in keys]:
@@ -139,8 +153,39 @@ class StreamedModel:
         return dict(keys)
 
     def _load(self, name: str) -> None:
-        """Read a module's weights, in float32, as transformers loads them."""
-        tied = name == HEAD and self._keys[HEAD] == self._keys[TABLE]
+        """Read a module's weights, in float32, as transformers loads them, and merge the adapters into them."""
+        module = self._modules[name]
+        if self._merge is not None:
+            give_weights(self._merged(name).get_submodule(name), module)
+        elif name == HEAD and self._tied:
+            self._fill(self.model, TABLE)
+            give_weights(self._modules[TABLE], module)
+        else:
+            self._fill(self.model, name)
+        absent = [parameter for parameter, value in module.named_parameters() if value.is_meta]
+        if absent:
+            raise ParityError(f"the checkpoint has no tensor {name}.{absent[0]}", "Save or download it again")
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        if self._change is not None:
+            self._change(name, module)
+
+    def _merged(self, name: str) -> Any:
+        """A copy of the model with the adapters merged into one module; into table and head together where tied."""
+        assert self._merge is not None
+        model: Any = copy.deepcopy(self._blank)
+        tied = self._tied and name in (HEAD, TABLE)
+        self._fill(model, TABLE if tied else name)
+        if self._tied:
+            model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        else:
+            untie(model)
+            model.config.tie_word_embeddings = False
+        loaded = (HEAD, TABLE) if tied else (name,)
+        return self._merge(model, lambda parameter: self._find_unit(parameter) in loaded)
+
+    def _fill(self, model: Any, name: str) -> None:
+        """Have transformers load the tensors of one module into a model."""
         with ExitStack() as stack:
             files = {file: stack.enter_context(safe_open(file, "pt")) for file in self._files_of(name)}
             if self._restore is None:
@@ -149,18 +194,7 @@ class StreamedModel:
                 state = self._restore({key: files[self._files[key]].get_tensor(key) for key in self._keys[name]})
             config = LoadStateDictConfig(dtype=torch.float32, weight_mapping=self._mapping)
             with without_progress_bar():
-                convert_and_load_state_dict_in_model(self.model, state, config)
-        module = self._modules[name]
-        if tied:
-            module.weight = self._modules[TABLE].weight
-            unload(self._modules[TABLE])
-        absent = [parameter for parameter, value in module.named_parameters() if value.is_meta]
-        if absent:
-            raise ParityError(f"the checkpoint has no tensor {name}.{absent[0]}", "Save or download it again")
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
-        if self._change is not None:
-            self._change(name, module)
+                convert_and_load_state_dict_in_model(model, state, config)
 
     def _files_of(self, name: str) -> set[Path]:
         return {self._files[key] for key in self._keys[name]}
@@ -172,6 +206,14 @@ def units_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         in_layer = LAYER.match(f"{name}.") is not None
         if LAYER.fullmatch(name) or (not in_layer and list(module.parameters(recurse=False))):
             yield name, module
+
+
+def give_weights(source: nn.Module, target: nn.Module) -> None:
+    """Move the weights of a module to another one of the same structure; the first is on the meta device afterwards."""
+    for name, parameter in list(source.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        setattr(target.get_submodule(owner), attribute, parameter)
+    unload(source)
 
 
 def unload(module: nn.Module) -> None:

@@ -18,8 +18,6 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from qwen3vl_export.errors import ParityError
-
 from .adapters import merge_adapters, untie
 from .attention import ATTENTION
 from .restored_weights import restored_weights, restoring
@@ -70,20 +68,17 @@ def load_model(checkpoint: Path, adapters: Sequence[Path] = ()) -> Any:
 
 
 def stream_model(checkpoint: Path, adapters: Sequence[Path] = (), change: Change | None = None) -> StreamedModel:
-    """The checkpoint's model with its weights on disk.
-
-    Raises:
-        ParityError: it has adapters, which PEFT merges into a whole model.
-    """
-    if adapters:
-        what = f"{checkpoint}: PyTorch has too little memory for this checkpoint in float32, which its adapters need"
-        raise ParityError(what, "Merge the adapters into a checkpoint first, or raise --memory")
+    """The checkpoint's model with its weights on disk, adapters merged into each module that is loaded."""
     config, settings = read_config(checkpoint)
     with torch.device("meta"):
         model = MODELS[config.model_type]._from_config(config, dtype=torch.float32, **EAGER).eval()
     compute_buffers(model)
     set_generation_config(model, checkpoint)
-    return StreamedModel(model, checkpoint, restoring(checkpoint, settings), change)
+
+    def merge(model: Any, is_loaded: Callable[[str], bool]) -> Any:
+        return merge_adapters(model, checkpoint, adapters, is_loaded)
+
+    return StreamedModel(model, checkpoint, restoring(checkpoint, settings), merge if adapters else None, change)
 
 
 def read_config(checkpoint: Path) -> tuple[Any, Any]:

@@ -10,26 +10,43 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from parity_tests.fixtures.adapters import write_adapter
+from parity_tests.fixtures.adapters import MIXTURE, TIED, UNTIED, write_adapter, write_base
 from parity_tests.fixtures.paths import TINY
+from parity_tests.fixtures.quantized_checkpoints import write_quantized_checkpoint
 from parity_tests.harness import verify as harness
 from parity_tests.harness.options import Options
+from parity_tests.harness.sides.adapters import copy_with_current_names
 from parity_tests.harness.sides.foreign import open_foreign
 from parity_tests.harness.sides.recorded import find_checkpoint
 from parity_tests.harness.sides.reference import Reference
 from parity_tests.harness.sides.reference_cache import recorded_files, scope_of
-from parity_tests.harness.sides.torch_model import load_model
+from parity_tests.harness.sides.torch_model import load_model, stream_model
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import CheckpointError, ParityError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
-from qwen3vl_export.exporter.checkpoint.adapter import open_adapter
+from qwen3vl_export.exporter.checkpoint.adapter import WEIGHTS, open_adapter
 from qwen3vl_export.exporter.checkpoint.adapter.config import CONFIG
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 
 INSTALL = r"peft, .* is not installed\. Install it: pip install 'qwen3vl-export\[lora\]'"
 SETTINGS = {"target_modules": ["q_proj", "down_proj", "qkv"], "modules_to_save": ["lm_head"], "use_rslora": True}
+PAIR = ["q_proj", "v_proj"]
+STREAMED: dict[str, tuple[str, dict[str, Any]]] = {  # what PEFT wraps in a way of its own
+    "products and biases": (UNTIED, {"target_modules": ["q_proj", "qkv"], "bias": "all", "use_rslora": True}),
+    "experts": (MIXTURE, {"target_modules": PAIR, "target_parameters": ["mlp.experts.down_proj", "gate.weight"]}),
+    "whole modules": (UNTIED, {"target_modules": PAIR, "modules_to_save": ["merger", "lm_head"]}),
+    "tied table": (
+        TIED,
+        {"target_modules": PAIR, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "table that is untied": (TIED, {"target_modules": ["embed_tokens", "patch_embed.proj"]}),
+    "tokens": (TIED, {"target_modules": PAIR, "trainable_token_indices": [3, 90]}),
+    "quantized weights": (UNTIED, {"target_modules": [*PAIR, "qkv"]}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +140,28 @@ def test_an_artifact_with_an_adapter_is_that_of_pytorch_with_peft(
     (other / CONFIG).write_text(json.dumps(settings | {"lora_alpha": 13}), "utf-8")
     bench = harness.open_bench(artifact, reference=Reference(TINY, adapters=[other]))
     assert {"vision", "decoder"} <= {outcome.stage for outcome in harness.run(bench, cases=cases).failures}
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+def test_a_module_at_a_time_peft_merges_what_it_merges_into_the_whole_model(kind: str, tmp_path: Path) -> None:
+    """Two adapters, one after the other, bit for bit: the second sees what the first made of table and head."""
+    base, settings = write_base(tmp_path / "base", STREAMED[kind][0]), STREAMED[kind][1]
+    pair = [write_adapter(tmp_path / str(seed), base, seed, **settings) for seed in range(2)]
+    if kind == "quantized weights":
+        base = tmp_path / kind
+        write_quantized_checkpoint(base, "nf4", tmp_path / "base")
+    plain, whole, streamed = load_model(base), load_model(base, pair), stream_model(base, pair)
+    names = [name for name, _ in whole.named_parameters(remove_duplicate=False)]
+    assert [name for name in names if not torch.equal(streamed.parameter(name), whole.get_parameter(name))] == []
+    assert any(not torch.equal(plain.get_parameter(name), whole.get_parameter(name)) for name in names)
+
+
+def test_no_more_of_an_adapter_is_read_than_what_is_merged(adapters: list[Path], tmp_path: Path) -> None:
+    modules = dict(load_model(TINY).named_modules())
+    layer = "model.language_model.layers.1"
+    assert copy_with_current_names(adapters[0], tmp_path, modules, lambda name: name.startswith(layer))
+    stored, copied = (load_file(directory / WEIGHTS) for directory in (adapters[0], tmp_path))
+    assert copied.keys() == stored.keys()
+    for name, tensor in copied.items():
+        assert torch.equal(tensor, stored[name]) if layer in name else not tensor.any(), name
+    assert not copy_with_current_names(adapters[0], tmp_path, modules, lambda name: False)
