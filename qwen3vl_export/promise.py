@@ -21,6 +21,11 @@ Grid = tuple[int, int]  # height and width in patches
 GRAPH_DIR = "onnx"
 TABLES = (EMBEDDINGS, EMBED_TOKENS)  # both hold the token table
 GRAPHS = (VISION_ENCODER, *TABLES, DECODER)
+ONNXRUNTIME = "onnxruntime"
+GENAI = "onnxruntime-genai"
+TRANSFORMERS_JS = "transformers.js"
+SECOND_DECODER = "decoder_model"  # the decoder with a default where `decoder_model_merged` requires an input
+PACKAGED = "packaged"  # stage: the second decoder computes what the first does
 ALL = ((VISION_ENCODER,), (EMBEDDINGS,), (DECODER,))
 # The stages of a verification and the graphs each runs: of every group the promised ones, at least one.
 RUNS: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -36,6 +41,7 @@ RUNS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "chunked": ALL,
     "decode": ((EMBEDDINGS,), (DECODER,)),
     "generate": ALL,
+    PACKAGED: ((DECODER,),),
     "exam": ALL,
     "accuracy": ALL,
 }
@@ -176,6 +182,8 @@ def broken_promises(manifest: Json) -> Iterator[str]:
         yield from describe_differences("graph", entries["graphs"], promised, suffix)
         for name, entry in entries["graphs"].items():
             names = [entry["file"], *entry["data"], *(shared["file"] for shared in entry.get("shared", ()))]
+            if name == DECODER and has_two_decoders(recipe):
+                names.append(second_decoder(entry["file"]))
             for file in names:
                 if file not in files:
                     yield f"graph {name}{suffix} is made of {file}, which its files do not list"
@@ -188,6 +196,17 @@ def broken_promises(manifest: Json) -> Iterator[str]:
 def graph_file(graph: str, precision: str) -> str:
     """The name in an artifact of a graph's `.onnx` file: `onnx/decoder_model_merged_q4.onnx`."""
     return f"{GRAPH_DIR}/{suffixed(graph, precision)}.onnx"
+
+
+def has_two_decoders(recipe: Json) -> bool:
+    """Whether runtimes are packaged of which one needs the decoder to require an input and another refuses that
+    (`packaging/decoders.py`)."""
+    return DECODER in recipe["graphs"] and {GENAI, TRANSFORMERS_JS} <= {*recipe["packaging"]["runtimes"]}
+
+
+def second_decoder(file: str) -> str:
+    """The second decoder's file, beside the first: `onnx/decoder_model_q4.onnx`."""
+    return file.replace(DECODER, SECOND_DECODER)
 
 
 def suffixed(name: str, precision: str) -> str:
@@ -273,6 +292,8 @@ def missing_checks(
     if reason_to_skip(recipe, model_type) is not None:
         dequantized = []
     optional = {"accuracy", *(() if recipe["parity"].get("held_out") else {"exam"})}  # accuracy sums up the exam
+    if not has_two_decoders(recipe):
+        optional.add(PACKAGED)
     required = [stage for stage in (*RUNS, *dequantized) if stage not in optional and not missing_graphs(stage, kinds)]
     yield from (stage for stage in required if stage not in stages)
     bound = [("vision", grid_case(grid)) for grid in graphs.values() if grid is not None]

@@ -79,7 +79,7 @@ def make_openvino(work: Path) -> None:
 
     make_ours(work, "int4-portable", PORTABLE, "portable")
     folder = work / "int4-portable" / "onnx"
-    model = onnx.load(folder / "decoder_model_merged.onnx", load_external_data=False)
+    model = onnx.load(folder / "decoder_model.onnx", load_external_data=False)
     keep = next(tensor for tensor in model.graph.initializer if tensor.name == "num_logits_to_keep")
     keep.CopyFrom(numpy_helper.from_array(np.array(1, np.int64), keep.name))
     onnx.save(model, folder / "one_row.onnx")

@@ -93,6 +93,7 @@ def test_the_decoder_agrees(bench: Bench, graph: Callable[[str], Run]) -> None:
             inputs_embeds=start.inputs_embeds,
             attention_mask=mask,
             position_ids=start.position_ids,
+            num_logits_to_keep=np.array(0),
             **{contract.past_name(*name): empty for name in names},
         )
         finding = logits_finding(logits, start.logits, inputs)
@@ -102,6 +103,7 @@ def test_the_decoder_agrees(bench: Bench, graph: Callable[[str], Run]) -> None:
             inputs_embeds=bench.embed(truth.ids[:, :1], bench.no_features()),
             attention_mask=np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1),
             position_ids=np.broadcast_to(position, (3, len(mask), 1)).copy(),
+            num_logits_to_keep=np.array(0),
             **{contract.past_name(*name): array for name, array in zip(names, cache, strict=True)},
         )
         finding = Finding(logit_closeness(logits[:, 0], truth.logits[:, 1]), compared=logits.size)

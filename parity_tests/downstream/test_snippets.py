@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
+from qwen3vl_export.packaging import RUNTIMES
+from qwen3vl_export.promise import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
 from qwen3vl_export.publishing.publication import prepare
 
 from ..fixtures.hub_server import Hub, running_hub

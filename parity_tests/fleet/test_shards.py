@@ -41,7 +41,7 @@ def small_matrix() -> Iterator[None]:
 def parts(tiny_artifact: Path) -> list[bytes]:
     values = json.loads((tiny_artifact / "manifest.json").read_text("utf-8"))["recipe"]
     units = list(shards.units(Recipe.model_validate_json(json.dumps(values)), "quick"))
-    assert set(units) == {"sampling[generation-settings]", *SMALL, "exam"}
+    assert set(units) == {"sampling[generation-settings]", *SMALL, "packaged[decoder_model_merged]", "exam"}
     return [shards.verify_part(tiny_artifact, "quick", names) for names in (units[:2], units[2:3], units[3:])]
 
 

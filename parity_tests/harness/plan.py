@@ -13,14 +13,16 @@ from difflib import get_close_matches
 from typing import Any
 
 from qwen3vl_export.artifact import Artifact, Manifest
-from qwen3vl_export.contract import TIERS
+from qwen3vl_export.contract import DECODER, TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.promise import (
     DEQUANTIZED,
     DEQUANTIZED_STAGES,
+    PACKAGED,
     Grid,
     graph_kind,
     grid_case,
+    has_two_decoders,
     missing_checks,
     missing_graphs,
     promised_graphs,
@@ -34,6 +36,7 @@ from .cases.matrix import CASES, Case, Matrix, load_matrix
 from .cases.picture_tokens import picture_tokens
 from .checks import dequantized
 from .checks import exam as exam_checks
+from .checks import packaged as packaged_checks
 from .checks import sampling as sampling_checks
 from .checks import weights as weight_checks
 from .checks.induction import run_stage
@@ -45,7 +48,7 @@ from .sides.bench import Bench
 from .sides.reference import Deferred
 
 EXAM_STAGES = ("exam", "accuracy")
-ORDER = (sampling_checks.STAGE, *weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), *EXAM_STAGES)
+ORDER = (sampling_checks.STAGE, *weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), PACKAGED, *EXAM_STAGES)
 PICTURE_STAGES = ("preprocess", "vision")
 MODEL_FREE = ("prompt", "preprocess")  # run no graph and nothing of PyTorch's model
 
@@ -141,6 +144,8 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     checks = [Check(sampling_checks.STAGE, sampling_checks.NAME, sampling_checks.compare_settings)]
     checks += [Check(stage, graph, weight_checks.weights_check(graph)) for stage, graph in quantized]
     checks += checks_of(cases, subject, left_out)
+    if has_two_decoders(subject.recipe):
+        checks.append(Check(PACKAGED, DECODER, packaged_checks.compare_decoders))
     if subject.recipe["parity"].get("held_out"):
         checks += [Check("exam", group, exam_checks.exam_check(group)) for group in exam_checks.GROUPS]
         per_size = matrix.exam_questions[tier]

@@ -16,13 +16,11 @@ from typing import Any
 
 from .. import contract
 from ..contract import Facts
+from ..promise import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
 from . import genai, transformers_js
+from .decoders import write_decoders
 from .names import add_second_names
 from .package import Package, StorageRules
-
-ONNXRUNTIME = "onnxruntime"
-GENAI = "onnxruntime-genai"
-TRANSFORMERS_JS = "transformers.js"
 
 Json = dict[str, Any]
 
@@ -104,6 +102,7 @@ def write_packaging(
     """
     graphs_to_name = RUNTIMES[TRANSFORMERS_JS].graphs if TRANSFORMERS_JS in runtimes else ()
     named_graphs, second_names = add_second_names(directory, graphs, graphs_to_name)
+    write_decoders(directory, runtimes, graphs.values(), named_graphs.values())
     package = Package(directory, facts, named_graphs)
     for runtime in runtimes:
         for name, content in RUNTIMES[runtime].files.items():

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from .. import contract
-from ..promise import GRAPH_DIR
+from ..promise import GRAPH_DIR, second_decoder
 from .package import PREPROCESSOR, Package
 
 CONFIG = "genai_config.json"
@@ -70,7 +70,7 @@ def config(package: Package) -> dict[str, Any]:
                 "outputs": _same_names(contract.INPUTS_EMBEDS),
             },
             "decoder": {
-                "filename": _file(contract.DECODER),
+                "filename": _decoder_file(package),
                 "hidden_size": facts.wide_size,
                 "head_size": facts.head_dim,
                 "num_attention_heads": facts.num_attention_heads,
@@ -129,6 +129,12 @@ def processor(package: Package) -> dict[str, Any]:
 
 def _file(graph: str) -> str:
     return f"{GRAPH_DIR}/{graph}.onnx"
+
+
+def _decoder_file(package: Package) -> str:
+    """The decoder that does not require what it does not know."""
+    second = second_decoder(_file(contract.DECODER))
+    return second if (package.directory / second).is_file() else _file(contract.DECODER)
 
 
 def _same_names(*names: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..artifact import Artifact
 from ..errors import PublishError
-from ..packaging import TRANSFORMERS_JS
+from ..promise import TRANSFORMERS_JS
 
 PAGE = "index.html"
 FOLDERS = (

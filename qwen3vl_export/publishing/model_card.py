@@ -14,7 +14,8 @@ from typing import Any
 from ..artifact import STATEMENT, Artifact
 from ..console import format_size
 from ..evidence import SIGNS, Evidence, Rule
-from ..packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS
+from ..packaging import RUNTIMES
+from ..promise import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
 from .heatmap import HEATMAP
 from .licence import Licence
 from .sbom import SBOM

@@ -42,6 +42,7 @@ AREAS = {
     "dequantized_decoder": "decoder alone, on its own weights",
     "dequantized_decode": "decoding with a cache, on its own weights",
     "dequantized_generate": "greedy tokens, on its own weights",
+    "packaged": "the second decoder beside the first",
     "exam": "exam",
     "accuracy": "accuracy",
 }

@@ -6,9 +6,12 @@ That the runtimes load it is shown in `parity_tests/downstream`.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
+import onnx
+import onnxruntime as ort
 import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -17,8 +20,10 @@ from parity_tests.fixtures.paths import DOCS, TINY
 from qwen3vl_export import contract
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, RUNTIMES, TRANSFORMERS_JS, loadable_runtimes, transformers_js
+from qwen3vl_export.packaging import RUNTIMES, loadable_runtimes, transformers_js
+from qwen3vl_export.packaging.decoders import write_decoders
 from qwen3vl_export.packaging.package import Package
+from qwen3vl_export.promise import GENAI, ONNXRUNTIME, SECOND_DECODER, TRANSFORMERS_JS
 from qwen3vl_export.recipe.model import GRAPH_NAMES, RuntimeName
 
 DOCUMENT = DOCS / "downstream.md"
@@ -68,6 +73,58 @@ def test_genai_names_the_files_and_tensors_of_the_contract(tiny_artifact: Path) 
     expanded = {pattern % layer for pattern in patterns for layer in range(facts.num_hidden_layers)}
     assert declared - {contract.NUM_LOGITS_TO_KEEP} == expanded | set(named.values())
     assert model["decoder"]["hidden_size"] == 4 * facts.hidden_size
+
+
+def test_transformers_js_gets_a_decoder_that_requires_the_number_of_logits(tiny_artifact: Path) -> None:
+    """Its onnxruntime lists an input only if it has no default, and it passes an input only if it is listed."""
+    decoder = ort.InferenceSession(tiny_artifact / "onnx" / "decoder_model_merged.onnx")
+    assert contract.NUM_LOGITS_TO_KEEP in [node.name for node in decoder.get_inputs()]
+
+
+def test_genai_gets_a_decoder_that_does_not(tiny_artifact: Path) -> None:
+    model = settings(tiny_artifact, "genai_config.json")["model"]
+    decoder = ort.InferenceSession(tiny_artifact / model["decoder"]["filename"])
+    assert contract.NUM_LOGITS_TO_KEEP not in [node.name for node in decoder.get_inputs()]
+    assert [node.name for node in decoder.get_overridable_initializers()] == [contract.NUM_LOGITS_TO_KEEP]
+
+
+def test_the_two_decoders_differ_in_a_default_alone(tiny_artifact: Path) -> None:
+    required, optional = (
+        onnx.load(tiny_artifact / "onnx" / f"{name}.onnx", load_external_data=False)
+        for name in (contract.DECODER, SECOND_DECODER)
+    )
+    default = next(tensor for tensor in optional.graph.initializer if tensor.name == contract.NUM_LOGITS_TO_KEEP)
+    optional.graph.initializer.remove(default)
+    assert required == optional
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "decoders"),
+    [
+        ((ONNXRUNTIME,), {"": True}),
+        ((GENAI,), {"": True}),
+        ((TRANSFORMERS_JS,), {"": False}),
+        ((GENAI, TRANSFORMERS_JS), {"": False, "second": True}),
+    ],
+)
+def test_no_runtime_gets_a_second_decoder_without_need(
+    runtimes: tuple[str, ...], decoders: dict[str, bool], tiny_artifact: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "onnx").mkdir()
+    first, second = f"onnx/{contract.DECODER}.onnx", f"onnx/{SECOND_DECODER}.onnx"
+    shutil.copyfile(tiny_artifact / second, tmp_path / first)  # as it was built
+    graphs = {contract.DECODER: {"file": first}}
+    write_decoders(tmp_path, runtimes, [graphs], [graphs])
+    paths = {"": tmp_path / first, "second": tmp_path / second}
+    has_default = {
+        name: any(
+            tensor.name == contract.NUM_LOGITS_TO_KEEP
+            for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        )
+        for name, path in paths.items()
+        if path.exists()
+    }
+    assert has_default == decoders
 
 
 def test_a_fixed_size_is_packaged_for_onnxruntime_alone(tiny_fixed_artifact: Path) -> None:

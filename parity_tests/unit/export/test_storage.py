@@ -28,9 +28,10 @@ from qwen3vl_export.exporter.skeletons import Skeleton
 from qwen3vl_export.exporter.stages import Stages
 from qwen3vl_export.exporter.weights import ArrayKey, FilePlacement, WeightFile, attach
 from qwen3vl_export.exporter.weights.inputs import Source
-from qwen3vl_export.packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS, storage_rules
+from qwen3vl_export.packaging import storage_rules
 from qwen3vl_export.packaging.names import add_second_names
 from qwen3vl_export.packaging.package import StorageRules
+from qwen3vl_export.promise import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import MethodSettings
 from qwen3vl_export.runtime import Qwen3VL

@@ -30,7 +30,7 @@ from parity_tests.harness.verify import run
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import CheckpointSource
-from qwen3vl_export.promise import FROM_SOURCE
+from qwen3vl_export.promise import FROM_SOURCE, PACKAGED
 
 from ...fixtures.torch_sessions import torch_bench
 
@@ -109,7 +109,7 @@ def test_a_stage_without_rules_is_refused() -> None:
 
 def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:
     downstream = {"resized_elsewhere"}
-    assert {"sampling", FROM_SOURCE, *STAGES, *downstream, "exam", "accuracy"} == set(PROFILE.rules)
+    assert {"sampling", FROM_SOURCE, PACKAGED, *STAGES, *downstream, "exam", "accuracy"} == set(PROFILE.rules)
     assert all(rule.reason and rule.source for rules in PROFILE.rules.values() for rule in rules)
 
 

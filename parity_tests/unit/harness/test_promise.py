@@ -114,6 +114,11 @@ BROKEN: dict[str, tuple[str, Change, str]] = {
         without("files", DATA),
         f"graph decoder_model_merged is made of {DATA}, which its files do not list",
     ),
+    "an unlisted second decoder": (
+        "tiny",
+        without("files", "onnx/decoder_model.onnx"),
+        "graph decoder_model_merged is made of onnx/decoder_model.onnx, which its files do not list",
+    ),
     **{f"no {name}": ("tiny", without("files", name), f"its files do not list {name}") for name in NEEDED_FILES},
     "no precisions": (
         "tiny-precisions",

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from ....contract import Facts
 from ....errors import CheckpointError, InputError
-from ....packaging import GENAI
+from ....promise import GENAI
 from ....runtime.sampling import from_generation_config
 from .sources import refuse, stored_json, to_bytes
 
