@@ -53,6 +53,12 @@ ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
 NUM_LOGITS_TO_KEEP = "num_logits_to_keep"
 LOGITS = "logits"
+LAST_HIDDEN_STATE = "last_hidden_state"
+
+# What a model's last hidden states are for.
+TEXT, EMBEDDING, RERANKER = "text", "embedding", "reranker"
+HEADS = (TEXT, EMBEDDING, RERANKER)
+YES, NO = 0, 1  # the logits of a reranker
 
 OUT_OF_RANGE = "activations exceed the range of float16"  # the message of a guard in float16 graphs
 
@@ -63,7 +69,7 @@ TokenId = Annotated[int, AtLeast(0), AtMost(LARGEST_SIZE)]
 
 @dataclass(frozen=True)
 class Facts:
-    """The numbers of one model that fix every shape. All come from the checkpoint's config; none has a default."""
+    """What fixes every shape of one model: numbers of the checkpoint's config, without defaults, and the head."""
 
     model_type: str
     hidden_size: Size
@@ -82,6 +88,7 @@ class Facts:
     video_token_id: TokenId
     vision_start_token_id: TokenId
     vision_end_token_id: TokenId
+    head: Annotated[str, OneOf(HEADS)] = TEXT  # manifests of models that answer need not say so
 
     @property
     def patch_dim(self) -> int:
@@ -174,10 +181,24 @@ def embeddings(facts: Facts) -> Graph:
     )
 
 
-def decoder(facts: Facts) -> Graph:
-    """Wide rows and a cache to logits and the longer cache.
+# What the decoder returns of each row, by head. An embedding model's hidden states are after the final norm, neither
+# pooled nor normalized. A reranker's logits are float32 whatever the graph's dtype: scores are their difference.
+DECODER_OUTPUTS: Mapping[str, Callable[[Facts], Tensor]] = {
+    TEXT: lambda facts: Tensor(LOGITS, "float", ("batch_size", "num_logits", facts.vocab_size)),
+    EMBEDDING: lambda facts: Tensor(LAST_HIDDEN_STATE, "float", ("batch_size", "num_logits", facts.hidden_size)),
+    RERANKER: lambda facts: Tensor(LOGITS, "float32", ("batch_size", "num_logits", len((YES, NO)))),
+}
 
-    `num_logits_to_keep` = n computes logits for the last n rows only; 0, its default, for all.
+
+def decoder_output(facts: Facts) -> Tensor:
+    """What the decoder returns besides the cache."""
+    return DECODER_OUTPUTS[facts.head](facts)
+
+
+def decoder(facts: Facts) -> Graph:
+    """Wide rows and a cache to what the model's head makes of them and the longer cache.
+
+    `num_logits_to_keep` = n computes the head for the last n rows only; 0, its default, for all.
     """
     cache = ("batch_size", facts.num_key_value_heads)
     layers = range(facts.num_hidden_layers)
@@ -200,16 +221,20 @@ def decoder(facts: Facts) -> Graph:
             *past,
             Tensor(NUM_LOGITS_TO_KEEP, "int64", (), default=0),
         ),
-        outputs=(Tensor(LOGITS, "float", ("batch_size", "num_logits", facts.vocab_size)), *present),
+        outputs=(decoder_output(facts), *present),
     )
 
 
-HEADS: Mapping[str, Callable[[Facts], Graph]] = {EMBED_TOKENS: embed_tokens, EMBEDDINGS: embeddings, DECODER: decoder}
+TEXT_GRAPHS: Mapping[str, Callable[[Facts], Graph]] = {
+    EMBED_TOKENS: embed_tokens,
+    EMBEDDINGS: embeddings,
+    DECODER: decoder,
+}
 
 
 def graph_of(name: str, facts: Facts, grid: tuple[int, int] | None) -> Graph:
     """The declaration of a graph by name; every other name is a vision encoder's."""
-    return HEADS[name](facts) if name in HEADS else vision_encoder(facts, name, grid)
+    return TEXT_GRAPHS[name](facts) if name in TEXT_GRAPHS else vision_encoder(facts, name, grid)
 
 
 def differing_sides(graph: Graph, entry: Mapping[str, Any]) -> Iterator[str]:

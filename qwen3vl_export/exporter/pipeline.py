@@ -42,6 +42,7 @@ from .skeletons import (
     build_skeletons,
     inputs_of,
     open_recipe_checkpoint,
+    recipe_for,
     shared_graphs,
     sort_for_writing,
 )
@@ -88,6 +89,7 @@ def build(
     with resumable_directory(out, force, resume, inputs_of(recipe, checkpoint, adapters)) as directory:
         # recipe -> checkpoint -> trace -> simplify -> optimize -> quantize
         opened = open_recipe_checkpoint(recipe, checkpoint, adapters)
+        recipe = recipe_for(recipe, opened, log)
         prepared = prepare_build(recipe, opened, directory, keep_stages, log)
         check_space(out, prepared.bytes_to_write)
         # -> weights

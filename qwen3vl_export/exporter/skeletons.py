@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 
 from .. import contract
-from ..contract import Facts, Graph
+from ..contract import TEXT, Facts, Graph
 from ..errors import RecipeError
 from ..packaging import storage_rules
 from ..promise import promised_graphs, suffixed
@@ -58,7 +58,25 @@ def open_recipe_checkpoint(recipe: Recipe, checkpoint: str | None, adapters: Seq
         opened = open_checkpoint(str(recipe.checkpoint_dir), name=recorded["source"])
     else:
         opened = open_repository(recipe.checkpoint.source, recipe.checkpoint.revision)
-    return opened.adapted(chosen)
+    return replace(opened.adapted(chosen), chosen_head=recipe.head)
+
+
+def recipe_for(recipe: Recipe, checkpoint: Checkpoint, log: Log) -> Recipe:
+    """The recipe with the checkpoint's head, if it names none itself; what follows from that is logged.
+
+    Raises:
+        RecipeError: it asks for what a model of this head cannot do.
+    """
+    head = checkpoint.facts.head
+    if recipe.head is not None:
+        return recipe
+    if recipe.parity.held_out and head != TEXT:
+        raise RecipeError(f"{recipe.name}: the exam asks questions, and the head is {head}", "Set held_out: false")
+    resolved = recipe.with_head(head)
+    left_out = [name for name in recipe.packaging.runtimes if name not in resolved.packaging.runtimes]
+    if head != TEXT:
+        log(f"head {head}, as the checkpoint says" + (f"; not packaged for {', '.join(left_out)}" if left_out else ""))
+    return resolved
 
 
 def inputs_of(recipe: Recipe, checkpoint: str | None, adapters: Sequence[str] = ()) -> tuple[Path, ...]:
@@ -266,7 +284,7 @@ def shares_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
     has_table = contract.EMBED_TOKENS in recipe.graphs or contract.EMBEDDINGS in recipe.graphs
     rules = storage_rules(recipe.packaging.runtimes)
     is_readable = recipe.packaging.tied_head == "link" or not rules.named_by_graph
-    return has_table and checkpoint.tied and is_readable
+    return checkpoint.facts.head == TEXT and has_table and checkpoint.tied and is_readable
 
 
 def table_stem(recipe: Recipe, precision: str, checkpoint: Checkpoint) -> str | None:

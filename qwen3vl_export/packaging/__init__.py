@@ -32,6 +32,7 @@ class Runtime:
     Attributes:
         releases: the releases that artifacts were run with.
         graphs: the graphs it loads, each for pictures of any size; empty if it loads any.
+        heads: the heads it knows what to do with.
         files: the files written or completed for it: name -> function of the package so far.
         largest_file: bytes that no weight file should exceed; None if it has no limit.
         named_by_graph: it looks for a graph's weights only in files named after that graph.
@@ -40,6 +41,7 @@ class Runtime:
 
     releases: str
     graphs: tuple[str, ...] = ()
+    heads: tuple[str, ...] = contract.HEADS
     files: Mapping[str, Callable[[Package], Json]] = field(default_factory=dict)
     largest_file: int | None = None
     named_by_graph: bool = False
@@ -51,6 +53,7 @@ RUNTIMES: dict[str, Runtime] = {
     GENAI: Runtime(
         releases="0.13 to 0.18",
         graphs=(contract.VISION_ENCODER, contract.EMBEDDINGS, contract.DECODER),
+        heads=(contract.TEXT,),
         files={
             genai.CONFIG: genai.config,
             genai.PROCESSOR: genai.processor,
@@ -60,6 +63,7 @@ RUNTIMES: dict[str, Runtime] = {
     TRANSFORMERS_JS: Runtime(
         releases="4.3",
         graphs=(contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER),
+        heads=(contract.TEXT,),
         files={
             "config.json": transformers_js.config,
             "preprocessor_config.json": transformers_js.preprocessor,
@@ -72,12 +76,12 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
-def loadable_runtimes(graphs: Sequence[str], grid: str) -> tuple[str, ...]:
+def loadable_runtimes(graphs: Sequence[str], grid: str, head: str) -> tuple[str, ...]:
     """Which runtimes can load such an artifact: all but plain onnxruntime need one encoder for any grid."""
     return tuple(
         name
         for name, runtime in RUNTIMES.items()
-        if not runtime.graphs or (grid == "dynamic" and set(runtime.graphs) <= set(graphs))
+        if head in runtime.heads and (not runtime.graphs or (grid == "dynamic" and set(runtime.graphs) <= set(graphs)))
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from ..contract import TEXT
 from ..errors import RecipeError
 from ..json_form import shown
 from ..output import is_file_name
@@ -186,7 +187,8 @@ def _fill_in_defaults(merged: MergedRecipe) -> None:
     packaging = merged.data.setdefault("packaging", {})
     vision, graphs = merged.data.get("vision", {}), merged.data.get("graphs", list(GRAPH_NAMES))
     if isinstance(packaging, dict) and isinstance(vision, dict) and isinstance(graphs, list):
-        runtimes = loadable_runtimes([str(graph) for graph in graphs], str(vision.get("grid", "dynamic")))
+        grid, head = str(vision.get("grid", "dynamic")), str(merged.data.get("head") or TEXT)
+        runtimes = loadable_runtimes([str(graph) for graph in graphs], grid, head)
         merged.data["packaging"] = {"runtimes": list(runtimes), **packaging}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from ..contract import MOST_FORCED_PIXELS
+from ..contract import MOST_FORCED_PIXELS, TEXT
 from ..hub import SCHEME
 from ..packaging import RUNTIMES, loadable_runtimes
 from .quantize import PROFILES, MethodSettings, Quantization, profile_of
@@ -28,6 +28,7 @@ GraphName = Literal["vision_encoder", "embed_tokens", "embeddings", "decoder_mod
 GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged")
 PrecisionName = Literal["fp16", "int8", "q4", "q4f16"]  # suffixes that transformers.js knows
 DEFAULT = ""  # the precision of the recipe itself, whose files have no suffix
+HeadName = Literal["text", "embedding", "reranker"]
 RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js"]
 Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
 
@@ -144,6 +145,9 @@ class Recipe(StrictModel):
     """ort: onnxruntime's fused operators. portable: standard ONNX operators only."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Floating type of weights and activations. bfloat16 applies to the weights only: computing is in float32."""
+    head: HeadName | None = None
+    """text: answers. embedding: a vector for each input. reranker: a score for each pair. Default: as the checkpoint
+    says."""
     vision: Vision = Vision()
     """Which picture sizes the vision encoder takes."""
     graphs: tuple[GraphName, ...] = Field(default=GRAPH_NAMES, min_length=1)
@@ -216,6 +220,12 @@ class Recipe(StrictModel):
         changes = {"dtype": settings.dtype, "quantization": settings.quantization, "parity": parity}
         return self.model_copy(update={**changes, "precisions": {}})
 
+    def with_head(self, head: str) -> Recipe:
+        """The recipe for a checkpoint of this head, without the runtimes that do not know it."""
+        runtimes = tuple(name for name in self.packaging.runtimes if head in RUNTIMES[name].heads)
+        packaging = self.packaging.model_copy(update={"runtimes": runtimes})
+        return self.model_copy(update={"head": head, "packaging": packaging})
+
     def file_precision(self, precision: str, graph: str) -> str:
         """The precision whose file a graph of `precision` uses: the first that stores the graph the same way."""
         weight_format = self.at(precision)._weight_format(graph)
@@ -243,7 +253,13 @@ class Recipe(StrictModel):
             self.at(name)._check_precision(f"precisions.{name}." if name else "")
         missing = [name for name in GRAPH_NAMES if name not in self.graphs]
         for runtime in self.packaging.runtimes:
-            if runtime not in loadable_runtimes(self.graphs, self.vision.grid):
+            if self.head not in (None, *RUNTIMES[runtime].heads):
+                raise FieldConflict(
+                    "packaging.runtimes",
+                    f"{runtime} only answers, and the head is {self.head}",
+                    f"Leave {runtime} out, or packaging.runtimes",
+                )
+            if runtime not in loadable_runtimes(self.graphs, self.vision.grid, self.head or TEXT):
                 needed = [name for name in RUNTIMES[runtime].graphs if name not in self.graphs]
                 requirement = (
                     f"{needed[0]}, which is not exported" if needed else "a vision encoder for any picture size"
@@ -253,6 +269,10 @@ class Recipe(StrictModel):
                     f"{runtime} needs {requirement}",
                     f"Leave {runtime} out, or packaging.runtimes",
                 )
+        if self.parity.held_out and self.head not in (None, TEXT):
+            raise FieldConflict(
+                "parity.held_out", f"the exam asks questions, and the head is {self.head}", "Set held_out: false"
+            )
         if self.parity.held_out and missing:
             raise FieldConflict(
                 "parity.held_out", f"the exam needs every graph, {missing[0]} is not exported", "Set held_out: false"

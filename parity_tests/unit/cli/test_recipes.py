@@ -46,6 +46,7 @@ def test_shipped_recipe_loads(file: Path) -> None:
 def test_every_official_model_has_a_recipe() -> None:
     sizes = ("2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B")
     expected = {f"Qwen/Qwen3-VL-{size}-{kind}" for size in sizes for kind in ("Instruct", "Thinking")}
+    expected |= {f"Qwen/Qwen3-VL-{kind}-{size}" for size in ("2B", "8B") for kind in ("Embedding", "Reranker")}
     sources = {load_recipe(file).checkpoint.source for file in RECIPES.glob("qwen3-vl-*.yaml")}
     assert sources == expected
 
@@ -246,6 +247,15 @@ MISTAKES = {
         "extends: tiny-fixed.yaml\npackaging: {runtimes: [onnxruntime-genai]}\n",
         "packaging.runtimes: onnxruntime-genai needs a vision encoder for any picture size",
     ),
+    "runtime that only answers": (
+        TINY + "head: embedding\nparity: {held_out: false}\npackaging: {runtimes: [onnxruntime-genai]}\n",
+        "packaging.runtimes: onnxruntime-genai only answers, and the head is embedding. Leave onnxruntime-genai out",
+    ),
+    "exam of a reranker": (
+        TINY + "head: reranker\n",
+        "parity.held_out: the exam asks questions, and the head is reranker. Set held_out: false",
+    ),
+    "misspelt head": (TINY + "head: rerank\n", 'head: "rerank" is not one of text, embedding, reranker'),
     "exam without a graph": (TINY + "graphs: [embeddings]\n", "parity.held_out: the exam needs every graph"),
     "graph twice": (TINY + "graphs: [embeddings, embeddings]\nparity: {held_out: false}\n", "graphs: a graph appears"),
     "syntax": ("vision: [\n", "wrong.yaml:2: expected"),

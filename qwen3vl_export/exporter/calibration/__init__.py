@@ -25,7 +25,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from ...contract import DECODER
+from ...contract import DECODER, TEXT
 from ...recipe.model import Recipe
 from ...recipe.quantize import BlockSettings
 from ..checkpoint import Checkpoint
@@ -204,7 +204,7 @@ class _LayerQuantizer:
 
     def quantize_head(self, norm: nn.Module, states: list[PromptState]) -> None:
         """Quantize the output head."""
-        if self.products.keeps(LM_HEAD):
+        if self.products.checkpoint.facts.head != TEXT or self.products.keeps(LM_HEAD):
             return
         hessian = Hessian(self.products.checkpoint.facts.hidden_size)
         name = f"{TEXT_PREFIX}norm."

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...contract import Facts
+from ...contract import RERANKER, Facts
 from ...errors import CheckpointError
 from ...hash_cache import sha256_file
 from ...hub import REPOSITORY, SCHEME, download
@@ -24,9 +24,10 @@ from .adapter.config import CONFIG as ADAPTER
 from .adapter.merge import Weights
 from .config import Config, read_config
 from .experts import orient_experts, stack_experts
-from .files import INDEX, SETTINGS, StoredWeights, check_settings_files, files_read, stored_weights
+from .files import INDEX, MODULES, SETTINGS, StoredWeights, check_settings_files, files_read, stored_weights
 from .formats import find_settings, restore_tensors
 from .formats.settings import QuantizationConfig
+from .heads import add_score, told_head
 from .ignored import warn_of_ignored
 from .licence import CARD, declared_licence, licence_files
 from .location import locate
@@ -47,6 +48,7 @@ class Checkpoint:
         revision: commit of the repository, or "local".
         config: the parsed `config.json`.
         adapters: merged into the tensors as they are read, in this order.
+        chosen_head: what its last hidden states are for, of `contract.HEADS`; None: as its files tell.
     """
 
     root: Path
@@ -54,6 +56,7 @@ class Checkpoint:
     revision: str
     config: Config
     adapters: tuple[Adapter, ...] = ()
+    chosen_head: str | None = None
 
     @cached_property
     def facts(self) -> Facts:
@@ -77,6 +80,7 @@ class Checkpoint:
             video_token_id=self.config.video_token_id,
             vision_start_token_id=self.config.vision_start_token_id,
             vision_end_token_id=self.config.vision_end_token_id,
+            head=self.chosen_head or told_head(self.root, self.config),
         )
 
     @property
@@ -107,19 +111,20 @@ class Checkpoint:
         """The checkpoint with further adapters, merged after those that it has."""
         return replace(self, adapters=(*self.adapters, *adapters))
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorReader]:
         """Every tensor, under the name and in the shape that transformers' model gives it, from the headers alone, with
-        the adapters merged in.
+        the adapters merged in; of a reranker also `SCORE`, two rows of its head.
 
         With adapters, a tied head is compared with the table first, as in `tied`.
 
         Raises:
             CheckpointError: a file is missing or is not a safetensors file, two tensors are the same parameter, a
                 matrix of an expert is missing, weights are quantized in a way that cannot be read, or an adapter does
-                not fit.
+                not fit; or as `add_score`.
         """
-        return self._merged.tensors if self.adapters else self._restored
+        tensors = self._merged.tensors if self.adapters else self._restored
+        return add_score(tensors, self.tied, self.root, self.facts) if self.facts.head == RERANKER else tensors
 
     @cached_property
     def tied(self) -> bool:
@@ -136,7 +141,7 @@ class Checkpoint:
             return self._merged.tied
         if not self.config.tie_word_embeddings:
             return False
-        table, head = self.tensors.get(TABLE), self.tensors.get(HEAD)
+        table, head = self._restored.get(TABLE), self._restored.get(HEAD)
         return table is None or head is None or table is head or equal_values(table, head)
 
     @cached_property
@@ -153,7 +158,7 @@ class Checkpoint:
     @cached_property
     def _merged(self) -> Weights:
         """The tensors with the adapters, and whether the head is still the table."""
-        weights = Weights(self.base.tensors, self.base.tied, bool(self.config.tie_word_embeddings))
+        weights = Weights(self.base._restored, self.base.tied, bool(self.config.tie_word_embeddings))
         return merge_adapters(self.adapters, weights, self.config)
 
     def read(self, name: str, rows: slice | None = None, allocate: Allocator | None = None) -> torch.Tensor:
@@ -238,7 +243,7 @@ def _open_source(source: str, revision: str, name: str = "", trained: frozenset[
         name, revision = location
         if not REPOSITORY.fullmatch(name):
             raise CheckpointError(f"{SCHEME}{name}: is not the name of a repository", f"Write {SCHEME}OWNER/NAME")
-        wanted = [*SETTINGS, ADAPTER, "*.safetensors", INDEX]
+        wanted = [*SETTINGS, MODULES, ADAPTER, "*.safetensors", INDEX]
         root, commit = download(name, revision, wanted, ["LICENSE*", CARD])
     return _open(root, name, commit, trained)
 
@@ -250,7 +255,7 @@ def _open(root: Path, source: str, revision: str, trained: frozenset[Path]) -> C
         adapter = read_adapter(root, source, revision)
         base, base_revision = find_base(adapter)
         return _open_source(base, base_revision, trained=trained | {root}).adapted([adapter])
-    refuse_placeholders([root / name for name in (*SETTINGS, INDEX)])
+    refuse_placeholders([root / name for name in (*SETTINGS, INDEX, MODULES)])
     refuse_placeholders(sorted(root.glob("*.safetensors")))
     check_settings_files(root)
     return Checkpoint(root, source, revision, read_config(root))

@@ -16,6 +16,7 @@ from ...output import is_file_name
 from .safetensors_file import StoredTensor, stored_tensors
 
 INDEX = "model.safetensors.index.json"
+MODULES = "modules.json"  # of sentence-transformers
 SINGLE = "model.safetensors"
 SETTINGS = (  # what transformers reads of a model, its tokenizer and its processor, where it exists
     "config.json",
@@ -135,9 +136,14 @@ def settings_files(root: Path) -> list[Path]:
 
 
 def files_read(root: Path) -> list[Path]:
-    """Every file that transformers would read: settings, then weights."""
+    """Every file that a build reads: what transformers would, settings, then weights, and before them `MODULES`."""
     entry = weights_entry(root)
-    return [*settings_files(root), *([entry] if entry.suffix == ".json" else []), *weight_files(root)]
+    return [
+        *_files(root, (MODULES,)),
+        *settings_files(root),
+        *([entry] if entry.suffix == ".json" else []),
+        *weight_files(root),
+    ]
 
 
 def check_settings_files(root: Path) -> None:
@@ -149,7 +155,7 @@ def check_settings_files(root: Path) -> None:
     Raises:
         CheckpointError: one is.
     """
-    for file in _files(root, (*SETTINGS, INDEX)):
+    for file in _files(root, (*SETTINGS, INDEX, MODULES)):
         if file.stat().st_size > LARGEST_SETTINGS:
             raise CheckpointError(f"{file}: over {LARGEST_SETTINGS} bytes", "Download the checkpoint again")
         if not lies_inside(root, _name(root, file), root):

@@ -14,8 +14,10 @@ PREFIXES = {  # of a submodule's parameters -> of the checkpoint's tensors
     "language_model.": "model.language_model.",
     "embed_tokens.": "model.language_model.embed_tokens.",
     "lm_head.": "lm_head.",
+    "score.": "score.",
 }
 TABLE, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+SCORE = "score.weight"  # two rows of the head, of a reranker: no file has it under this name
 BASE = "model."  # `base_model_prefix` of transformers' classes
 WRAPPED = (BASE, "model.language_model.", "model.visual.")  # prefixes that other programs write in another way
 

@@ -114,6 +114,24 @@ class TransposedReader(WrappedReader):
 
 
 @dataclass(frozen=True)
+class RowsReader(WrappedReader):
+    """Some rows of a matrix, in the order given."""
+
+    rows: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.reader.shape[1:])
+
+    def read(self, rows: slice, allocate: Allocator) -> Tensor:
+        chosen = self.rows[rows]
+        matrix = allocate((len(chosen), *self.shape[1:]), dtype=self.dtype)
+        for row, index in zip(matrix, chosen, strict=True):
+            row.copy_(self.reader.read(slice(index, index + 1), allocate_anew)[0])
+        return matrix
+
+
+@dataclass(frozen=True)
 class StackedReader:
     """A stack of matrices [N, R, C], each stored as tensors [Ri, C] whose rows follow one another.
 

@@ -32,7 +32,7 @@ from ...replaceable import check_output
 from ..checkpoint import Checkpoint
 from ..checkpoint.files import SINGLE
 from ..settings import check_settings
-from ..skeletons import Log, Skeleton, build_skeletons, inputs_of, open_recipe_checkpoint, sort_for_writing
+from ..skeletons import Log, Skeleton, build_skeletons, inputs_of, open_recipe_checkpoint, recipe_for, sort_for_writing
 from ..weights import WORKERS, ArrayKey, FilePlacement, is_transposed, key_of
 from ..weights.inputs import Source, fold_transforms, shape_of, source_of, weight_inputs
 from ..weights.packing import Packing
@@ -101,6 +101,7 @@ def plan_build(
     check_output(out, force=True, inputs=inputs_of(recipe, checkpoint, adapters))
     start = time.perf_counter()
     opened = open_recipe_checkpoint(recipe, checkpoint, adapters)
+    recipe = recipe_for(recipe, opened, log)
     check_settings(opened, recipe, log)
     skeletons = build_skeletons(recipe, opened, log)
     traced = time.perf_counter()

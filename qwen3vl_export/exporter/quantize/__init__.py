@@ -1,7 +1,8 @@
 """Quantization: matrix products and look-ups of a skeleton to their quantized operators. `ir.Model -> ir.Model`.
 
 Only the graph changes here: a weight input becomes one input for each part of its packing, whose bytes `weights/`
-computes as it streams. Positions, norms and biases are not quantized, nor is any weight that a `keep` pattern matches.
+computes as it streams. Positions, norms, biases and the two rows of a reranker's head are not quantized, nor is any
+weight that a `keep` pattern matches.
 
     method         ort                                portable (standard operators)
     int8, int4     MatMulNBits, GatherBlockQuantized, DequantizeLinear of blocks, then the product;
@@ -23,6 +24,7 @@ import onnx_ir as ir
 from ...contract import EMBED_TOKENS, EMBEDDINGS
 from ...errors import BuildError
 from ...recipe.quantize import MethodSettings
+from ..checkpoint.names import SCORE
 from ..opsets import declare_microsoft
 from ..simplify import clean
 from ..weights.inputs import (
@@ -71,9 +73,8 @@ def quantize(
     model = fold_transforms(model)
     weights = weight_inputs(model)
     excluded = _match_parameters(model, weights, settings.keep)
-    quantized = {
-        w for w in weights if (name := source_of(w).parameter) not in excluded and not fnmatchcase(name, ROUTER)
-    }
+    excluded |= {name for weight in weights if is_exact(name := source_of(weight).parameter)}
+    quantized = {weight for weight in weights if source_of(weight).parameter not in excluded}
     if settings.method == "source":
         quantized = {weight for weight in quantized if source_of(weight).parameter in source_weights.settings}
 
@@ -113,6 +114,11 @@ def quantize(
             )
         model = use_rows(model, source_weights.rows.__getitem__)
     return clean(drop_unused(model))
+
+
+def is_exact(parameter: str) -> bool:
+    """Whether a product decides between few outcomes, so that its weights are never quantized."""
+    return parameter == SCORE or fnmatchcase(parameter, ROUTER)
 
 
 def store_as(model: ir.Model, dtype: ir.DataType) -> ir.Model:

@@ -28,7 +28,7 @@ from ..checkpoint.safetensors_file import WEIGHT_DTYPES
 from ..checkpoint.tensors import StoredReader, equal_values
 from ..unroll import Stack
 from . import attention, experts
-from .decoder import Decoder
+from .decoder import DECODERS
 from .embedding import Embeddings, EmbedTokens
 from .half_range import widen_mlps
 from .layers import decoder_stack, tower_stack
@@ -122,14 +122,17 @@ def build_submodule(
         text._experts_implementation = experts.EXPERTS_IMPLEMENTATION
         with _fake_weights(mode, dtype):
             language_model = text_model(text)
-            lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        decoder = DECODERS[facts.head](language_model)
+        with _fake_weights(mode, dtype):
+            decoder.add_projection()
         del language_model.embed_tokens
         if dtype == torch.float16:
             widen_mlps(language_model)
         stack = None if all_layers else decoder_stack(language_model, facts.num_deepstack)
         traced_facts = replace(facts, num_hidden_layers=len(language_model.layers))
-        module = Decoder(language_model, lm_head).eval()
-        return Submodule(contract.decoder(facts), module, mode, _arrange_decoder, stack, contract.decoder(traced_facts))
+        return Submodule(
+            contract.decoder(facts), decoder.eval(), mode, _arrange_decoder, stack, contract.decoder(traced_facts)
+        )
     else:
         with _fake_weights(mode, dtype):
             table = nn.Embedding(text.vocab_size, text.hidden_size)
@@ -173,7 +176,7 @@ def check_tensors(
                 f"{entry.file}: tensor {name} has dtype {entry.dtype}, weights have {', '.join(WEIGHT_DTYPES)}",
                 "Use an unquantized Qwen3-VL checkpoint",
             )
-    ignored = {HEAD} if tied else set()
+    ignored = {HEAD} if tied or checkpoint.facts.head != contract.TEXT else set()
     extra = set(tensors) - set(expected) - ignored
     _warn(checkpoint, [name for name in extra if tower or not name.startswith(TOWER)], log)
 
@@ -203,6 +206,10 @@ def _missing(checkpoint: Checkpoint, name: str, what: str) -> CheckpointError:
             f"{checkpoint.root}: has no vision tower; {what}",
             f"Build text graphs alone: write graphs: [{contract.EMBED_TOKENS}, {contract.DECODER}] in the recipe",
         )
+    if name == HEAD:
+        return CheckpointError(
+            f"{checkpoint.root}: {what}", f"{DAMAGED}; of an embedding model, which has none, write head: embedding"
+        )
     return CheckpointError(f"{checkpoint.root}: {what}", DAMAGED)
 
 
@@ -211,7 +218,8 @@ def _warn(checkpoint: Checkpoint, extra: list[str], log: Callable[[str], None]) 
     if extra:
         named = ", ".join(sorted(extra)[:NAMED]) + (f" and {len(extra) - NAMED} more" if len(extra) > NAMED else "")
         log(f"warning: {checkpoint.source}: not part of the model and left out, as in transformers: {named}")
-    if checkpoint.config.tie_word_embeddings and not checkpoint.base.tied:
+    answers = checkpoint.facts.head == contract.TEXT
+    if answers and checkpoint.config.tie_word_embeddings and not checkpoint.base.tied:
         log(
             f"warning: {checkpoint.source}: config.json says tie_word_embeddings, but {HEAD} differs from {TABLE}: "
             "both are exported as they are stored, as in transformers"

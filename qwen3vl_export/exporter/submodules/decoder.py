@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...contract import EMBEDDING, NO, RERANKER, TEXT, YES
 from .attention import TEXT_ATTENTION, LayerCache
 from .half_range import guard_range
 from .mrope import MultimodalRotary
@@ -63,25 +64,30 @@ def last_rows(x: Tensor, count: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """Wide rows and the past to logits [B, n, V] and the longer cache.
+    """Wide rows and the past to what the head makes of hidden states, and the longer cache; a subclass has the head.
 
     Inputs: inputs_embeds [B, S, (1 + D) * H], attention_mask int64 [B, T], position_ids int64 [3, B, S], per layer a
     past key and value [B, K, T - S, E].
 
-    `num_logits_to_keep` int64 scalar: logits of that many last rows, 0 for all.
+    `num_logits_to_keep` int64 scalar: the head of that many last rows, 0 for all.
 
     Args:
         language_model: `Qwen3VLTextModel`, its weights fake, its attention one of `attention.TEXT_ATTENTION`.
-        lm_head: the output projection.
     """
 
-    def __init__(self, language_model: Any, lm_head: nn.Linear) -> None:
+    def __init__(self, language_model: Any) -> None:
         super().__init__()
         self.language_model: Any = language_model
-        self.lm_head = lm_head
         self.hidden_size = language_model.config.hidden_size
-        self.rotary = MultimodalRotary(language_model.config, lm_head.weight.dtype)
+        self.rotary = MultimodalRotary(language_model.config, language_model.norm.weight.dtype)
         self.causal = language_model.config._attn_implementation == TEXT_ATTENTION["portable"]
+
+    def add_projection(self) -> None:
+        """Make the head's own weights, if it has any."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the final norm [B, n, H] to the output that the contract declares for the head."""
+        raise NotImplementedError
 
     def _bias(self, attention_mask: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
         """float [B, 1, S, T], added to scores: half the lowest number at padding and at future tokens, else 0."""
@@ -129,4 +135,36 @@ class Decoder(nn.Module):
             hidden = padding.undo_last(hidden, num_logits_to_keep)
         normed = model.norm(hidden)
         # What is infinite in a token makes every later one of its row NaN; the first tokens of a row may be padding.
-        return guard_range(self.lm_head(normed), normed[:, -1]), cache.present
+        return guard_range(self.head(normed), normed[:, -1]), cache.present
+
+
+class TextDecoder(Decoder):
+    """Returns the logits [B, n, V] of the next token."""
+
+    def add_projection(self) -> None:
+        self.lm_head = nn.Linear(self.hidden_size, self.language_model.config.vocab_size, bias=False)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(hidden)
+        return logits
+
+
+class EmbeddingDecoder(Decoder):
+    """Returns the hidden states [B, n, H] themselves."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class RerankerDecoder(Decoder):
+    """Returns the logits [B, n, 2] of the tokens `yes` and `no`, float32, and has these two rows of the output head."""
+
+    def add_projection(self) -> None:
+        self.score = nn.Linear(self.hidden_size, len((YES, NO)), bias=False, dtype=torch.float32)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.score(hidden.to(torch.float32))
+        return logits
+
+
+DECODERS: dict[str, type[Decoder]] = {TEXT: TextDecoder, EMBEDDING: EmbeddingDecoder, RERANKER: RerankerDecoder}
