@@ -1,5 +1,5 @@
-"""The command line: `build`, `verify`, `run`, `chat`, `publish`, `fetch`, `verify-artifact`, `inspect`, `recipes` and
-`fleet`.
+"""The command line: `build`, `verify`, `run`, `chat`, `embed`, `rerank`, `publish`, `fetch`, `verify-artifact`,
+`inspect`, `recipes` and `fleet`.
 
 Each command passes its arguments to one function elsewhere. Exporting needs torch, running does not, so a command
 imports what it needs when it is called.
@@ -18,6 +18,7 @@ from ..console import parse_duration, parse_size, say, write_json
 from . import fleet as cli_fleet
 from . import publish as cli_publish
 from . import recipes as cli_recipes
+from . import retrieval as cli_retrieval
 from . import run as cli_run
 from .crash import DEBUG_VARIABLE
 from .errors import Commands
@@ -253,6 +254,8 @@ def verify(
 
 app.command()(cli_run.run)
 app.command()(cli_run.chat)
+app.command()(cli_retrieval.embed)
+app.command()(cli_retrieval.rerank)
 app.command()(cli_publish.publish)
 app.command()(cli_publish.fetch)
 app.command("verify-artifact")(cli_publish.verify_artifact)

@@ -19,9 +19,9 @@ from ..contract import (
     IMAGE_FEATURES,
     INPUT_IDS,
     INPUTS_EMBEDS,
-    LOGITS,
     NUM_LOGITS_TO_KEEP,
     POSITION_IDS,
+    decoder_output,
     past_name,
     present_name,
 )
@@ -86,7 +86,8 @@ def decode(
     cache: Cache,
     num_logits_to_keep: int = 0,
 ) -> Floats:
-    """Logits [B, N, V] of the last N new tokens; the keys and values of all S new tokens are appended to `cache`.
+    """What the head makes of the last N new tokens: logits [B, N, V], of an embedding model hidden states [B, N, H], of
+    a reranker logits [B, N, 2]. The keys and values of all S new tokens are appended to `cache`.
 
     Args:
         inputs_embeds: [B, S, W].
@@ -125,9 +126,10 @@ def decode_shared(sessions: Sessions, feeds: Mapping[str, NDArray[Any]], cache: 
     """One call that reads and writes the cache's buffers in place; the cache is never copied."""
     batch, length = feeds[ATTENTION_MASK].shape
     cache.reserve(length)
-    dtype = sessions.dtypes(DECODER)[INPUTS_EMBEDS]
-    logits: Floats = np.empty((batch, rows, sessions.facts.vocab_size), dtype)
-    sessions.run_bound(DECODER, cache.binding, feeds, {LOGITS: logits})
+    output = decoder_output(sessions.facts)
+    dtype = sessions.dtypes(DECODER)[INPUTS_EMBEDS] if output.dtype == "float" else np.dtype(output.dtype)
+    logits: Floats = np.empty((batch, rows, int(output.shape[-1])), dtype)
+    sessions.run_bound(DECODER, cache.binding, feeds, {output.name: logits})
     cache.length = length
     return logits
 
@@ -137,5 +139,6 @@ def decode_joined(sessions: Sessions, feeds: Mapping[str, NDArray[Any]], cache: 
     parts = layer_parts(sessions.facts)
     past = {past_name(*part): array for part, array in zip(parts, cache.arrays, strict=True)}
     logits: Floats
-    logits, *cache.arrays = sessions.run(DECODER, {**feeds, **past}, [LOGITS, *(present_name(*part) for part in parts)])
+    outputs = [decoder_output(sessions.facts).name, *(present_name(*part) for part in parts)]
+    logits, *cache.arrays = sessions.run(DECODER, {**feeds, **past}, outputs)
     return logits

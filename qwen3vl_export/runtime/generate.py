@@ -41,7 +41,7 @@ def prefill(
     chunk: int | None = PREFILL_CHUNK,
     cache: Cache | None = None,
 ) -> tuple[Floats, Cache]:
-    """Logits [B, V] of each row's last token, and the cache of the prompt.
+    """What the head makes of each row's last token, logits [B, V] or as for `decode`, and the cache of the prompt.
 
     Args:
         image_features: [T, W], of the pictures whose tokens are still to be read, in the order of their tokens.

@@ -1,4 +1,4 @@
-"""An artifact as a model that answers questions: `Qwen3VL`.
+"""An artifact as a model that answers questions, embeds inputs or scores pairs: `Qwen3VL`.
 
 Each stage is a public method, so that a harness can compare every stage of the code that users run.
 """
@@ -6,27 +6,30 @@ Each stage is a public method, so that a harness can compare every stage of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..artifact import Artifact, open_artifact
-from ..contract import Facts
+from ..contract import EMBEDDING, RERANKER, TEXT, Facts, decoder_output
 from ..errors import ArtifactError, InputError
 from . import decoder, encoders
 from .answer import Answer, Limits, read_texts
-from .arrays import Floats, Ints
+from .arrays import Float32, Floats, Ints
 from .cache import Cache
 from .conversation import Conversation, FeatureCache, picture_digests, picture_spans
 from .fetch import PUBLIC, UrlRules
-from .generate import PREFILL_CHUNK, Step, generate
+from .generate import PREFILL_CHUNK, Step, generate, prefill
+from .heads import check_dimensions, embeddings_of, scores_of
 from .images import Image
 from .messages import Content, Message, as_messages
 from .picture import Picture
 from .prepare import Prepared, Preparer
 from .reply import Reply
+from .retrieval import Input, embedding_conversation, reranker_conversation, shorten_embedding, shorten_pair
 from .sampling import Sampling, from_generation_config, override, stop_ids
 from .session import Sessions
 from .video import Video
@@ -34,6 +37,8 @@ from .video import Video
 SETTINGS = "generation_config.json"
 DEFAULT_LIMITS = Limits()
 MAX_NEW_TOKENS = DEFAULT_LIMITS.max_new_tokens
+BATCH_SIZE = 8  # of embeddings and scores
+PURPOSES = {TEXT: "answers, by stream()", EMBEDDING: "embeddings, by embed()", RERANKER: "scores, by rerank()"}
 
 
 class Qwen3VL:
@@ -136,6 +141,7 @@ class Qwen3VL:
         Raises:
             InputError: a picture, message or setting that cannot be used, or a prompt longer than the context.
         """
+        self.require_head(TEXT)
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time, end_loops)
         sampling = override(self.sampling, **settings)
@@ -170,6 +176,7 @@ class Qwen3VL:
 
         Rows may differ in length and in number, kind and size of pictures. Each row has its own random generator.
         """
+        self.require_head(TEXT)
         started = time.perf_counter()
         limits = Limits.of(max_new_tokens, stop, max_time, end_loops)
         sampling = override(self.sampling, **settings)
@@ -194,6 +201,95 @@ class Qwen3VL:
         length = prepared.input_ids.shape[1]
         return Answer(steps, self.tokenizer, self.stop_ids, limits, started, thinking, length, keep_special_tokens)
 
+    # Embeddings and scores, of models whose head is for them.
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        plain_text: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> Float32:
+        """An embedding of each input, float32 [N, dimensions].
+
+        Args:
+            inputs: each a text, an `Image` or `Video`, a list of them, or a mapping with the keys `text`, `image`,
+                `video` and `instruction`. Videos are read first, then images, then texts.
+            instruction: what the embeddings are for, of every input that has no own; default that of the public code.
+            dimensions: how many of the leading dimensions to return; default all.
+            normalize: give each embedding the length 1, so that products are cosines.
+            plain_text: as for `stream`.
+            batch_size: inputs to compute at a time.
+
+        Raises:
+            InputError: the model has another head, an input that cannot be used, or a number out of range.
+        """
+        self.require_head(EMBEDDING)
+        if isinstance(inputs, str | Mapping) or not isinstance(inputs, Sequence):
+            raise InputError(f"the inputs are a {type(inputs).__name__}", "Pass a list of inputs")
+        count = check_dimensions(dimensions, self.facts.hidden_size)
+        conversations = [embedding_conversation(given, instruction, self.facts) for given in inputs]
+        rows = self.last_outputs(conversations, shorten_embedding, plain_text, batch_size)
+        return embeddings_of(rows, count, normalize)
+
+    def rerank(
+        self,
+        query: Input,
+        documents: Sequence[Input],
+        *,
+        instruction: str | None = None,
+        plain_text: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> Float32:
+        """How well each document meets the query, float32 [N] from 0 to 1, in the order of the documents.
+
+        Args:
+            query, documents: as the inputs of `embed`, without an instruction.
+            instruction: what makes a document meet a query; default that of the public code.
+            plain_text, batch_size: as for `embed`.
+
+        Raises:
+            InputError: as `embed`.
+        """
+        self.require_head(RERANKER)
+        if isinstance(documents, str | Mapping) or not isinstance(documents, Sequence):
+            raise InputError(f"the documents are a {type(documents).__name__}", "Pass a list of documents")
+        conversations = [reranker_conversation(query, document, instruction, self.facts) for document in documents]
+        shorten = partial(shorten_pair, special=self.tokenizer.special_ids)
+        return scores_of(self.last_outputs(conversations, shorten, plain_text, batch_size))
+
+    def last_outputs(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        shorten: Callable[[list[int]], list[int]] | None = None,
+        plain_text: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> Floats:
+        """What the head makes of the last token of each conversation, as `decoder.decode` returns it: [N, …]."""
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}", "Use at least 1")
+        width = int(decoder_output(self.facts).shape[-1])
+        outputs: list[Floats] = [np.zeros((0, width), np.float32)]
+        for start in range(0, len(conversations), batch_size):
+            prepared = self.preparer(conversations[start : start + batch_size], plain_text, shorten)
+            features = self.features(prepared, picture_digests(prepared))
+            outputs.append(prefill(self.sessions, prepared, features)[0])
+        return np.concatenate(outputs)
+
+    def require_head(self, head: str) -> None:
+        """Refuse what a model of another head does.
+
+        Raises:
+            InputError: the model's head is not this one.
+        """
+        if self.facts.head != head:
+            raise InputError(
+                f"{self.artifact.root}: is a model for {PURPOSES[self.facts.head]}", "Use another artifact"
+            )
+
     # The stages.
 
     def picture(self, medium: Image | Video) -> Picture:
@@ -214,7 +310,7 @@ class Qwen3VL:
         """Patches float32 [P, patch_dim] of pictures with grids int64 [I, 3] to features [T, W]."""
         return encoders.encode(self.sessions, self.artifact.manifest.encoders, pixel_values, image_grid_thw)
 
-    def embed(self, input_ids: Ints, image_features: Floats) -> Floats:
+    def embed_inputs(self, input_ids: Ints, image_features: Floats) -> Floats:
         """Token ids int64 [B, S] and features [T, W] to wide rows [B, S, W]."""
         return decoder.embed(self.sessions, input_ids, image_features)
 
@@ -230,7 +326,7 @@ class Qwen3VL:
         past: Cache | None = None,
         num_logits_to_keep: int = 0,
     ) -> tuple[Floats, Cache]:
-        """Wide rows [B, S, W] after `past` to logits [B, N, V] and the cache, which is `past` itself, now longer.
+        """Wide rows [B, S, W] after `past` to the head's output and the cache, which is `past` itself, now longer.
 
         See `decoder.decode`.
         """
@@ -255,6 +351,7 @@ class Qwen3VL:
             stop_ids: default: the checkpoint's; with an empty set only `max_new_tokens` and the context end a row.
             conversation: a cache to reuse and to update; None reads the whole prompt. Only used for a single row.
         """
+        self.require_head(TEXT)
         sampling = self.sampling if sampling is None else sampling
         stop_ids = self.stop_ids if stop_ids is None else stop_ids
         digests = picture_digests(prepared)

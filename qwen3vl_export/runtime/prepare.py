@@ -6,7 +6,7 @@ Knows how text, pictures and positions fit together; runs no graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,12 +91,17 @@ class Preparer:
         return 0 if token_id is None else token_id
 
     def __call__(
-        self, conversations: Sequence[Sequence[Message]], plain_text: bool = False, **variables: Any
+        self,
+        conversations: Sequence[Sequence[Message]],
+        plain_text: bool = False,
+        shorten: Callable[[list[int]], list[int]] | None = None,
+        **variables: Any,
     ) -> Prepared:
         """One row for each conversation; `variables` are passed to the chat template.
 
         Args:
             plain_text: control tokens spelled in the messages are ordinary text, as `plain_text` defines that.
+            shorten: token ids to those of them that are read, in place of an error if there are too many.
 
         Raises:
             InputError: a picture or a message that cannot be used, or a prompt longer than the context.
@@ -114,7 +119,8 @@ class Preparer:
             text = prompt.expand_placeholders(text, (self.image_token, self.video_token), replacements)
             texts.append(reading.restore(text))
             self.check_size(texts[-1])
-            rows.append(self.check_length(reading.encode(text)))
+            ids = reading.encode(text)
+            rows.append(self.check_length(ids if shorten is None else self.check_pictures(ids, shorten(ids))))
             pictures += shown
         return self.assemble(texts, rows, pictures)
 
@@ -145,6 +151,16 @@ class Preparer:
         if not ids:
             raise InputError("the prompt is empty", "Pass a question")
         return ids
+
+    def check_pictures(self, ids: list[int], kept: list[int]) -> list[int]:
+        """The kept token ids; an `InputError` if tokens of pictures are not among them."""
+        visual = [int(positions.visual_tokens(np.array(tokens), self.facts).sum()) for tokens in (ids, kept)]
+        if visual[0] != visual[1]:
+            raise InputError(
+                f"the input has {len(ids)} tokens, {len(kept)} are read, which cuts its pictures",
+                "Use fewer or smaller pictures",
+            )
+        return kept
 
     def picture(self, medium: Image | Video | Picture) -> Picture:
         """A message's image or video, ready for the encoder; a `Picture` is returned as it is."""

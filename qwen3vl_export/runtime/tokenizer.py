@@ -25,6 +25,7 @@ class Tokenizer:
         config: `tokenizer_config.json`, parsed.
         special: the named tokens of `config`, such as `eos_token` and `pad_token`.
         added_tokens: the texts that are one token wherever they occur, and whether that token is special.
+        special_ids: the ids of those that are.
 
     Raises:
         ArtifactError: a file is missing or cannot be read.
@@ -49,6 +50,7 @@ class Tokenizer:
         self.special = special_tokens(self.config)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.added_tokens: dict[str, bool] = {token.content: token.special for token in added.values()}
 
     def encode(self, text: str) -> list[int]:

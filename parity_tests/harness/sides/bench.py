@@ -163,7 +163,9 @@ class Bench:
     def embed(self, input_ids: Ints, image_features: Floats) -> Floats:
         """Rows [B, S, W] of tokens, with features [N, W] scattered in."""
         key = ("rows", array_key(input_ids, image_features))
-        return self.results.recall(key, np.ndarray, self.timed(lambda: self.runtime.embed(input_ids, image_features)))
+        return self.results.recall(
+            key, np.ndarray, self.timed(lambda: self.runtime.embed_inputs(input_ids, image_features))
+        )
 
     def embed_tokens(self, input_ids: Ints) -> Floats:
         """Rows [B, S, W] of the graph that other runtimes scatter features into."""

@@ -134,14 +134,14 @@ def test_steps_continue_the_positions_of_the_pictures(model: Qwen3VL, batch: Pre
     mask = np.concatenate((batch.attention_mask, np.ones_like(answer)), axis=1)
     positions, _ = rope_index(input_ids, mask, batch.image_grid_thw, model.facts)
     features = model.encode_images(batch.pixel_values, batch.image_grid_thw)
-    logits, _ = model.decode(model.embed(input_ids, features), mask, positions)
+    logits, _ = model.decode(model.embed_inputs(input_ids, features), mask, positions)
     stepwise = np.stack([step.logits for step in steps], axis=1)
     np.testing.assert_allclose(logits[:, -len(steps) :], stepwise, atol=1e-4)
 
 
 def test_logits_of_the_last_tokens_alone(model: Qwen3VL, batch: Prepared) -> None:
     features = model.encode_images(batch.pixel_values, batch.image_grid_thw)
-    embeds = model.embed(batch.input_ids, features)
+    embeds = model.embed_inputs(batch.input_ids, features)
     every, _ = model.decode(embeds, batch.attention_mask, batch.position_ids)
     last, cache = model.decode(embeds, batch.attention_mask, batch.position_ids, num_logits_to_keep=2)
     assert every.shape[1] == batch.input_ids.shape[1] == cache.length
@@ -183,7 +183,7 @@ def test_an_image_token_the_model_wrote_is_text(model: Qwen3VL) -> None:
 def test_features_of_other_pictures_are_refused(model: Qwen3VL, batch: Prepared) -> None:
     features = model.encode_images(batch.pixel_values, batch.image_grid_thw)
     with pytest.raises(InputError, match=rf"image_features has {len(features) - 1} rows"):
-        model.embed(batch.input_ids, features[:-1])
+        model.embed_inputs(batch.input_ids, features[:-1])
 
 
 def test_the_graph_itself_refuses_grids_that_do_not_add_up(model: Qwen3VL, batch: Prepared) -> None:
