@@ -277,7 +277,7 @@ def logits_finding(logits: Floats, expected: Floats, inputs: Inputs) -> Finding:
     token += length - compared
     where = f"worst at row {row}, token {token} of {length} (id {inputs.input_ids[row, token]})"
     values = logit_closeness(logits, expected)
-    return Finding(values if compared == length else {**values, "tokens": length}, logits.size, where)
+    return Finding(values if compared == length else {**values, "prompt_tokens": length}, logits.size, where)
 
 
 def worst_step(logits: Floats, expected: Floats) -> int:

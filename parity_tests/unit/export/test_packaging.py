@@ -19,6 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from parity_tests.fixtures.paths import DOCS, TINY
 from qwen3vl_export import contract
 from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.packaging import RUNTIMES, loadable_runtimes, transformers_js
 from qwen3vl_export.packaging.decoders import write_decoders
@@ -48,7 +49,7 @@ def test_recipes_can_name_every_runtime_of_the_table() -> None:
     ],
 )
 def test_which_runtimes_can_load_what(graphs: tuple[str, ...], grid: str, expected: tuple[str, ...]) -> None:
-    assert loadable_runtimes(graphs, grid) == expected
+    assert loadable_runtimes(graphs, grid, TEXT) == expected
 
 
 def test_the_manifest_lists_every_file_and_no_weight_twice(tiny_artifact: Path) -> None:

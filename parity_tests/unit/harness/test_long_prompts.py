@@ -68,7 +68,7 @@ def test_the_last_tokens_of_a_long_prompt_are_compared_and_counted(
     outcome = outcome_of(bench, stage, case)
     assert outcome.passed, outcome.message
     assert outcome.measures["positions"] == COMPARED // rows * rows
-    assert outcome.measures["tokens"] == bench.inputs(case).input_ids.shape[1]
+    assert outcome.measures["prompt_tokens"] == bench.inputs(case).input_ids.shape[1]
     assert outcome.measures["compared"] == outcome.measures["positions"] * VOCABULARY
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from parity_tests.fixtures.paths import ROOT
 from parity_tests.fixtures.standin import tiny_facts
 from parity_tests.harness.cases.matrix import CASES, Case, Matrix, PromptSpec, load_matrix
 from parity_tests.harness.cases.picture_kinds import KINDS, PICTURE, draw_picture, parse
@@ -67,6 +68,11 @@ def test_tiers_have_the_cases_of_those_they_include() -> None:
     assert not names["release"] <= names["standard"]
     assert not names["standard"] <= names["release"]
     assert all(case.name in names[case.tier] for case in MATRIX.cases if not case.random)
+
+
+def test_the_documentation_counts_the_cases_of_each_tier() -> None:
+    text = (ROOT / "docs" / "parity.md").read_text("utf-8")
+    assert all(f"| `{tier}` | {len(MATRIX.of_tier(tier))} |" in text for tier in TIERS)
 
 
 def sizes_of(case: Case) -> list[tuple[int, int]]:
