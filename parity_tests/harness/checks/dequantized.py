@@ -20,7 +20,7 @@ from torch import nn
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
-from qwen3vl_export.promise import DEQUANTIZED, DEQUANTIZED_STAGES
+from qwen3vl_export.promise import DEQUANTIZED, DEQUANTIZED_STAGES, graph_kind, quantized_graphs
 
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
@@ -61,6 +61,7 @@ def dequantized_bench(bench: Bench) -> Bench:
             files = {**recorded_files(artifact.manifest.checkpoint), **graphs, "precision": artifact.precision}
             store = Store(store.root, scope_of(files), store.budget)
         change = partial(load_dequantized_weights, artifact)
+        quantized = quantized_graphs(artifact.manifest.recipe, set(map(graph_kind, artifact.manifest.graphs)))
         second = Reference(
             bench.checkpoint,
             store,
@@ -68,6 +69,7 @@ def dequantized_bench(bench: Bench) -> Bench:
             neighbours=[first],
             adapters=first.adapters,
             streamed=first.streamed,
+            tower=first if VISION_ENCODER not in {graph for _, graph in quantized} else None,
             room=first.room,
         )
         first.neighbours.append(second)

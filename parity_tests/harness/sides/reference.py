@@ -64,6 +64,7 @@ class Reference:
             `store` must not be that of the unchanged model.
         neighbours: references whose models, if large, are unloaded before this one's is loaded.
         adapters: directories of PEFT adapters, merged into the checkpoint in this order.
+        tower: another reference whose tower has the same weights; features of pictures are shared with it on disk.
         streamed: keep the weights on disk and load a module at a time. A result that is not in `store` is then not
             computed when it is asked for: `Deferred` is raised, and `settle` computes all that were asked for at once.
         room: gives the bytes of activations that may wait between two modules of a streamed model.
@@ -77,6 +78,7 @@ class Reference:
         neighbours: Sequence[Reference] = (),
         adapters: Sequence[Path] = (),
         streamed: bool = False,
+        tower: Reference | None = None,
         room: Callable[[], int] = lambda: WAITING,
     ) -> None:
         if not (checkpoint / "config.json").is_file():
@@ -87,6 +89,7 @@ class Reference:
         self.neighbours = list(neighbours)
         self.adapters = tuple(adapters)
         self.streamed = streamed
+        self.tower = tower
         self.room = room
         self.requests: dict[Key, Request] = {}  # deferred results
         self._computed: set[Key] = set()  # keys of results that this run computed
@@ -258,7 +261,8 @@ class Reference:
     def _find(self, key: Key, kind: type[Result]) -> Result | None:
         """A result that is in memory or on disk."""
         if key not in self._cache:
-            stored = self.store.get(key, kind) if self.store is not None else None
+            store = self._store_of(key)
+            stored = store.get(key, kind) if store is not None else None
             if stored is None:
                 return None
             self.from_disk += key not in self._computed
@@ -275,15 +279,19 @@ class Reference:
             ParityError: the disk refuses a result of a streamed model.
         """
         self._computed.add(key)
-        if self.store is not None:
-            self.store.put(key, result)
+        store = self._store_of(key)
+        if store is not None:
+            store.put(key, result)
         if not self.streamed:
             self._cache[key] = result
             self._forget()
-        elif self.store is None or not self.store.path(key).is_file():
-            where = self.store.root if self.store is not None else self.checkpoint
+        elif store is None or not store.path(key).is_file():
+            where = store.root if store is not None else self.checkpoint
             raise ParityError(f"{where}: the disk refused a result of PyTorch", "Free some space, or --cache DIR")
         return result
+
+    def _store_of(self, key: Key) -> Store | None:
+        return self.tower.store if self.tower is not None and key[0] == VISION else self.store
 
     def _forget(self) -> None:
         """Drop the results from memory that were not used for the longest time."""

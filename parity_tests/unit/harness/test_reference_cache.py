@@ -103,3 +103,17 @@ def test_a_second_reference_computes_nothing(tmp_path: Path) -> None:
     assert (first.computed, first.from_disk, second.computed, second.from_disk) == (1, 0, 0, 1)
     assert "model" not in vars(second)  # the checkpoint was not even loaded
     assert second.seconds == 0
+
+
+def test_features_are_shared_where_the_tower_is_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels, grid = rng.uniform(-1, 1, (16, 1536)).astype(np.float32), np.array([[1, 4, 4]])
+    first = Reference(TINY, Store(tmp_path, "first"))
+    config = first.model.config
+    ids = np.array([[config.vision_start_token_id, *[config.image_token_id] * 4, config.vision_end_token_id, 7]])
+    inputs = Inputs(ids, np.ones_like(ids), pixels, grid)
+    features = first.vision(pixels, grid)
+    for tower, computed in ((first, 1), (None, 2)):
+        second = Reference(TINY, Store(tmp_path, f"second {computed}"), tower=tower)
+        assert (second.prefill(inputs).image_features == features).all()
+        assert second.computed == computed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from parity_tests.faults.catalogue import FAULTS
 from parity_tests.faults.detection import first_failure
 from parity_tests.harness import verify
+from parity_tests.harness.checks.dequantized import dequantized_bench
 from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.sides import attention
 from parity_tests.harness.sides import reference as references
@@ -25,6 +27,7 @@ from parity_tests.harness.sides.inputs import Inputs, model_arguments
 from parity_tests.harness.sides.reference import Deferred, Reference
 from parity_tests.harness.sides.reference_cache import Store
 from parity_tests.harness.sides.streamed_model import units_of
+from qwen3vl_export.contract import DECODER
 from qwen3vl_export.errors import ParityError
 
 from ...fixtures.moe_checkpoint import WEIGHTS, write_moe_checkpoint
@@ -270,6 +273,19 @@ def test_verdicts_are_those_of_the_whole_model(
         assert outcome.passed == whole[name].passed, outcome.message
         if outcome.stage.rpartition("_")[2] not in ("decode", "generate"):
             assert outcome.measures == pytest.approx(whole[name].measures, rel=1e-4, abs=1e-6), name
+
+
+def test_a_tower_that_is_not_quantized_is_computed_once_for_both_references(
+    built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bench = verify.open_bench(built("tiny-int4"), "quick", cache=tmp_path)
+    assert dequantized_bench(bench).reference.tower is None
+    manifest = bench.artifact.manifest
+    decoder_alone = {DECODER: manifest.recipe["quantization"][DECODER]}
+    artifact = replace(
+        bench.artifact, manifest=replace(manifest, recipe={**manifest.recipe, "quantization": decoder_alone})
+    )
+    assert dequantized_bench(replace(bench, artifact=artifact, dequantized=None)).reference.tower is bench.reference
 
 
 def test_both_sides_are_never_in_memory_together(
