@@ -50,8 +50,8 @@ CALIBRATED = "calibrated_weights"  # calibration chose the rounding
 FROM_SOURCE = "source_weights"  # nothing was rounded
 DEQUANTIZED = "dequantized_"  # prefix of stages in which PyTorch has the artifact's dequantized weights
 DEQUANTIZED_STAGES = ("vision", "embeddings", "decoder", "decode", "generate")
-# Methods whose weights dequantize to the same values whatever the activations.
-BLOCK_METHODS = ("int8", "int4", "source")
+ROUNDED = "rounded_"  # prefix of stages that compare an artifact that rounds activations with itself, rounding none
+ROUNDED_STAGES = {"vision": VISION_ENCODER, "decoder": DECODER}  # each with the graph it is about
 
 
 PrecisionName = Annotated[str, Matching("[a-z0-9]{1,16}", "the name of a precision")]
@@ -61,7 +61,7 @@ PrecisionName = Annotated[str, Matching("[a-z0-9]{1,16}", "the name of a precisi
 class WeightPlan:
     """The form of a plan for the weights of one graph, of which a method sets what it knows."""
 
-    method: Annotated[str, OneOf(("none", "int8_dynamic", *BLOCK_METHODS))]
+    method: Annotated[str, OneOf(("none", "int8_dynamic", "int8", "int4", "source"))]
     algorithm: Line = ""
     accuracy_level: int = 0
 
@@ -229,13 +229,16 @@ def graph_kind(graph: str) -> str:
 
 def graphs_run(stage: str) -> frozenset[str]:
     """The graphs that a stage may run, by their names in recipes."""
-    return frozenset(chain(*RUNS.get(stage.removeprefix(DEQUANTIZED), ())))
+    return frozenset(chain(*_groups_run(stage)))
 
 
 def missing_graphs(stage: str, graphs: Collection[str]) -> list[str]:
     """The graphs that a stage needs and that are not among `graphs`, by their names in recipes."""
-    groups = RUNS.get(stage.removeprefix(DEQUANTIZED), ())
-    return sorted(group[0] for group in groups if not set(group) & set(graphs))
+    return sorted(group[0] for group in _groups_run(stage) if not set(group) & set(graphs))
+
+
+def _groups_run(stage: str) -> tuple[tuple[str, ...], ...]:
+    return RUNS.get(stage.removeprefix(DEQUANTIZED).removeprefix(ROUNDED), ())
 
 
 def quantized_graphs(recipe: Json, graphs: Collection[str]) -> list[tuple[str, str]]:
@@ -255,21 +258,34 @@ def _weights_stage(plan: Json) -> str:
     return CALIBRATED if plan.get("algorithm") == "gptq" else WEIGHTS
 
 
-def reason_to_skip(recipe: Json, model_type: str = "") -> str | None:
-    """Why an artifact is not compared with its dequantized weights; None if it is, "" if it has none."""
+def own_weights_stages(recipe: Json, model_type: str = "") -> list[str]:
+    """The stages that tell a wrong graph from the cost of its precision; none without quantized weights.
+
+    They compare with PyTorch with the artifact's dequantized weights, and activations that are rounded with others.
+
+    Args:
+        model_type: of the checkpoint, where it is known.
+    """
     plans = (recipe.get("quantization") or {}).values()
-    quantized = [plan for plan in plans if plan["method"] != "none"]
-    rounded = "rounds activations as well: no weights compute the same"
-    if not quantized:
-        return ""
-    if any(plan["method"] not in BLOCK_METHODS for plan in quantized):
-        return f"int8_dynamic {rounded}"
-    if any(plan.get("accuracy_level") == 4 for plan in quantized):
-        return f"accuracy_level 4 {rounded}"
-    one_operator = model_type == "qwen3_vl_moe" and recipe["target"] == "ort" and recipe["dtype"] != "float16"
-    if one_operator and recipe["quantization"][DECODER]["method"] == "int8":
-        return f"onnxruntime's kernel for 8-bit experts {rounded}"
-    return None
+    if all(plan["method"] == "none" for plan in plans):
+        return []
+    rounding = rounding_graphs(recipe, model_type)
+    rounded = [f"{ROUNDED}{stage}" for stage, graph in ROUNDED_STAGES.items() if graph in rounding]
+    return [*(f"{DEQUANTIZED}{stage}" for stage in DEQUANTIZED_STAGES), *rounded]
+
+
+def rounding_graphs(recipe: Json, model_type: str = "") -> frozenset[str]:
+    """The graphs that round activations to 8 bits when they run: with `int8_dynamic`, with `accuracy_level: 4`, and in
+    onnxruntime's operator for 8-bit experts, at any level."""
+    is_ort = recipe.get("target") == "ort"
+    has_qmoe = model_type == "qwen3_vl_moe" and is_ort and recipe["dtype"] != "float16"
+    return frozenset(
+        graph
+        for graph, plan in (recipe.get("quantization") or {}).items()
+        if plan["method"] == "int8_dynamic"
+        or (is_ort and plan["method"] != "none" and plan.get("accuracy_level") == 4 and graph != EMBEDDINGS)
+        or (has_qmoe and graph == DECODER and plan["method"] == "int8")
+    )
 
 
 def grid_case(grid: Grid) -> str:
@@ -288,13 +304,11 @@ def missing_checks(
     """
     stages = {stage for stage, _ in checks}
     kinds = set(map(graph_kind, graphs))
-    dequantized = [f"{DEQUANTIZED}{stage}" for stage in DEQUANTIZED_STAGES]
-    if reason_to_skip(recipe, model_type) is not None:
-        dequantized = []
+    own = own_weights_stages(recipe, model_type)
     optional = {"accuracy", *(() if recipe["parity"].get("held_out") else {"exam"})}  # accuracy sums up the exam
     if not has_two_decoders(recipe):
         optional.add(PACKAGED)
-    required = [stage for stage in (*RUNS, *dequantized) if stage not in optional and not missing_graphs(stage, kinds)]
+    required = [stage for stage in (*RUNS, *own) if stage not in optional and not missing_graphs(stage, kinds)]
     yield from (stage for stage in required if stage not in stages)
     bound = [("vision", grid_case(grid)) for grid in graphs.values() if grid is not None]
     for stage, name in (*bound, *quantized_graphs(recipe, kinds)):

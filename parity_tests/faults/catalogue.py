@@ -183,7 +183,7 @@ FAULTS = [
     in_weights("lm-head-order", DECODER, weights.lm_head_order, "decoder", "decoder"),
     in_weights("layer-duplicated", DECODER, weights.layer_duplicated, "decoder", "decoder"),
     Fault("corrupted-byte-sealed", "decoder", "decoder", FLIP, graphs=frozenset({DECODER})),
-    in_runtime("one-nan", runtime.one_nan, "decoder", "max_abs nan", DECODER),
+    in_runtime("one-nan", runtime.one_nan, "decoder", "scaled_max_abs nan", DECODER),
     replace(
         in_weights(
             "block-scale-doubled",

@@ -7,9 +7,10 @@ cache stays small. What cannot be checked on an artifact is listed with its reas
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from qwen3vl_export.artifact import Artifact, Manifest
@@ -17,7 +18,6 @@ from qwen3vl_export.contract import DECODER, TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.promise import (
     DEQUANTIZED,
-    DEQUANTIZED_STAGES,
     PACKAGED,
     Grid,
     graph_kind,
@@ -25,16 +25,16 @@ from qwen3vl_export.promise import (
     has_two_decoders,
     missing_checks,
     missing_graphs,
+    own_weights_stages,
     promised_graphs,
     quantized_graphs,
-    reason_to_skip,
 )
 from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.runtime.sizing import Sizing
 
 from .cases.matrix import CASES, Case, Matrix, load_matrix
 from .cases.picture_tokens import picture_tokens
-from .checks import dequantized
+from .checks import dequantized, rounded
 from .checks import exam as exam_checks
 from .checks import packaged as packaged_checks
 from .checks import sampling as sampling_checks
@@ -48,7 +48,15 @@ from .sides.bench import Bench
 from .sides.reference import Deferred
 
 EXAM_STAGES = ("exam", "accuracy")
-ORDER = (sampling_checks.STAGE, *weight_checks.STAGES, *STAGES, *dequantized.prefixed_stages(), PACKAGED, *EXAM_STAGES)
+ORDER = (
+    sampling_checks.STAGE,
+    *weight_checks.STAGES,
+    *STAGES,
+    *dequantized.prefixed_stages(),
+    *rounded.CHECKS,
+    PACKAGED,
+    *EXAM_STAGES,
+)
 PICTURE_STAGES = ("preprocess", "vision")
 MODEL_FREE = ("prompt", "preprocess")  # run no graph and nothing of PyTorch's model
 
@@ -137,7 +145,7 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     matrix = matrix or load_matrix()
     if only:
         cases = select_cases(cases_for(matrix, TIERS[-1], subject), only)
-        return drop_missing(Plan(tier, tuple(checks_of(cases, subject, {}))), subject)
+        return drop_missing(Plan(tier, tuple(checks_of(cases, subject))), subject)
     cases = cases_for(matrix, tier, subject)
     left_out = too_large(cases, matrix, subject)
     quantized = quantized_graphs(subject.recipe, subject.kinds)
@@ -223,28 +231,31 @@ def stages_of(case: Case) -> list[str]:
     return [stage for stage in STAGES if case.has_pictures or stage not in PICTURE_STAGES]
 
 
-def checks_of(cases: Sequence[Case], subject: Subject, left_out: dict[str, str]) -> list[Check]:
-    """Every check of these cases: against the checkpoint, then against the artifact's dequantized weights.
+def checks_of(cases: Sequence[Case], subject: Subject, left_out: Collection[str] = ()) -> list[Check]:
+    """Every check of these cases: against the checkpoint, then against the artifact's own weights.
 
     Args:
-        left_out: cases of which only the stages `MODEL_FREE` run; stages that are left out for all cases are added.
+        left_out: names of cases of which only the stages `MODEL_FREE` run.
     """
     stages = {
         case.name: [stage for stage in stages_of(case) if case.name not in left_out or stage in MODEL_FREE]
         for case in cases
     }
     checks = [check_of(stage, case) for case in cases for stage in stages[case.name]]
-    reason = reason_to_skip(subject.recipe, subject.model_type)
-    if reason:
-        left_out |= dict.fromkeys(dequantized.prefixed_stages(), reason)
-    if reason is not None:
-        return checks
+    own = own_weights_stages(subject.recipe, subject.model_type)
     return checks + [
-        Check(f"{DEQUANTIZED}{stage}", case.name, dequantized.dequantized_check(stage, case), case)
+        Check(stage, case.name, own_weights_check(stage, case), case)
         for case in cases
-        for stage in stages[case.name]
-        if stage in DEQUANTIZED_STAGES
+        for stage in own
+        if stage.partition("_")[2] in stages[case.name]
     ]
+
+
+def own_weights_check(stage: str, case: Case) -> Callable[[Bench], Finding]:
+    """The check of a stage `dequantized_*` or `rounded_*`."""
+    if stage in rounded.CHECKS:
+        return partial(rounded.CHECKS[stage], case)
+    return dequantized.dequantized_check(stage.removeprefix(DEQUANTIZED), case)
 
 
 def check_of(stage: str, case: Case) -> Check:

@@ -16,7 +16,6 @@ from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.console import console
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
-from qwen3vl_export.promise import reason_to_skip
 from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.runtime.sizing import Sizing
 
@@ -25,7 +24,7 @@ from .budget.resources import must_stream, resources_of
 from .budget.sizes import sizes_of
 from .budget.table import show as show_estimate
 from .cases.matrix import Matrix, load_matrix
-from .checks.dequantized import add_dequantized_rules
+from .checks.dequantized import add_own_weights_rules
 from .diagnosis.layer_trace import Trail, trace_layers
 from .evidence import history
 from .evidence.page import render
@@ -315,10 +314,6 @@ def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path
 def profile_of(artifact: Artifact) -> Profile:
     """The thresholds the recipe names, by default those of its dtype; for the stages that compare with the artifact's
     dequantized weights, those of its compute dtype."""
-    recipe = artifact.manifest.recipe
+    recipe, model_type = artifact.manifest.recipe, artifact.manifest.facts.model_type
     profile = load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
-    return (
-        add_dequantized_rules(profile, recipe["dtype"])
-        if reason_to_skip(recipe, artifact.manifest.facts.model_type) is None
-        else profile
-    )
+    return add_own_weights_rules(profile, recipe, model_type)

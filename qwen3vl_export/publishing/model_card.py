@@ -181,7 +181,7 @@ def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
     for stage, entry in evidence.summary.items():
         if entry:
             rules = {rule.measure: rule for rule in evidence.profile.rules.get(stage, ())}
-            worst = [measured(rules[measure], value) for measure, value in entry.worst.items()]
+            worst = [measured(rules[measure], value) for measure, value in entry.worst.items() if measure in rules]
             yield f"| {stage} | {entry.checks} | {', '.join(worst)} |"
     yield from (
         "",

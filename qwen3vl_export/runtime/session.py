@@ -21,6 +21,7 @@ from ..errors import ArtifactError, InputError
 from .external import check_external_data
 
 MAX_THREADS = 1024  # onnxruntime takes minutes to start 100,000, if it can
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"  # of external data, where a model has no file
 GUARD = re.compile(r"Name:'guard: ([^']*)'")
 OUT_OF_MEMORY = re.compile("bad_alloc|Failed to allocate memory")
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -75,12 +76,16 @@ class Sessions:
         if graph not in self._sessions:
             path = self.artifact.graph_path(graph)
             check_external_data(path, self.artifact.root, self.artifact.manifest.files)
-            session = load_session(path, session_options(graph, self.threads))
+            session = self.load(path, session_options(graph, self.threads))
             inputs: list[Any] = [*session.get_inputs(), *session.get_overridable_initializers()]
             check_signature(path, self.artifact.manifest.graphs[graph], inputs, session.get_outputs())
             self._dtypes[graph] = {node.name: DTYPES[node.type] for node in inputs}
             self._sessions[graph] = session
         return self._sessions[graph]
+
+    def load(self, path: Path, options: Any) -> Any:
+        """A new session of a graph's file."""
+        return load_session(path, options)
 
     def close(self) -> None:
         """Free the memory of every open session; each is opened again when it is next used."""
@@ -179,10 +184,16 @@ def session_options(graph: str, threads: int | None) -> Any:
     return options
 
 
-def load_session(path: Path, options: Any) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU; an `ArtifactError` if the graph cannot be loaded."""
+def load_session(path: Path, options: Any, model: bytes | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU; an `ArtifactError` if the graph cannot be loaded.
+
+    Args:
+        model: to open in place of the one in the file; its external data is beside the file.
+    """
+    if model is not None:
+        options.add_session_config_entry(DATA_FOLDER, str(path.parent.resolve()))
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as in `translate_guards`
         reason = " ".join(str(error).split())
         raise ArtifactError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason})", "Rebuild it") from error

@@ -5,27 +5,42 @@ mistake in the graph would cause. So the two are separate questions: is the grap
 sides compute with the dequantized weights, and the limits are those of the compute dtype), and what did rounding cost
 (all other stages: against the checkpoint in float32).
 
+An artifact that rounds activations as well is compared with them in floating point (`sides/float_activations.py`);
+what rounding them adds is measured apart (`checks/rounded.py`).
+
 onnxruntime dequantizes, as in `checks/weights.py`. Knows artifacts and transformers' modules; judges nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
-from qwen3vl_export.promise import DEQUANTIZED, DEQUANTIZED_STAGES, graph_kind, quantized_graphs
+from qwen3vl_export.promise import (
+    DEQUANTIZED,
+    DEQUANTIZED_STAGES,
+    ROUNDED,
+    graph_kind,
+    own_weights_stages,
+    quantized_graphs,
+    rounding_graphs,
+)
+from qwen3vl_export.runtime.conversation import FeatureCache
 
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
 from ..judging.verdicts import Profile, load_compute_profile
 from ..sides.bench import Bench
+from ..sides.float_activations import ChangedSessions, float_activations
 from ..sides.probe import module_of
 from ..sides.reference import Reference
 from ..sides.reference_cache import Store, recorded_files, scope_of
@@ -37,12 +52,16 @@ def prefixed_stages(stages: tuple[str, ...] = DEQUANTIZED_STAGES) -> list[str]:
     return [f"{DEQUANTIZED}{stage}" for stage in stages]
 
 
-def add_dequantized_rules(profile: Profile, dtype: str) -> Profile:
-    """The profile with rules for the stages `dequantized_*`: those of the compute dtype, because both sides compute
-    with the quantized weights."""
-    exact = load_compute_profile(dtype)
-    rules = {f"{DEQUANTIZED}{stage}": exact.rules[stage] for stage in DEQUANTIZED_STAGES}
-    return replace(profile, rules={**profile.rules, **rules})
+def add_own_weights_rules(profile: Profile, recipe: Mapping[str, Any], model_type: str) -> Profile:
+    """The profile with rules for the stages that an artifact's own weights add.
+
+    In `dequantized_*` these are the rules of the compute dtype, because both sides compute with the quantized weights.
+    """
+    exact = load_compute_profile(recipe["dtype"])
+    stages = own_weights_stages(recipe, model_type)
+    rules = {stage: exact.rules[stage.removeprefix(DEQUANTIZED)] for stage in stages if stage.startswith(DEQUANTIZED)}
+    measured = {stage: () for stage in stages if stage.startswith(ROUNDED)}
+    return replace(profile, rules={**profile.rules, **rules, **measured})
 
 
 def dequantized_check(stage: str, case: Case) -> Callable[[Bench], Finding]:
@@ -73,8 +92,19 @@ def dequantized_bench(bench: Bench) -> Bench:
             room=first.room,
         )
         first.neighbours.append(second)
-        bench.dequantized = replace(bench, reference=second, profile=profile, candidate_seconds=0.0)
+        bench.dequantized = replace(float_bench(bench), reference=second, profile=profile, candidate_seconds=0.0)
     return bench.dequantized
+
+
+def float_bench(bench: Bench) -> Bench:
+    """The bench with a copy of its runtime that rounds no activations, if the artifact does."""
+    manifest = bench.artifact.manifest
+    if not rounding_graphs(manifest.recipe, manifest.facts.model_type):
+        return bench
+    runtime = copy(bench.runtime)
+    runtime.sessions = ChangedSessions(bench.artifact, bench.runtime.sessions.threads, float_activations)
+    runtime.feature_cache = FeatureCache()
+    return replace(bench, runtime=runtime, results=bench.results.variant("in floating point"))
 
 
 def load_dequantized_weights(artifact: Artifact, prefix: str, module: nn.Module) -> None:

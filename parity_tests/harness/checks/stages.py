@@ -25,6 +25,7 @@ from ..cases.matrix import Case
 from ..judging import measures
 from ..judging.measures import closeness, differences, logit_closeness, max_abs, token_max_abs
 from ..judging.outcome import Finding
+from ..judging.scales import channel_scales, in_units, largest_in_channels, rms
 from ..sides import routing
 from ..sides.artifact_results import ask_all
 from ..sides.bench import Bench, DecoderCall
@@ -101,11 +102,17 @@ def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: In
     """Measures for each part of wide features [N, W], and the worst over the parts."""
     measures.check_shapes(candidate, reference)
     names = ["features", *(f"deepstack_{index}" for index in range(num_maps))]
-    parts = zip(np.split(candidate, len(names), -1), np.split(reference, len(names), -1), strict=True)
+    split = [np.split(side, len(names), -1) for side in (candidate, reference)]
+    parts = list(zip(*split, strict=True))
     by_part = {name: closeness(*pair) for name, pair in zip(names, parts, strict=True)}
     worst = max(names, key=lambda name: _badness(by_part[name]["max_abs"]))
     values = {f"{name}_{key}": value for name, part in by_part.items() for key, value in part.items()}
     values["max_abs"] = by_part[worst]["max_abs"]
+    ceiling = rms(reference) or 0.0
+    scaled = (
+        largest_in_channels(guess.astype(np.float64) - truth, channel_scales(truth, ceiling)) for guess, truth in parts
+    )
+    values["scaled_max_abs"] = max(scaled, key=_badness)
     cosines = [part["worst_token_cosine"] for part in by_part.values()]
     values["worst_token_cosine"] = max(cosines, key=lambda cosine: _badness(cosine, sign=-1))
     where = f"worst in {worst}, token {by_part[worst]['worst_token']} of {len(candidate)}, grid {grid.tolist()}"
@@ -114,7 +121,10 @@ def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: In
 
 def embeddings(bench: Bench, case: Case) -> Finding:
     """Wide rows, bit for bit: with the reference's features scattered in, and of the token table alone at every token
-    of text, from whichever of the two graphs there are."""
+    of text, from whichever of the two graphs there are.
+
+    `scaled_max_abs` is in units of the largest value of the table's rows, and of the features'.
+    """
     inputs = bench.inputs(case)
     expected = bench.reference.prefill(inputs)
     text = ~visual_tokens(inputs.input_ids, bench.artifact.manifest.facts)
@@ -122,7 +132,7 @@ def embeddings(bench: Bench, case: Case) -> Finding:
         EMBEDDINGS: (lambda: bench.embed(inputs.input_ids, expected.image_features), np.ones_like(text)),
         EMBED_TOKENS: (lambda: bench.embed_tokens(inputs.input_ids), text),
     }
-    rows, truth, where = [], [], ""
+    rows, truth, scaled, where = [], [], [], ""
     for graph, (compute, compared) in heads.items():
         if graph not in bench.artifact.manifest.graphs:
             continue
@@ -132,10 +142,19 @@ def embeddings(bench: Bench, case: Case) -> Finding:
         if unequal.any() and not where:
             row, token = np.argwhere(unequal)[0].tolist()
             where = f"first at row {row}, token {token} (id {inputs.input_ids[row, token]}) of {graph}"
+        groups = (text & compared, ~text & compared)  # the table's rows may be far smaller than features
+        scaled += [
+            measures.relative(candidate[group], expected.inputs_embeds[group]) for group in groups if group.any()
+        ]
         rows.append(candidate[compared])
         truth.append(expected.inputs_embeds[compared])
     pair = np.concatenate(rows), np.concatenate(truth)
-    return Finding({"differences": differences(*pair), "max_abs": max_abs(*pair)}, compared=pair[0].size, where=where)
+    values = {
+        "differences": differences(*pair),
+        "max_abs": max_abs(*pair),
+        "scaled_max_abs": max(scaled, key=_badness),
+    }
+    return Finding(values, compared=pair[0].size, where=where)
 
 
 def decoder(bench: Bench, case: Case) -> Finding:
@@ -189,7 +208,15 @@ def chunked(bench: Bench, case: Case) -> Finding:
     prepared = bench.prepared(case)
     chunks = (bench.matrix.chunk_of(prepared.input_ids.shape[1]), None)
     parts, whole = ask_all(partial(bench.prefill, prepared, chunk) for chunk in chunks)
-    values = {"max_abs": max_abs(parts.logits, whole.logits), "cache_max_abs": max_abs(parts.cache, whole.cache)}
+    values = {
+        "max_abs": max_abs(parts.logits, whole.logits),
+        "scaled_max_abs": measures.relative(parts.logits, whole.logits),
+        "cache_max_abs": max_abs(parts.cache, whole.cache),
+        "scaled_cache_max_abs": max(
+            (in_units(max_abs(*layers), rms(layers[1])) for layers in zip(parts.cache, whole.cache, strict=True)),
+            key=_badness,
+        ),
+    }
     return Finding(values, compared=whole.cache.size)
 
 

@@ -24,11 +24,12 @@ from qwen3vl_export.contract import VISION_ENCODER
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.promise import CALIBRATED, FROM_SOURCE, WEIGHTS
 from qwen3vl_export.runtime.arrays import Floats
+from qwen3vl_export.runtime.session import DATA_FOLDER
 
 from ..judging.measures import nmse
 from ..judging.outcome import Finding
 from ..sides.bench import Bench
-from ..sides.probe import FOLDER, module_of
+from ..sides.probe import module_of
 
 STAGES = (WEIGHTS, CALIBRATED, FROM_SOURCE)
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
@@ -230,7 +231,7 @@ def open_operator(
     )
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.add_session_config_entry(FOLDER, str(path.parent.resolve()))
+    options.add_session_config_entry(DATA_FOLDER, str(path.parent.resolve()))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     numpy_dtype = helper.tensor_dtype_to_np_dtype(dtype)
 

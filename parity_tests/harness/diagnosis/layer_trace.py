@@ -36,6 +36,7 @@ from ..cases.matrix import Case
 from ..judging.measures import max_abs, nmse, token_cosines
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
+from ..sides.float_activations import Change, change_of
 from ..sides.foreign import ForeignSessions
 from ..sides.hooks import Arrays, hook_graph
 from ..sides.probe import Layer, layers_of, module_of, read_values
@@ -219,7 +220,7 @@ def trace_graph(
     matched: set[str] = set()
     stages = dict(stages_of(bench, graph))
     for stage, path in stages.items():
-        for point, module in compare_stage(stage, path, output, feeds, expected, seen, limit):
+        for point, module in compare_stage(stage, path, output, feeds, expected, seen, limit, change_of(sessions)):
             points.append(point)
             matched.add(module)
     unmatched = [module for module, side in expected if side == "output" and module not in matched]
@@ -248,16 +249,17 @@ def compare_stage(
     expected: ModuleValues,
     seen: NDArray[np.bool_] | None,
     limit: float,
+    change: Change,
 ) -> Iterator[tuple[Point, str]]:
     """The points of one stage, in the order PyTorch computes them."""
-    layers = {layer.module: layer for layer in layers_of(onnx.load(path, load_external_data=False))}
+    layers = {layer.module: layer for layer in layers_of(change(onnx.load(path, load_external_data=False)))}
     layers["output"] = Layer("output", output, None, "", output)
     requests = [
         (module, side, layers[module], name)
         for module, side in expected
         if module in layers and (name := layers[module].input if side == "input" else layers[module].output) is not None
     ]
-    values = read_values(path, [name for *_, name in requests], feeds)
+    values = read_values(path, [name for *_, name in requests], feeds, change)
     for (module, side, layer, _), value in zip(requests, values, strict=True):
         aligned = align(value, expected[module, side])
         if aligned is None:

@@ -6,10 +6,11 @@ is null in the JSON and "not measured" on the terminal.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from xml.etree import ElementTree
@@ -46,6 +47,7 @@ PRECISION_STAGES = ("prefill", "decode")  # the whole artifact over the prompt, 
 SHOWN_FAILURES = 12
 SHOWN_REPLAYS = 3
 NOTHING = "-"
+SCALED = "scaled_"  # in the name of a measure: in units of the reference
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Report:
 
     def summary_of(self, stage: str) -> StageSummary | None:
         outcomes = [outcome for outcome in self.outcomes if outcome.stage == stage]
-        worst = {rule.measure: self.worst(stage, rule) for rule in self.profile.rules[stage]}
+        worst = {rule.measure: self.worst(stage, rule) for rule in with_absolute(self.profile.rules[stage])}
         failed = sum(not outcome.passed for outcome in outcomes)
         return StageSummary(len(outcomes), failed, worst) if outcomes else None
 
@@ -173,6 +175,14 @@ class Report:
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
+def with_absolute(rules: Sequence[Rule]) -> Iterator[Rule]:
+    """Rules, each on a scaled difference followed by itself on the difference as it is, which has no limit."""
+    for rule in rules:
+        yield rule
+        if SCALED in rule.measure:
+            yield replace(rule, measure=rule.measure.replace(SCALED, "", 1), limit=math.inf)
+
+
 def exam_score(outcome: Outcome) -> ExamScore:
     """The score of a check of the exam."""
     return ExamScore(*(outcome.measures.get(field.name) for field in fields(ExamScore)))
@@ -217,7 +227,7 @@ def show(report: Report, screen: Terminal, command: str = "") -> None:
     for name in ("stage", "passed", "measure", "worst", "limit", ""):
         table.add_column(name, justify="right" if name in ("passed", "worst", "limit") else "left")
     for stage, entry in report.summary().items():
-        rules = report.profile.rules.get(stage, ())
+        rules = tuple(with_absolute(report.profile.rules.get(stage, ())))
         if entry is None:
             table.add_row(stage, NOTHING, "[dim]not measured[/]")
             continue
@@ -230,8 +240,11 @@ def show(report: Report, screen: Terminal, command: str = "") -> None:
                 ("" if index else f"[bold red]{count}[/]" if entry.failed else count),
                 rule.measure,
                 NOTHING if value is None else f"{value:.7g}" if rule.kind == "min" else f"{value:.3g}",
-                f"{SIGNS[rule.kind]} {rule.limit:.6g}",
-                "[green]ok[/]" if good else "[bold red]FAILED[/]",
+                *(
+                    (f"{SIGNS[rule.kind]} {rule.limit:.6g}", "[green]ok[/]" if good else "[bold red]FAILED[/]")
+                    if math.isfinite(rule.limit)
+                    else ("", "")
+                ),
             )
     screen.print(table)
     if (cost := report.precision()) is not None:

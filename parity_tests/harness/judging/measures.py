@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from qwen3vl_export.evidence import Difference
 
+from .scales import in_units, magnitude
+
 Array = NDArray[np.floating] | NDArray[np.integer]
 Measures = Mapping[str, float | int | bool | None]
 
@@ -97,11 +99,6 @@ def token_max_abs(candidate: Array, reference: Array) -> NDArray[np.float64]:
     return by_rows(lambda a, b: np.abs(a.astype(np.float64) - b.astype(np.float64)).max(-1), candidate, reference)
 
 
-def magnitude(values: Array) -> float | None:
-    """Largest absolute value; nan if any is NaN."""
-    return largest(np.abs(block.astype(np.float64)).max() for (block,) in flat_blocks(values))
-
-
 def differences(candidate: Array, reference: Array) -> int | None:
     """How many elements are not the same number; NaN differs from everything."""
     check_shapes(candidate, reference)
@@ -119,8 +116,7 @@ def nmse(candidate: Array, reference: Array) -> float | None:
 
 def relative(candidate: Array, reference: Array) -> float | None:
     """Largest absolute difference over the largest absolute reference value; None where that is zero."""
-    error, scale = max_abs(candidate, reference), magnitude(reference)
-    return error / scale if error is not None and scale else None
+    return in_units(max_abs(candidate, reference), magnitude(reference))
 
 
 def psnr(candidate: Array, reference: Array, peak: float | None = None) -> float | None:
@@ -182,6 +178,19 @@ def _kl(candidate: Array, reference: Array) -> NDArray[np.float64]:
     return divergence
 
 
+def mean_entropy(logits: Array) -> float | None:
+    """Mean entropy of rows of logits [..., N, V] as a share of that of V equally likely tokens: 1 knows nothing."""
+    if not logits.size or logits.shape[-1] == 1:
+        return None
+    return float(by_rows(_entropy, logits).mean() / np.log(logits.shape[-1]))
+
+
+def _entropy(logits: Array) -> NDArray[np.float64]:
+    log_shares = log_softmax(logits)
+    entropies: NDArray[np.float64] = -(np.exp(log_shares) * log_shares).sum(-1)
+    return entropies
+
+
 def jaccard(candidate: Array, reference: Array, k: int = 10) -> NDArray[np.float64]:
     """Of each row of logits [..., N, V], the share its k best tokens have in common: [N'], 1 for the same k tokens."""
     return by_rows(partial(_jaccard, min(k, candidate.shape[-1])), candidate, reference)
@@ -194,7 +203,12 @@ def _jaccard(k: int, candidate: Array, reference: Array) -> NDArray[np.float64]:
 
 
 def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int | None]:
-    """Distances between logits [..., N, V]: max abs, KL in nats, agreement of the best and of the 10 best tokens."""
+    """Distances between logits [..., N, V]: max abs, KL in nats, agreement of the best and of the 10 best tokens.
+
+    `scaled_max_abs` is in units of the reference's largest logit, `peak`. Of all scales it varies least from text to
+    text: from 14 to 21 on the trained tiny model, while the root mean square is 4 where many tokens are possible and 11
+    where few are. `entropy` is the reference's, see `mean_entropy`.
+    """
     check_shapes(candidate, reference)
     rows = candidate.reshape(-1, candidate.shape[-1])
     truth = reference.reshape(-1, reference.shape[-1])
@@ -204,6 +218,9 @@ def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int
     ranked = measured and all(np.isfinite(block).all() for (block,) in flat_blocks(rows))
     return {
         "max_abs": max_abs(rows, truth),
+        "scaled_max_abs": relative(rows, truth),
+        "peak": magnitude(truth),
+        "entropy": mean_entropy(truth),
         "mean_kl": float(kl.mean()) if measured else None,
         "worst_kl": float(kl.max()) if measured else None,
         "top1_agreement": float((rows.argmax(-1) == truth.argmax(-1)).mean()) if ranked else None,
@@ -232,10 +249,11 @@ def explain_difference(
 ) -> Difference:
     """Whether a difference in one greedy step is a near-tie.
 
-    It is one if each side's token is among the other's top 2 and within `margin` of the other's best logit.
+    It is one if each side's token is among the other's top 2 and within the margin of the other's best logit.
 
     Args:
         candidate, reference: logits [V] of that step, on the same history.
+        margin: in units of the reference's largest absolute logit.
     """
 
     def gap_and_rank(logits: Array, token: int) -> tuple[float, int]:
@@ -244,5 +262,6 @@ def explain_difference(
 
     candidate_gap, candidate_rank = gap_and_rank(candidate, reference_token)
     reference_gap, reference_rank = gap_and_rank(reference, candidate_token)
-    near = candidate_rank < 2 and reference_rank < 2 and candidate_gap <= margin and reference_gap <= margin
+    limit = margin * (magnitude(reference) or 0.0)
+    near = candidate_rank < 2 and reference_rank < 2 and candidate_gap <= limit and reference_gap <= limit
     return Difference(row, step, candidate_token, reference_token, candidate_gap, reference_gap, near)

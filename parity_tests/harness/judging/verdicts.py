@@ -29,12 +29,12 @@ class Profile(evidence.Profile):
     """All rules of one precision: stage -> rules, plus the settings measures need."""
 
     def judge(self, stage: str, measures: Measures, compared: int) -> list[Verdict]:
-        """Apply every rule of `stage`.
+        """Apply every rule of `stage`; one without rules is measured only.
 
         Args:
             compared: how many numbers were compared; zero is a failure in itself.
         """
-        if not self.rules.get(stage):
+        if stage not in self.rules:
             raise ParityError(f"{TOLERANCES.name}: profile {self.name} has no rule for {stage}", "Add one")
         verdicts = [Verdict("compared", "min", 1, compared, compared >= 1)]
         for rule in self.rules[stage]:

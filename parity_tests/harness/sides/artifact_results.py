@@ -54,6 +54,11 @@ class ArtifactResults:
         weakref.finalize(results, shutil.rmtree, directory, ignore_errors=True)
         return results
 
+    def variant(self, name: str) -> ArtifactResults:
+        """Results of the artifact changed in some way, beside these."""
+        store = self.store and Store(self.store.root, f"{self.store.scope} {name}", self.store.budget)
+        return ArtifactResults(store, self.keep_all)
+
     def recall(self, key: Key, kind: type[Result], compute: Callable[[], Result], shared: bool = False) -> Result:
         """A result: from memory, from disk, or computed.
 

@@ -230,11 +230,12 @@ class Bench:
 
     def settle(self, report: Callable[[str, int], None]) -> None:
         """Have PyTorch compute what was deferred, with the artifact's sessions closed meanwhile."""
-        references = [self.reference, *([self.dequantized.reference] if self.dequantized is not None else [])]
-        if any(reference.requests for reference in references):
-            self.runtime.sessions.close()
-        for reference in references:
-            reference.settle(report)
+        sides = [self, *([self.dequantized] if self.dequantized is not None else [])]
+        if any(side.reference.requests for side in sides):
+            for side in sides:
+                side.runtime.sessions.close()
+        for side in sides:
+            side.reference.settle(report)
 
     @property
     def num_maps(self) -> int:

@@ -18,7 +18,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from qwen3vl_export.runtime.session import DTYPES, session_options
+from qwen3vl_export.runtime.session import DATA_FOLDER, DTYPES, session_options
+
+from .float_activations import Change, keep_products_in_float, leave
 
 # `….q_proj.weight`, `….q_proj.weight.scales`, `….q_proj.MatMul.weight_Q4`: the module, then which of its parameters.
 TOWERS = "visual|vision_model|language_model|lm_head|embed_tokens|blocks|layers|merger|deepstack|patch_embed|pos_embed"
@@ -41,7 +43,6 @@ FIRST_INPUT = (
     "LayerNormalization",
     "SimplifiedLayerNormalization",
 )
-FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -111,25 +112,30 @@ def describe_layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]
     return Layer(module, node.op_type, node.input[0], maker, node.output[0])
 
 
-def read_values(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def read_values(
+    path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]], change: Change = leave
+) -> list[NDArray[Any]]:
     """Run a graph and return the values called `names`, whether they are outputs or inner values."""
-    return open_reader(path, names)(feeds)
+    return open_reader(path, names, change=change)(feeds)
 
 
 def open_reader(
-    path: Path, names: Sequence[str], threads: int | None = None
+    path: Path, names: Sequence[str], threads: int | None = None, change: Change = leave
 ) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
     """`read_values` for a graph that is run more than once.
 
     Args:
         threads: that of the shipped runtime. Sums that are split among another number of threads round differently,
             which in half precision is enough to route a token to another expert.
+        change: of the graph, before it is opened.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = change(onnx.load(path, load_external_data=False))
     known = {value.name for value in model.graph.output}
     model.graph.output.extend(ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
     options = session_options(path.stem, threads)
-    options.add_session_config_entry(FOLDER, str(path.parent.resolve()))
+    if change is not leave:
+        keep_products_in_float(options)
+    options.add_session_config_entry(DATA_FOLDER, str(path.parent.resolve()))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     types = {node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())}
 

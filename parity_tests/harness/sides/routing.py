@@ -28,6 +28,7 @@ from qwen3vl_export.contract import ATTENTION_MASK, DECODER, INPUTS_EMBEDS, POSI
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from .bench import Bench, DecoderCall
+from .float_activations import change_of
 from .inputs import array_key
 from .probe import open_reader
 from .reference import Reference
@@ -136,7 +137,7 @@ def run_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:
     indices = [node.output[1] for node in graph.node if node.op_type == "TopK"]
     cached = [(index, part) for index in range(facts.num_hidden_layers) for part in ("key", "value")]
     names = [*indices, *(present_name(*entry) for entry in cached)]
-    run = open_reader(path, names, bench.runtime.sessions.threads)
+    run = open_reader(path, names, bench.runtime.sessions.threads, change_of(bench.runtime.sessions))
     past: dict[str, NDArray[Any]] = {}
     by_call: list[Choices] = []
     for rows, attention_mask, position_ids in calls:

@@ -47,7 +47,8 @@ TRAIL = Trail(
 
 
 def vision(case: str, max_abs: float | None) -> Outcome:
-    finding = Finding({"max_abs": max_abs, "worst_token_cosine": 1.0}, compared=4, where="worst <here>")
+    values = {"max_abs": max_abs, "scaled_max_abs": max_abs and max_abs / 4, "worst_token_cosine": 1.0}
+    finding = Finding(values, compared=4, where="worst <here>")
     return judge("vision", case, finding, PROFILE, 0.5)
 
 
@@ -135,7 +136,14 @@ def test_files_of_the_version_before_are_read_and_written_as_they_were() -> None
 
 
 def logits(stage: str, case: str, positions: int, kl: float, worst: float, top1: float) -> Outcome:
-    measures = {"max_abs": 0.1, "mean_kl": kl, "worst_kl": worst, "top1_agreement": top1, "positions": positions}
+    measures = {
+        "max_abs": 0.1,
+        "scaled_max_abs": 0.01,
+        "mean_kl": kl,
+        "worst_kl": worst,
+        "top1_agreement": top1,
+        "positions": positions,
+    }
     return judge(stage, case, Finding(measures, compared=positions), PROFILE, 0.5)
 
 

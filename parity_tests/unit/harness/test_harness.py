@@ -76,16 +76,18 @@ def test_equal_sides_pass(bench: Bench, stage: str) -> None:
 
 
 def test_a_check_that_compared_nothing_fails() -> None:
-    outcome = judge("vision", "case", Finding({"max_abs": 0.0, "worst_token_cosine": 1.0}, compared=0), PROFILE, 0.0)
+    outcome = judge(
+        "vision", "case", Finding({"scaled_max_abs": 0.0, "worst_token_cosine": 1.0}, compared=0), PROFILE, 0.0
+    )
     assert not outcome.passed
     assert "compared 0" in outcome.message
 
 
 def test_an_unmeasured_value_fails_and_stays_null() -> None:
-    outcome = judge_measures(max_abs=None, worst_token_cosine=1.0)
+    outcome = judge_measures(scaled_max_abs=None, worst_token_cosine=1.0)
     assert not outcome.passed
-    assert "max_abs not measured" in outcome.message
-    assert json.loads(json.dumps(outcome.to_json()))["measures"]["max_abs"] is None
+    assert "scaled_max_abs not measured" in outcome.message
+    assert json.loads(json.dumps(outcome.to_json()))["measures"]["scaled_max_abs"] is None
 
 
 def test_a_missing_measure_fails() -> None:
@@ -93,9 +95,9 @@ def test_a_missing_measure_fails() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("measure", ["max_abs", "worst_token_cosine"])
+@pytest.mark.parametrize("measure", ["scaled_max_abs", "worst_token_cosine"])
 def test_non_finite_measures_fail(bad: float, measure: str) -> None:
-    assert not judge_measures(**{"max_abs": 0.0, "worst_token_cosine": 1.0, measure: bad}).passed
+    assert not judge_measures(**{"scaled_max_abs": 0.0, "worst_token_cosine": 1.0, measure: bad}).passed
 
 
 def test_an_outcome_without_verdicts_fails() -> None:
@@ -212,12 +214,12 @@ def report(outcomes: list[Outcome], planned: int) -> Report:
     return Report("tiny", "0" * 64, CheckpointSource("x", "local"), "quick", 1, PROFILE, outcomes, planned)
 
 
-GOOD = judge_measures(max_abs=0.0, worst_token_cosine=1.0)
+GOOD = judge_measures(scaled_max_abs=0.0, worst_token_cosine=1.0)
 
 
 @pytest.mark.parametrize(
     ("outcomes", "planned", "passed"),
-    [([GOOD], 1, True), ([], 0, False), ([GOOD], 2, False), ([GOOD, judge_measures(max_abs=1.0)], 2, False)],
+    [([GOOD], 1, True), ([], 0, False), ([GOOD], 2, False), ([GOOD, judge_measures(scaled_max_abs=1.0)], 2, False)],
     ids=["all good", "nothing planned", "not all carried out", "one failed"],
 )
 def test_verdict_of_a_report(outcomes: list[Outcome], planned: int, passed: bool) -> None:
@@ -226,32 +228,36 @@ def test_verdict_of_a_report(outcomes: list[Outcome], planned: int, passed: bool
 
 
 def test_the_summary_is_null_where_nothing_was_measured() -> None:
-    summary = json.loads(report([judge_measures(max_abs=None, worst_token_cosine=1.0)], 1).to_json())["summary"]
+    summary = json.loads(report([judge_measures(scaled_max_abs=None, worst_token_cosine=1.0)], 1).to_json())["summary"]
     assert summary["decoder"] is None
-    assert summary["vision"]["worst"]["max_abs"] is None
+    assert summary["vision"]["worst"]["scaled_max_abs"] is None
 
 
 def test_nan_is_the_worst_and_readable_in_the_json() -> None:
-    outcomes = [judge_measures(max_abs=value, worst_token_cosine=1.0) for value in (0.5, math.nan, 0.1)]
-    assert json.loads(report(outcomes, 3).to_json())["summary"]["vision"]["worst"]["max_abs"] == "NaN"
+    outcomes = [judge_measures(scaled_max_abs=value, worst_token_cosine=1.0) for value in (0.5, math.nan, 0.1)]
+    assert json.loads(report(outcomes, 3).to_json())["summary"]["vision"]["worst"]["scaled_max_abs"] == "NaN"
 
 
 def test_outcomes_survive_json() -> None:
-    outcome = judge_measures(max_abs=math.inf, worst_token_cosine=None)
+    outcome = judge_measures(scaled_max_abs=math.inf, worst_token_cosine=None)
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
 
 
 def test_junit_counts_failures_and_what_did_not_run() -> None:
-    suite = ElementTree.fromstring(report([GOOD, judge_measures(max_abs=1.0, worst_token_cosine=1.0)], 3).to_junit())
+    suite = ElementTree.fromstring(
+        report([GOOD, judge_measures(scaled_max_abs=1.0, worst_token_cosine=1.0)], 3).to_junit()
+    )
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
     failure = suite.find("testcase/failure")
-    assert failure is not None and "max_abs 1" in failure.get("message", "")
+    assert failure is not None and "scaled_max_abs 1" in failure.get("message", "")
 
 
 def test_the_terminal_shows_failures_and_the_verdict() -> None:
     console = Console(record=True, width=160)
     show(
-        report([GOOD, replace(judge_measures(max_abs=1.0, worst_token_cosine=1.0), diagnosis="a [bold] guess")], 2),
+        report(
+            [GOOD, replace(judge_measures(scaled_max_abs=1.0, worst_token_cosine=1.0), diagnosis="a [bold] guess")], 2
+        ),
         console,
     )
     text = console.export_text()
@@ -263,7 +269,7 @@ def test_the_terminal_shows_failures_and_the_verdict() -> None:
     ("outcomes", "planned", "expected"),
     [
         ([GOOD], 1, "1 of 1 checks of the quick matrix"),
-        ([GOOD, judge_measures(max_abs=1.0)], 2, "1 of 2 checks of the quick matrix failed"),
+        ([GOOD, judge_measures(scaled_max_abs=1.0)], 2, "1 of 2 checks of the quick matrix failed"),
         ([GOOD], 3, "0 of 3 checks of the quick matrix failed, 2 did not run"),
         ([], 0, "0 of 0 checks of the quick matrix failed"),
     ],

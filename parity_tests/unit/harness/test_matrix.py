@@ -332,21 +332,30 @@ DEQUANTIZED = ("dequantized_vision", "dequantized_embeddings", "dequantized_deco
 
 
 @pytest.mark.parametrize(
-    ("method", "reason"),
+    ("method", "target", "model_type", "rounds"),
     [
-        (BLOCKS, None),
-        ({**BLOCKS, "method": "source"}, None),
-        ({"method": "none"}, ""),
-        ({"method": "int8_dynamic"}, "int8_dynamic rounds activations as well"),
-        ({**BLOCKS, "accuracy_level": 4}, "accuracy_level 4 rounds activations as well"),
+        (BLOCKS, "ort", "qwen3_vl", False),
+        ({**BLOCKS, "method": "source"}, "ort", "qwen3_vl", False),
+        ({"method": "int8_dynamic"}, "ort", "qwen3_vl", True),
+        ({"method": "int8_dynamic"}, "portable", "qwen3_vl", True),
+        ({**BLOCKS, "accuracy_level": 4}, "ort", "qwen3_vl", True),
+        ({**BLOCKS, "accuracy_level": 4}, "portable", "qwen3_vl", False),
+        (BLOCKS, "ort", "qwen3_vl_moe", False),
+        ({**BLOCKS, "method": "int8"}, "ort", "qwen3_vl_moe", True),
+        ({**BLOCKS, "method": "int8"}, "portable", "qwen3_vl_moe", False),
     ],
-    ids=["blocks", "source", "none", "dynamic", "level-4"],
 )
-def test_quantized_graphs_are_also_compared_with_their_own_weights(method: dict[str, Any], reason: str | None) -> None:
+def test_quantized_graphs_are_also_compared_with_their_own_weights(
+    method: dict[str, Any], target: str, model_type: str, rounds: bool
+) -> None:
     recipe = load_recipe("tiny").to_json_dict()
-    recipe["quantization"] = {"decoder_model_merged": method}
-    planned = plan("quick", replace(Subject.of_recipe(load_recipe("tiny")), recipe=recipe))
-    stages = {check.stage for check in planned.checks}
-    assert stages.issuperset(DEQUANTIZED) == (reason is None)
-    if reason:
-        assert all(planned.left_out[stage].startswith(reason) for stage in DEQUANTIZED)
+    recipe |= {"quantization": {"decoder_model_merged": method}, "target": target}
+    whole = replace(Subject.of_recipe(load_recipe("tiny")), recipe=recipe, model_type=model_type)
+    stages = {check.stage for check in plan("quick", whole).checks}
+    assert stages.issuperset(DEQUANTIZED)
+    assert {stage for stage in stages if stage.startswith("rounded_")} == ({"rounded_decoder"} if rounds else set())
+
+
+def test_a_float_artifact_has_no_weights_of_its_own() -> None:
+    stages = {check.stage for check in plan("quick", subject()).checks}
+    assert not any(stage.startswith(("dequantized_", "rounded_")) for stage in stages)

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from parity_tests.harness.judging import measures
+from parity_tests.harness.judging import measures, scales
 
 ROWS = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
 
@@ -100,7 +100,9 @@ def test_common_prefix(a: list[int], b: list[int], length: int) -> None:
 
 def explain(candidate: list[float], reference: list[float]) -> measures.Difference:
     guess, truth = np.array(candidate), np.array(reference)
-    return measures.explain_difference(0, 3, int(guess.argmax()), guess, int(truth.argmax()), truth, margin=1e-3)
+    return measures.explain_difference(
+        0, 3, int(guess.argmax()), guess, int(truth.argmax()), truth, margin=1e-3 / np.abs(truth).max()
+    )
 
 
 def test_a_near_tie_is_recognised() -> None:
@@ -162,3 +164,45 @@ def test_little_memory_is_taken_beside_the_arrays(monkeypatch: pytest.MonkeyPatc
     finally:
         tracemalloc.stop()
     assert peak < truth.nbytes / 2
+
+
+def test_a_margin_grows_with_the_logits() -> None:
+    guess, truth = np.array([1.0004, 1.0, 0.0]), np.array([1.0, 1.0003, 0.0])
+    for scale in (1e-2, 1, 1e3):
+        difference = measures.explain_difference(0, 0, 0, guess * scale, 1, truth * scale, margin=5e-4)
+        assert difference.near_tie and difference.candidate_gap == pytest.approx(4e-4 * scale)
+
+
+def test_entropy_is_a_share_of_chance() -> None:
+    assert measures.mean_entropy(np.zeros((3, 7))) == pytest.approx(1.0)
+    assert measures.mean_entropy(np.array([[0.0, 100.0]])) == pytest.approx(0.0, abs=1e-12)
+    assert measures.mean_entropy(np.empty((0, 7))) is None
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_scaled_differences_do_not_depend_on_the_unit(scale: float) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.standard_normal((50, 8)) * scale
+    guess = truth + generator.standard_normal((50, 8)) * scale * 1e-3
+    channels = scales.channel_scales(truth, np.inf)
+    assert scales.largest_in_channels(guess - truth, channels) == pytest.approx(3e-3, rel=0.5)
+    assert measures.logit_closeness(guess, truth)["scaled_max_abs"] == pytest.approx(1e-3, rel=0.5)
+
+
+def test_a_massive_channel_neither_hides_the_others_nor_fails_itself() -> None:
+    truth = np.random.default_rng(0).standard_normal((50, 64))
+    plain = scales.channel_scales(truth, np.inf)
+    assert np.allclose(plain, np.sqrt(np.square(truth).mean()))
+    massive = truth.copy()
+    massive[:, 5] *= 1000
+    changed = scales.channel_scales(massive, np.inf)
+    assert np.delete(changed, 5).max() <= 2.5 * plain[0]
+    assert changed[5] == pytest.approx(250, rel=0.3)
+    assert scales.channel_scales(truth, 0.5).max() == 0.5
+
+
+def test_what_has_no_scale_has_no_scaled_difference() -> None:
+    zero = np.zeros((3, 4))
+    assert scales.in_units(1.0, scales.rms(zero)) is None and scales.magnitude(np.empty((0, 4))) is None
+    assert scales.largest_in_channels(zero, scales.channel_scales(zero, 1.0)) is None
+    assert math.isnan(scales.largest_in_channels(np.full((1, 2), np.nan), np.ones(2)) or 0)
