@@ -41,8 +41,9 @@ MATRIX = load_matrix()
 GRAPHS: dict[str, Grid | None] = dict.fromkeys((VISION_ENCODER, EMBEDDINGS, DECODER))
 
 
-def subject(held_out: bool = False, graphs: Mapping[str, Grid | None] = GRAPHS) -> Subject:
-    return Subject({"parity": {"matrix": "quick", "held_out": held_out}}, graphs)
+def subject(held_out: bool = False, graphs: Mapping[str, Grid | None] = GRAPHS, **recipe: Any) -> Subject:
+    parity, packaging = {"matrix": "quick", "held_out": held_out}, {"runtimes": []}
+    return Subject({"parity": parity, "packaging": packaging, "graphs": list(graphs), **recipe}, graphs)
 
 
 def test_standard_covers_what_it_must() -> None:
@@ -298,8 +299,9 @@ def test_a_graph_that_is_promised_alone_is_compared(graph: str) -> None:
 
 @pytest.mark.parametrize("graph", [EMBED_TOKENS, EMBEDDINGS])
 def test_a_quantized_table_is_compared_in_whichever_graph_holds_it(graph: str) -> None:
-    recipe = {"parity": {"matrix": "quick"}, "quantization": {EMBEDDINGS: {"method": "int8", "accuracy_level": 0}}}
-    assert f"weights[{graph}]" in {check.id for check in plan("quick", Subject(recipe, {graph: None})).checks}
+    quantization = {EMBEDDINGS: {"method": "int8", "accuracy_level": 0}}
+    planned = plan("quick", subject(graphs={graph: None}, quantization=quantization, dtype="float32"))
+    assert f"weights[{graph}]" in {check.id for check in planned.checks}
 
 
 @pytest.mark.parametrize(
@@ -311,8 +313,8 @@ def test_a_quantized_table_is_compared_in_whichever_graph_holds_it(graph: str) -
     ],
 )
 def test_weights_have_the_limits_of_how_they_were_rounded(settings: dict[str, Any], stage: str) -> None:
-    recipe = {"parity": {"matrix": "quick"}, "quantization": {DECODER: {**settings, "accuracy_level": 4}}}
-    planned = plan("quick", Subject(recipe, {DECODER: None}))
+    quantization = {DECODER: {**settings, "accuracy_level": 4}}
+    planned = plan("quick", subject(graphs={DECODER: None}, quantization=quantization, dtype="float32"))
     assert [check.stage for check in planned.checks if check.name == DECODER] == [stage]
 
 
