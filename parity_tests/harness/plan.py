@@ -130,6 +130,12 @@ def cases_of(planned: Plan) -> list[Case]:
     return list({check.case.name: check.case for check in planned.checks if check.case is not None}.values())
 
 
+def cases_without_model(planned: Plan) -> set[str]:
+    """The names of a plan's cases on which it runs no model."""
+    modelled = {check.name for check in planned.checks if check.stage not in MODEL_FREE}
+    return {case.name for case in cases_of(planned)} - modelled
+
+
 def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only: Sequence[str] = ()) -> Plan:
     """Every check of a tier.
 

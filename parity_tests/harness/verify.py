@@ -32,7 +32,7 @@ from .evidence.report import Report, show, write
 from .judging.outcome import Outcome
 from .judging.verdicts import Profile, load_profile
 from .options import Options
-from .plan import Check, Plan, Subject, cases_of, plan
+from .plan import Check, Plan, Subject, cases_of, cases_without_model, plan
 from .progress import show_progress
 from .rounds import ReportModule, carry_out_all
 from .sides.adapters import import_peft
@@ -194,7 +194,8 @@ def open_bench(
     root = cache or default_directory()
     store = Store(root, scope_of(recorded_files(opened.manifest.checkpoint)))
     planned = plan(matrix, Subject.of_artifact(opened), loaded, cases)
-    resources = resources_of(opened, source.root, sizes_of(cases_of(planned), loaded, runtime.preparer), memory, store)
+    sizes = sizes_of(cases_of(planned), loaded, runtime.preparer, cases_without_model(planned))
+    resources = resources_of(opened, source.root, sizes, memory, store)
     if reference is None:
         streamed = must_stream(opened, resources)
         merged = [adapter.root for adapter in source.adapters]

@@ -16,6 +16,7 @@ from .sizes import Call, CaseSizes, ModelSizes
 FLOAT32 = 4  # bytes
 SCORES = 3  # copies of the scores in eager attention, with those of the mask
 SWIGLU = 3  # arrays as wide as an MLP in memory together: gate, up and their product
+PIXELS = 4  # copies of a case's: of both sides, and while each is made
 COPIES = 2  # of logits: what computes them has its own beside the array that it returns
 CACHES = 4  # that the stage `chunked` compares: two, each stacked as well
 COMPARED = 40  # bytes for each value that is compared at a time: five copies in float64
@@ -60,19 +61,23 @@ def stored(scores: int) -> int:
 
 def cache_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of the keys and values of a case's prompt in every layer."""
+    if case.pixels_only:
+        return 0
     return FLOAT32 * case.rows * case.tokens * model.layers * 2 * model.kv_heads * model.head_dim
 
 
 def results_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of PyTorch's results of a case: features, rows, and the logits that are compared."""
-    features = case.encoder.patches // model.merge_unit * model.wide
     call = case.joined
+    features = call.patches // model.merge_unit * model.wide
     return FLOAT32 * (2 * features + call.rows * (call.tokens * model.wide + call.logits * model.vocabulary))
 
 
 def outputs_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of the artifact's results of a case that wait on disk for PyTorch's: as `results_of`, but the prompt's are
     there twice, of `decoder` and of `prefill`, and there are the caches of `chunked`."""
+    if case.pixels_only:
+        return 0
     twice = case.rows * (case.tokens * model.wide + case.compared * model.vocabulary)
     return results_of(model, case) + FLOAT32 * twice + 2 * cache_of(model, case)
 
@@ -82,14 +87,17 @@ def comparing_of(model: ModelSizes, case: CaseSizes) -> int:
 
     The artifact's attention in the tower stores no scores; its decoder's does, once.
     """
+    pixels = FLOAT32 * PIXELS * case.encoder.patches * model.patch_dim
+    if case.pixels_only:
+        return pixels
     patches, cache, longest = case.encoder.patches, cache_of(model, case), case.tokens + max(case.forced, case.new)
     logits = case.rows * max(case.compared, case.forced, case.new) * model.vocabulary
     computing = (
-        patches * (model.patch_dim + 4 * model.tower_hidden + 2 * model.tower_intermediate)
+        patches * (4 * model.tower_hidden + 2 * model.tower_intermediate)
         + case.rows * model.heads * longest**2
         + case.rows * longest * (SWIGLU * model.active + model.hidden + model.wide)
         + COPIES * logits
     )
     comparing = FLOAT32 * COPIES * logits + COMPARED * min(BLOCK, max(logits, cache // FLOAT32))
     remembered = min(CASES * results_of(model, case), CASES * REMEMBERED_BYTES + FLOAT32 * logits)
-    return FLOAT32 * computing + CACHES * cache + comparing + remembered
+    return pixels + FLOAT32 * computing + CACHES * cache + comparing + remembered

@@ -26,7 +26,7 @@ class Resources:
     """What a verification takes, and what it may take.
 
     Attributes:
-        cases: the sizes of the plan's cases, by name.
+        cases: the sizes of the plan's cases, by name; what is asked about others counts nothing.
         memory: bytes that the process may take; None is what is free, less a reserve.
         results: directory of results on disk.
         most_results: bytes of PyTorch's results that it may hold.
@@ -49,12 +49,12 @@ class Resources:
         Args:
             free: bytes on the disk.
         """
-        pytorch = sum(results_of(self.model, self.cases[name]) for name in names)
+        pytorch = sum(results_of(self.model, self.cases[name]) for name in names if name in self.cases)
         return pytorch <= self.most_results and self.results_of(names) <= free
 
     def results_of(self, names: Iterable[str]) -> int:
         """Bytes that the results of both sides take on disk, of cases by name."""
-        cases = [self.cases[name] for name in names]
+        cases = [self.cases[name] for name in names if name in self.cases]
         return sum(results_of(self.model, case) + outputs_of(self.model, case) for case in cases)
 
 

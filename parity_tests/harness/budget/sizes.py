@@ -8,21 +8,21 @@ Legend: B rows, S tokens, P patches, N image tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from qwen3vl_export.errors import Qwen3VLExportError
 from qwen3vl_export.runtime.prepare import Preparer
 
-from ..cases.matrix import Case, Matrix, PromptSpec
-from ..cases.picture_kinds import size_of
+from ..cases.matrix import Case, Matrix
+from ..cases.picture_tokens import frames_of
 from ..sides.inputs import count_compared
 
 TEMPLATE_TOKENS = 16  # of a chat template around a question
-MARKER_TOKENS = 2  # around a picture or frame
-TIMESTAMP_TOKENS = 8  # before each frame of a video
+MARKER_TOKENS = 2  # around a picture
+TIMESTAMP_TOKENS = 10  # around a frame of a video, its time among them
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ class CaseSizes:
         compared: how many of them are compared by their logits.
         forced: tokens of text that both sides read after it.
         new: tokens that are decoded after it.
+        frames: patches of each frame of its pictures.
+        pixels_only: whether no model is run, and only prompt and pixels are compared.
     """
 
     name: str
@@ -125,6 +127,7 @@ class CaseSizes:
     forced: int = 0
     new: int = 0
     frames: tuple[int, ...] = ()
+    pixels_only: bool = False
 
     @cached_property
     def encoder(self) -> Call:
@@ -142,15 +145,24 @@ class CaseSizes:
     @cached_property
     def joined(self) -> Call:
         """All that PyTorch is asked for about the case in one call: pictures, prompt, text, and the decoded tokens."""
+        if self.pixels_only:
+            return Call()
         if not self.tokens:
             return self.encoder
         tokens, logits = (count + self.forced + self.new for count in (self.tokens, self.compared))
         return Call(self.rows, tokens, logits, self.frames)
 
 
-def sizes_of(cases: Iterable[Case], matrix: Matrix, preparer: Preparer) -> list[CaseSizes]:
-    """The sizes of cases, as an artifact's runtime prepares them."""
-    return [case_sizes(case, matrix, preparer) for case in cases]
+def sizes_of(
+    cases: Iterable[Case], matrix: Matrix, preparer: Preparer, pixels_only: Container[str] = ()
+) -> list[CaseSizes]:
+    """The sizes of cases, as an artifact's runtime prepares them.
+
+    Args:
+        pixels_only: names of the cases that no model is run on.
+    """
+    sizes = [case_sizes(case, matrix, preparer) for case in cases]
+    return [replace(case, pixels_only=True) if case.name in pixels_only else case for case in sizes]
 
 
 def case_sizes(case: Case, matrix: Matrix, preparer: Preparer) -> CaseSizes:
@@ -158,35 +170,22 @@ def case_sizes(case: Case, matrix: Matrix, preparer: Preparer) -> CaseSizes:
     if case.is_vision_only:
         frames = [height * width for time, height, width in case.grid_thw.tolist() for _ in range(time)]
         return CaseSizes(case.name, frames=tuple(frames))
+    rows, pictures = [], list[int]()
     try:
-        rows = [prompt_sizes(prompt, preparer) for prompt in case.prompts]
+        for prompt in case.prompts:
+            frames = [patches for picture in prompt.pictures for patches in frames_of(picture, preparer.sizing)]
+            text = len(preparer.tokenizer.encode(matrix.question(case, prompt)))
+            markers = len(frames) * (TIMESTAMP_TOKENS if prompt.video else MARKER_TOKENS)
+            rows.append(TEMPLATE_TOKENS + text + markers + sum(frames) // preparer.facts.merge_unit)
+            pictures += frames
     except Qwen3VLExportError:
         return CaseSizes(case.name)
-    tokens = max(tokens for tokens, _ in rows)
     return CaseSizes(
         case.name,
         rows=len(rows),
-        tokens=tokens,
-        compared=count_compared(len(rows), tokens, preparer.facts.vocab_size),
+        tokens=max(rows),
+        compared=count_compared(len(rows), max(rows), preparer.facts.vocab_size),
         forced=matrix.forced_tokens,
         new=matrix.tokens_of(case),
-        frames=tuple(patches for _, frames in rows for patches in frames),
+        frames=tuple(pictures),
     )
-
-
-def prompt_sizes(prompt: PromptSpec, preparer: Preparer) -> tuple[int, list[int]]:
-    """Tokens of a prompt, and the patches of each of its frames."""
-    sizing, facts = preparer.sizing, preparer.facts
-    tokens = TEMPLATE_TOKENS + len(preparer.tokenizer.encode(prompt.ask))
-    frames: list[int] = []
-    for picture in prompt.images:
-        width, height, _ = size_of(picture)
-        grid = sizing.of_image(height, width, None)
-        frames.append(grid[0] * grid[1])
-    if prompt.video:
-        width, height, count = size_of(prompt.video)
-        grid = sizing.of_video(count, height, width, None, listed=True)
-        pairs = -(-count // facts.temporal_patch_size)
-        frames += [grid[0] * grid[1]] * pairs
-        tokens += TIMESTAMP_TOKENS * pairs
-    return tokens + sum(MARKER_TOKENS + patches // facts.merge_unit for patches in frames), frames

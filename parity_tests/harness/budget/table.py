@@ -29,7 +29,7 @@ def show(estimate: Estimate, artifact: Path, precision: str = "") -> None:
                 counts[case.name],
                 f"{case.rows * case.tokens:,}",
                 f"{case.encoder.patches:,}",
-                f"{case.rows * case.new:,}",
+                "-" if case.pixels_only else f"{case.rows * case.new:,}",
                 format_duration(sum(seconds, Seconds()).total),
                 format_size(need_of(resources.model, case.joined).total),
                 format_size(comparing_of(resources.model, case)),

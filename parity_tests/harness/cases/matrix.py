@@ -232,9 +232,12 @@ class Matrix(Strict):
                 for index, picture in enumerate(prompt.images)
             ]
             frames = draw_frames(prompt.video, f"{self.seed} {case.name} {row}") if prompt.video else ()
-            ask = f"{self.passage(case, prompt.words)} {prompt.ask}" if prompt.words else prompt.ask
-            prompts.append(Prompt(tuple(images), frames, ask))
+            prompts.append(Prompt(tuple(images), frames, self.question(case, prompt)))
         return prompts
+
+    def question(self, case: Case, prompt: PromptSpec) -> str:
+        """The text of one of a case's prompts."""
+        return f"{self.passage(case, prompt.words)} {prompt.ask}" if prompt.words else prompt.ask
 
     def random_pixels(self, case: Case, patch_dim: int) -> np.ndarray:
         """float32 [P, patch_dim] in [-1, 1] for a vision-only case."""

@@ -42,12 +42,6 @@ def parse(pattern: re.Pattern[str], text: str) -> re.Match[str]:
     return match
 
 
-def size_of(text: str) -> tuple[int, int, int]:
-    """Width and height in pixels, and the number of frames, of what a line such as `clip 96x96 x4` describes."""
-    match = parse(PICTURE, text)
-    return int(match["width"]), int(match["height"]), int(match["frames"] or 1)
-
-
 @cache
 def photograph() -> Image.Image:
     return open_encoded(BytesIO(PHOTOGRAPH.read_bytes())).convert("RGB")

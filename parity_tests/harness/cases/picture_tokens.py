@@ -1,4 +1,4 @@
-"""How many tokens the pictures of a case make for an artifact, before any picture is drawn.
+"""How many patches and tokens the pictures of a case make for an artifact, before any picture is drawn.
 
 Knows sizes; nothing about pixels or what is compared.
 """
@@ -13,16 +13,18 @@ from .picture_kinds import PICTURE, parse
 
 def picture_tokens(case: Case, sizing: Sizing) -> int:
     """The image and video tokens of all prompts of a case; its sizes are the artifact's (`Matrix.fit`)."""
-    return sum(tokens_of(picture, sizing) for prompt in case.prompts for picture in prompt.pictures)
+    pictures = [picture for prompt in case.prompts for picture in prompt.pictures]
+    return sum(sum(frames_of(picture, sizing)) for picture in pictures) // sizing.facts.merge_unit
 
 
-def tokens_of(picture: str, sizing: Sizing) -> int:
-    """Of one picture or video as a case names it."""
-    match, facts = parse(PICTURE, picture), sizing.facts
+def frames_of(picture: str, sizing: Sizing) -> list[int]:
+    """The patches of each frame of a picture or video as a case names it; a frame stands for two of a video."""
+    match = parse(PICTURE, picture)
     height, width = int(match["height"]), int(match["width"])
     if match["frames"] is None:
         pairs, grid = 1, sizing.of_image(height, width, None)
     else:
         frames = int(match["frames"])
-        pairs, grid = -(-frames // facts.temporal_patch_size), sizing.of_video(frames, height, width, None, listed=True)
-    return pairs * grid[0] * grid[1] // facts.merge_unit
+        pairs = -(-frames // sizing.facts.temporal_patch_size)
+        grid = sizing.of_video(frames, height, width, None, listed=True)
+    return [grid[0] * grid[1]] * pairs

@@ -12,7 +12,7 @@ import pytest
 
 from parity_tests.harness import rounds, verify
 from parity_tests.harness.budget import machine, resources
-from parity_tests.harness.budget.activations import comparing_of, need_of, results_of
+from parity_tests.harness.budget.activations import comparing_of, need_of, outputs_of, results_of
 from parity_tests.harness.budget.cut import promised_cases
 from parity_tests.harness.budget.estimate import Estimate, estimate
 from parity_tests.harness.budget.resources import Resources, must_stream
@@ -118,6 +118,12 @@ def test_prompts_are_as_long_as_their_estimate(bench: Bench, needed: Resources) 
         assert sum(sizes.frames) == len(prepared.pixel_values), case.name
         rows, tokens = prepared.input_ids.shape
         assert sizes.rows == rows and tokens - 2 <= sizes.tokens <= 1.1 * tokens + 16, case.name
+
+
+def test_a_case_without_a_model_takes_its_pixels_and_no_result() -> None:
+    page = replace(PICTURE, pixels_only=True)
+    assert results_of(MODEL, page) == outputs_of(MODEL, page) == need_of(MODEL, page.joined).total == 0
+    assert comparing_of(MODEL, PICTURE) > comparing_of(MODEL, page) >= 4 * 256 * MODEL.patch_dim
 
 
 def test_scores_count_as_long_as_they_are_stored() -> None:
