@@ -32,8 +32,8 @@ from qwen3vl_export.promise import (
 from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.runtime.sizing import Sizing
 
+from .cases.fitting import fit_matrix, picture_tokens
 from .cases.matrix import CASES, Case, Matrix, load_matrix
-from .cases.picture_tokens import picture_tokens
 from .checks import dequantized, rounded
 from .checks import exam as exam_checks
 from .checks import packaged as packaged_checks
@@ -149,6 +149,7 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     """
     tier = name or subject.recipe["parity"]["matrix"]
     matrix = matrix or load_matrix()
+    matrix = matrix if subject.sizing is None else fit_matrix(matrix, subject.sizing)
     if only:
         cases = select_cases(cases_for(matrix, TIERS[-1], subject), only)
         return drop_missing(Plan(tier, tuple(checks_of(cases, subject))), subject)

@@ -23,6 +23,7 @@ from .budget.estimate import Estimate, estimate
 from .budget.resources import must_stream, resources_of
 from .budget.sizes import sizes_of
 from .budget.table import show as show_estimate
+from .cases.fitting import fit_matrix
 from .cases.matrix import Matrix, load_matrix
 from .checks.dequantized import add_own_weights_rules
 from .diagnosis.layer_trace import Trail, trace_layers
@@ -218,9 +219,8 @@ def open_bench(
 
 
 def matrix_for(artifact: Artifact) -> Matrix:
-    """The matrix file, its sizes for the pixel budget of the artifact's checkpoint."""
-    rules = Sizing(artifact).image_rules
-    return load_matrix().for_checkpoint(rules.min_pixels, rules.max_pixels)
+    """The matrix file, fitted to an artifact."""
+    return fit_matrix(load_matrix(), Sizing(artifact))
 
 
 def open_unchecked(path: Path, checkpoint: Path | None = None, precision: str = "") -> Artifact:

@@ -16,8 +16,8 @@ from typing import Any
 from qwen3vl_export.errors import Qwen3VLExportError
 from qwen3vl_export.runtime.prepare import Preparer
 
+from ..cases.fitting import frames_of
 from ..cases.matrix import Case, Matrix
-from ..cases.picture_tokens import frames_of
 from ..sides.inputs import count_compared
 
 TEMPLATE_TOKENS = 16  # of a chat template around a question

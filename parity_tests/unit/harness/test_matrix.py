@@ -16,9 +16,9 @@ import pytest
 
 from parity_tests.fixtures.paths import ROOT
 from parity_tests.fixtures.standin import tiny_facts
+from parity_tests.harness.cases.fitting import picture_tokens
 from parity_tests.harness.cases.matrix import CASES, Case, Matrix, PromptSpec, load_matrix
 from parity_tests.harness.cases.picture_kinds import KINDS, PICTURE, draw_picture, parse
-from parity_tests.harness.cases.picture_tokens import picture_tokens
 from parity_tests.harness.checks.stages import STAGES
 from parity_tests.harness.plan import Subject, plan
 from parity_tests.harness.sides.pixel_reference import load_file
@@ -96,6 +96,7 @@ def pixels_of(matrix: Matrix, name: str) -> int:
 
 
 BELOW, AT_LEAST = ("below-budget-20x20", "below-budget-7x90"), "minimum-64x64"
+PAGE = "page-2480x3508"
 ABOVE, AT_MOST = ("above-budget-640x480", "above-budget-1100x700"), "maximum-512x512"
 
 
@@ -131,26 +132,23 @@ class PublishedSizes:
     """Sizing for a checkpoint with the published pixel budget."""
 
     facts = tiny_facts()
+    image_rules = PixelRules(65_536, 16_777_216, (0.5,) * 3, (0.5,) * 3, 1 / 255, None)
 
     def of_image(self, height: int, width: int, budget: None) -> Grid:
-        rules = PixelRules(65_536, 16_777_216, (0.5,) * 3, (0.5,) * 3, 1 / 255, None)
-        return image_grid(height, width, rules, self.facts)
+        return image_grid(height, width, self.image_rules, self.facts)
 
     def of_video(self, frames: int, height: int, width: int, budget: None, listed: bool) -> Grid:
         return self.of_image(height, width, budget)
 
 
 def test_of_pictures_that_cost_hours_only_prompt_and_pixels_are_compared() -> None:
-    matrix = MATRIX.for_checkpoint(65_536, 16_777_216)
     published = replace(subject(), sizing=cast(Any, PublishedSizes()))
-    planned = plan("release", published, matrix)
-    large = [check.stage for check in planned.checks if check.name == ABOVE[0]]
-    assert large == ["prompt", "preprocess"]
+    planned = plan("release", published)
+    stages = {case: [check.stage for check in planned.checks if check.name == case] for case in (ABOVE[0], PAGE)}
+    assert stages == {ABOVE[0]: ["prompt", "preprocess"], PAGE: [*STAGES]}
     assert planned.left_out[ABOVE[0]].startswith("its pictures make 16,170 tokens, over the 9,000")
-    page = {check.stage for check in planned.checks if check.name == "page-2480x3508"}
-    assert page == set(STAGES)
-    named = plan("release", published, matrix, only=[ABOVE[0]])
-    assert {check.stage for check in named.checks} == set(STAGES)
+    named = plan("release", published, only=[ABOVE[0]])
+    assert [check.stage for check in named.checks] == [*STAGES]
 
 
 def test_pictures_are_counted_as_tokens_before_they_are_drawn() -> None:

@@ -1,4 +1,4 @@
-"""How many patches and tokens the pictures of a case make for an artifact, before any picture is drawn.
+"""What the cases are for one artifact: sizes by its pixel budget, and how many patches and tokens their pictures make.
 
 Knows sizes; nothing about pixels or what is compared.
 """
@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from qwen3vl_export.runtime.sizing import Sizing
 
-from .matrix import Case
+from .matrix import Case, Matrix
 from .picture_kinds import PICTURE, parse
+
+
+def fit_matrix(matrix: Matrix, sizing: Sizing) -> Matrix:
+    """The matrix with the artifact's pixel budget."""
+    return matrix.for_checkpoint(sizing.image_rules.min_pixels, sizing.image_rules.max_pixels)
 
 
 def picture_tokens(case: Case, sizing: Sizing) -> int:
