@@ -1,12 +1,15 @@
-"""Fixtures that several modules share: traced graphs, and the tiny checkpoint in published quantized forms."""
+"""Fixtures that several modules share: traced graphs, and checkpoints in published quantized forms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
+from ...fixtures.checkpoint_edits import edit_tensors
+from ...fixtures.moe_checkpoint import split_experts, write_moe_checkpoint
 from ...fixtures.quantized_checkpoints import WriteForm, Written, write_quantized_checkpoint
 from ...fixtures.traces import shared_traces
 
@@ -28,3 +31,11 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> WriteForm:
         return directory, write_quantized_checkpoint(directory, form)
 
     return write_form
+
+
+@pytest.fixture(scope="session")
+def single_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts with one tensor for each matrix, as quantizing tools save them."""
+    directory = write_moe_checkpoint(tmp_path_factory.mktemp("moe"), "modules")
+    edit_tensors(directory, lambda tensors: (split := split_experts(tensors), tensors.clear(), tensors.update(split)))
+    return directory

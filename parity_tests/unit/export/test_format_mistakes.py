@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from parity_tests.fixtures.checkpoint_edits import edit_settings
 from parity_tests.fixtures.quantized_checkpoints import FORMS, WriteForm, is_quantized, write_quantized_checkpoint
 from parity_tests.harness.sides.restored_weights import restored_weights
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
@@ -18,8 +19,6 @@ from qwen3vl_export.exporter.checkpoint.formats import awq, bitsandbytes, flat
 from qwen3vl_export.exporter.checkpoint.formats.readers import ScaledReader, SpreadReader, UnpackedReader
 from qwen3vl_export.exporter.checkpoint.formats.settings import QuantizationConfig
 from qwen3vl_export.exporter.checkpoint.tensors import Allocator, StoredReader, WrappedReader, allocate_anew
-
-from .test_formats import edit_settings
 
 
 def transpose_scales(patch: pytest.MonkeyPatch) -> None:

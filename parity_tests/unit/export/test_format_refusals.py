@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from parity_tests.fixtures import forms_table
+from parity_tests.fixtures.checkpoint_edits import edit_settings, edit_tensors
 from parity_tests.fixtures.forms_table import QUANTIZED
 from parity_tests.fixtures.quantized_checkpoints import WriteForm
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.submodules import check_tensors
 
-from .test_formats import Q, edit_settings, edit_tensors
+from .test_formats import Q
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("fp8", {"quant_method": "hqq"}, r"quant_method is 'hqq', this tool reads fp8, compressed-tens"),

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from parity_tests.fixtures import forms_table
+from parity_tests.fixtures.checkpoint_edits import edit_settings, edit_tensors
 from parity_tests.fixtures.forms_table import QUANTIZED
-from parity_tests.fixtures.moe_checkpoint import WEIGHTS, write_moe_checkpoint
+from parity_tests.fixtures.moe_checkpoint import WEIGHTS, split_experts, write_moe_checkpoint
 from parity_tests.fixtures.paths import TINY
 from parity_tests.fixtures.quantized_checkpoints import FORMS, WriteForm, is_quantized, write_quantized_checkpoint
 from parity_tests.harness.sides.restored_weights import restored_weights
@@ -84,18 +83,6 @@ def test_experts_in_float8_are_read_in_the_published_layout(tmp_path: Path) -> N
     forms_table.built(QUANTIZED, "`fp8`: stacked experts in the published layout")
 
 
-def split_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Experts in transformers' layout, one matrix each, as quantizing tools save them."""
-    split = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
-    for name, tensor in tensors.items():
-        module, _, stack = name.rpartition(".")
-        for index, matrix in enumerate(tensor if ".experts." in name else ()):
-            parts = ("gate_proj", "up_proj") if stack == "gate_up_proj" else ("down_proj",)
-            for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
-                split[f"{module}.{index}.{part}.weight"] = rows.contiguous()
-    return split
-
-
 @pytest.mark.parametrize("form", ["fp8", "gptq-desc-act"])
 def test_quantized_experts_one_by_one_are_stacked(tmp_path: Path, form: str) -> None:
     moe = write_moe_checkpoint(tmp_path / "moe", "modules")
@@ -120,18 +107,6 @@ def test_the_reference_loads_experts_one_by_one(tmp_path: Path) -> None:
     save_file(split_experts(values), moe / WEIGHTS, metadata={"format": "pt"})
     loaded = load_model(moe).state_dict()
     assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in values.items())
-
-
-def edit_settings(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((directory / "config.json").read_text("utf-8"))
-    change(config["quantization_config"])
-    (directory / "config.json").write_text(json.dumps(config), "utf-8")
-
-
-def edit_tensors(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(directory / WEIGHTS)
-    change(tensors)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("form", ["gptq-desc-act", "awq"])

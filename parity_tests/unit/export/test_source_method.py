@@ -19,13 +19,12 @@ from torch import Tensor
 
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, VISION_ENCODER
-from qwen3vl_export.errors import BuildError, CheckpointError, RecipeError
-from qwen3vl_export.exporter import skeletons
+from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.formats.integers import IntegerMatrix
 from qwen3vl_export.exporter.checkpoint.names import TABLE
 from qwen3vl_export.exporter.pipeline import build
-from qwen3vl_export.exporter.plan import estimate_writing, plan_build
+from qwen3vl_export.exporter.plan import estimate_writing
 from qwen3vl_export.exporter.quantize import quantize
 from qwen3vl_export.exporter.quantize.source import find_source_weights
 from qwen3vl_export.exporter.weights import WeightFile, attach, blockwise
@@ -36,14 +35,13 @@ from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.recipe.quantize import FromSource, Quantization
 
 from ...fixtures import quantized_checkpoints
-from ...fixtures.moe_checkpoint import write_moe_checkpoint
+from ...fixtures.checkpoint_edits import edit_tensors
 from ...fixtures.paths import ROOT, TINY
 from ...fixtures.quantized_checkpoints import (
     FORMS,
     WriteForm,
     gptq,
     is_quantized,
-    packed,
     write_extreme_checkpoint,
     write_quantized_checkpoint,
 )
@@ -51,7 +49,6 @@ from ...harness.checks.weights import block_errors, dequantized_weights
 from ...harness.judging.verdicts import load_profile
 from ...harness.sides.restored_weights import restored_weights
 from ...harness.verify import open_bench, run
-from .test_formats import edit_tensors, split_experts
 from .test_quantize import trace_skeleton
 
 CARRIED = [
@@ -227,20 +224,12 @@ def test_swapped_halves_of_bytes_are_found(write: WriteForm, tmp_path: Path, mon
     assert not any(holds("int4", error) for error in errors)
 
 
-@pytest.fixture(scope="module")
-def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of experts with one tensor for each matrix, as quantizing tools save them."""
-    directory = write_moe_checkpoint(tmp_path_factory.mktemp("moe"), "modules")
-    edit_tensors(directory, lambda tensors: (split := split_experts(tensors), tensors.clear(), tensors.update(split)))
-    return directory
-
-
 @pytest.mark.parametrize(("form", "dtype"), [("gptq", "float32"), ("awq", "float16")])
-def test_experts_one_by_one_are_carried_over(form: str, dtype: str, moe: Path, tmp_path: Path) -> None:
+def test_experts_one_by_one_are_carried_over(form: str, dtype: str, single_experts: Path, tmp_path: Path) -> None:
     """Into the one operator of all experts, whose gate and up rows alternate, and into the Loop of float16."""
-    write_quantized_checkpoint(tmp_path / form, form, moe)
+    write_quantized_checkpoint(tmp_path / form, form, single_experts)
     restored = restored_weights(tmp_path / form, FORMS[form].settings)
-    path = write_decoder(tmp_path / "out", tmp_path / form, moe, dtype, keep=("*.layers.[2-9].*",))
+    path = write_decoder(tmp_path / "out", tmp_path / form, single_experts, dtype, keep=("*.layers.[2-9].*",))
     names = set()
     for parameter, block, rows in dequantized_weights(path):
         name = "model." + parameter.removesuffix(".quantized")
@@ -298,37 +287,6 @@ def test_the_model_card_says_whose_integers_they_are() -> None:
     assert quantized(source_recipe().to_json_dict()) == ", decoder_model_merged in the integers of its source"
 
 
-def refusal_of(checkpoint: Path, dtype: str = "bfloat16", **settings: Any) -> str:
-    with pytest.raises((CheckpointError, RecipeError)) as caught:
-        find_source_weights(source_recipe(dtype, **settings), open_checkpoint(str(checkpoint)), lambda line: None)
-    return str(caught.value)
-
-
-DOWN = "language_model.layers.0.mlp.down_proj.weight cannot be carried over by method: source: "
-ADVICE = '. Restore such weights, keep: ["*.down_proj.weight"], or quantize all anew, method: int4 or int8'
-NOT_INTEGERS = "it is not stored as integers of 4 or 8 bits"
-NO_BLOCKS = "16 neighbouring columns, the smallest block, do not always share a scale"
-REORDERED = f"{NO_BLOCKS}, since they are in activation order (desc_act)"
-
-
-@pytest.mark.parametrize(
-    ("form", "reason"),
-    [
-        ("fp8", NOT_INTEGERS),
-        ("float8-rows", NOT_INTEGERS),
-        ("gptq-desc-act", REORDERED),
-        ("packed-actorder", REORDERED),
-        ("groups-of-8", NO_BLOCKS),
-    ],
-)
-def test_what_no_operator_takes_is_named(
-    form: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(FORMS, "groups-of-8", packed(8))
-    write_quantized_checkpoint(tmp_path / form, form)
-    assert refusal_of(tmp_path / form) == f"{tmp_path / form}: {DOWN}{reason}{ADVICE}"
-
-
 def test_columns_in_any_order_of_whole_groups_are_carried_over(tmp_path: Path) -> None:
     """`g_idx` that names groups in another order, block by block, is exact."""
     write_quantized_checkpoint(tmp_path / "gptq", "gptq")
@@ -350,69 +308,6 @@ def test_kept_weights_are_restored_and_the_others_carried_over(tmp_path: Path, w
     keep = ("*.mlp.*", "*.[kvo]_proj.weight", "*.layers.[1-9].*")
     (carried,) = carried_arrays(write_decoder(tmp_path / "out", directory, keep=keep))
     assert carried[0] == "model.language_model.layers.0.self_attn.q_proj.weight"
-
-
-@pytest.mark.parametrize("call", [plan_build, build])
-def test_a_refusal_comes_before_any_tracing(
-    write: WriteForm, call: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(skeletons, "trace", lambda *_: pytest.fail("traced"))
-    directory, _ = write("gptq-desc-act")
-    with pytest.raises(CheckpointError, match=r"in activation order \(desc_act\)"):
-        call(load_recipe("tiny-source"), checkpoint=str(directory), out=tmp_path / "out", log=lambda line: None)
-
-
-def test_scales_that_half_precision_does_not_hold_are_named(write: WriteForm, tmp_path: Path) -> None:
-    """bfloat16 has numbers below those of float16; a graph in float32 holds them all."""
-    assert write_decoder(tmp_path / "right", write("gptq")[0], dtype="float32").is_file()
-    directory = Path(shutil.copytree(write("packed")[0], tmp_path / "packed"))
-    name = "model.language_model.layers.0.mlp.down_proj.weight_scale"
-    edit_tensors(directory, lambda tensors: tensors.update({name: tensors[name] * 1e-5}))
-    assert "a scale is not exact in float16, in dtype: float32 and bfloat16 it is" in refusal_of(directory, "float16")
-    assert write_decoder(tmp_path / "out", directory).is_file()
-
-
-def test_zero_points_of_more_bits_are_named(write: WriteForm, tmp_path: Path) -> None:
-    directory = Path(shutil.copytree(write("packed-asymmetric")[0], tmp_path / "packed"))
-    name = "model.language_model.layers.0.mlp.down_proj.weight_zero_point"
-    shape = (128, 6)
-    for zero_point, is_carried in ((7, True), (-8, True), (8, False), (-9, False)):
-        points = torch.full(shape, zero_point, dtype=torch.int8)
-        edit_tensors(directory, lambda tensors, points=points: tensors.update({name: points}))  # type: ignore[misc]
-        if is_carried:
-            assert write_decoder(tmp_path / "out", directory).is_file()
-        else:
-            assert "a zero point is no integer of 4 bits" in refusal_of(directory)
-
-
-def test_experts_that_one_operator_does_not_take_are_named(moe: Path, tmp_path: Path) -> None:
-    write_quantized_checkpoint(tmp_path / "eight", "gptq-8-bits", moe)
-    said = refusal_of(tmp_path / "eight")
-    assert "onnxruntime's operator for 8-bit experts rounds activations as well. Restore such weights, " in said
-    assert 'keep: ["*.mlp.experts.*"]' in said
-    write_quantized_checkpoint(tmp_path / "four", "gptq", moe)
-    said = refusal_of(tmp_path / "four", keep=("*.mlp.experts.down_proj",))
-    assert (
-        "experts.gate_up_proj cannot be carried over by method: source: the other matrices of its experts are" in said
-    )
-
-    def round_one(tensors: dict[str, Tensor]) -> None:
-        module = "model.language_model.layers.2.mlp.experts.3.up_proj"
-        for part in ("qweight", "qzeros", "scales", "g_idx"):
-            del tensors[f"{module}.{part}"]
-        tensors[f"{module}.weight"] = torch.zeros(256, 128)
-
-    edit_tensors(tmp_path / "four", round_one)
-    assert f"layers.2.mlp.experts.gate_up_proj cannot be carried over by method: source: {NOT_INTEGERS}" in refusal_of(
-        tmp_path / "four"
-    )
-
-
-def test_a_checkpoint_without_integers_is_refused() -> None:
-    assert refusal_of(TINY) == (
-        "tiny-source: decoder_model_merged: method: source, and tiny has no integers to carry over. "
-        "Choose another precision, such as int4, or another method"
-    )
 
 
 @pytest.mark.parametrize(
