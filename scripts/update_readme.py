@@ -40,6 +40,7 @@ TITLES = {
     "chunked": "prefill in chunks",
     "decode": "decoding with a cache",
     "generate": "64 greedy tokens",
+    "packaged": "the second decoder, bit for bit",
 }
 
 
