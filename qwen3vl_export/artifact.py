@@ -30,7 +30,7 @@ from .json_form import AtLeast, Like, Line, Matching, from_values, parse
 from .promise import Grid, Json, PrecisionName, RecipePlan, broken_promises, suffixed
 
 Text = str | bytes
-FORMAT = 2  # 2: an ort decoder's cache holds no padding
+FORMAT = 3  # 2: an ort decoder's cache holds no padding; 3: two decoders where runtimes differ, heads
 LARGEST_MANIFEST = 100_000_000  # bytes; that of the largest model takes a few million
 TOOL = "qwen3vl-export"  # every manifest lists its version
 MANIFEST = "manifest.json"

@@ -88,7 +88,7 @@ class Facts:
     video_token_id: TokenId
     vision_start_token_id: TokenId
     vision_end_token_id: TokenId
-    head: Annotated[str, OneOf(HEADS)] = TEXT  # manifests of models that answer need not say so
+    head: Annotated[str, OneOf(HEADS)] = TEXT
 
     @property
     def patch_dim(self) -> int:
