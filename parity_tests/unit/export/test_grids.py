@@ -21,10 +21,10 @@ from qwen3vl_export import contract
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.pipeline import export_graph
 from qwen3vl_export.exporter.stages import Stages
-from qwen3vl_export.exporter.submodules import build_submodule
 from qwen3vl_export.exporter.weights import WeightFile
 
 from ...fixtures.official import config, write_checkpoint
+from ...fixtures.traces import build_submodule
 
 Grids = list[tuple[int, int, int]]
 

@@ -18,12 +18,11 @@ from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.pipeline import export_graph
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.stages import Stages
-from qwen3vl_export.exporter.submodules import build_submodule
-from qwen3vl_export.exporter.trace import trace
 from qwen3vl_export.exporter.weights import WeightFile
 from qwen3vl_export.exporter.weights.inputs import weight_inputs
 
 from ...fixtures.official import config, write_checkpoint
+from ...fixtures.traces import build_submodule, trace
 
 GRIDS = [[1, 16, 16], [2, 6, 10], [1, 2, 30]]
 

@@ -122,6 +122,7 @@ def test_peft_is_asked_for(adapters: list[Path], monkeypatch: pytest.MonkeyPatch
         load_model(TINY, adapters[:1])
 
 
+@pytest.mark.usefixtures("share_traces")
 def test_an_artifact_with_an_adapter_is_that_of_pytorch_with_peft(
     adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
