@@ -37,12 +37,14 @@ class Answer:
         tokens: [T].
         logits: [T, V], those each token was chosen from.
         prompt_logits: [1, S, V] of every token of the prompt, or None if the runtime does not return them.
+        computed_rows: int64 [T], the rows of logits that each step computed, where the runtime can be watched.
     """
 
     inputs: Inputs
     tokens: Ints
     logits: Floats
     prompt_logits: Floats | None = None
+    computed_rows: Ints | None = None
 
 
 def text_of(reference: PromptReference, prompt: Prompt) -> str:

@@ -67,6 +67,13 @@ def test_it_answers_as_pytorch_does(answers: dict[str, Answer | str], bench: Ben
     assert complaints(judged) == []
 
 
+def test_a_prompt_costs_one_row_of_logits(answers: dict[str, Answer | str]) -> None:
+    """All rows of a long prompt take more memory than the weights."""
+    computed = {name: answer.computed_rows for name, answer in answers.items() if isinstance(answer, Answer)}
+    assert len(computed) >= len(CASES)
+    assert [name for name, rows in computed.items() if rows is None or set(rows.tolist()) != {1}] == []
+
+
 @pytest.mark.parametrize("case", TWO_IMAGES, ids=lambda case: case.name)
 def test_two_pictures_in_a_prompt_fail_in_its_processor(answers: dict[str, Answer | str], case: Case) -> None:
     assert isinstance(answers[case.name], str)

@@ -19,6 +19,16 @@ const name = basename(job.model);
 const processor = await AutoProcessor.from_pretrained(name);
 const model = await Qwen3VLForConditionalGeneration.from_pretrained(name, job.dtype ? { dtype: job.dtype } : {});
 
+// Note how many rows of logits each run of the decoder computes.
+const decoder = model.sessions.decoder_model_merged;
+const run = decoder.run.bind(decoder);
+let rows = [];
+decoder.run = async (...given) => {
+  const results = await run(...given);
+  rows.push(results.logits.dims[1]);
+  return results;
+};
+
 /** Keeps the logits each token is chosen from. */
 class Recorder extends LogitsProcessor {
   rows = [];
@@ -43,6 +53,7 @@ async function answer({ text, images }) {
   const inputs = await processor(text, pictures.length > 1 ? pictures : (pictures[0] ?? null));
   const noPicture = job.no_grid ? {} : { image_grid_thw: new Tensor('int64', new BigInt64Array(0), [0, 3]) };
   const recorder = new Recorder();
+  rows = [];
   const logitsProcessor = new LogitsProcessorList();
   logitsProcessor.push(recorder);
   const sequence = await model.generate({
@@ -57,7 +68,8 @@ async function answer({ text, images }) {
   const logits = new Tensor('float32', Float32Array.from(recorder.rows.flatMap((row) => [...row])), [recorder.rows.length, width]);
   const { input_ids, attention_mask, pixel_values, image_grid_thw } = inputs;
   const pixels = pixel_values ? { pixel_values, image_grid_thw } : {};
-  return { input_ids, attention_mask, ...pixels, tokens, logits };
+  const computed_rows = new Tensor('int64', BigInt64Array.from(rows, BigInt), [rows.length]);
+  return { input_ids, attention_mask, ...pixels, tokens, logits, computed_rows };
 }
 
 for (const prompt of job.prompts) {

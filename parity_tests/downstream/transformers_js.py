@@ -76,4 +76,4 @@ def answer_of(folder: Path, name: str, patch_dim: int) -> Answer | str:
         arrays.get(contract.PIXEL_VALUES, np.empty((0, patch_dim), np.float32)),
         arrays.get(contract.IMAGE_GRID_THW, np.empty((0, 3), np.int64)),
     )
-    return Answer(inputs, arrays["tokens"][0], arrays["logits"])
+    return Answer(inputs, arrays["tokens"][0], arrays["logits"], computed_rows=arrays["computed_rows"])
