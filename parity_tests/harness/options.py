@@ -25,6 +25,7 @@ class Options:
         resume: go on with a verification that was interrupted.
         time: seconds to which the cases are cut, by their estimate; None is as long as all take.
         plan: only show what the verification would take.
+        device: that PyTorch computes on: cpu, cuda or cuda:N.
     """
 
     matrix: str | None = None
@@ -40,3 +41,4 @@ class Options:
     resume: bool = False
     time: float | None = None
     plan: bool = False
+    device: str = "cpu"

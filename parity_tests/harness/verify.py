@@ -39,6 +39,7 @@ from .rounds import ReportModule, carry_out_all
 from .sides.adapters import import_peft
 from .sides.artifact_results import ArtifactResults, open_store
 from .sides.bench import Bench
+from .sides.device import CPU, exceeds_device, open_device
 from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .sides.recorded import find_checkpoint
 from .sides.reference import Reference
@@ -130,6 +131,7 @@ def open_for(artifact: Path, options: Options, precision: str, work: Path | None
         memory=options.memory,
         work=work,
         cases=options.cases,
+        device=options.device,
     )
 
 
@@ -163,6 +165,7 @@ def open_bench(
     memory: int | None = None,
     work: Path | None = None,
     cases: Sequence[str] = (),
+    device: str = CPU.type,
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint; PyTorch loads when it is first needed.
 
@@ -175,9 +178,10 @@ def open_bench(
         memory: bytes that the process may take; None is what is free, less a reserve.
         work: directory for results of the artifact; None is one that is deleted with the bench.
         cases: names of the only cases to run, of any tier; by default all of the tier's.
+        device: that PyTorch computes on.
 
     Raises:
-        ParityError: no checkpoint, no such tier or case, or too little memory or disk.
+        ParityError: no checkpoint, no such tier, case or device, or too little memory or disk.
     """
     if is_contract(artifact):
         opened, source = open_foreign(artifact, checkpoint, adapters)
@@ -193,14 +197,17 @@ def open_bench(
     if source.adapters:
         import_peft()
     root = cache or default_directory()
-    store = Store(root, scope_of(recorded_files(opened.manifest.checkpoint)))
+    computing = open_device(device)
+    store = Store(root, scope_of(recorded_files(opened.manifest.checkpoint), computing.type))
     planned = plan(matrix, Subject.of_artifact(opened), loaded, cases)
     sizes = sizes_of(cases_of(planned), loaded, runtime.preparer, cases_without_model(planned))
     resources = resources_of(opened, source.root, sizes, memory, store)
     if reference is None:
-        streamed = must_stream(opened, resources)
+        streamed = must_stream(opened, resources) or exceeds_device(computing, source.root)
         merged = [adapter.root for adapter in source.adapters]
-        reference = Reference(source.root, store, adapters=merged, streamed=streamed, room=resources.room)
+        reference = Reference(
+            source.root, store, adapters=merged, streamed=streamed, room=resources.room, device=computing
+        )
     scope = f"{opened.manifest_sha256} {precision}"
     if work is None:
         results = ArtifactResults.temporary(root, scope, reference.streamed)

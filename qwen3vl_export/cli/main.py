@@ -219,6 +219,9 @@ def verify(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only show the cases, and estimate time, memory and disk space.")
     ] = False,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where PyTorch computes: cpu, cuda or cuda:1; in float32 everywhere.")
+    ] = "cpu",
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.
 
@@ -234,20 +237,22 @@ def verify(
     from parity_tests.harness.verify import verify as verify_artifact
 
     tier = matrix.value if matrix else None
+    cases, adapters = tuple(case or ()), tuple(adapter or ())
     options = Options(
         matrix=tier,
         checkpoint=checkpoint,
-        cases=tuple(case or ()),
+        cases=cases,
         seed=seed,
         bisect=bisect,
         cache=cache,
         history=history,
         precision=precision,
-        adapters=tuple(adapter or ()),
+        adapters=adapters,
         memory=memory,
         resume=resume,
         time=time,
         plan=plan,
+        device=device,
     )
     raise typer.Exit(verify_artifact(artifact, options))
 

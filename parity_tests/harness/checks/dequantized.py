@@ -78,7 +78,7 @@ def dequantized_bench(bench: Bench) -> Bench:
         store = first.store
         if store is not None:
             files = {**recorded_files(artifact.manifest.checkpoint), **graphs, "precision": artifact.precision}
-            store = Store(store.root, scope_of(files), store.budget)
+            store = Store(store.root, scope_of(files, first.device.type), store.budget)
         change = partial(load_dequantized_weights, artifact)
         quantized = quantized_graphs(artifact.manifest.recipe, set(map(graph_kind, artifact.manifest.graphs)))
         second = Reference(
@@ -88,6 +88,7 @@ def dequantized_bench(bench: Bench) -> Bench:
             neighbours=[first],
             adapters=first.adapters,
             streamed=first.streamed,
+            device=first.device,
             tower=first if VISION_ENCODER not in {graph for _, graph in quantized} else None,
             room=first.room,
         )

@@ -38,6 +38,7 @@ from ..judging.outcome import Outcome
 from ..sides.bench import Bench
 from ..sides.float_activations import Change, change_of
 from ..sides.foreign import ForeignSessions
+from ..sides.forward import to_numpy
 from ..sides.hooks import Arrays, hook_graph
 from ..sides.probe import Layer, layers_of, module_of, read_values
 from ..sides.reference import Reference
@@ -179,8 +180,8 @@ def record_modules(reference: Reference, tower: str, compute: Callable[[], NDArr
     def record(module: str) -> Callable[..., None]:
         def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if inputs and hasattr(inputs[0], "detach"):
-                values[module, "input"] = inputs[0].detach().numpy()
-            values[module, "output"] = output.detach().numpy()
+                values[module, "input"] = to_numpy(inputs[0])
+            values[module, "output"] = to_numpy(output)
 
         return hook
 

@@ -118,7 +118,8 @@ def joined_attention(across_images: bool, reference: Reference, pixels: Floats, 
     def segments(grid_thw: Tensor, config: Any, kwargs: Any = None) -> tuple[Tensor, int]:
         counts = grid_thw.prod(1)
         ends = counts.sum()[None] if across_images else counts.cumsum(0)
-        return torch.cat([torch.zeros(1, dtype=torch.int32), ends.to(torch.int32)]), int(counts.max())
+        starts = torch.zeros(1, dtype=torch.int32, device=ends.device)
+        return torch.cat([starts, ends.to(torch.int32)]), int(counts.max())
 
     with attribute(modeling, "get_vision_attention_seqlens", segments):
         return reference.vision(pixels, grid, remember=False)

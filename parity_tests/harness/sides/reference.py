@@ -28,6 +28,7 @@ from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
 from .calls import WAITING, Call, Request, join, within
+from .device import CPU
 from .forward import Continuation, Prefill, encode, read, to_numpy
 from .inputs import Inputs, array_key, model_arguments, tokens_compared
 from .reference_cache import Key, Store, arrays_of
@@ -68,6 +69,7 @@ class Reference:
         streamed: keep the weights on disk and load a module at a time. A result that is not in `store` is then not
             computed when it is asked for: `Deferred` is raised, and `settle` computes all that were asked for at once.
         room: gives the bytes of activations that may wait between two modules of a streamed model.
+        device: that computes, see `open_device`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Reference:
         streamed: bool = False,
         tower: Reference | None = None,
         room: Callable[[], int] = lambda: WAITING,
+        device: torch.device = CPU,
     ) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
@@ -91,6 +94,7 @@ class Reference:
         self.streamed = streamed
         self.tower = tower
         self.room = room
+        self.device = device
         self.requests: dict[Key, Request] = {}  # deferred results
         self._computed: set[Key] = set()  # keys of results that this run computed
         self.seconds = 0.0  # spent in PyTorch
@@ -107,9 +111,9 @@ class Reference:
             neighbour.unload()
         loaded: WholeModel | StreamedModel
         if self.streamed:
-            loaded = stream_model(self.checkpoint, self.adapters, self.change)
+            loaded = stream_model(self.checkpoint, self.adapters, self.change, self.device)
         else:
-            loaded = WholeModel(load_model(self.checkpoint, self.adapters), self.change)
+            loaded = WholeModel(load_model(self.checkpoint, self.adapters), self.change, self.device)
         self.stop_ids = eos_ids(loaded.model.generation_config)
         loaded.model.generation_config = GenerationConfig(do_sample=False)
         self.seconds += time.perf_counter() - start
@@ -208,10 +212,6 @@ class Reference:
         return values
 
     # How they are computed.
-
-    @property
-    def device(self) -> torch.device:
-        return self.loaded.device
 
     def _compared(self, rows: NDArray[Any]) -> int:
         """`tokens_compared` of a prompt [B, S, ...]."""

@@ -54,14 +54,16 @@ def recorded_files(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     return files
 
 
-def scope_of(checkpoint_files: Mapping[str, str]) -> str:
+def scope_of(checkpoint_files: Mapping[str, str], device: str = "cpu") -> str:
     """A hex digest of what all results of one reference depend on.
 
     Args:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
+        device: the type of the device that computes.
     """
     modules = (
         "calls.py",
+        "device.py",
         "forward.py",
         "inputs.py",
         "attention.py",
@@ -74,7 +76,7 @@ def scope_of(checkpoint_files: Mapping[str, str]) -> str:
     )
     code = [Path(__file__).with_name(name).read_bytes() for name in modules]
     digest = hashlib.sha256()
-    for part in (*code, repr(sorted(checkpoint_files.items())).encode()):
+    for part in (*code, repr(sorted(checkpoint_files.items())).encode(), device.encode()):
         digest.update(hashlib.sha256(part).digest())
     for package in ("torch", "transformers", "numpy"):
         digest.update(f"{package} {version(package)}\n".encode())

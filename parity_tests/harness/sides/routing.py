@@ -29,6 +29,7 @@ from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from .bench import Bench, DecoderCall
 from .float_activations import change_of
+from .forward import to_numpy
 from .inputs import array_key
 from .probe import open_reader
 from .reference import Reference
@@ -175,8 +176,8 @@ def force_routes(reference: Reference, choices: Choices) -> Iterator[list[tuple[
             if threading.get_ident() != thread:
                 return output
             logits, _, preferred = output
-            records.append((logits.numpy(), preferred.numpy()))
-            experts = torch.from_numpy(forced.reshape(-1, forced.shape[-1]).astype(np.int64))
+            records.append((to_numpy(logits), to_numpy(preferred)))
+            experts = torch.from_numpy(forced.reshape(-1, forced.shape[-1]).astype(np.int64)).to(logits.device)
             weights = logits.softmax(-1).gather(1, experts)
             return logits, weights / weights.sum(-1, keepdim=True), experts
 

@@ -33,6 +33,7 @@ from qwen3vl_export.errors import ParityError
 from qwen3vl_export.exporter.checkpoint.files import stored_weights
 
 from .adapters import untie
+from .device import CPU
 from .lockstep import reach, run_in_step
 
 HEAD, TABLE = "lm_head", "model.language_model.embed_tokens"
@@ -55,6 +56,7 @@ class StreamedModel:
         merge: takes a copy of the model, one module of which has weights, and whether a name belongs to that module;
             returns the model with the checkpoint's adapters merged into it.
         change: is applied to each module once it is loaded, under its name.
+        device: that a module is moved to once it is loaded.
 
     Raises:
         ParityError: a module has no tensors in the checkpoint.
@@ -67,9 +69,10 @@ class StreamedModel:
         restore: Restore | None = None,
         merge: Merge | None = None,
         change: Change | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.model = model
-        self.device = torch.device("cpu")
+        self._device = device
         self._restore = restore
         self._merge = merge
         self._change = change
@@ -80,6 +83,8 @@ class StreamedModel:
         self._keys = self._find_keys()
         self._tied = self._keys[HEAD] == self._keys[TABLE]
         self._blank = copy.deepcopy(model) if merge is not None else None  # without the hooks
+        for buffers in (module._buffers for module in model.modules()):
+            buffers.update({name: buffer.to(device) for name, buffer in buffers.items() if buffer is not None})
         for name, module in self._modules.items():
             module.register_forward_pre_hook(lambda *_, name=name: self._arrive(name))
 
@@ -169,6 +174,7 @@ class StreamedModel:
             parameter.requires_grad_(False)
         if self._change is not None:
             self._change(name, module)
+        module.to(self._device)
 
     def _merged(self, name: str) -> Any:
         """A copy of the model with the adapters merged into one module; into table and head together where tied."""

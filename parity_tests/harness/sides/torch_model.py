@@ -20,6 +20,7 @@ from transformers import (
 
 from .adapters import merge_adapters, untie
 from .attention import ATTENTION
+from .device import CPU
 from .restored_weights import restored_weights, restoring
 from .streamed_model import Change, StreamedModel
 
@@ -34,14 +35,15 @@ class WholeModel:
 
     Args:
         change: is applied to it once, under the name "".
+        device: that it is moved to.
     """
 
-    def __init__(self, model: Any, change: Change | None = None) -> None:
+    def __init__(self, model: Any, change: Change | None, device: torch.device) -> None:
         self.model = model
-        self.device = torch.device("cpu")
         if change is not None:
             untie(model)
             change("", model)
+        model.to(device)
 
     def run(
         self, computations: Sequence[Callable[[], Result]], report: Callable[[str, int], None] = lambda *_: None
@@ -67,7 +69,12 @@ def load_model(checkpoint: Path, adapters: Sequence[Path] = ()) -> Any:
     return merge_adapters(model, checkpoint, adapters).eval()
 
 
-def stream_model(checkpoint: Path, adapters: Sequence[Path] = (), change: Change | None = None) -> StreamedModel:
+def stream_model(
+    checkpoint: Path,
+    adapters: Sequence[Path] = (),
+    change: Change | None = None,
+    device: torch.device = CPU,
+) -> StreamedModel:
     """The checkpoint's model with its weights on disk, adapters merged into each module that is loaded."""
     config, settings = read_config(checkpoint)
     with torch.device("meta"):
@@ -78,7 +85,8 @@ def stream_model(checkpoint: Path, adapters: Sequence[Path] = (), change: Change
     def merge(model: Any, is_loaded: Callable[[str], bool]) -> Any:
         return merge_adapters(model, checkpoint, adapters, is_loaded)
 
-    return StreamedModel(model, checkpoint, restoring(checkpoint, settings), merge if adapters else None, change)
+    restore = restoring(checkpoint, settings)
+    return StreamedModel(model, checkpoint, restore, merge if adapters else None, change, device)
 
 
 def read_config(checkpoint: Path) -> tuple[Any, Any]:
