@@ -76,6 +76,11 @@ class Like:
 
 
 @dataclass(frozen=True)
+class Later:
+    """Not a constraint: a field that files of earlier versions lack, where it is None; it is left out where it is."""
+
+
+@dataclass(frozen=True)
 class Words:
     """Not a constraint: a float that may also be one of `WORDS`."""
 
@@ -83,7 +88,9 @@ class Words:
 def to_values(value: Any) -> Any:
     """A value of these types as `json.dumps` takes it: objects as dictionaries, non-finite numbers as words."""
     if is_dataclass(value):
-        return {field.name: to_values(getattr(value, field.name)) for field in fields(value)}
+        kind: Any = type(value)
+        items, later = ((field.name, getattr(value, field.name)) for field in fields(value)), _later(kind)
+        return {name: to_values(item) for name, item in items if item is not None or name not in later}
     if isinstance(value, Mapping):
         return {key: to_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -229,7 +236,8 @@ def _read_object(kind: Any, value: Any, where: str, is_open: bool = False) -> An
     unknown = next((name for name in value if name not in names), None)
     if unknown is not None and not is_open:
         raise ValueError(f"{_inside(where, unknown)} is an unknown key")
-    if missing := next((name for name in (_without_default(kind) if is_open else names) if name not in value), None):
+    needed = _without_default(kind) if is_open else [name for name in names if name not in _later(kind)]
+    if missing := next((name for name in needed if name not in value), None):
         raise ValueError(f"{_inside(where, missing)} is missing")
     return kind(**{name: _read(names[name], value[name], _inside(where, name)) for name in names if name in value})
 
@@ -237,6 +245,12 @@ def _read_object(kind: Any, value: Any, where: str, is_open: bool = False) -> An
 @cache
 def _without_default(kind: Any) -> tuple[str, ...]:
     return tuple(each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING)
+
+
+@cache
+def _later(kind: Any) -> frozenset[str]:
+    """The fields that earlier versions did not write."""
+    return frozenset(name for name, annotation in hints(kind).items() if Later() in constraints(annotation)[1])
 
 
 def _read_list(kinds: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from ..contract import TIERS
 from ..hash_cache import Digest
-from ..json_form import AtLeast, OneOf, Words
+from ..json_form import AtLeast, Later, OneOf, Words
 
 FORMAT = 1  # of parity.json
 Kind = Literal["max", "min", "equals"]
@@ -169,6 +169,24 @@ class PrecisionCost(ExamScore, LogitCost):
 
 
 @dataclass(frozen=True)
+class Answer:
+    """The checks that answer a question."""
+
+    checks: Count
+    failed: Count
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The two questions about an artifact: whether its graphs are right, and what its precision costs."""
+
+    graph: Annotated[Answer | None, "Null where no check can tell a wrong graph from the cost of rounding."]
+    cost: Annotated[Answer | None, "Null where no weight is quantized: the checks of the graph limit the cost."]
+    rounding: Annotated[LogitCost | None, "Of activations alone, on the decoder; null where they are not rounded."]
+    entropy: Annotated[Number | None, "Mean of PyTorch's next token, as a share of that of equally likely tokens."]
+
+
+@dataclass(frozen=True)
 class Point:
     """One value of a graph compared with PyTorch's: the input or output of a layer, or the output of the graph."""
 
@@ -256,6 +274,7 @@ class Evidence:
     profile: Profile
     checks: tuple[CheckResult, ...]
     bisect: tuple[GraphTrail, ...] | None
+    answers: Annotated[Answers | None, Later(), "Null without checks, and absent in earlier versions."] = None
 
     @property
     def failures(self) -> list[CheckResult]:

@@ -14,6 +14,7 @@ from typing import Any
 from ..artifact import STATEMENT, Artifact
 from ..console import format_size
 from ..evidence import SIGNS, Evidence, Rule
+from ..evidence.answers import lines
 from ..packaging import RUNTIMES
 from ..promise import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
 from .heatmap import HEATMAP
@@ -174,6 +175,8 @@ def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
     yield f"near-ties: {len(evidence.near_ties)}. Evidence: `{artifact.evidence_path().name}`, about the manifest"
     yield from (
         f"with sha256 `{artifact.manifest_sha256}`.",
+        "",
+        *(f"- {line}" for line in lines(evidence)),
         "",
         "| stage | checks | worst of all checks (limit) |",
         "|---|--:|---|",

@@ -17,6 +17,7 @@ from PIL import Image
 
 import qwen3vl_export
 from qwen3vl_export.evidence import Evidence
+from qwen3vl_export.evidence.answers import lines
 
 from ..cases.matrix import Case, Matrix, Prompt
 from ..sides.pixel_reference import load_file
@@ -61,6 +62,7 @@ def render(evidence: Evidence, matrix: Matrix, runs: Sequence[PastRun] = ()) -> 
     environment.filters |= {"short": short, "percent": percent}
     return environment.get_template(TEMPLATE).render(
         evidence=evidence,
+        answers=list(lines(evidence)) if evidence.checks else [],
         hardware=asdict(evidence.hardware),
         failures=evidence.failures,
         rows=list(measure_rows(evidence)),

@@ -22,19 +22,24 @@ from qwen3vl_export.console import Terminal
 from qwen3vl_export.evidence import (
     FORMAT,
     SIGNS,
+    Answers,
     CheckpointSource,
     Difference,
     Evidence,
     ExamScore,
     Hardware,
+    LogitCost,
+    Measures,
     NearTie,
     PrecisionCost,
     Rule,
     Speed,
     StageSummary,
 )
+from qwen3vl_export.evidence.answers import answer, lines
 from qwen3vl_export.json_form import to_json
 from qwen3vl_export.output import whole_file
+from qwen3vl_export.promise import ROUNDED
 
 from ..diagnosis.layer_trace import Trail
 from ..judging.measures import pool_means
@@ -103,21 +108,35 @@ class Report:
     def precision(self) -> PrecisionCost | None:
         """What this precision costs against PyTorch in float32: logits pooled over every position of the stages
         `PRECISION_STAGES`, and answers right; None where no logits were compared."""
-        parts = [o.measures for o in self.outcomes if o.stage in PRECISION_STAGES and o.measures.get("positions")]
-        worst = [float(value) for part in parts if (value := part.get("worst_kl")) is not None]
-        if not parts:
+        cost = self.logit_cost(PRECISION_STAGES)
+        if cost is None:
             return None
         exams = [exam_score(outcome) for outcome in self.outcomes if outcome.stage == "accuracy"]
         score = exams[0] if exams else ExamScore(None, None, None)
-        return PrecisionCost(
+        return PrecisionCost(**vars(cost), **vars(score))
+
+    def logit_cost(self, stages: Sequence[str]) -> LogitCost | None:
+        """How far logits are apart, pooled over every position of some stages; None where none were compared."""
+        parts = self.measures_of(stages)
+        worst = [float(value) for part in parts if (value := part.get("worst_kl")) is not None]
+        if not parts:
+            return None
+        return LogitCost(
             positions=sum(int(part["positions"] or 0) for part in parts),
             mean_kl=pool_means(parts, "mean_kl"),
             worst_kl=max(worst, key=lambda value: (value != value, value)) if worst else None,
             top1_agreement=pool_means(parts, "top1_agreement"),
-            questions=score.questions,
-            accuracy=score.accuracy,
-            reference_accuracy=score.reference_accuracy,
         )
+
+    def measures_of(self, stages: Sequence[str]) -> list[Measures]:
+        """The measures of every check of logits in some stages."""
+        return [o.measures for o in self.outcomes if o.stage in stages and o.measures.get("positions")]
+
+    def answers(self) -> Answers:
+        """Whether the graph is right, and what its precision costs."""
+        graph, cost = answer(self.outcomes, self.profile)
+        rounding = self.logit_cost([f"{ROUNDED}decoder"])
+        return Answers(graph, cost, rounding, pool_means(self.measures_of(PRECISION_STAGES), "entropy"))
 
     def evidence(self) -> Evidence:
         """What `parity.json` holds."""
@@ -150,6 +169,7 @@ class Report:
             profile=self.profile,
             checks=tuple(outcome.result for outcome in self.outcomes),
             bisect=tuple(trail.record for trail in self.trails) or None,
+            answers=self.answers() if self.outcomes else None,
         )
 
     def to_json(self) -> str:
@@ -247,8 +267,6 @@ def show(report: Report, screen: Terminal, command: str = "") -> None:
                 ),
             )
     screen.print(table)
-    if (cost := report.precision()) is not None:
-        screen.print(f"{escape(report.profile.name)} against PyTorch in float32: {cost_of(cost)}")
     for name, tie in ((outcome.id, tie) for outcome in report.outcomes for tie in outcome.near_ties):
         screen.print(
             f"[yellow]near-tie[/] {escape(name)}: token {tie.step} of row {tie.row} is {tie.candidate_token}, PyTorch "
@@ -271,6 +289,8 @@ def show(report: Report, screen: Terminal, command: str = "") -> None:
         screen.print(f"[dim]replay:[/] {escape(command)} --case {case} --seed {report.seed} --bisect", soft_wrap=True)
     for name, reason in report.left_out.items():
         screen.print(f"[dim]not checked: {escape(name)} ({escape(reason)})[/]")
+    for line in lines(report.evidence()) if report.outcomes else ():
+        screen.print(escape(line), soft_wrap=True)
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
     screen.print(f"{verdict}: {counted(report)} in {time_spent(report)}")
 
@@ -282,17 +302,6 @@ def counted(report: Report) -> str:
         return f"{report.planned} of {checks}"
     missing = report.planned - len(report.outcomes)
     return f"{len(report.failures)} of {checks} failed" + (f", {missing} did not run" if missing else "")
-
-
-def cost_of(cost: PrecisionCost) -> str:
-    """`KL 0.012 on average and 0.84 at worst, the same best token at 97.1 % of 1,234 positions; …`."""
-    mean, worst, top1 = cost.mean_kl, cost.worst_kl, cost.top1_agreement
-    numbers = "not measured" if mean is None or worst is None else f"{mean:.2g} on average and {worst:.2g} at worst"
-    same = "not measured" if top1 is None else f"{top1:.2%}"
-    text = f"KL {numbers}, the same best token at {same} of {cost.positions:,} positions"
-    if cost.accuracy is not None:
-        text += f"; {cost.accuracy:.1%} of {cost.questions} questions right ({cost.reference_accuracy:.1%} there)"
-    return text
 
 
 def time_spent(report: Report) -> str:

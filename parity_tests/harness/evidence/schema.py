@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from qwen3vl_export.console import write
 from qwen3vl_export.evidence import Evidence
-from qwen3vl_export.json_form import WORDS, AtLeast, Matching, OneOf, Words, constraints, hints
+from qwen3vl_export.json_form import WORDS, AtLeast, Later, Matching, OneOf, Words, constraints, hints
 
 Schema = dict[str, Any]
 NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
@@ -37,7 +37,7 @@ def object_schema(kind: Any, definitions: dict[str, Schema]) -> Schema:
         "description": cleandoc(kind.__doc__),
         "type": "object",
         "properties": {name: schema_of(annotation, definitions) for name, annotation in hints(kind).items()},
-        "required": list(hints(kind)),
+        "required": [name for name, annotation in hints(kind).items() if Later() not in constraints(annotation)[1]],
         "additionalProperties": False,
     }
 

@@ -18,18 +18,20 @@ from jsonschema import Draft202012Validator
 from parity_tests.fixtures.paths import DOCS, FIXTURES
 from parity_tests.fixtures.standin import artifact_without_graphs
 from parity_tests.harness.cases.matrix import load_matrix
+from parity_tests.harness.checks.dequantized import add_own_weights_rules
 from parity_tests.harness.diagnosis.layer_trace import Trail
 from parity_tests.harness.evidence import history
 from parity_tests.harness.evidence.charts import STEPS, heatmap, line, log_axis, step_of
 from parity_tests.harness.evidence.history import PastRun
 from parity_tests.harness.evidence.page import render
-from parity_tests.harness.evidence.report import Report, cost_of
+from parity_tests.harness.evidence.report import Report
 from parity_tests.harness.evidence.schema import schema_text
 from parity_tests.harness.evidence.sections import short
 from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.verify import write_evidence
-from qwen3vl_export.evidence import CheckpointSource, Evidence, Point, Summary, summarize
+from qwen3vl_export.evidence import Answer, CheckpointSource, Evidence, Point, Summary, summarize
+from qwen3vl_export.evidence.answers import lines as answer_lines
 from qwen3vl_export.json_form import from_json, from_values, to_json, to_values
 
 SCHEMA = DOCS / "parity.schema.json"
@@ -124,6 +126,7 @@ def test_files_of_the_version_before_are_read_and_written_as_they_were() -> None
     VALIDATOR.validate(json.loads(text))
     evidence = from_json(Evidence, text)
     assert to_json(evidence, indent=1) + "\n" == text
+    assert evidence.answers is None and next(answer_lines(evidence)).startswith("graph: cannot be told")
     assert [check.id for check in evidence.failures] == ["vision[photograph-451x300]", "decode[text-only]"]
     assert math.isnan(evidence.failures[0].measures["max_abs"] or 0)
     assert Page(render(evidence, load_matrix())).open == []
@@ -166,13 +169,63 @@ def test_what_a_precision_costs_is_pooled_over_positions() -> None:
     assert cost is not None
     assert cost.mean_kl == pytest.approx(0.2) and cost.worst_kl == 2.0
     assert cost.top1_agreement == pytest.approx(0.925) and cost.positions == 40
-    assert cost_of(cost) == (
-        "KL 0.2 on average and 2 at worst, the same best token at 92.50% of 40 positions; "
-        "91.5% of 200 questions right (93.5% there)"
-    )
+    assert list(answer_lines(COSTLY.evidence())) == [
+        "graph: WRONG (4 of 4 checks failed)",
+        "float32 costs: KL 0.2 on average and 2 at worst, top-1 92.5 % of 40 positions, "
+        "91.5% of 200 questions right (93.5% in PyTorch)",
+    ]
     assert GOOD.precision() is None
     from_json(Evidence, COSTLY.to_json())
     assert "What the precision costs" in page(COSTLY).text and "91.5 %" in page(COSTLY).text
+
+
+LEVEL_4 = {"decoder_model_merged": {"method": "int4", "accuracy_level": 4}}
+RECIPE = {"target": "ort", "dtype": "float32", "quantization": LEVEL_4}
+OWN = add_own_weights_rules(load_profile("int4"), RECIPE, "qwen3_vl")
+
+
+def quantized(right: bool, cheap: bool, entropy: float = 0.3) -> Report:
+    """A report of an int4 artifact: one check of the graph, one of the cost, and what rounding activations costs."""
+    near = {"max_abs": 1e-5, "scaled_max_abs": 1e-6, "worst_kl": 1e-9, "mean_kl": 1e-9, "top1_agreement": 1.0}
+    far = {"max_abs": 9.0, "scaled_max_abs": 0.9, "worst_kl": 9.0, "mean_kl": 2.0, "top1_agreement": 0.1}
+    measures = {
+        "dequantized_decoder": near if right else far,
+        "prefill": {**(near if cheap else far), "entropy": entropy},
+        "rounded_decoder": far,
+    }
+    outcomes = [
+        judge(stage, "text-only", Finding({**values, "positions": 10}, 10), OWN, 0.5)
+        for stage, values in measures.items()
+    ]
+    return replace(report(*outcomes), profile=OWN)
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("cheap", [True, False])
+def test_a_wrong_graph_and_a_coarse_precision_are_told_apart(right: bool, cheap: bool) -> None:
+    written = quantized(right, cheap)
+    answers = written.answers()
+    assert answers.graph == Answer(1, int(not right)) and answers.cost == Answer(2, int(not cheap))
+    assert written.passed == (right and cheap)
+    graph, cost, rounding = answer_lines(written.evidence())
+    assert graph == ("graph: right (1 checks)" if right else "graph: WRONG (1 of 1 checks failed)")
+    assert cost.startswith("int4 costs: KL ") and ("ABOVE its limits in 1 of 2 checks" in cost) is not cheap
+    assert rounding == "of that, 8-bit activations: KL 2 on average and 9 at worst, top-1 10 % of 10 positions"
+    assert all(line in page(written).text for line in (graph, cost, rounding))
+    VALIDATOR.validate(json.loads(written.to_json()))
+
+
+def test_a_checkpoint_that_knows_nothing_is_named() -> None:
+    assert "97% of the entropy of chance" in list(answer_lines(quantized(True, False, entropy=0.97).evidence()))[-1]
+    assert len(list(answer_lines(quantized(True, False, entropy=0.6).evidence()))) == 3
+
+
+def test_limits_alone_do_not_answer_for_a_quantized_graph_without_its_weights() -> None:
+    unanswered = replace(quantized(True, True), profile=load_profile("int4"))
+    kept = [outcome for outcome in unanswered.outcomes if outcome.stage == "prefill"]
+    written = replace(unanswered, outcomes=kept, planned=1)
+    assert written.answers().graph is None and written.answers().cost == Answer(1, 0)
+    assert next(answer_lines(written.evidence())).startswith("graph: cannot be told")
 
 
 class Page(HTMLParser):
