@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +18,7 @@ from qwen3vl_export.console import console
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
 from qwen3vl_export.runtime import Qwen3VL
+from qwen3vl_export.runtime.session import Sessions
 from qwen3vl_export.runtime.sizing import Sizing
 
 from .budget.estimate import Estimate, estimate
@@ -39,6 +41,7 @@ from .rounds import ReportModule, carry_out_all
 from .sides.adapters import import_peft
 from .sides.artifact_results import ArtifactResults, open_store
 from .sides.bench import Bench
+from .sides.cut_sessions import Pieces
 from .sides.device import CPU, exceeds_device, open_device
 from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .sides.recorded import find_checkpoint
@@ -183,14 +186,16 @@ def open_bench(
     Raises:
         ParityError: no checkpoint, no such tier, case or device, or too little memory or disk.
     """
+    open_sessions: Callable[..., Sessions]
     if is_contract(artifact):
         opened, source = open_foreign(artifact, checkpoint, adapters)
         runtime = Qwen3VL(opened, threads=1)
-        runtime.sessions = ForeignSessions(opened, read_contract(artifact))
+        open_sessions = partial(ForeignSessions, opened, read_contract(artifact))
     else:
         opened = open_artifact(artifact, check_files, precision)
         size = sum(record.bytes for record in opened.manifest.files.values())
         runtime = Qwen3VL(opened, threads=1 if size < SMALL_ARTIFACT else None)
+        open_sessions = partial(Sessions, opened, runtime.sessions.threads)
         source = find_checkpoint(opened, checkpoint, adapters)
     loaded = matrix_for(opened)
     loaded = loaded if seed is None else loaded.model_copy(update={"seed": seed})
@@ -209,10 +214,13 @@ def open_bench(
             source.root, store, adapters=merged, streamed=streamed, room=resources.room, device=computing
         )
     scope = f"{opened.manifest_sha256} {precision}"
+    limit = resources.piece() if reference.streamed else None
+    pieces = None if limit is None else Pieces(limit)
+    runtime.sessions = open_sessions(opener=None if pieces is None else pieces.open)
     if work is None:
-        results = ArtifactResults.temporary(root, scope, reference.streamed)
+        results = ArtifactResults.temporary(root, scope, reference.streamed, pieces, resources.held())
     else:
-        results = ArtifactResults(open_store(work, scope), reference.streamed)
+        results = ArtifactResults(open_store(work, scope), reference.streamed, pieces, resources.held())
     return Bench(
         artifact=opened,
         runtime=runtime,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(int64)": np.dtype(np.int64),
 }
 
+Opener = Callable[..., Any]
+
 
 class Sessions:
     """The graphs of an artifact, ready to run.
@@ -37,18 +39,21 @@ class Sessions:
     Args:
         artifact: as returned by `open_artifact`, so that its files are those in the manifest.
         threads: threads per operator; None leaves the number to onnxruntime.
+        opener: opens a graph in place of `load_session`, whose arguments it takes; its result is used as an
+            `onnxruntime.InferenceSession`.
 
     Raises:
         ArtifactError: this onnxruntime is older than the artifact needs.
         InputError: `threads` is below 1 or above 1024.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None = None, opener: Opener | None = None) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InputError(f"threads is {threads}", f"Use 1 to {MAX_THREADS}; more than processors gain nothing")
         check_onnxruntime(artifact)
         self.artifact = artifact
         self.threads = threads
+        self.opener = opener or load_session
         self._sessions: dict[str, Any] = {}
         self._dtypes: dict[str, dict[str, np.dtype[Any]]] = {}
 
@@ -85,7 +90,7 @@ class Sessions:
 
     def load(self, path: Path, options: Any) -> Any:
         """A new session of a graph's file."""
-        return load_session(path, options)
+        return self.opener(path, options)
 
     def close(self) -> None:
         """Free the memory of every open session; each is opened again when it is next used."""

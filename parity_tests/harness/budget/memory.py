@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from onnx import load
+
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.runtime.external import external_locations
 
+from ..sides.graph_pieces import CutGraph
 from ..sides.streamed_model import LAYER
 from .activations import FLOAT32, Need, cache_of, comparing_of, need_of
 from .sizes import CaseSizes, ModelSizes
@@ -29,6 +32,7 @@ class MemoryNeeds:
 
     Attributes:
         sessions: the artifact's weights in onnxruntime.
+        piece: those of the largest piece, where every graph is cut at every layer.
         comparing: the artifact's activations of a case, and what is compared; of the largest.
         weights: PyTorch's model in float32.
         module: what is loaded of it at a time where it is streamed.
@@ -37,6 +41,7 @@ class MemoryNeeds:
     """
 
     sessions: int
+    piece: int
     comparing: int
     weights: int
     module: int
@@ -50,8 +55,8 @@ class MemoryNeeds:
 
     @property
     def artifact(self) -> int:
-        """The artifact alone."""
-        return self.sessions + self.comparing
+        """The artifact alone, a piece at a time."""
+        return self.piece + self.comparing
 
     @property
     def pytorch(self) -> int:
@@ -70,9 +75,12 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
     for name, tensor in open_checkpoint(str(checkpoint)).tensors.items():
         layer = LAYER.match(name)
         modules[layer[0] if layer else name] += prod(tensor.shape)
+    paths = dict.fromkeys(map(artifact.graph_path, artifact.manifest.graphs))
+    graphs = [CutGraph(load(path, load_external_data=False)) for path in paths]
     needs = [need_of(model, case.joined) for case in cases]
     return MemoryNeeds(
-        sessions=round(SESSION * weights_of(artifact)),
+        sessions=round(SESSION * (weights_of(artifact) + sum(graph.folded for graph in graphs))),
+        piece=round(SESSION * max(graph.largest for graph in graphs)),
         comparing=max((comparing_of(model, case) for case in cases), default=0),
         weights=FLOAT32 * modules.total(),
         module=LOADING * FLOAT32 * max(modules.values()),

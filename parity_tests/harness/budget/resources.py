@@ -17,8 +17,10 @@ from ..sides.reference_cache import Store
 from ..sides.torch_model import read_config
 from .activations import outputs_of, results_of
 from .machine import free_disk, memory_left
-from .memory import MemoryNeeds, memory_needs
+from .memory import SESSION, MemoryNeeds, memory_needs
 from .sizes import CaseSizes, ModelSizes
+
+HELD = 4  # one part in so many of the memory is for what computations hold, the rest for a piece of the artifact
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class Resources:
     def room(self) -> int:
         """Bytes of memory for what PyTorch's calls hold while they wait for a module, beside what one of them takes."""
         return memory_left(self.memory) - self.needs.module - self.needs.computing.passing
+
+    def piece(self) -> int | None:
+        """Bytes of weights of the artifact that may be open at a time; None if all its sessions fit into memory."""
+        left = memory_left(self.memory) - self.needs.comparing
+        return None if self.needs.sessions <= left else max(0, round((left - left // HELD) / SESSION))
+
+    def held(self) -> int:
+        """Bytes of memory for what the artifact's computations hold while its pieces are exchanged."""
+        return max(0, memory_left(self.memory) - self.needs.comparing) // HELD
 
     def fit_on_disk(self, names: Collection[str], free: int) -> bool:
         """Whether the results of both sides fit on the disk together, of cases by name.

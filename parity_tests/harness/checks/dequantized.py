@@ -103,7 +103,8 @@ def float_bench(bench: Bench) -> Bench:
     if not rounding_graphs(manifest.recipe, manifest.facts.model_type):
         return bench
     runtime = copy(bench.runtime)
-    runtime.sessions = ChangedSessions(bench.artifact, bench.runtime.sessions.threads, float_activations)
+    sessions = bench.runtime.sessions
+    runtime.sessions = ChangedSessions(bench.artifact, sessions.threads, float_activations, sessions.opener)
     runtime.feature_cache = FeatureCache()
     return replace(bench, runtime=runtime, results=bench.results.variant("in floating point"))
 

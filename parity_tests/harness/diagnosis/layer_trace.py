@@ -31,12 +31,13 @@ from qwen3vl_export.contract import (
 )
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import GraphTrail, Point
+from qwen3vl_export.runtime.session import Sessions
 
 from ..cases.matrix import Case
 from ..judging.measures import max_abs, nmse, token_cosines
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
-from ..sides.float_activations import Change, change_of
+from ..sides.float_activations import change_of
 from ..sides.foreign import ForeignSessions
 from ..sides.forward import to_numpy
 from ..sides.hooks import Arrays, hook_graph
@@ -221,7 +222,7 @@ def trace_graph(
     matched: set[str] = set()
     stages = dict(stages_of(bench, graph))
     for stage, path in stages.items():
-        for point, module in compare_stage(stage, path, output, feeds, expected, seen, limit, change_of(sessions)):
+        for point, module in compare_stage(stage, path, output, feeds, expected, seen, limit, sessions):
             points.append(point)
             matched.add(module)
     unmatched = [module for module, side in expected if side == "output" and module not in matched]
@@ -250,9 +251,10 @@ def compare_stage(
     expected: ModuleValues,
     seen: NDArray[np.bool_] | None,
     limit: float,
-    change: Change,
+    sessions: Sessions,
 ) -> Iterator[tuple[Point, str]]:
     """The points of one stage, in the order PyTorch computes them."""
+    change = change_of(sessions)
     layers = {layer.module: layer for layer in layers_of(change(onnx.load(path, load_external_data=False)))}
     layers["output"] = Layer("output", output, None, "", output)
     requests = [
@@ -260,7 +262,7 @@ def compare_stage(
         for module, side in expected
         if module in layers and (name := layers[module].input if side == "input" else layers[module].output) is not None
     ]
-    values = read_values(path, [name for *_, name in requests], feeds, change)
+    values = read_values(path, [name for *_, name in requests], feeds, change, sessions.opener)
     for (module, side, layer, _), value in zip(requests, values, strict=True):
         aligned = align(value, expected[module, side])
         if aligned is None:

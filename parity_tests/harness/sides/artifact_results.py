@@ -2,8 +2,11 @@
 
 A result is named by what it is, by the content of its inputs, and by the artifact. The latest are kept in memory, up to
 a number of bytes; on disk are those that several stages need, and all of them where checks are carried out in rounds.
-A directory of results belongs to one verification (`unfinished.py`): the next one computes its own. Knows arrays and
-files; nothing about graphs.
+A directory of results belongs to one verification (`unfinished.py`): the next one computes its own.
+
+Where the artifact is run a piece at a time (`cut_sessions.py`), a result that is not there is not computed when it is
+asked for: `Deferred` is raised, and `settle` has all that were asked for go through the pieces in step. Knows arrays
+and files; nothing about what is computed.
 """
 
 from __future__ import annotations
@@ -14,10 +17,15 @@ import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qwen3vl_export.errors import ParityError
+
+from .cut_sessions import Pieces
+from .lockstep import run_in_step
 from .reference import Deferred
 from .reference_cache import Key, Store
 
@@ -27,50 +35,75 @@ WORK = "unfinished"  # beside PyTorch's results: directories of verifications th
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Request:
+    """A deferred result; `held` bytes stay in memory while it is computed."""
+
+    compute: Callable[[], Any]
+    held: int
+
+
 class ArtifactResults:
     """The results of one verification.
 
     Args:
         store: on disk; None keeps none there.
         keep_all: whether checks are carried out in rounds, so that what one round computed is there in the next.
+        pieces: the artifact's, if it is run a piece at a time; `store` is then needed and all are kept.
+        together: bytes that computations may hold from piece to piece, all those in step together.
     """
 
-    def __init__(self, store: Store | None = None, keep_all: bool = False) -> None:
+    def __init__(
+        self, store: Store | None = None, keep_all: bool = False, pieces: Pieces | None = None, together: int = 0
+    ) -> None:
         self.store = store
         self.keep_all = keep_all
+        self.pieces = pieces
+        self.together = together
+        self.requests: dict[Key, Request] = {}  # deferred results
         self.computed = 0  # results that were not there
+        self._failed: dict[Key, Exception] = {}  # what went wrong with a request
         self._latest: OrderedDict[Key, Any] = OrderedDict()
         self._bytes = 0  # of the latest
 
     @classmethod
-    def temporary(cls, root: Path, scope: str, keep_all: bool) -> ArtifactResults:
+    def temporary(
+        cls, root: Path, scope: str, keep_all: bool, pieces: Pieces | None = None, together: int = 0
+    ) -> ArtifactResults:
         """Results that nobody goes on from: on disk only if all are kept, and no longer than this object."""
         if not keep_all:
             return cls()
         parent = root / WORK
         parent.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(dir=parent))
-        results = cls(open_store(directory, scope), keep_all)
+        results = cls(open_store(directory, scope), keep_all, pieces, together)
         weakref.finalize(results, shutil.rmtree, directory, ignore_errors=True)
         return results
 
     def variant(self, name: str) -> ArtifactResults:
         """Results of the artifact changed in some way, beside these."""
         store = self.store and Store(self.store.root, f"{self.store.scope} {name}", self.store.budget)
-        return ArtifactResults(store, self.keep_all)
+        return ArtifactResults(store, self.keep_all, self.pieces, self.together)
 
-    def recall(self, key: Key, kind: type[Result], compute: Callable[[], Result], shared: bool = False) -> Result:
+    def recall(
+        self, key: Key, kind: type[Result], compute: Callable[[], Result], shared: bool = False, held: int = 0
+    ) -> Result:
         """A result: from memory, from disk, or computed.
 
         Args:
             kind: `np.ndarray`, or a dataclass of arrays.
             shared: whether several checks need it.
+            held: bytes that the computation holds from piece to piece.
+
+        Raises:
+            Deferred: it is to be computed by `settle`.
+            Exception: what was raised when it was computed.
         """
         if not (shared or self.keep_all):
             self.computed += 1
             return compute()
         if key not in self._latest:
-            self._remember(key, self._read_or_compute(key, kind, compute))
+            self._remember(key, self._read_or_compute(key, kind, compute, held))
         self._latest.move_to_end(key)
         result: Result = self._latest[key]
         return result
@@ -86,10 +119,44 @@ class ArtifactResults:
         if self.store is not None:
             self.store.clear()
 
-    def _read_or_compute(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
+    def settle(self, report: Callable[[str, int], None] = lambda *_: None) -> None:
+        """Compute every result that was deferred, in step as far as memory allows.
+
+        Args:
+            report: is told each piece that is opened, and for how many results.
+        """
+        requests, self.requests = list(self.requests.items()), {}
+        while requests:
+            held = 0
+            group: list[tuple[Key, Request]] = []
+            while requests and (not group or held + requests[0][1].held <= self.together):
+                held += requests[0][1].held
+                group.append(requests.pop(0))
+            assert self.pieces is not None
+            computations = [partial(self._store, key, request.compute) for key, request in group]
+            run_in_step(computations, self.pieces.order, self.pieces.loaded, report)
+
+    def _store(self, key: Key, compute: Callable[[], Any]) -> None:
+        """Compute a result and write it; what goes wrong is for the check that needs it."""
+        assert self.store is not None
+        self.computed += 1
+        try:
+            self.store.put(key, compute())
+            if not self.store.path(key).is_file():
+                what = f"{self.store.root}: the disk refused a result of the artifact"
+                raise ParityError(what, "Free some space, or pass --cache DIR")
+        except Exception as error:
+            self._failed[key] = error
+
+    def _read_or_compute(self, key: Key, kind: type[Result], compute: Callable[[], Result], held: int) -> Result:
         stored = self.store.get(key, kind) if self.store is not None else None
         if stored is not None:
             return stored
+        if key in self._failed:
+            raise self._failed[key]
+        if self.pieces is not None:
+            self.requests[key] = Request(compute, held)
+            raise Deferred
         result = compute()
         self.computed += 1
         if self.store is not None:

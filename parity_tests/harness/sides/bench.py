@@ -29,6 +29,7 @@ from .artifact_results import ArtifactResults
 from .counts import Clock, Score
 from .generation_reference import GenerationReference
 from .inputs import Inputs, array_key, tokens_compared
+from .lockstep import is_in_step
 from .pixel_reference import PixelReference
 from .prompt_reference import PromptReference
 from .reference import REMEMBERED_CASES, Greedy, Reference
@@ -144,7 +145,10 @@ class Bench:
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Counts the time spent inside as the artifact's."""
+        """Counts the time spent inside as the artifact's; that of computations in step is counted by `settle`."""
+        if is_in_step():
+            yield
+            return
         start = time.perf_counter()
         try:
             yield
@@ -185,7 +189,7 @@ class Bench:
             logits, _ = self.runtime.decode(embeds, mask, position_ids, num_logits_to_keep=kept)
             return logits
 
-        return self.results.recall(key, np.ndarray, self.timed(compute))
+        return self.results.recall(key, np.ndarray, self.timed(compute), held=self.cache_bytes(mask))
 
     def decode_steps(self, calls: Sequence[DecoderCall]) -> Floats:
         """Logits [B, T, V] of the last token of T calls of the decoder, each continuing the cache."""
@@ -198,7 +202,8 @@ class Bench:
                 steps.append(logits[:, -1:])
             return np.concatenate(steps, axis=1)
 
-        return self.results.recall(key, np.ndarray, self.timed(compute), shared=True)
+        held = self.cache_bytes(calls[-1][1])
+        return self.results.recall(key, np.ndarray, self.timed(compute), shared=True, held=held)
 
     def prefill(self, prepared: Prepared, chunk: int | None) -> Prefilled:
         """A prompt read `chunk` tokens at a time; None is all of them."""
@@ -209,13 +214,15 @@ class Bench:
             logits, cache = prefill(self.runtime.sessions, prepared, features, chunk)
             return Prefilled(logits, np.stack(cache.parts(prepared.attention_mask)))
 
-        return self.results.recall(key, Prefilled, self.timed(compute))
+        held = self.cache_bytes(prepared.attention_mask)
+        return self.results.recall(key, Prefilled, self.timed(compute), held=held)
 
     def generate(self, prepared: Prepared, new_tokens: int, stop: bool = False) -> Greedy:
         """Greedy tokens of the runtime's loop and the logits of each step; with `stop`, fewer if every row ends."""
         key = ("generated", *key_of(prepared), new_tokens, stop)
         compute = self.timed(lambda: self.run_loop(prepared, new_tokens, stop))
-        return self.results.recall(key, Greedy, compute, shared=True)
+        held = self.cache_bytes(prepared.attention_mask, new_tokens)
+        return self.results.recall(key, Greedy, compute, shared=True, held=held)
 
     def run_loop(self, prepared: Prepared, new_tokens: int, stop: bool) -> Greedy:
         """`generate`, computed."""
@@ -224,18 +231,30 @@ class Bench:
         for step in self.runtime.generate_steps(prepared, new_tokens, GREEDY, stop_ids=stop_ids):
             steps.append(step)
             ends.append(time.perf_counter())
-        rows = len(prepared.input_ids)
-        self.clock.add(int(prepared.attention_mask.sum()), ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
+        rows, prompt = len(prepared.input_ids), int(prepared.attention_mask.sum())
+        if not is_in_step():  # it waits for others there
+            self.clock.add(prompt, ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
         return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
 
     def settle(self, report: Callable[[str, int], None]) -> None:
-        """Have PyTorch compute what was deferred, with the artifact's sessions closed meanwhile."""
+        """Have both sides compute what was deferred, one after the other: the artifact's sessions are closed while
+        PyTorch computes."""
         sides = [self, *([self.dequantized] if self.dequantized is not None else [])]
+        for side in sides:
+            if side.results.requests:
+                with side.timing():
+                    side.results.settle(report)
         if any(side.reference.requests for side in sides):
             for side in sides:
                 side.runtime.sessions.close()
         for side in sides:
             side.reference.settle(report)
+
+    def cache_bytes(self, mask: Ints, new_tokens: int = 0) -> int:
+        """What keys and values of a prompt [B, S] take in float32, and of as many tokens after it."""
+        facts = self.artifact.manifest.facts
+        tokens: int = len(mask) * (mask.shape[1] + new_tokens)
+        return 2 * 4 * facts.num_hidden_layers * facts.num_key_value_heads * facts.head_dim * tokens
 
     @property
     def num_maps(self) -> int:

@@ -24,7 +24,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.errors import ParityError
-from qwen3vl_export.runtime.session import Sessions, load_session
+from qwen3vl_export.runtime.session import Opener, Sessions
 
 FLOAT_LEVEL = 1  # `accuracy_level` of a product in float32
 ROUNDED_LEVEL = 4  # in 8 bits
@@ -37,14 +37,14 @@ Change = Callable[[ModelProto], ModelProto]
 class ChangedSessions(Sessions):
     """The sessions of an artifact whose graphs are changed in memory before they are opened."""
 
-    def __init__(self, artifact: Artifact, threads: int | None, change: Change) -> None:
-        super().__init__(artifact, threads)
+    def __init__(self, artifact: Artifact, threads: int | None, change: Change, opener: Opener | None = None) -> None:
+        super().__init__(artifact, threads, opener)
         self.change = change
 
     def load(self, path: Path, options: Any) -> Any:
         model = self.change(onnx.load(path, load_external_data=False))
         keep_products_in_float(options)
-        return load_session(path, options, model.SerializeToString())
+        return self.opener(path, options, model.SerializeToString())
 
 
 def keep_products_in_float(options: Any) -> None:

@@ -45,7 +45,7 @@ from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.exporter.checkpoint.adapter import open_adapter
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.runtime.positions import visual_tokens
-from qwen3vl_export.runtime.session import Sessions
+from qwen3vl_export.runtime.session import Opener, Sessions
 
 from ..strict import Strict, describe_problem
 
@@ -138,8 +138,14 @@ def open_foreign(
 class ForeignSessions(Sessions):
     """Runs a package's graphs under this project's names and widths."""
 
-    def __init__(self, artifact: Artifact, contract: ForeignContract, threads: int | None = None) -> None:
-        super().__init__(artifact, threads)
+    def __init__(
+        self,
+        artifact: Artifact,
+        contract: ForeignContract,
+        threads: int | None = None,
+        opener: Opener | None = None,
+    ) -> None:
+        super().__init__(artifact, threads, opener)
         self.contract = contract
 
     def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:

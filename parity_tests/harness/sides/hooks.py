@@ -33,7 +33,7 @@ class HookedSessions(Sessions):
     """The sessions of a runtime with hooks on one graph; everything else passes through."""
 
     def __init__(self, sessions: Sessions, graph: str, before: Before, after: After) -> None:
-        super().__init__(sessions.artifact, sessions.threads)
+        super().__init__(sessions.artifact, sessions.threads, sessions.opener)
         self._unhooked = sessions
         self._graph = graph
         self._before = before

@@ -72,6 +72,11 @@ class _Current(threading.local):
 current = _Current()
 
 
+def is_in_step() -> bool:
+    """Whether this thread is a computation in step with others."""
+    return current.computation is not None
+
+
 def reach(step: str) -> bool:
     """Wait for a step if this thread is a computation in step with others; whether it is."""
     if current.computation is None:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from qwen3vl_export.runtime.session import DATA_FOLDER, DTYPES, session_options
+from qwen3vl_export.runtime.session import DTYPES, Opener, load_session, session_options
 
 from .float_activations import Change, keep_products_in_float, leave
 
@@ -113,14 +112,22 @@ def describe_layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]
 
 
 def read_values(
-    path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]], change: Change = leave
+    path: Path,
+    names: Sequence[str],
+    feeds: Mapping[str, NDArray[Any]],
+    change: Change = leave,
+    opener: Opener = load_session,
 ) -> list[NDArray[Any]]:
     """Run a graph and return the values called `names`, whether they are outputs or inner values."""
-    return open_reader(path, names, change=change)(feeds)
+    return open_reader(path, names, change=change, opener=opener)(feeds)
 
 
 def open_reader(
-    path: Path, names: Sequence[str], threads: int | None = None, change: Change = leave
+    path: Path,
+    names: Sequence[str],
+    threads: int | None = None,
+    change: Change = leave,
+    opener: Opener = load_session,
 ) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
     """`read_values` for a graph that is run more than once.
 
@@ -128,6 +135,7 @@ def open_reader(
         threads: that of the shipped runtime. Sums that are split among another number of threads round differently,
             which in half precision is enough to route a token to another expert.
         change: of the graph, before it is opened.
+        opener: that of the shipped runtime's sessions.
     """
     model = change(onnx.load(path, load_external_data=False))
     known = {value.name for value in model.graph.output}
@@ -135,8 +143,7 @@ def open_reader(
     options = session_options(path.stem, threads)
     if change is not leave:
         keep_products_in_float(options)
-    options.add_session_config_entry(DATA_FOLDER, str(path.parent.resolve()))
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = opener(path, options, model.SerializeToString())
     types = {node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())}
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

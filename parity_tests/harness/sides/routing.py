@@ -127,7 +127,9 @@ def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np
 def record_choices(bench: Bench, calls: Sequence[DecoderCall]) -> Choices:
     """The experts that the artifact's decoder chooses in consecutive calls, each continuing the cache."""
     key = ("choices", array_key(*(array for call in calls for array in call)))
-    return list(bench.results.recall(key, np.ndarray, lambda: np.stack(run_choices(bench, calls)), shared=True))
+    held = bench.cache_bytes(calls[-1][1])
+    compute = bench.timed(lambda: np.stack(run_choices(bench, calls)))
+    return list(bench.results.recall(key, np.ndarray, compute, shared=True, held=held))
 
 
 def run_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:
@@ -138,7 +140,8 @@ def run_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:
     indices = [node.output[1] for node in graph.node if node.op_type == "TopK"]
     cached = [(index, part) for index in range(facts.num_hidden_layers) for part in ("key", "value")]
     names = [*indices, *(present_name(*entry) for entry in cached)]
-    run = open_reader(path, names, bench.runtime.sessions.threads, change_of(bench.runtime.sessions))
+    sessions = bench.runtime.sessions
+    run = open_reader(path, names, sessions.threads, change_of(sessions), sessions.opener)
     past: dict[str, NDArray[Any]] = {}
     by_call: list[Choices] = []
     for rows, attention_mask, position_ids in calls:
