@@ -17,7 +17,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForCondition
 
 from parity_tests.fixtures import forms_table
 from parity_tests.fixtures.forms_table import FILES, HEADS, NAMES, QUANTIZED
-from parity_tests.fixtures.moe_checkpoint import EXPERTS, write_moe_checkpoint
+from parity_tests.fixtures.moe_checkpoint import EXPERTS, split_experts, write_moe_checkpoint
 from parity_tests.fixtures.paths import TINY
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter import submodules
@@ -405,25 +405,10 @@ def test_only_the_encoder_and_calibration_need_the_tower() -> None:
     assert needs_tower(text.model_copy(update={"quantization": calibrated}))
 
 
-def one_by_one(tensors: Tensors) -> Tensors:
-    """Experts in transformers' layout, one tensor each."""
-    split_up: Tensors = {}
-    for name, tensor in tensors.items():
-        module, _, stack = name.rpartition(".")
-        if not module.endswith(".experts"):
-            split_up[name] = tensor
-            continue
-        for index, matrix in enumerate(tensor):
-            parts = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}[stack]
-            for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
-                split_up[f"{module}.{index}.{part}_proj.weight"] = rows.contiguous()
-    return split_up
-
-
 def test_experts_of_one_tensor_each_are_stacked(tmp_path: Path) -> None:
     stacked = open_checkpoint(str(write_moe_checkpoint(tmp_path / "stacked", "modules")))
     root = Path(shutil.copytree(stacked.root, tmp_path / "single"))
-    tensors = one_by_one(load_file(root / WEIGHTS))
+    tensors = split_experts(load_file(root / WEIGHTS))
     opened, warnings = opened_and_checked(write(root, tensors))
     assert not warnings and set(opened.tensors) == set(stacked.tensors)
     model = assert_as_transformers(stacked)
