@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from parity_tests.fixtures import traces
 from parity_tests.fixtures.paths import ROOT, TINY
 from qwen3vl_export import contract
 from qwen3vl_export.artifact import MANIFEST, open_artifact
@@ -73,9 +75,11 @@ def test_all_buckets_read_the_same_weight_file(tiny_buckets_artifact: Path, tiny
     assert size == (tiny_artifact / "onnx" / "vision_encoder.onnx_data").stat().st_size
 
 
-def test_a_rebuild_is_byte_identical(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced anew: that other tests share what was traced changes no byte either."""
-    monkeypatch.setattr(skeletons, "trace", trace)
+@pytest.mark.parametrize("tracer", [trace, traces.trace], ids=["traced-anew", "traced-by-another-test"])
+def test_a_rebuild_is_byte_identical(
+    tracer: Callable[..., ir.Model], tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skeletons, "trace", tracer)
     again = build(load_recipe(ROOT / "recipes" / "tiny.yaml"), out=tmp_path / "again", log=lambda line: None)
     first = {name: record.sha256 for name, record in open_artifact(tiny_artifact).manifest.files.items()}
     assert {name: record.sha256 for name, record in open_artifact(again).manifest.files.items()} == first

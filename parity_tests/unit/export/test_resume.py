@@ -29,6 +29,7 @@ from qwen3vl_export.recipe import load_recipe
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from parity_tests.fixtures.traces import shared_traces
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.exporter.weights.journal import Journal
@@ -41,7 +42,8 @@ def add_and_die(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Journal.add = add_and_die
-build(load_recipe("tiny"), out=Path(sys.argv[1]), log=lambda line: None)
+with shared_traces():
+    build(load_recipe("tiny"), out=Path(sys.argv[1]), log=lambda line: None)
 """
 
 
