@@ -22,6 +22,8 @@ from .scales import in_units, magnitude
 Array = NDArray[np.floating] | NDArray[np.integer]
 Measures = Mapping[str, float | int | bool | None]
 
+MANY_TOKENS = 1 << 12  # of a vocabulary in which the best tokens are looked for in groups first
+GROUP = 64  # tokens
 BLOCK = 1 << 18  # values of one array that are looked at together: 2 MiB in float64, which caches hold
 
 
@@ -197,9 +199,29 @@ def jaccard(candidate: Array, reference: Array, k: int = 10) -> NDArray[np.float
 
 
 def _jaccard(k: int, candidate: Array, reference: Array) -> NDArray[np.float64]:
-    best = [np.argpartition(-logits, k - 1)[:, :k] for logits in (candidate, reference)]
+    best = [best_tokens(logits, k) for logits in (candidate, reference)]
     shared: NDArray[np.int64] = (best[0][:, :, None] == best[1][:, None, :]).sum((1, 2))
     return shared / (2 * k - shared)
+
+
+def best_tokens(logits: Array, k: int) -> NDArray[np.int64]:
+    """The k best tokens of each row of logits [N, V] in any order: [N, k]; of equal ones, those argpartition takes."""
+    if logits.shape[1] < MANY_TOKENS:
+        return np.argpartition(-logits, k - 1)[:, :k]
+    return np.stack([_best_of_many(row, k) for row in logits]) if len(logits) else np.empty((0, k), np.int64)
+
+
+def _best_of_many(logits: Array, k: int) -> NDArray[np.int64]:
+    """`best_tokens` of a long row [V]: k of its groups have a maximum of at least `floor`, so the k best tokens do."""
+    groups = logits[: len(logits) // GROUP * GROUP].reshape(-1, GROUP)
+    floor = np.partition(groups.max(1), -k)[-k]
+    candidates = np.flatnonzero(logits >= floor)
+    if len(candidates) >= k:
+        values = logits[candidates]
+        best: NDArray[np.int64] = candidates[values >= np.partition(values, -k)[-k]]
+        if len(best) == k:
+            return best
+    return np.argpartition(-logits, k - 1)[:k]  # equal ones at the edge, or NaN
 
 
 def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int | None]:

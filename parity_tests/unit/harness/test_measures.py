@@ -206,3 +206,15 @@ def test_what_has_no_scale_has_no_scaled_difference() -> None:
     assert scales.in_units(1.0, scales.rms(zero)) is None and scales.magnitude(np.empty((0, 4))) is None
     assert scales.largest_in_channels(zero, scales.channel_scales(zero, 1.0)) is None
     assert math.isnan(scales.largest_in_channels(np.full((1, 2), np.nan), np.ones(2)) or 0)
+
+
+@pytest.mark.parametrize("tokens", [12, measures.MANY_TOKENS - 1, measures.MANY_TOKENS, 5003])
+@pytest.mark.parametrize("step", [0.0, 0.25], ids=["distinct", "many-equal"])
+@pytest.mark.parametrize("bad", [None, math.nan, -math.inf])
+def test_the_best_tokens_are_those_of_argpartition(tokens: int, step: float, bad: float | None) -> None:
+    logits = np.random.default_rng(0).normal(size=(20, tokens)).astype(np.float32)
+    logits = np.round(logits / step).astype(np.float32) * np.float32(step) if step else logits
+    if bad is not None:
+        logits[::2, ::7] = bad
+    expected = np.sort(np.argpartition(-logits, 9)[:, :10])
+    assert (np.sort(measures.best_tokens(logits, 10)) == expected).all()
