@@ -141,7 +141,9 @@ def diagnosis(bench: Bench, answer: Answer) -> str | None:
     suspects: dict[str, Callable[[], Floats]] = {
         name: partial(suspect, bench.reference, start, mask) for name, suspect in DECODER_SUSPECTS.items()
     }
-    return closest(answer.prompt_logits, start.logits, suspects, bench.profile.settings["explained_ratio"])
+    return closest(
+        bench.reference, answer.prompt_logits, start.logits, suspects, bench.profile.settings["explained_ratio"]
+    )
 
 
 def complaints(judged: Sequence[Outcome]) -> list[str]:

@@ -19,10 +19,11 @@ from ..cases.matrix import Case
 from ..checks.dequantized import dequantized_bench
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
+from ..sides.reference import Reference
 from .layer_trace import describe_point, trace_decoder, trace_vision
 from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS, DecoderSuspect
 
-DIAGNOSED = 4  # failures of one stage that are diagnosed: each costs a run of PyTorch for every suspect
+DIAGNOSED = 4  # failures of one stage that are diagnosed: each costs a call of PyTorch for every suspect
 
 
 def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
@@ -37,7 +38,8 @@ def diagnose(bench: Bench, outcome: Outcome, case: Case | None) -> Outcome:
         return outcome
     try:
         candidate, truth, suspects = suspects_of(bench, stage, case)
-        best = closest(candidate, truth, suspects, bench.profile.settings["explained_ratio"])
+        bench.make_room()
+        best = closest(bench.reference, candidate, truth, suspects, bench.profile.settings["explained_ratio"])
         best = best or first_divergence(bench, stage, case)
     except Exception:  # the outcome already says what failed
         return outcome
@@ -51,13 +53,22 @@ def first_divergence(bench: Bench, stage: str, case: Case) -> str | None:
 
 
 def closest(
-    candidate: Floats, truth: Floats, suspects: dict[str, Callable[[], Floats]], explained_ratio: float
+    reference: Reference,
+    candidate: Floats,
+    truth: Floats,
+    suspects: dict[str, Callable[[], Floats]],
+    explained_ratio: float,
 ) -> str | None:
     """The suspect whose result explains the candidate's distance from the truth, or None if none does."""
     error = relative_distance(candidate, truth)
     if not np.isfinite(error):
         return None
-    distances = {name: relative_distance(candidate, suspect()) for name, suspect in suspects.items()}
+
+    def distance(suspect: Callable[[], Floats]) -> float:
+        return relative_distance(candidate, suspect())
+
+    computations = [partial(distance, suspect) for suspect in suspects.values()]
+    distances = dict(zip(suspects, reference.together(computations), strict=True))
     best = min(distances, key=lambda name: distances[name])
     return best if distances[best] <= explained_ratio * error else None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,19 @@ from ..cases.matrix import Case
 from ..judging.measures import max_abs, nmse, token_cosines
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
+from ..sides.calls import within
 from ..sides.float_activations import change_of
 from ..sides.foreign import ForeignSessions
 from ..sides.forward import to_numpy
 from ..sides.hooks import Arrays, hook_graph
-from ..sides.probe import Layer, layers_of, module_of, read_values
+from ..sides.probe import Layer, layers_of, module_of, open_reader
 from ..sides.reference import Reference
 
 WRITTEN = "written"
 STAGES_DIR = "stages"
 SETTING = "divergence_nmse"
+IN_MEMORY = 1 << 20  # bytes of a value of PyTorch; larger ones are kept on disk
+AT_ONCE = 1 << 28  # bytes of values that a graph returns at once; it is run again for those beyond
 OUTPUTS = {VISION_ENCODER: IMAGE_FEATURES, DECODER: LOGITS}
 TOWERS = {VISION_ENCODER: ("vision encoder", "vision block"), DECODER: ("decoder", "decoder layer")}
 
@@ -132,28 +136,31 @@ def trace_vision(bench: Bench, case: Case) -> Trail | None:
     encoders = [encoder.graph for encoder in bench.artifact.manifest.encoders]
     graph, feeds = record_feeds(bench, encoders, lambda: bench.runtime.encode_images(*bench.vision_inputs(case)))
     reference = bench.reference
-    expected = record_modules(
-        reference, "visual", lambda: reference.vision(feeds[PIXEL_VALUES], feeds[IMAGE_GRID_THW], remember=False)
-    )
-    return trace_graph(bench, graph, case, feeds, expected)
+    pictures = feeds[PIXEL_VALUES], feeds[IMAGE_GRID_THW]
+    with TemporaryDirectory() as directory:
+        expected = record_modules(
+            reference, "visual", lambda: reference.vision(*pictures, remember=False), Path(directory)
+        )
+        return trace_graph(bench, graph, case, feeds, expected)
 
 
 def trace_decoder(bench: Bench, case: Case) -> Trail | None:
     """The trail of the decoder; None if the case does not run it."""
     if case.is_vision_only or DECODER not in bench.artifact.manifest.graphs:
         return None
-    start = bench.reference.prefill(bench.inputs(case))
-    mask = bench.inputs(case).attention_mask
-    call = (start.inputs_embeds, mask, start.position_ids)
-    graph, feeds = record_feeds(bench, [DECODER], lambda: bench.runtime.decode(*call))
+    inputs = bench.inputs(case)
+    start, mask = bench.reference.obtain(lambda: bench.reference.prefill(inputs)), inputs.attention_mask
+    rows, positions = start.inputs_embeds, start.position_ids
+    graph, feeds = record_feeds(bench, [DECODER], lambda: bench.runtime.decode(rows, mask, positions))
     reference = bench.reference
-    inputs = (feeds[INPUTS_EMBEDS].astype(np.float32), feeds[ATTENTION_MASK], feeds[POSITION_IDS])
-    expected = record_modules(reference, "language_model", lambda: reference.decoder(*inputs))
+    call = (feeds[INPUTS_EMBEDS].astype(np.float32), feeds[ATTENTION_MASK], feeds[POSITION_IDS])
     seen = feeds[ATTENTION_MASK].astype(bool)
     facts = bench.artifact.manifest.facts
     empty = np.zeros((len(mask), facts.num_key_value_heads, 0, facts.head_dim), np.float32)
     past = {past_name(index, part): empty for index in range(facts.num_hidden_layers) for part in ("key", "value")}
-    return trace_graph(bench, graph, case, {**past, **feeds}, expected, None if seen.all() else seen)
+    with TemporaryDirectory() as directory:
+        expected = record_modules(reference, "language_model", lambda: reference.decoder(*call), Path(directory))
+        return trace_graph(bench, graph, case, {**past, **feeds}, expected, None if seen.all() else seen)
 
 
 def record_feeds(bench: Bench, graphs: Sequence[str], call: Callable[[], Any]) -> tuple[str, Arrays]:
@@ -168,21 +175,32 @@ def record_feeds(bench: Bench, graphs: Sequence[str], call: Callable[[], Any]) -
 
             stack.enter_context(hook_graph(bench, graph, before=record))
         call()
+    bench.make_room()
     return records[0]
 
 
 ModuleValues = dict[tuple[str, str], NDArray[Any]]  # (module, "input" or "output") -> value, in the order computed
 
 
-def record_modules(reference: Reference, tower: str, compute: Callable[[], NDArray[Any]]) -> ModuleValues:
-    """Inputs and outputs of every module of a tower that has parameters itself, and the result as `output`."""
+def record_modules(
+    reference: Reference, tower: str, compute: Callable[[], NDArray[Any]], directory: Path
+) -> ModuleValues:
+    """Inputs and outputs of every module of a tower that has parameters itself, and the result as `output`; large ones
+    are kept in `directory` and mapped from there."""
     values: ModuleValues = {}
+
+    def keep(key: tuple[str, str], array: NDArray[Any]) -> None:
+        if array.nbytes > IN_MEMORY:
+            path = directory / f"{len(values)}.npy"
+            np.save(path, array)
+            array = np.load(path, mmap_mode="r")
+        values[key] = array
 
     def record(module: str) -> Callable[..., None]:
         def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if inputs and hasattr(inputs[0], "detach"):
-                values[module, "input"] = to_numpy(inputs[0])
-            values[module, "output"] = to_numpy(output)
+                keep((module, "input"), to_numpy(inputs[0]))
+            keep((module, "output"), to_numpy(output))
 
         return hook
 
@@ -195,7 +213,7 @@ def record_modules(reference: Reference, tower: str, compute: Callable[[], NDArr
                 and list(module.parameters(False))
             ):
                 stack.callback(module.register_forward_hook(record(layer)).remove)
-        values["output", "output"] = compute()
+        keep(("output", "output"), compute())
     return values
 
 
@@ -262,19 +280,21 @@ def compare_stage(
         for module, side in expected
         if module in layers and (name := layers[module].input if side == "input" else layers[module].output) is not None
     ]
-    values = read_values(path, [name for *_, name in requests], feeds, change, sessions.opener)
-    for (module, side, layer, _), value in zip(requests, values, strict=True):
-        aligned = align(value, expected[module, side])
-        if aligned is None:
-            continue
-        truth = token_rows(expected[module, side], seen)
-        candidates = [token_rows(aligned, layout) for layout in token_layouts(seen)]
-        candidate = min(candidates, key=lambda rows: l1_distance(rows, truth))
-        error = nmse(candidate, truth)
-        cosine = float(token_cosines(candidate, truth).min()) if candidate.size else None
-        op = layer.op if side == "output" else layer.maker or "the runtime"
-        diverged = error is None or not error <= limit
-        yield Point(stage, module, side, op, error, cosine, max_abs(candidate, truth), diverged), module
+    read = open_reader(path, [name for *_, name in requests], change=change, opener=sessions.opener)
+    sized = ((request, expected[request[0], request[1]].nbytes) for request in requests)
+    for group in within(sized, AT_ONCE):
+        for (module, side, layer, _), value in zip(group, read(feeds, [name for *_, name in group]), strict=True):
+            aligned = align(value, expected[module, side])
+            if aligned is None:
+                continue
+            truth = token_rows(expected[module, side], seen)
+            candidates = [token_rows(aligned, layout) for layout in token_layouts(seen)]
+            candidate = min(candidates, key=lambda rows: l1_distance(rows, truth))
+            error = nmse(candidate, truth)
+            cosine = float(token_cosines(candidate, truth).min()) if candidate.size else None
+            op = layer.op if side == "output" else layer.maker or "the runtime"
+            diverged = error is None or not error <= limit
+            yield Point(stage, module, side, op, error, cosine, max_abs(candidate, truth), diverged), module
 
 
 def align(value: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any] | None:

@@ -19,6 +19,7 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as modeling
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from ..sides.forward import Prefill
+from ..sides.lockstep import while_running
 from ..sides.reference import Reference
 
 VisionSuspect = Callable[[Reference, Floats, Ints], Floats]
@@ -27,13 +28,15 @@ DecoderSuspect = Callable[[Reference, Prefill, Ints], Floats]
 
 @contextmanager
 def attribute(owner: object, name: str, value: object) -> Iterator[None]:
-    """Inside, `owner.name` is `value`."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
+    """Inside, `owner.name` is `value`, for this suspect alone if others are computed in step with it."""
+
+    def apply() -> Callable[[], None]:
+        before = getattr(owner, name)
+        setattr(owner, name, value)
+        return lambda: setattr(owner, name, before)
+
+    with while_running(apply):
         yield
-    finally:
-        setattr(owner, name, before)
 
 
 @contextmanager

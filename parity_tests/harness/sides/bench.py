@@ -236,6 +236,11 @@ class Bench:
             self.clock.add(prompt, ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
         return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
 
+    def make_room(self) -> None:
+        """Close the artifact's sessions where PyTorch's model is streamed: both are never in memory together."""
+        if self.reference.streamed:
+            self.runtime.sessions.close()
+
     def settle(self, report: Callable[[str, int], None]) -> None:
         """Have both sides compute what was deferred, one after the other: the artifact's sessions are closed while
         PyTorch computes."""

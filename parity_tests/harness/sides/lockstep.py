@@ -7,15 +7,36 @@ nothing of what it does has to know that it is stopped. Knows threads; nothing a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 
 
+Undo = Callable[[], None]
+
+
 class Stopped(BaseException):
     """Ends a computation whose neighbour failed."""
+
+
+class Setting:
+    """A change of something that all computations see.
+
+    Args:
+        apply: makes the change and returns what undoes it.
+    """
+
+    def __init__(self, apply: Callable[[], Undo]) -> None:
+        self._apply = apply
+        self._undo: Undo
+
+    def enter(self) -> None:
+        self._undo = self._apply()
+
+    def leave(self) -> None:
+        self._undo()
 
 
 class Computation(Generic[Result]):
@@ -27,6 +48,7 @@ class Computation(Generic[Result]):
         self.error: BaseException | None = None
         self.ended = False
         self.stopped = False
+        self.settings: list[Setting] = []
         self._compute = compute
         self._go, self._halt = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -41,8 +63,12 @@ class Computation(Generic[Result]):
     def wait_for(self, step: str) -> None:
         """In its own thread: stop before a step until `proceed` is called."""
         self.step = step
+        for setting in reversed(self.settings):
+            setting.leave()
         self._halt.release()
         self._go.acquire()
+        for setting in self.settings:
+            setting.enter()
         if self.stopped:
             raise Stopped
 
@@ -83,6 +109,24 @@ def reach(step: str) -> bool:
         return False
     current.computation.wait_for(step)
     return True
+
+
+@contextmanager
+def while_running(apply: Callable[[], Undo]) -> Iterator[None]:
+    """Inside, a change is in effect while this thread's computation runs, and undone while it waits for a step.
+
+    Args:
+        apply: makes the change and returns what undoes it.
+    """
+    setting, computation = Setting(apply), current.computation
+    settings = [] if computation is None else computation.settings
+    setting.enter()
+    settings.append(setting)
+    try:
+        yield
+    finally:
+        settings.remove(setting)
+        setting.leave()
 
 
 def run_in_step(

@@ -43,6 +43,8 @@ FIRST_INPUT = (
     "SimplifiedLayerNormalization",
 )
 
+Reader = Callable[..., list[NDArray[Any]]]  # (feeds, names of some of the values) -> the values
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -111,25 +113,14 @@ def describe_layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]
     return Layer(module, node.op_type, node.input[0], maker, node.output[0])
 
 
-def read_values(
-    path: Path,
-    names: Sequence[str],
-    feeds: Mapping[str, NDArray[Any]],
-    change: Change = leave,
-    opener: Opener = load_session,
-) -> list[NDArray[Any]]:
-    """Run a graph and return the values called `names`, whether they are outputs or inner values."""
-    return open_reader(path, names, change=change, opener=opener)(feeds)
-
-
 def open_reader(
     path: Path,
     names: Sequence[str],
     threads: int | None = None,
     change: Change = leave,
     opener: Opener = load_session,
-) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
-    """`read_values` for a graph that is run more than once.
+) -> Reader:
+    """What runs a graph and returns values of it, outputs or inner ones: all of `names`, or some of them.
 
     Args:
         threads: that of the shipped runtime. Sums that are split among another number of threads round differently,
@@ -146,9 +137,9 @@ def open_reader(
     session = opener(path, options, model.SerializeToString())
     types = {node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())}
 
-    def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(feeds: Mapping[str, NDArray[Any]], chosen: Sequence[str] = names) -> list[NDArray[Any]]:
         cast = {name: array.astype(DTYPES[types[name]], copy=False) for name, array in feeds.items() if name in types}
-        values: list[NDArray[Any]] = session.run(list(names), cast)
+        values: list[NDArray[Any]] = session.run(list(chosen), cast)
         return values
 
     return run

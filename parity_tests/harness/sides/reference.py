@@ -100,6 +100,7 @@ class Reference:
         self.seconds = 0.0  # spent in PyTorch
         self.from_disk = 0  # results an earlier run had computed
         self._cache: OrderedDict[Key, Any] = OrderedDict()
+        self._computing = False  # what is asked for meanwhile is part of a computation
 
     stop_ids: list[int]  # known once the model is loaded
 
@@ -339,8 +340,20 @@ class Reference:
     def _answer_alone(self, key: Key, request: Request) -> None:
         self._keep(key, request.compute())
 
+    def together(self, computations: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Results of computations that ask for what is not stored, in one pass over a streamed checkpoint."""
+        return self._compute_all(computations)
+
+    def obtain(self, ask: Callable[[], Result]) -> Result:
+        """What `ask` returns, computed at once where it was deferred."""
+        try:
+            return ask()
+        except Deferred:
+            self.settle()
+            return ask()
+
     def _compute(self, compute: Callable[[], Result]) -> Result:
-        return self._compute_all([compute])[0]
+        return compute() if self._computing else self._compute_all([compute])[0]
 
     def _compute_all(
         self, computations: Sequence[Callable[[], Result]], report: Callable[[str, int], None] = lambda *_: None
@@ -353,9 +366,11 @@ class Reference:
                 return compute()
 
         start = time.perf_counter()
+        self._computing = True
         try:
             return self.loaded.run([partial(guard, compute) for compute in computations], report)
         finally:
+            self._computing = False
             self.seconds += time.perf_counter() - start
 
     @contextmanager

@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.exporter.checkpoint.files import stored_weights
+from qwen3vl_export.exporter.checkpoint.module_weights import set_weight, unload_weights
 
 from .adapters import untie
 from .device import CPU
@@ -113,12 +114,12 @@ class StreamedModel:
         try:
             yield
         finally:
-            unload(self._modules[name])
+            unload_weights(self._modules[name])
 
     def _keep(self, name: str) -> None:
         """Load a module and unload the one that was loaded before."""
         if name != self._resident and self._resident:
-            unload(self._modules[self._resident])
+            unload_weights(self._modules[self._resident])
         if name != self._resident and name:
             self._load(name)
         self._resident = name
@@ -217,16 +218,8 @@ def units_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def give_weights(source: nn.Module, target: nn.Module) -> None:
     """Move the weights of a module to another one of the same structure; the first is on the meta device afterwards."""
     for name, parameter in list(source.named_parameters()):
-        owner, _, attribute = name.rpartition(".")
-        setattr(target.get_submodule(owner), attribute, parameter)
-    unload(source)
-
-
-def unload(module: nn.Module) -> None:
-    """Drop a module's weights: its parameters are on the meta device again."""
-    for name, parameter in list(module.named_parameters()):
-        owner, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(owner), attribute, nn.Parameter(parameter.to("meta"), requires_grad=False))
+        set_weight(target, name, parameter)
+    unload_weights(source)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from parity_tests.harness.sides.lockstep import reach, run_in_step
+from parity_tests.harness.sides.lockstep import reach, run_in_step, while_running
 
 ORDER = {"a": 0, "b": 1, "c": 2}
 
@@ -77,3 +77,43 @@ def test_steps_are_reported_with_how_many_wait() -> None:
 
 def test_outside_of_a_computation_nothing_waits() -> None:
     assert not reach("a")
+
+
+def test_a_change_is_in_effect_while_its_computation_runs() -> None:
+    """Whatever the steps between: it is neither seen by the others nor by what prepares a step, and ends with it."""
+    shared = {"value": "own"}
+    seen: list[str] = []
+
+    def change(name: str) -> Callable[[], Callable[[], None]]:
+        def apply() -> Callable[[], None]:
+            before, shared["value"] = shared["value"], name
+            return lambda: shared.update(value=before)
+
+        return apply
+
+    def walk(name: str, fail: bool = False) -> Callable[[], None]:
+        def compute() -> None:
+            with while_running(change(name)), while_running(change(f"{name} inside")):
+                for step in "ab":
+                    reach(step)
+                    assert shared["value"] == f"{name} inside"
+            seen.append(shared["value"])
+            reach("c")
+            if fail:
+                raise ValueError(name)
+
+        return compute
+
+    @contextmanager
+    def prepare(step: str) -> Iterator[None]:
+        seen.append(shared["value"])
+        yield
+
+    run_in_step([walk("x"), walk("y"), lambda: seen.append(shared["value"])], ORDER, prepare)
+    assert set(seen) == {"own"} and len(seen) == 6
+    with pytest.raises(ValueError, match="y"):
+        run_in_step([walk("x"), walk("y", fail=True)], ORDER, prepare)
+    assert shared["value"] == "own"
+    with while_running(change("alone")):
+        assert shared["value"] == "alone"
+    assert shared["value"] == "own"

@@ -18,6 +18,9 @@ from parity_tests.faults.catalogue import FAULTS
 from parity_tests.faults.detection import first_failure
 from parity_tests.harness import verify
 from parity_tests.harness.checks.dequantized import dequantized_bench
+from parity_tests.harness.diagnosis import layer_trace
+from parity_tests.harness.diagnosis.layer_trace import trace_layers
+from parity_tests.harness.diagnosis.suspects import DECODER_SUSPECTS, VISION_SUSPECTS
 from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.sides import attention
 from parity_tests.harness.sides import reference as references
@@ -308,3 +311,44 @@ def test_planted_faults_are_found_by_induction(
     (fault,) = (fault for fault in FAULTS if fault.name == name)
     failure = first_failure(fault, built(fault.recipe), tmp_path)
     assert failure is not None and failure.stage == stage
+
+
+@pytest.mark.parametrize("stage", ["vision", "decoder"])
+def test_all_known_mistakes_are_tried_in_one_pass(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as on the whole model: none sees what another one changes, and nothing stays changed."""
+    whole, streamed = Reference(TINY), Reference(TINY, Store(tmp_path, "x"), streamed=True)
+    prompt = inputs_of(whole, GRIDS[1])
+    start, mask = whole.prefill(prompt), prompt.attention_mask
+    pictures = prompt.pixel_values, prompt.image_grid_thw
+    streamed.obtain(lambda: streamed.vision(*pictures))
+
+    def mistakes(reference: Reference) -> list[Callable[[], Any]]:
+        if stage == "vision":
+            return [partial(suspect, reference, *pictures) for suspect in VISION_SUSPECTS.values()]
+        return [partial(suspect, reference, start, mask) for suspect in DECODER_SUSPECTS.values()]
+
+    expected = [mistake() for mistake in mistakes(whole)]
+    loads: list[str] = []
+    monkeypatch.setattr(
+        streamed.loaded, "_load", lambda name, load=streamed.loaded._load: loads.append(name) or load(name)
+    )
+    for result, truth in zip(streamed.together(mistakes(streamed)), expected, strict=True):
+        np.testing.assert_array_equal(result, truth)
+    assert len(loads) == len(set(loads))
+    (again,) = streamed.together([lambda: streamed.decoder(start.inputs_embeds, mask, start.position_ids)])
+    np.testing.assert_array_equal(again, start.logits)
+
+
+def test_a_trace_of_a_streamed_model_is_that_of_the_whole(
+    built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Point by point, with values on disk and read from the graph a few at a time, the artifact's sessions closed."""
+    bench = verify.open_bench(built("tiny"), "quick", cache=tmp_path)
+    case = next(case for case in bench.cases if case.name == CASES[0])
+    expected = trace_layers(bench, [], case)
+    monkeypatch.setattr(verify, "must_stream", lambda *_: True)
+    monkeypatch.setattr(layer_trace, "IN_MEMORY", 0)
+    monkeypatch.setattr(layer_trace, "AT_ONCE", 1 << 16)
+    streamed = verify.open_bench(built("tiny"), "quick", cache=tmp_path / "streamed")
+    assert trace_layers(streamed, [], case) == expected
+    assert not streamed.runtime.sessions._sessions

@@ -1,6 +1,6 @@
 """transformers' modules with the weights of one layer in memory: modules on the meta device, loaded when they run.
 
-Knows how a checkpoint's tensors are loaded into modules and unloaded; nothing about quantization.
+Knows which of a checkpoint's tensors a module takes; nothing about quantization.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...runtime.positions import visual_tokens
 from ...runtime.prepare import Prepared
 from ..checkpoint import Checkpoint
+from ..checkpoint.module_weights import set_weight, unload_weights
 from ..submodules import MODELS
 from .experts import IMPLEMENTATION
 from .ranges import Watch, ignore
@@ -38,16 +39,7 @@ def load_weights(
     for name, _ in list(module.named_parameters(recurse=recurse)):
         if ".experts." in name or prefix + name in excluded:
             continue
-        owner, _, attribute = name.rpartition(".")
-        value = checkpoint.read(prefix + name).to(torch.float32).contiguous()
-        setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
-
-
-def unload_weights(module: nn.Module, recurse: bool = True) -> None:
-    """Move a module back to the meta device."""
-    for name, parameter in list(module.named_parameters(recurse=recurse)):
-        owner, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(owner), attribute, nn.Parameter(parameter.to("meta"), requires_grad=False))
+        set_weight(module, name, checkpoint.read(prefix + name).to(torch.float32).contiguous())
 
 
 @contextmanager
