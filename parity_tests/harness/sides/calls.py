@@ -29,11 +29,13 @@ class Request:
         compute: computes it alone.
         inputs: the prompt, or the pictures alone, that it is about; None if it cannot be joined with another.
         ids: [B, T] of a text that follows the prompt; None if it is about the prompt.
+        waiting_bytes: in memory while it waits for its next module, if it is computed alone.
     """
 
     compute: Callable[[], Any]
     inputs: Inputs | None = None
     ids: Ints | None = None
+    waiting_bytes: int = 0
 
 
 @dataclass

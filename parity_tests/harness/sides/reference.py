@@ -238,13 +238,16 @@ class Reference:
         ids = output.sequences[:, inputs.input_ids.shape[1] :]
         return Greedy(to_numpy(ids), to_numpy(torch.stack(output.logits, dim=1)))
 
-    def remember(self, key: Key, kind: type[Result], compute: Callable[[], Result]) -> Result:
+    def remember(self, key: Key, kind: type[Result], compute: Callable[[], Result], waiting_bytes: int = 0) -> Result:
         """A result of the model: from memory, from disk, or computed.
+
+        Args:
+            waiting_bytes: in memory between two modules while it is computed.
 
         Raises:
             Deferred: the model is streamed, and the result is to be computed by `settle`.
         """
-        return self._recall(key, kind, Request(compute))
+        return self._recall(key, kind, Request(compute, waiting_bytes=waiting_bytes))
 
     def _recall(self, key: Key, kind: type[Result], request: Request) -> Result:
         """As `remember`; a deferred request may be joined with others."""
@@ -254,7 +257,7 @@ class Reference:
         if not self.streamed:
             computed: Result = self._keep(key, self._compute(request.compute))
             return computed
-        if key in self._computed:
+        if key in self._owner(key)._computed:
             raise ParityError("PyTorch's results do not fit into their cache", "Free disk space, or name fewer --case")
         self.requests[key] = request
         raise Deferred
@@ -262,11 +265,11 @@ class Reference:
     def _find(self, key: Key, kind: type[Result]) -> Result | None:
         """A result that is in memory or on disk."""
         if key not in self._cache:
-            store = self._store_of(key)
-            stored = store.get(key, kind) if store is not None else None
+            owner = self._owner(key)
+            stored = owner.store.get(key, kind) if owner.store is not None else None
             if stored is None:
                 return None
-            self.from_disk += key not in self._computed
+            self.from_disk += key not in owner._computed
             self._cache[key] = stored
         self._cache.move_to_end(key)
         self._forget()
@@ -279,8 +282,9 @@ class Reference:
         Raises:
             ParityError: the disk refuses a result of a streamed model.
         """
-        self._computed.add(key)
-        store = self._store_of(key)
+        owner = self._owner(key)
+        owner._computed.add(key)
+        store = owner.store
         if store is not None:
             store.put(key, result)
         if not self.streamed:
@@ -291,8 +295,9 @@ class Reference:
             raise ParityError(f"{where}: the disk refused a result of PyTorch", "Free some space, or --cache DIR")
         return result
 
-    def _store_of(self, key: Key) -> Store | None:
-        return self.tower.store if self.tower is not None and key[0] == VISION else self.store
+    def _owner(self, key: Key) -> Reference:
+        """The reference that stores a result."""
+        return self.tower if self.tower is not None and key[0] == VISION else self
 
     def _forget(self) -> None:
         """Drop the results from memory that were not used for the longest time."""
@@ -320,7 +325,9 @@ class Reference:
             (partial(self._answer, call), call.waiting_bytes(config)) for call in join(requests)
         ]
         computations += [
-            (partial(self._answer_alone, key, request), 0) for key, request in requests.items() if not request.inputs
+            (partial(self._answer_alone, key, request), request.waiting_bytes)
+            for key, request in requests.items()
+            if request.inputs is None
         ]
         for group in within(computations, self.room()):
             self._compute_all(group, report)

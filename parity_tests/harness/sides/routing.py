@@ -92,7 +92,12 @@ def follow_routes(bench: Bench, expected: Floats, choices: Choices, call: Decode
     """
     seen, count = call[1].astype(bool), expected.shape[1]
     key = ("forced routes", array_key(*call, *choices), count)
-    routed = bench.reference.remember(key, ForcedRoutes, lambda: compute_routed(bench.reference, choices, call, count))
+    routed = bench.reference.remember(
+        key,
+        ForcedRoutes,
+        lambda: compute_routed(bench.reference, choices, call, count),
+        waiting_bytes=2 * call[0].nbytes,
+    )
     gaps = np.concatenate(
         [
             routing_gaps(
