@@ -73,8 +73,9 @@ class Tracker:
             self.checked[check.id] = expected.artifact if first else expected.total - streamed
 
     def report(self, module: str, calls: int) -> None:
-        """Shows the module that PyTorch loads, and for how many calls."""
-        self.show(f"PyTorch: {module}, {calls} calls", self.done / self.total, self.seconds_left)
+        """Shows the module that PyTorch loads, or the piece of the artifact that is opened, and for how many calls."""
+        side = "PyTorch" if module == HEAD or module.startswith("model.") else "artifact"
+        self.show(f"{side}: {module}, {calls} calls", self.done / self.total, self.seconds_left)
         model = self.estimate.resources.model
         tower = 4 * model.block_parameters  # patches for each token
         sizes = {"blocks": tower, "layers": model.layer_parameters, HEAD: model.hidden * model.vocabulary}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..judging.measures import BLOCK
+from ..sides.artifact_results import REMEMBERED
 from ..sides.attention import MOST_SCORES
 from ..sides.reference import REMEMBERED_BYTES
 from .sizes import Call, CaseSizes, ModelSizes
@@ -44,13 +45,13 @@ def need_of(model: ModelSizes, call: Call) -> Need:
     """What PyTorch takes for a call with its result, beside the model's weights."""
     tokens, patches = call.rows * call.tokens, call.patches
     features = patches // model.merge_unit * model.wide
-    in_decoder = tokens * (3 * model.hidden + 2 * model.head_dim) + call.rows * call.tokens**2  # and the mask
+    in_decoder = tokens * (model.hidden + model.wide + 2 * model.head_dim) + call.rows * call.tokens**2  # and the mask
     layer = SCORES * stored(call.rows * model.heads * call.tokens**2)
     layer += tokens * (2 * model.heads * model.head_dim + SWIGLU * model.active + 2 * model.hidden)
     block = SCORES * max((stored(model.tower_heads * frame**2) for frame in call.frames), default=0)
     block += patches * (3 * model.tower_hidden + 2 * model.tower_intermediate)
     head = tokens * (model.hidden + model.wide) + COPIES * call.rows * call.logits * model.vocabulary
-    held = patches * model.patch_dim + features + max(patches * 2 * model.tower_hidden, in_decoder)
+    held = patches * model.patch_dim + features + max(patches * (1 + model.maps) * model.tower_hidden, in_decoder)
     return Need(FLOAT32 * held, FLOAT32 * max(layer, block, head))
 
 
@@ -100,4 +101,5 @@ def comparing_of(model: ModelSizes, case: CaseSizes) -> int:
     )
     comparing = FLOAT32 * COPIES * logits + COMPARED * min(BLOCK, max(logits, cache // FLOAT32))
     remembered = min(CASES * results_of(model, case), CASES * REMEMBERED_BYTES + FLOAT32 * logits)
+    remembered += min(outputs_of(model, case), REMEMBERED + FLOAT32 * logits)
     return pixels + FLOAT32 * computing + CACHES * cache + comparing + remembered

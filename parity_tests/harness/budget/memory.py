@@ -23,6 +23,8 @@ from .activations import FLOAT32, Need, cache_of, comparing_of, need_of
 from .sizes import CaseSizes, ModelSizes
 
 SESSION = 1.25  # of an artifact's weights: onnxruntime packs some of them while the stored ones are still in memory
+SLACK = 1.25  # of activations: what allocators have in memory besides
+LIBRARIES = 64 << 20  # bytes that libraries take when they compute for the first time
 LOADING = 2  # copies of a module's weights while it is loaded: as stored, and in float32
 
 
@@ -59,9 +61,14 @@ class MemoryNeeds:
         return self.piece + self.comparing
 
     @property
+    def opened(self) -> int:
+        """The artifact alone, its graphs as a whole."""
+        return self.sessions + self.comparing
+
+    @property
     def pytorch(self) -> int:
         """PyTorch alone, a module and a case at a time."""
-        return self.module + self.computing.total
+        return LIBRARIES + self.module + round(SLACK * self.computing.total)
 
     @property
     def streamed(self) -> int:
@@ -71,22 +78,28 @@ class MemoryNeeds:
 
 def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases: Sequence[CaseSizes]) -> MemoryNeeds:
     """What verifying these cases takes."""
-    modules = Counter[str]()
-    for name, tensor in open_checkpoint(str(checkpoint)).tensors.items():
-        layer = LAYER.match(name)
-        modules[layer[0] if layer else name] += prod(tensor.shape)
+    modules = parameters_of(checkpoint)
     paths = dict.fromkeys(map(artifact.graph_path, artifact.manifest.graphs))
     graphs = [CutGraph(load(path, load_external_data=False)) for path in paths]
     needs = [need_of(model, case.joined) for case in cases]
     return MemoryNeeds(
         sessions=round(SESSION * (weights_of(artifact) + sum(graph.folded for graph in graphs))),
         piece=round(SESSION * max(graph.largest for graph in graphs)),
-        comparing=max((comparing_of(model, case) for case in cases), default=0),
+        comparing=LIBRARIES + max((comparing_of(model, case) for case in cases), default=0),
         weights=FLOAT32 * modules.total(),
         module=LOADING * FLOAT32 * max(modules.values()),
         computing=max(needs, key=lambda need: need.total, default=Need(0, 0)),
         caches=max((cache_of(model, case) for case in cases), default=0),
     )
+
+
+def parameters_of(checkpoint: Path) -> Counter[str]:
+    """How many weights each module has that is loaded as a whole."""
+    modules = Counter[str]()
+    for name, tensor in open_checkpoint(str(checkpoint)).tensors.items():
+        layer = LAYER.match(name)
+        modules[layer[0] if layer else name] += prod(tensor.shape)
+    return modules
 
 
 def weights_of(artifact: Artifact) -> int:

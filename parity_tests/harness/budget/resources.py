@@ -17,7 +17,7 @@ from ..sides.reference_cache import Store
 from ..sides.torch_model import read_config
 from .activations import outputs_of, results_of
 from .machine import free_disk, memory_left
-from .memory import SESSION, MemoryNeeds, memory_needs
+from .memory import LIBRARIES, SESSION, SLACK, MemoryNeeds, memory_needs
 from .sizes import CaseSizes, ModelSizes
 
 HELD = 4  # one part in so many of the memory is for what computations hold, the rest for a piece of the artifact
@@ -43,7 +43,7 @@ class Resources:
 
     def room(self) -> int:
         """Bytes of memory for what PyTorch's calls hold while they wait for a module, beside what one of them takes."""
-        return memory_left(self.memory) - self.needs.module - self.needs.computing.passing
+        return round((memory_left(self.memory) - LIBRARIES - self.needs.module) / SLACK) - self.needs.computing.passing
 
     def piece(self) -> int | None:
         """Bytes of weights of the artifact that may be open at a time; None if all its sessions fit into memory."""

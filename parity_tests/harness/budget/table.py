@@ -46,9 +46,9 @@ def describe(estimate: Estimate, name: str) -> list[str]:
     """The totals, a line each."""
     planned, needs, rates, seconds = estimate.planned, estimate.resources.needs, estimate.rates, estimate.seconds
     cases = len({check.case.name for check in planned.checks if check.case})
-    way = (
-        "streamed, the artifact's sessions closed meanwhile" if estimate.streamed else "as a whole beside the artifact"
-    )
+    way = "both as a whole, side by side"
+    if estimate.streamed:
+        way = "PyTorch streamed, the artifact " + ("whole" if estimate.resources.piece() is None else "in pieces")
     left = memory_left(estimate.resources.memory)
     lines = [
         f"{name}: {len(planned.checks)} checks of {cases} cases of the {planned.matrix} matrix",
@@ -58,8 +58,7 @@ def describe(estimate: Estimate, name: str) -> list[str]:
         f"artifact, {1e-9 / rates.read:.1f} GB/s of the checkpoint, measured just now",
         f"memory: {format_size(max(left, 0))} may be taken; PyTorch takes "
         f"{format_size(needs.weights + needs.computing.total)} as a whole or {format_size(needs.pytorch)} streamed, "
-        f"the artifact {format_size(needs.artifact)}: "
-        f"PyTorch runs {way}",
+        f"the artifact {format_size(needs.opened)} as a whole or {format_size(needs.artifact)} in pieces: {way}",
     ]
     if estimate.streamed:
         free = format_size(free_disk(estimate.resources.results))

@@ -252,6 +252,7 @@ class Bench:
         if any(side.reference.requests for side in sides):
             for side in sides:
                 side.runtime.sessions.close()
+                side.results.forget()  # they are on disk
         for side in sides:
             side.reference.settle(report)
 
