@@ -281,7 +281,8 @@ def run(
     for reference in references:
         counts.update(reference.counts)
     result = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, dict(counts))
-    return replace(result, speed=bench.clock.speed(bench.runtime.sessions.threads))
+    pieces = dict(bench.results.pieces.counts) if bench.results.pieces is not None else None
+    return replace(result, speed=bench.clock.speed(bench.runtime.sessions.threads), pieces=pieces)
 
 
 def trails_of(bench: Bench, report: Report) -> list[Trail]:

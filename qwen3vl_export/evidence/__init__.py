@@ -275,6 +275,9 @@ class Evidence:
     checks: tuple[CheckResult, ...]
     bisect: tuple[GraphTrail, ...] | None
     answers: Annotated[Answers | None, Later(), "Null without checks, and absent in earlier versions."] = None
+    pieces: Annotated[
+        Mapping[str, Count] | None, Later(), "How many pieces each graph was run in, one after another; null if whole."
+    ] = None
 
     @property
     def failures(self) -> list[CheckResult]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,6 +73,7 @@ class Report:
     speed: Speed | None = None
     trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
     hardware: Hardware | None = None  # None is this machine's
+    pieces: Mapping[str, int] | None = None  # that each graph of the artifact was run in; None if it was run whole
 
     @property
     def failures(self) -> list[Outcome]:
@@ -170,6 +171,7 @@ class Report:
             checks=tuple(outcome.result for outcome in self.outcomes),
             bisect=tuple(trail.record for trail in self.trails) or None,
             answers=self.answers() if self.outcomes else None,
+            pieces=self.pieces,
         )
 
     def to_json(self) -> str:
@@ -307,7 +309,9 @@ def counted(report: Report) -> str:
 def time_spent(report: Report) -> str:
     """`9 s: onnxruntime 2.1 s (23 %), PyTorch 5.4 s for 33 of 210 results, the others from earlier runs`."""
     total, torch, ours = (report.seconds.get(key, 0.0) for key in ("total", "pytorch", "artifact"))
-    text = f"{total:.0f} s: onnxruntime {ours:.1f} s ({ours / max(total, 1e-9):.0%}), PyTorch {torch:.1f} s"
+    text = f"{total:.0f} s: onnxruntime {ours:.1f} s ({ours / max(total, 1e-9):.0%})"
+    text += " a few layers at a time" if report.pieces else ""
+    text += f", PyTorch {torch:.1f} s"
     counts = report.reference_results or {}
     if counts.get("streamed"):
         text += " with the weights of one module in memory at a time"
