@@ -1,4 +1,4 @@
-"""Measures `verify` at published sizes: wall and CPU time, peak memory, checks passed.
+"""Measures `verify` at published sizes: wall and CPU time, peak memory, checks passed, and what `--plan` estimates.
 
     python scripts/bench_verify.py run --size 2b --precision int4
     python scripts/bench_verify.py run --size 8b --precision int4 --memory 10GB --out docs/bench/verify.json
@@ -41,17 +41,18 @@ def build(recipe: Path, checkpoint: Path, out: Path) -> None:
 def ours(artifact: Path, cache: Path, options: Path) -> None:
     """One verification, measured from inside its process."""
     start = time.perf_counter()
-    from parity_tests.harness.verify import open_bench, run
+    from parity_tests.harness.options import Options
+    from parity_tests.harness.verify import estimate_of, open_for, run
 
-    settings = json.loads(options.read_text())
-    bench = open_bench(
-        artifact, settings["matrix"], options.parent / "checkpoint", cache=cache, memory=settings["memory"]
-    )
+    settings = Options(**json.loads(options.read_text()), checkpoint=options.parent / "checkpoint", cache=cache)
+    bench = open_for(artifact, settings, "")
+    estimated = estimate_of(bench, settings)
+    needs = estimated.resources.needs
 
     def say(module: str, results: int) -> None:
         print(f"{time.perf_counter() - start:.0f} s: {module}, {results} results", file=sys.stderr)
 
-    report = run(bench, settings["matrix"], cases=settings["cases"], report=say)
+    report = run(bench, report=say, planned=estimated.planned)
     for outcome in report.failures:
         print(outcome.message, file=sys.stderr)
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -64,6 +65,8 @@ def ours(artifact: Path, cache: Path, options: Path) -> None:
         "streamed": bench.reference.streamed,
         "pytorch_seconds": report.seconds["pytorch"],
         "artifact_seconds": report.seconds["artifact"],
+        "estimated_seconds": estimated.seconds.total,
+        "estimated_memory": needs.streamed if bench.reference.streamed else needs.whole,
     }
     print(json.dumps(figures))
 
@@ -109,8 +112,9 @@ def run(
 
 
 def describe(name: str, figures: dict[str, Any]) -> str:
-    """`int4  612 s (1,100 s of CPU), peak 4.80 GiB, 165 of 165 checks, streamed`."""
-    text = f"{name:12} {figures['seconds']:,.0f} s ({figures['cpu_seconds']:,.0f} s of CPU)"
+    """`int4  612 s (1,100 s of CPU, 580 s estimated), peak 4.80 GiB, 165 of 165 checks, streamed`."""
+    text = f"{name:12} {figures['seconds']:,.0f} s ({figures['cpu_seconds']:,.0f} s of CPU, "
+    text += f"{figures['estimated_seconds']:,.0f} s estimated)"
     text += f", peak {figures['peak'] / 2**30:.2f} GiB, {figures['passed']} of {figures['checks']} checks"
     return text + (", streamed" if figures["streamed"] else ", whole")
 

@@ -86,6 +86,12 @@ def test_a_streamed_run_counts_the_artifact_then_modules_then_comparing(
     assert tracker.done == 20
 
 
+def test_pieces_of_the_artifact_are_shown_as_such(start: Callable[..., tuple[Tracker, Shown, Clock]]) -> None:
+    tracker, shown, _ = start(streamed=True)
+    tracker.report("decoder_model_merged (1), piece 2 of 5", 3)
+    assert shown == [("artifact: decoder_model_merged (1), piece 2 of 5, 3 calls", 0.0, 20)] and tracker.done == 0
+
+
 def test_more_passes_than_expected_do_not_exceed_the_whole(
     start: Callable[..., tuple[Tracker, Shown, Clock]],
 ) -> None:
