@@ -18,8 +18,8 @@ from .activations import stored
 from .rates import Rates
 from .sizes import Call, CaseSizes, ModelSizes
 
-CHECK = 0.03  # seconds of a check, whatever it computes
-TORCH_LAYER, ARTIFACT_LAYER = 1e-3, 1e-4  # seconds of a call of one layer, whatever it computes
+CHECK = 0.01  # seconds of a check, whatever it computes
+TORCH_LAYER, ARTIFACT_LAYER = 6e-4, 1e-4  # seconds of a call of one layer, whatever it computes
 SMALL_CHUNKS = 2  # times as long as in one call, a prompt that is read in small chunks
 WEIGHT = 2e-8  # seconds for dequantizing a weight and comparing it
 QUESTION = CaseSizes("question", rows=1, tokens=180, new=10, frames=(600,))  # of the exam, an ordinary one
