@@ -16,7 +16,7 @@ from qwen3vl_export.exporter.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")
 FLOAT32 = 4
-COMPUTING = 1 << 30  # bytes of a GPU, for what is computed beside the weights
+COMPUTING = 1 << 32  # bytes of a GPU beside the weights: attention at its limit, `attention.EAGER_TOKENS`, and logits
 
 
 def open_device(name: str) -> torch.device:

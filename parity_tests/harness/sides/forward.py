@@ -84,10 +84,9 @@ def read(
     config = model.config
     prompt = inputs.input_ids.shape[1]
     whole = inputs.followed_by(*texts)
-    positions, deltas = rope_index(model, inputs, device)
-    position_ids = torch.cat(
-        [positions, *(rope_index(model, inputs.followed_by(text), device)[0][..., prompt:] for text in texts)], dim=-1
-    )
+    positions, deltas = rope_index(model, inputs, device, features)
+    continued = [rope_index(model, inputs.followed_by(text), device, features)[0][..., prompt:] for text in texts]
+    position_ids = torch.cat([positions, *continued], dim=-1)
     kwargs = model_arguments(whole, config, device, features)
     if len(texts) > 1:
         parts = torch.tensor([0] * prompt + [n for n, text in enumerate(texts, 1) for _ in range(text.shape[1])])
@@ -121,9 +120,11 @@ def read(
     )
 
 
-def rope_index(model: Any, inputs: Inputs, device: torch.device) -> tuple[Tensor, Tensor]:
-    """transformers' position ids [3, B, S] and rope deltas [B, 1]."""
-    kwargs = model_arguments(inputs, model.config, device)
+def rope_index(
+    model: Any, inputs: Inputs, device: torch.device, features: Float32 | None = None
+) -> tuple[Tensor, Tensor]:
+    """transformers' position ids [3, B, S] and rope deltas [B, 1]; with features, no pixels are copied."""
+    kwargs = model_arguments(inputs, model.config, device, features)
     names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
     positions: tuple[Tensor, Tensor] = model.model.get_rope_index(**{name: kwargs.get(name) for name in names})
     return positions

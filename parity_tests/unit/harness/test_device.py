@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from parity_tests.harness.sides.device import CPU, exceeds_device, open_device
+from parity_tests.harness.sides.device import COMPUTING, CPU, exceeds_device, open_device
 from parity_tests.harness.sides.forward import encode, hide_other_parts
 from parity_tests.harness.sides.inputs import model_arguments
 from parity_tests.harness.sides.reference import Reference
@@ -58,12 +58,12 @@ def test_products_on_a_gpu_are_float32(one_gpu: None) -> None:
 
 def test_a_gpu_s_memory_decides_whether_the_model_is_streamed_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    for free, streamed in ((8 << 30, False), ((1 << 30) + (8 << 20), True)):
+    for free, streamed in ((8 << 30, False), (COMPUTING + (8 << 20), True)):
         give_memory(monkeypatch, free)
         assert exceeds_device(gpu, TINY) is streamed
         assert not exceeds_device(CPU, TINY)
     give_memory(monkeypatch, 1 << 20)
-    with pytest.raises(ParityError, match=r"takes 1\.\d+ GB of the GPU's memory, 1\.0 MB are free"):
+    with pytest.raises(ParityError, match=r"takes 4\.\d+ GB of the GPU's memory, 1\.0 MB are free"):
         exceeds_device(gpu, TINY)
 
 
