@@ -201,7 +201,7 @@ def graph_file(graph: str, precision: str) -> str:
 def has_two_decoders(recipe: Json) -> bool:
     """Whether runtimes are packaged of which one needs the decoder to require an input and another refuses that
     (`packaging/decoders.py`)."""
-    return DECODER in recipe["graphs"] and {GENAI, TRANSFORMERS_JS} <= {*recipe["packaging"]["runtimes"]}
+    return {GENAI, TRANSFORMERS_JS} <= {*(recipe.get("packaging") or {}).get("runtimes", ())}
 
 
 def second_decoder(file: str) -> str:
