@@ -50,6 +50,7 @@ CALIBRATED = "calibrated_weights"  # calibration chose the rounding
 FROM_SOURCE = "source_weights"  # nothing was rounded
 DEQUANTIZED = "dequantized_"  # prefix of stages in which PyTorch has the artifact's dequantized weights
 DEQUANTIZED_STAGES = ("vision", "embeddings", "decoder", "decode", "generate")
+CHUNKED = "chunked"  # compares an artifact with itself, which one that rounds activations by call need not equal
 ROUNDED = "rounded_"  # prefix of stages that compare an artifact that rounds activations with itself, rounding none
 ROUNDED_STAGES = {"vision": VISION_ENCODER, "decoder": DECODER}  # each with the graph it is about
 
@@ -84,12 +85,21 @@ class VisionPlan:
 
 
 @dataclass(frozen=True)
+class CostPlan:
+    """The form of a recipe's `parity.cost`."""
+
+    mean_kl: float | None = None
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
 class ParityPlan:
     """The form of a recipe's `parity`."""
 
     matrix: Annotated[str, OneOf(TIERS)]
     tolerances: Line
     held_out: bool
+    cost: Annotated[Json, Like(CostPlan)] | None = None
 
 
 @dataclass(frozen=True)
@@ -271,7 +281,8 @@ def own_weights_stages(recipe: Json, model_type: str = "") -> list[str]:
         return []
     rounding = rounding_graphs(recipe, model_type)
     rounded = [f"{ROUNDED}{stage}" for stage, graph in ROUNDED_STAGES.items() if graph in rounding]
-    return [*(f"{DEQUANTIZED}{stage}" for stage in DEQUANTIZED_STAGES), *rounded]
+    exact = [*DEQUANTIZED_STAGES, *([CHUNKED] if DECODER in rounding else [])]
+    return [*(f"{DEQUANTIZED}{stage}" for stage in exact), *rounded]
 
 
 def rounding_graphs(recipe: Json, model_type: str = "") -> frozenset[str]:

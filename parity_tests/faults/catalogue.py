@@ -25,6 +25,7 @@ from qwen3vl_export.promise import CALIBRATED, DEQUANTIZED
 
 from ..harness.sides.bench import Bench
 from . import graphs, runtime, weights
+from .forms import INT8_DYNAMIC, LEVEL_4, Form
 from .weights import Weights
 
 IMAGE_SETTINGS = "preprocessor_config.json"
@@ -55,12 +56,17 @@ class Fault:
     graphs: frozenset[str] | None = None
     sealed: bool = True
     recipe: str = "tiny"
+    form: Form | None = None  # in which the good artifact is stored
 
     def plant(self, good: Path, out: Path) -> Path:
         """A copy of the artifact `good` at `out`, with this mistake in its files."""
         shutil.copytree(good, out, ignore=shutil.ignore_patterns("stages"))
         artifact = open_artifact(out, check=False)
-        changed = self.change(artifact) if self.change is not None else []
+        changed = []
+        if self.form is not None:
+            artifact, path = self.form.apply(artifact)
+            changed.append(path)
+        changed += self.change(artifact) if self.change is not None else []
         seal(artifact, changed if self.sealed else [])
         return out
 
@@ -95,6 +101,11 @@ def change_setting(name: str, edit: Callable[[str], str], artifact: Artifact) ->
 def quantized(fault: Fault) -> Fault:
     """The same mistake in the 4-bit artifact, to be found by comparison with the artifact's dequantized weights."""
     return replace(fault, name=f"{fault.name}-int4", stage=f"{DEQUANTIZED}{fault.stage}", recipe="tiny-int4")
+
+
+def rounding(fault: Fault, form: Form, recipe: str) -> Fault:
+    """The same mistake in an artifact that rounds activations as well, to be found in the same way."""
+    return replace(quantized(fault), name=f"{fault.name}-{form.name}", recipe=recipe, form=form)
 
 
 def in_graph(name: str, graph: str, edit: Callable[[ModelProto, Facts], None], stage: str, says: str) -> Fault:
@@ -200,6 +211,9 @@ FAULTS = [
     quantized(
         in_graph("deepstack-one-layer-late", DECODER, graphs.deepstack_late, "decoder", "after the wrong layers")
     ),
+    # And in artifacts that round activations as well.
+    rounding(in_graph("epsilon-1e-5", DECODER, graphs.epsilon, "decoder", "epsilon 1e-5"), LEVEL_4, "tiny-int4"),
+    rounding(in_graph("epsilon-1e-5", DECODER, graphs.epsilon, "decoder", "epsilon 1e-5"), INT8_DYNAMIC, "tiny"),
     # The loop around it.
     in_runtime("cache-off-by-one", runtime.cache_off_by_one, "chunked", "cache_max_abs", DECODER),
     in_runtime("positions-from-token-count", runtime.positions_from_token_count, "generate", "parts at token"),

@@ -16,6 +16,7 @@ from typing import Any
 from qwen3vl_export.artifact import Artifact, Manifest
 from qwen3vl_export.contract import DECODER, TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
+from qwen3vl_export.evidence.answers import EXAM_STAGES
 from qwen3vl_export.promise import (
     DEQUANTIZED,
     PACKAGED,
@@ -47,7 +48,6 @@ from .judging.outcome import Finding, Outcome, judge
 from .sides.bench import Bench
 from .sides.reference import Deferred
 
-EXAM_STAGES = ("exam", "accuracy")
 ORDER = (
     sampling_checks.STAGE,
     *weight_checks.STAGES,

@@ -18,6 +18,7 @@ from pathlib import Path
 from qwen3vl_export.artifact import JUNIT, PARITY, SUMMARY, Artifact, open_artifact
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import CheckResult, Hardware, Speed, summarize
+from qwen3vl_export.evidence.answers import EXAM_STAGES
 from qwen3vl_export.hash_cache import source_digest
 from qwen3vl_export.json_form import from_json, to_json
 from qwen3vl_export.recipe.model import Recipe
@@ -28,7 +29,7 @@ from .checks.sampling import STAGE
 from .evidence.page import render
 from .evidence.report import hardware, versions
 from .judging.outcome import Outcome
-from .plan import EXAM_STAGES, Check, Subject, plan
+from .plan import Check, Subject, plan
 from .sides.bench import Bench
 from .sides.counts import Clock
 from .unfinished import SOURCES

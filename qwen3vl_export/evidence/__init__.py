@@ -183,7 +183,9 @@ class Answers:
     graph: Annotated[Answer | None, "Null where no check can tell a wrong graph from the cost of rounding."]
     cost: Annotated[Answer | None, "Null where no weight is quantized: the checks of the graph limit the cost."]
     rounding: Annotated[LogitCost | None, "Of activations alone, on the decoder; null where they are not rounded."]
-    entropy: Annotated[Number | None, "Mean of PyTorch's next token, as a share of that of equally likely tokens."]
+    text_loss: Annotated[
+        Number | None, "PyTorch's on the text of `teacher_forced`, over that of equally likely tokens."
+    ]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ and what a smaller dtype costs is within its limits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
-from ..promise import DEQUANTIZED, ROUNDED
+from ..promise import CHUNKED, DEQUANTIZED, ROUNDED
 from . import Answer, Answers, Evidence, LogitCost, Profile
 
 COST_STAGES = (  # against the checkpoint, with weights or activations that are not its own
@@ -22,11 +22,10 @@ COST_STAGES = (  # against the checkpoint, with weights or activations that are 
     "teacher_forced",
     "decode",
     "generate",
-    "exam",
-    "accuracy",
 )
+EXAM_STAGES = ("exam", "accuracy")
 EXACT = ("float32", "float16")  # profiles whose limits only a right graph keeps
-UNTRAINED = 0.85  # of the entropy of chance: trained models have 0.1 to 0.6 over a prompt, untrained ones 0.9 and more
+CHANCE = 1.0  # the loss of a text whose tokens are all equally likely
 
 
 class Judged(Protocol):
@@ -39,9 +38,14 @@ class Judged(Protocol):
     def passed(self) -> bool: ...
 
 
-def is_cost(stage: str) -> bool:
-    """Whether a stage is about the cost of quantized weights."""
-    return stage in COST_STAGES or stage.startswith(ROUNDED)
+def cost_stages(stages: Collection[str]) -> tuple[str, ...]:
+    """The stages that limit the cost of quantized weights, among them prefill in chunks where activations are rounded:
+    `int8_dynamic` rounds those of each call in another way.
+
+    Args:
+        stages: that the artifact's own weights add.
+    """
+    return (*COST_STAGES, CHUNKED) if f"{DEQUANTIZED}{CHUNKED}" in stages else COST_STAGES
 
 
 def answer(checks: Iterable[Judged], profile: Profile) -> tuple[Answer | None, Answer | None]:
@@ -50,8 +54,10 @@ def answer(checks: Iterable[Judged], profile: Profile) -> tuple[Answer | None, A
     has_own_weights = any(stage.startswith(DEQUANTIZED) for stage in profile.rules)
     if not has_own_weights and profile.name in EXACT:
         return count(checks), None
-    graph = count(check for check in checks if not is_cost(check.stage))
-    cost = count(check for check in checks if is_cost(check.stage))
+    about_cost = {*cost_stages(profile.rules.keys()), *EXAM_STAGES}
+    about_cost |= {stage for stage in profile.rules if stage.startswith(ROUNDED)}
+    cost = count(check for check in checks if check.stage in about_cost)
+    graph = count(check for check in checks if check.stage not in about_cost)
     is_answered = any(check.stage.startswith(DEQUANTIZED) for check in checks) or graph.failed
     return graph if is_answered else None, cost
 
@@ -77,15 +83,15 @@ def lines(evidence: Evidence) -> Iterator[str]:
     answers = evidence.answers
     if answers is not None and answers.rounding is not None:
         yield f"of that, 8-bit activations: {logit_line(answers.rounding)}"
-    if answers is not None and is_untrained(answers):
+    if answers is not None and knows_nothing(answers) and (total is None or total.accuracy is None):
         yield (
-            f"note: PyTorch's next tokens have {answers.entropy:.0%} of the entropy of chance, as random weights give: "
-            "what the precision costs here says little about a trained model"
+            "note: PyTorch itself predicts the text of the matrix no better than chance, as with random weights: what "
+            "the precision costs here says little about a trained model"
         )
 
 
-def is_untrained(answers: Answers) -> bool:
-    return answers.entropy is not None and answers.entropy >= UNTRAINED
+def knows_nothing(answers: Answers) -> bool:
+    return answers.text_loss is not None and answers.text_loss >= CHANCE
 
 
 def graph_line(graph: Answer | None) -> str:

@@ -99,6 +99,15 @@ class Vision(StrictModel):
         return self
 
 
+class Cost(StrictModel):
+    """What quantized weights may cost, on average over the positions of every check of logits."""
+
+    mean_kl: float | None = Field(default=None, ge=0)
+    """Most KL between the distributions of the next token, in nats."""
+    top1_agreement: float | None = Field(default=None, ge=0, le=1)
+    """Least share of positions with the same best token."""
+
+
 class Parity(StrictModel):
     """How the artifact is compared with PyTorch."""
 
@@ -106,6 +115,9 @@ class Parity(StrictModel):
     """Which cases `verify` runs by default."""
     tolerances: str = Field(default="", min_length=1)
     """Profile in parity_tests/harness/judging/tolerances.yaml; default that of the least precise part."""
+    cost: Cost | None = None
+    """Limits on what quantized weights cost, in place of the profile's; {} has none: the cost is measured only. Whether
+    the graph is right does not depend on it."""
     held_out: bool = False
     """Also run the trained tiny model's exam; only checkpoints trained on drawn pictures can pass it."""
 

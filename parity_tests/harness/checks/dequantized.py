@@ -13,7 +13,7 @@ onnxruntime dequantizes, as in `checks/weights.py`. Knows artifacts and transfor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,10 @@ from torch import nn
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
+from qwen3vl_export.evidence import Kind, Rule
+from qwen3vl_export.evidence.answers import cost_stages
 from qwen3vl_export.promise import (
+    CHUNKED,
     DEQUANTIZED,
     DEQUANTIZED_STAGES,
     ROUNDED,
@@ -47,8 +50,10 @@ from ..sides.reference_cache import Store, recorded_files, scope_of
 from .induction import run_stage
 from .weights import dequantized_weights, place_of
 
+IN_4_BITS = f"{EMBEDDINGS}_in_4_bits"  # rules of a profile for a table in 4 bits
 
-def prefixed_stages(stages: tuple[str, ...] = DEQUANTIZED_STAGES) -> list[str]:
+
+def prefixed_stages(stages: tuple[str, ...] = (*DEQUANTIZED_STAGES, CHUNKED)) -> list[str]:
     return [f"{DEQUANTIZED}{stage}" for stage in stages]
 
 
@@ -61,7 +66,34 @@ def add_own_weights_rules(profile: Profile, recipe: Mapping[str, Any], model_typ
     stages = own_weights_stages(recipe, model_type)
     rules = {stage: exact.rules[stage.removeprefix(DEQUANTIZED)] for stage in stages if stage.startswith(DEQUANTIZED)}
     measured = {stage: () for stage in stages if stage.startswith(ROUNDED)}
-    return replace(profile, rules={**profile.rules, **rules, **measured})
+    table = (recipe.get("quantization") or {}).get(EMBEDDINGS, {})
+    if table.get("method") == "int4" and IN_4_BITS in profile.rules:
+        profile = replace(profile, rules={**profile.rules, EMBEDDINGS: profile.rules[IN_4_BITS]})
+    stated = state_cost(recipe["parity"].get("cost"), profile, stages) if stages else {}
+    return replace(profile, rules={**profile.rules, **stated, **rules, **measured})
+
+
+def state_cost(
+    limits: Mapping[str, float | None] | None, profile: Profile, stages: Sequence[str]
+) -> dict[str, tuple[Rule, ...]]:
+    """The rules of the stages about the cost of quantized weights, as a recipe states them: none where it has no limit.
+
+    Answers to the exam are judged by the profile.
+
+    Args:
+        stages: that the artifact's own weights add.
+    """
+    if limits is None:
+        return {}
+    kinds: dict[str, Kind] = {"mean_kl": "max", "top1_agreement": "min"}
+    rules = tuple(
+        Rule(measure, kind, limit, "What the recipe allows.", "parity.cost of the recipe")
+        for measure, kind in kinds.items()
+        if (limit := limits.get(measure)) is not None
+    )
+    about_cost = cost_stages(stages)
+    of_logits = {stage for stage in about_cost if any(r.measure == "worst_kl" for r in profile.rules.get(stage, ()))}
+    return {stage: rules if stage in of_logits else () for stage in about_cost}
 
 
 def dequantized_check(stage: str, case: Case) -> Callable[[Bench], Finding]:

@@ -183,6 +183,7 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
     """The whole artifact over a prompt and a long text after it: logits at each token of the text.
 
     The text is fixed, so that both sides see the same history at every position, whatever they would have answered.
+    `text_loss` is PyTorch's.
     """
     prepared, start = bench.prepared(case), bench.inputs(case)
     text = bench.forced_ids(case)
@@ -197,7 +198,8 @@ def teacher_forced(bench: Bench, case: Case) -> Finding:
     truth = RoutedLogits(expected.logits[:, 1:])
     if routing.is_compared(bench):
         truth = _reference_logits(bench, bench.reference.prefill(start).followed_by(expected), rows, mask)
-    return add_routing(truth, Finding(logit_closeness(logits, truth.logits), compared=logits.size))
+    values = {**logit_closeness(logits, truth.logits), "text_loss": measures.text_loss(expected.logits[:, 1:], text)}
+    return add_routing(truth, Finding(values, compared=logits.size))
 
 
 def chunked(bench: Bench, case: Case) -> Finding:

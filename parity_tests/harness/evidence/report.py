@@ -36,7 +36,7 @@ from qwen3vl_export.evidence import (
     Speed,
     StageSummary,
 )
-from qwen3vl_export.evidence.answers import answer, lines
+from qwen3vl_export.evidence.answers import EXAM_STAGES, answer, lines
 from qwen3vl_export.json_form import to_json
 from qwen3vl_export.output import whole_file
 from qwen3vl_export.promise import ROUNDED
@@ -45,7 +45,7 @@ from ..diagnosis.layer_trace import Trail
 from ..judging.measures import pool_means
 from ..judging.outcome import Outcome
 from ..judging.verdicts import Profile
-from ..plan import EXAM_STAGES, ORDER
+from ..plan import ORDER
 
 PACKAGES = ("qwen3vl-export", "torch", "transformers", "onnxruntime", "numpy", "pillow", "tokenizers")
 PRECISION_STAGES = ("prefill", "decode")  # the whole artifact over the prompt, and every token after it
@@ -137,7 +137,7 @@ class Report:
         """Whether the graph is right, and what its precision costs."""
         graph, cost = answer(self.outcomes, self.profile)
         rounding = self.logit_cost([f"{ROUNDED}decoder"])
-        return Answers(graph, cost, rounding, pool_means(self.measures_of(PRECISION_STAGES), "entropy"))
+        return Answers(graph, cost, rounding, pool_means(self.measures_of(["teacher_forced"]), "text_loss"))
 
     def evidence(self) -> Evidence:
         """What `parity.json` holds."""

@@ -42,6 +42,7 @@ AREAS = {
     "dequantized_decoder": "decoder alone, on its own weights",
     "dequantized_decode": "decoding with a cache, on its own weights",
     "dequantized_generate": "greedy tokens, on its own weights",
+    "dequantized_chunked": "prefill in chunks, on its own weights",
     "rounded_vision": "vision encoder, activations rounded or not",
     "rounded_decoder": "decoder alone, activations rounded or not",
     "packaged": "the second decoder beside the first",

@@ -180,17 +180,18 @@ def test_what_a_precision_costs_is_pooled_over_positions() -> None:
 
 
 LEVEL_4 = {"decoder_model_merged": {"method": "int4", "accuracy_level": 4}}
-RECIPE = {"target": "ort", "dtype": "float32", "quantization": LEVEL_4}
+RECIPE: dict[str, Any] = {"target": "ort", "dtype": "float32", "quantization": LEVEL_4, "parity": {}}
 OWN = add_own_weights_rules(load_profile("int4"), RECIPE, "qwen3_vl")
 
 
-def quantized(right: bool, cheap: bool, entropy: float = 0.3) -> Report:
+def quantized(right: bool, cheap: bool, text_loss: float = 0.3) -> Report:
     """A report of an int4 artifact: one check of the graph, one of the cost, and what rounding activations costs."""
     near = {"max_abs": 1e-5, "scaled_max_abs": 1e-6, "worst_kl": 1e-9, "mean_kl": 1e-9, "top1_agreement": 1.0}
     far = {"max_abs": 9.0, "scaled_max_abs": 0.9, "worst_kl": 9.0, "mean_kl": 2.0, "top1_agreement": 0.1}
     measures = {
         "dequantized_decoder": near if right else far,
-        "prefill": {**(near if cheap else far), "entropy": entropy},
+        "prefill": near if cheap else far,
+        "teacher_forced": {**near, "text_loss": text_loss},
         "rounded_decoder": far,
     }
     outcomes = [
@@ -205,19 +206,51 @@ def quantized(right: bool, cheap: bool, entropy: float = 0.3) -> Report:
 def test_a_wrong_graph_and_a_coarse_precision_are_told_apart(right: bool, cheap: bool) -> None:
     written = quantized(right, cheap)
     answers = written.answers()
-    assert answers.graph == Answer(1, int(not right)) and answers.cost == Answer(2, int(not cheap))
+    assert answers.graph == Answer(1, int(not right)) and answers.cost == Answer(3, int(not cheap))
     assert written.passed == (right and cheap)
     graph, cost, rounding = answer_lines(written.evidence())
     assert graph == ("graph: right (1 checks)" if right else "graph: WRONG (1 of 1 checks failed)")
-    assert cost.startswith("int4 costs: KL ") and ("ABOVE its limits in 1 of 2 checks" in cost) is not cheap
+    assert cost.startswith("int4 costs: KL ") and ("ABOVE its limits in 1 of 3 checks" in cost) is not cheap
     assert rounding == "of that, 8-bit activations: KL 2 on average and 9 at worst, top-1 10 % of 10 positions"
     assert all(line in page(written).text for line in (graph, cost, rounding))
     VALIDATOR.validate(json.loads(written.to_json()))
 
 
+@pytest.mark.parametrize(
+    ("cost", "passes", "said"),
+    [
+        ({"mean_kl": 2.5, "top1_agreement": None}, True, "within its limits (3 checks)"),
+        ({"mean_kl": 2.5, "top1_agreement": 0.5}, False, "ABOVE its limits in 1 of 3 checks"),
+        ({"mean_kl": None, "top1_agreement": None}, True, "which the recipe does not limit"),
+    ],
+)
+def test_a_recipe_states_what_its_precision_may_cost(cost: dict[str, Any], passes: bool, said: str) -> None:
+    recipe = {**RECIPE, "parity": {"cost": cost}}
+    profile = add_own_weights_rules(load_profile("int4"), recipe, "qwen3_vl")
+    for right in (True, False):
+        old = quantized(right, cheap=False)
+        judged = [
+            judge(outcome.stage, outcome.case, Finding(outcome.measures, 10), profile, 0.5) for outcome in old.outcomes
+        ]
+        written = replace(old, outcomes=judged, profile=profile)
+        assert written.passed == (passes and right)
+        graph, line, *_ = answer_lines(written.evidence())
+        assert graph.startswith("graph: right" if right else "graph: WRONG") and line.endswith(said)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_prefill_in_chunks_proves_the_graph_where_no_call_is_rounded_by_itself(passes: bool) -> None:
+    finding = Finding({"scaled_max_abs": 0.0 if passes else 1.0, "scaled_cache_max_abs": 0.0}, 1)
+    stages = ("chunked", "dequantized_chunked")
+    for stage in stages:
+        written = replace(report(judge(stage, "text-only", finding, OWN, 0.5)), profile=OWN)
+        answers, judged = written.answers(), Answer(1, int(not passes))
+        assert (answers.cost if stage == "chunked" else answers.graph) == judged
+
+
 def test_a_checkpoint_that_knows_nothing_is_named() -> None:
-    assert "97% of the entropy of chance" in list(answer_lines(quantized(True, False, entropy=0.97).evidence()))[-1]
-    assert len(list(answer_lines(quantized(True, False, entropy=0.6).evidence()))) == 3
+    assert "no better than chance" in list(answer_lines(quantized(True, False, text_loss=1.02).evidence()))[-1]
+    assert len(list(answer_lines(quantized(True, False, text_loss=0.4).evidence()))) == 3
 
 
 def test_limits_alone_do_not_answer_for_a_quantized_graph_without_its_weights() -> None:

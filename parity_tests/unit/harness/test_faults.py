@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from qwen3vl_export.contract import DECODER
+from qwen3vl_export.promise import DEQUANTIZED, ROUNDED
+
 from ...faults.catalogue import FAULTS, Fault
 from ...faults.detection import first_failure, row, run_affected_checks
+from ...faults.forms import INT8_DYNAMIC, LEVEL_4, Form
 from ...fixtures.paths import DOCS
 from ...harness.checks.weights import STAGES
 from ...harness.plan import Subject, carry_out, plan
 from ...harness.sides.reference import Reference
 from ...harness.verify import open_bench
 
+CASE = "minimum-64x64"
 DOCUMENT = DOCS / "parity.md"
 
 
@@ -38,6 +43,24 @@ def test_the_good_artifact_passes(tiny_artifact: Path, reference: Reference) -> 
     bench = open_bench(tiny_artifact, "quick", reference=reference)
     nothing = Fault("nothing", stage="vision", says="")
     assert [outcome.message for outcome in run_affected_checks(bench, nothing) if not outcome.passed] == []
+
+
+@pytest.mark.parametrize("form", [LEVEL_4, INT8_DYNAMIC], ids=lambda form: form.name)
+def test_a_good_artifact_that_rounds_activations_passes(
+    form: Form, built: Callable[[str], Path], tmp_path: Path, reference: Reference
+) -> None:
+    good = Fault("nothing", f"{DEQUANTIZED}decoder", "", graphs=frozenset({DECODER}), form=form)
+    recipe = "tiny-int4" if form is LEVEL_4 else "tiny"
+    bench = open_bench(good.plant(built(recipe), tmp_path / "good"), "quick", reference=reference)
+    stages = (*(f"{DEQUANTIZED}{stage}" for stage in ("decoder", "decode", "chunked")), f"{ROUNDED}decoder")
+    checks = [
+        check
+        for check in plan("quick", Subject.of_manifest(bench.artifact.manifest)).checks
+        if check.name == CASE and check.stage in stages
+    ]
+    outcomes = [carry_out(bench, check) for check in checks]
+    assert [outcome.message for outcome in outcomes if not outcome.passed] == [] and len(outcomes) == 4
+    assert (outcomes[-1].measures["scaled_max_abs"] or 0) > 1e-3
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

@@ -173,10 +173,14 @@ def test_a_margin_grows_with_the_logits() -> None:
         assert difference.near_tie and difference.candidate_gap == pytest.approx(4e-4 * scale)
 
 
-def test_entropy_is_a_share_of_chance() -> None:
-    assert measures.mean_entropy(np.zeros((3, 7))) == pytest.approx(1.0)
-    assert measures.mean_entropy(np.array([[0.0, 100.0]])) == pytest.approx(0.0, abs=1e-12)
-    assert measures.mean_entropy(np.empty((0, 7))) is None
+def test_the_loss_of_a_text_is_a_share_of_chance() -> None:
+    ids = np.array([[3, 1, 2]])
+    assert measures.text_loss(np.zeros((2, 3, 7)), np.repeat(ids, 2, axis=0)) == pytest.approx(1.0)
+    knowing = np.zeros((1, 3, 7))
+    knowing[0, [0, 1], [1, 2]] = 100  # each token predicts the next
+    assert measures.text_loss(knowing, ids) == pytest.approx(0.0, abs=1e-12)
+    assert (measures.text_loss(knowing, ids[:, ::-1]) or 0) > 10
+    assert measures.text_loss(knowing[:, :1], ids[:, :1]) is None
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
