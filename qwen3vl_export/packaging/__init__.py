@@ -63,7 +63,6 @@ RUNTIMES: dict[str, Runtime] = {
     TRANSFORMERS_JS: Runtime(
         releases="4.3",
         graphs=(contract.VISION_ENCODER, contract.EMBED_TOKENS, contract.DECODER),
-        heads=(contract.TEXT,),
         files={
             "config.json": transformers_js.config,
             "preprocessor_config.json": transformers_js.preprocessor,

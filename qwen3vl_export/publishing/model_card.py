@@ -1,7 +1,7 @@
 """The model card: README.md of a published artifact, made from its manifest and its parity evidence.
 
 Every number in it is measured: sizes come from the manifest, differences and times from `parity.json`. The snippets are
-`SNIPPETS`; a test takes them out of a card and runs them. Knows nothing about publishing.
+those of `snippets.py`; a test takes them out of a card and runs them. Knows nothing about publishing.
 """
 
 from __future__ import annotations
@@ -13,59 +13,19 @@ from typing import Any
 
 from ..artifact import STATEMENT, Artifact
 from ..console import format_size
+from ..contract import EMBEDDING, RERANKER, TEXT
 from ..evidence import SIGNS, Evidence, Rule
 from ..evidence.answers import lines
 from ..packaging import RUNTIMES
-from ..promise import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
+from ..promise import ONNXRUNTIME, TRANSFORMERS_JS
 from .heatmap import HEATMAP
 from .licence import Licence
 from .sbom import SBOM
+from .snippets import SNIPPETS
 
 CARD = "README.md"
 
-PYTHON = """\
-# needs qwen3vl-export and huggingface_hub
-from huggingface_hub import snapshot_download
-from qwen3vl_export.runtime import Image, Qwen3VL
-
-model = Qwen3VL.load(snapshot_download("{repository}"))
-for piece in model.stream([Image("cat.png"), "What is this?"]):
-    print(piece, end="", flush=True)
-"""
-
-GENAI_PYTHON = """\
-# needs onnxruntime-genai and huggingface_hub
-import onnxruntime_genai as og
-from huggingface_hub import snapshot_download
-
-model = og.Model(snapshot_download("{repository}"))
-processor = model.create_multimodal_processor()
-question = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
-prompt = f"<|im_start|>user\\n{{question}}<|im_end|>\\n<|im_start|>assistant\\n"
-params = og.GeneratorParams(model)
-params.set_search_options(max_length=2048, do_sample=False)
-generator = og.Generator(model, params)
-generator.set_inputs(processor(prompt, images=og.Images.open("cat.png")))
-stream = processor.create_stream()
-while not generator.is_done():
-    generator.generate_next_token()
-    print(stream.decode(generator.get_next_tokens()[0]), end="", flush=True)
-"""
-
-JAVASCRIPT = """\
-// needs @huggingface/transformers
-import {{ AutoProcessor, Qwen3VLForConditionalGeneration, RawImage, TextStreamer }} from '@huggingface/transformers';
-
-const processor = await AutoProcessor.from_pretrained('{repository}');
-const model = await Qwen3VLForConditionalGeneration.from_pretrained('{repository}');
-const content = [{{ type: 'image' }}, {{ type: 'text', text: 'What is this?' }}];
-const prompt = processor.apply_chat_template([{{ role: 'user', content }}], {{ add_generation_prompt: true }});
-const inputs = await processor(prompt, await RawImage.read('cat.png'));
-const streamer = new TextStreamer(processor.tokenizer, {{ skip_prompt: true, skip_special_tokens: true }});
-await model.generate({{ ...inputs, max_new_tokens: 512, do_sample: false, streamer }});
-"""
-
-SNIPPETS = {ONNXRUNTIME: ("python", PYTHON), GENAI: ("python", GENAI_PYTHON), TRANSFORMERS_JS: ("js", JAVASCRIPT)}
+PIPELINES = {TEXT: "image-text-to-text", EMBEDDING: "feature-extraction", RERANKER: "text-ranking"}  # tags of the Hub
 
 
 def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, licence: Licence) -> str:
@@ -95,7 +55,7 @@ def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, lic
 def header(artifact: Artifact, licence: Licence) -> Iterator[str]:
     source, revision = (artifact.manifest.checkpoint[key] for key in ("source", "revision"))
     terms = (f"{key}: {as_yaml(value)}" for key, value in licence.front_matter.items())
-    yield from ("---", *terms, "pipeline_tag: image-text-to-text")
+    yield from ("---", *terms, f"pipeline_tag: {PIPELINES[artifact.manifest.facts.head]}")
     if TRANSFORMERS_JS in artifact.manifest.recipe["packaging"]["runtimes"]:
         yield "library_name: transformers.js"
     if revision != "local":
@@ -157,7 +117,7 @@ def precisions(proofs: Sequence[tuple[Artifact, Evidence]]) -> Iterator[str]:
 def usage(artifact: Artifact, repository: str) -> Iterator[str]:
     yield from ("## Use", "")
     for runtime in artifact.manifest.recipe["packaging"]["runtimes"]:
-        language, snippet = SNIPPETS[runtime]
+        language, snippet = SNIPPETS[runtime, artifact.manifest.facts.head]
         oldest = f"{artifact.manifest.min_onnxruntime} or newer"
         releases = oldest if runtime == ONNXRUNTIME else RUNTIMES[runtime].releases
         yield from (f"### {runtime} {releases}", "", f"```{language}")
@@ -213,6 +173,8 @@ def precision_suffix(artifact: Artifact) -> str:
 
 def speed(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
     """The speed of the runtime during the verification, which is no benchmark."""
+    if artifact.manifest.facts.head != TEXT:
+        return  # what is measured is answering
     machine, clock = evidence.hardware, evidence.speed
     where = f"{machine.processor}, {machine.cores} cores" if machine.processor else f"{machine.cores} cores"
     yield from (f"## Speed{precision_suffix(artifact)}", "")
