@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from qwen3vl_export.contract import EMBEDDING, RERANKER
-from qwen3vl_export.packaging import RUNTIMES, TRANSFORMERS_JS
+from qwen3vl_export.packaging import RUNTIMES
+from qwen3vl_export.promise import TRANSFORMERS_JS
 from qwen3vl_export.publishing.snippets import SNIPPETS
 from qwen3vl_export.runtime import Image, Qwen3VL
 

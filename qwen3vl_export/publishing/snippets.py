@@ -6,7 +6,7 @@ Tests run every one of them. Knows programs; nothing about artifacts.
 from __future__ import annotations
 
 from ..contract import EMBEDDING, RERANKER, TEXT
-from ..packaging import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
+from ..promise import GENAI, ONNXRUNTIME, TRANSFORMERS_JS
 
 PYTHON = """\
 # needs qwen3vl-export and huggingface_hub
