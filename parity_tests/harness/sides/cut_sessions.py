@@ -16,12 +16,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, ValueInfoProto
 from onnx.helper import make_tensor_value_info
 
-from qwen3vl_export.runtime.session import DATA_FOLDER
+from qwen3vl_export.runtime.session import load_session
 
 from .graph_pieces import CutGraph, Piece
 from .lockstep import reach
@@ -70,9 +69,8 @@ class Pieces:
     def open(self, path: Path, options: Any, model: bytes | None = None) -> PiecedSession:
         """A graph, as `load_session` opens it."""
         loaded = onnx.load(path, load_external_data=False) if model is None else onnx.load_from_string(model)
-        options.add_session_config_entry(DATA_FOLDER, str(path.parent.resolve()))
         self._opened += 1
-        session = PiecedSession(self, f"{path.stem} ({self._opened})", CutGraph(loaded), options)
+        session = PiecedSession(self, path, f"{path.stem} ({self._opened})", CutGraph(loaded), options)
         for index, step in enumerate(session.steps):
             self.order[step] = (session.cut.rank * OPENED + self._opened) * PIECES + index
             self._graphs[step] = session
@@ -113,9 +111,16 @@ class PiecedBinding:
 
 
 class PiecedSession:
-    """A graph whose pieces are run one after another."""
+    """A graph whose pieces are run one after another.
 
-    def __init__(self, pieces: Pieces, name: str, cut: CutGraph, options: Any) -> None:
+    Args:
+        path: of the graph, beside the data that the pieces read.
+        name: that its pieces are reached under.
+        options: of each piece's session.
+    """
+
+    def __init__(self, pieces: Pieces, path: Path, name: str, cut: CutGraph, options: Any) -> None:
+        self.path = path
         self.cut = cut
         self.pieces = cut.pieces(pieces.budget)
         self._parent = pieces
@@ -148,10 +153,13 @@ class PiecedSession:
         self._run_pieces(binding, frozenset())
 
     def open_piece(self, step: str) -> Any:
-        """The session of a piece; those before it have been open."""
-        index = self.steps.index(step)
-        model = self.cut.build(self.pieces[index], self._types)
-        session = ort.InferenceSession(model.SerializeToString(), self._options, providers=["CPUExecutionProvider"])
+        """The session of a piece; those before it have been open.
+
+        Raises:
+            ArtifactError: onnxruntime cannot open it.
+        """
+        model = self.cut.build(self.pieces[self.steps.index(step)], self._types)
+        session = load_session(self.path, self._options, model.SerializeToString())
         for node in session.get_outputs():
             shape = [
                 dim if dim is None or dim in self._dims or isinstance(dim, int) else f"{step}: {dim}"

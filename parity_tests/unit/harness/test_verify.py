@@ -18,6 +18,7 @@ from parity_tests.harness.cases.matrix import Matrix, load_matrix
 from parity_tests.harness.evidence.history import NAME
 from parity_tests.harness.options import Options
 from parity_tests.harness.plan import Check
+from parity_tests.harness.progress import Tracker
 from parity_tests.harness.sides.artifact_results import WORK
 from parity_tests.harness.sides.recorded import find_checkpoint
 from parity_tests.harness.unfinished import OUTCOMES, UnfinishedRun
@@ -151,14 +152,14 @@ def kill_after(checks: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """From now on a verification ends after so many checks, if it has more; returns those that were begun."""
     begun: list[str] = []
 
-    def track(waiting: Sequence[Check]) -> Iterator[Check]:
+    def track(tracker: Tracker, waiting: Sequence[Check]) -> Iterator[Check]:
         for check in waiting:
             if len(begun) == checks:
                 raise Killed
             begun.append(check.id)
             yield check
 
-    monkeypatch.setattr(harness, "show_progress", track)
+    monkeypatch.setattr(Tracker, "track", track)
     return begun
 
 
