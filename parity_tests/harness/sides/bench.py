@@ -198,8 +198,8 @@ class Bench:
         def compute() -> Floats:
             past, steps = None, []
             for call in calls:
-                logits, past = self.runtime.decode(*call, past)
-                steps.append(logits[:, -1:])
+                logits, past = self.runtime.decode(*call, past, num_logits_to_keep=1)
+                steps.append(logits)
             return np.concatenate(steps, axis=1)
 
         held = self.cache_bytes(calls[-1][1])

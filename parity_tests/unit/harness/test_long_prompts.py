@@ -79,6 +79,23 @@ def test_the_other_stages_are_not_shortened(bench: Bench, stage: str) -> None:
     assert outcome.measures.get("positions", 20) == (3 if stage == "decode" else 20)
 
 
+@pytest.mark.parametrize("stage", ["decoder", "prefill", "teacher_forced", "decode"])
+def test_the_decoder_is_asked_for_no_more_logits_than_are_compared(
+    bench: Bench, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, kept = bench.runtime.decode, []
+
+    def record(*args: Any, num_logits_to_keep: int = 0) -> Any:
+        kept.append(num_logits_to_keep)
+        return decode(*args, num_logits_to_keep=num_logits_to_keep)
+
+    monkeypatch.setattr(bench.runtime, "decode", record)
+    case = SINGLE.model_copy(update={"ask": f"Describe the picture in the {stage}."})  # read by no other test
+    outcome = outcome_of(bench, stage, case.model_copy(update={"name": f"asked-{stage}".replace("_", "-")}))
+    assert outcome.passed, outcome.message
+    assert set(kept) == {{"teacher_forced": MATRIX.forced_tokens, "decode": 1}.get(stage, COMPARED)}
+
+
 def test_a_fault_of_the_first_token_shows_in_the_last_ones(bench: Bench) -> None:
     def off(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = outputs["inputs_embeds"].copy()
