@@ -18,11 +18,11 @@ from onnx import ModelProto, helper, numpy_helper
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER
-from qwen3vl_export.exporter.opsets import MICROSOFT
-from qwen3vl_export.exporter.weights.packing import DATA, SCALES
 
+from ..harness.sides.float_activations import MICROSOFT
 from .graphs import PieceNotFound
 
+DATA, SCALES = "quantized", "scales"  # in the names of a weight's parts
 Settings = Mapping[str, Any]
 
 
