@@ -21,7 +21,7 @@ from onnx import ModelProto
 from qwen3vl_export.artifact import MANIFEST, Artifact, FileRecord, open_artifact
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
 from qwen3vl_export.hash_cache import sha256_file
-from qwen3vl_export.promise import CALIBRATED, DEQUANTIZED
+from qwen3vl_export.promise import CALIBRATED, DEQUANTIZED, second_decoder
 
 from ..harness.sides.bench import Bench
 from . import graphs, runtime, weights
@@ -80,11 +80,14 @@ def seal(artifact: Artifact, changed: list[Path]) -> None:
 
 
 def change_graph(graph: str, edit: Callable[[ModelProto, Facts], None], artifact: Artifact) -> list[Path]:
+    """Change a graph in every file that a runtime may load it from."""
     path = artifact.graph_path(graph)
-    model = onnx.load(path, load_external_data=False)
-    edit(model, artifact.manifest.facts)
-    onnx.save(model, path)
-    return [path]
+    paths = [file for file in (path, path.with_name(second_decoder(path.name))) if file.is_file()]
+    for file in dict.fromkeys(paths):
+        model = onnx.load(file, load_external_data=False)
+        edit(model, artifact.manifest.facts)
+        onnx.save(model, file)
+    return paths
 
 
 def change_weights(graph: str, edit: Callable[[Weights, Facts], None], artifact: Artifact) -> list[Path]:
