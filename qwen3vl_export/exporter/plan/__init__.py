@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from ...errors import SpaceError
 from ...packaging import storage_rules
 from ...packaging.package import StorageRules
-from ...promise import GRAPH_DIR
+from ...promise import GRAPH_DIR, has_two_decoders, second_decoder
 from ...recipe.model import Recipe
 from ...replaceable import check_output
 from ..checkpoint import Checkpoint
@@ -106,6 +106,9 @@ def plan_build(
     skeletons = build_skeletons(recipe, opened, log)
     traced = time.perf_counter()
     files = planned_files(skeletons, opened, storage_rules(recipe.packaging.runtimes))
+    if has_two_decoders(recipe.to_json_dict()):
+        decoders = {file: second_decoder(file.name) for file in files if file.name.endswith(".onnx")}
+        files += [replace(file, name=name) for file, name in decoders.items() if name != file.name]
     models = [skeleton.model for skeleton in skeletons]
     directory = next(path for path in out.absolute().parents if path.is_dir())
     hashed_bytes = sum(file.bytes for file in files) + sum(path.stat().st_size for path in opened.files)
