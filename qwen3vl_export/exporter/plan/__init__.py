@@ -23,6 +23,7 @@ import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
 
+from ... import contract
 from ...errors import SpaceError
 from ...packaging import storage_rules
 from ...packaging.package import StorageRules
@@ -107,8 +108,8 @@ def plan_build(
     traced = time.perf_counter()
     files = planned_files(skeletons, opened, storage_rules(recipe.packaging.runtimes))
     if has_two_decoders(recipe.to_json_dict()):
-        decoders = {file: second_decoder(file.name) for file in files if file.name.endswith(".onnx")}
-        files += [replace(file, name=name) for file, name in decoders.items() if name != file.name]
+        graphs = [file for file in files if file.name.endswith(".onnx")]
+        files += [replace(file, name=second_decoder(file.name)) for file in graphs if contract.DECODER in file.name]
     models = [skeleton.model for skeleton in skeletons]
     directory = next(path for path in out.absolute().parents if path.is_dir())
     hashed_bytes = sum(file.bytes for file in files) + sum(path.stat().st_size for path in opened.files)
