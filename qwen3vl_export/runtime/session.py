@@ -196,12 +196,20 @@ def load_session(path: Path, options: Any, model: bytes | None = None) -> Any:
         model: to open in place of the one in the file; its external data is beside the file.
     """
     if model is not None:
-        options.add_session_config_entry(DATA_FOLDER, str(path.parent.resolve()))
+        set_data_folder(options, path.parent)
     try:
         return ort.InferenceSession(model or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as in `translate_guards`
         reason = " ".join(str(error).split())
         raise ArtifactError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason})", "Rebuild it") from error
+
+
+def set_data_folder(options: Any, folder: Path) -> None:
+    """Say where the external data of a model without a file is; onnxruntime warns of settings that are set twice."""
+    try:
+        options.get_session_config_entry(DATA_FOLDER)
+    except RuntimeError:
+        options.add_session_config_entry(DATA_FOLDER, str(folder.resolve()))
 
 
 def check_onnxruntime(artifact: Artifact) -> None:

@@ -83,23 +83,36 @@ def outputs_of(model: ModelSizes, case: CaseSizes) -> int:
     return results_of(model, case) + FLOAT32 * twice + 2 * cache_of(model, case)
 
 
-def comparing_of(model: ModelSizes, case: CaseSizes) -> int:
-    """Bytes that the artifact takes for a case, beside its weights, and the comparison with PyTorch's results.
+def running_of(model: ModelSizes, case: CaseSizes) -> int:
+    """Bytes that the artifact takes to compute a result of a case, beside its weights and the caches of other results.
 
     The artifact's attention in the tower stores no scores; its decoder's does, once.
     """
     pixels = FLOAT32 * PIXELS * case.encoder.patches * model.patch_dim
     if case.pixels_only:
         return pixels
-    patches, cache, longest = case.encoder.patches, cache_of(model, case), case.tokens + max(case.forced, case.new)
-    logits = case.rows * max(case.compared, case.forced, case.new) * model.vocabulary
+    longest = case.tokens + max(case.forced, case.new)
     computing = (
-        patches * (4 * model.tower_hidden + 2 * model.tower_intermediate)
+        case.encoder.patches * (4 * model.tower_hidden + 2 * model.tower_intermediate)
         + case.rows * model.heads * longest**2
         + case.rows * longest * (SWIGLU * model.active + model.hidden + model.wide)
-        + COPIES * logits
+        + COPIES * logits_of(model, case)
     )
+    return pixels + FLOAT32 * computing + cache_of(model, case)
+
+
+def logits_of(model: ModelSizes, case: CaseSizes) -> int:
+    """How many logits the largest result of a case has."""
+    return case.rows * max(case.compared, case.forced, case.new) * model.vocabulary
+
+
+def comparing_of(model: ModelSizes, case: CaseSizes) -> int:
+    """Bytes that the artifact takes for a case, beside its weights, and the comparison with PyTorch's results."""
+    running = running_of(model, case)
+    if case.pixels_only:
+        return running
+    logits, cache = logits_of(model, case), cache_of(model, case)
     comparing = FLOAT32 * COPIES * logits + COMPARED * min(BLOCK, max(logits, cache // FLOAT32))
     remembered = min(CASES * results_of(model, case), CASES * REMEMBERED_BYTES + FLOAT32 * logits)
     remembered += min(outputs_of(model, case), REMEMBERED + FLOAT32 * logits)
-    return pixels + FLOAT32 * computing + CACHES * cache + comparing + remembered
+    return running + (CACHES - 1) * cache + comparing + remembered

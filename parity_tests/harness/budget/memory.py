@@ -19,7 +19,7 @@ from qwen3vl_export.runtime.external import external_locations
 
 from ..sides.graph_pieces import CutGraph
 from ..sides.streamed_model import LAYER
-from .activations import FLOAT32, Need, cache_of, comparing_of, need_of
+from .activations import FLOAT32, Need, cache_of, comparing_of, need_of, running_of
 from .sizes import CaseSizes, ModelSizes
 
 SESSION = 1.25  # of an artifact's weights: onnxruntime packs some of them while the stored ones are still in memory
@@ -35,7 +35,8 @@ class MemoryNeeds:
     Attributes:
         sessions: the artifact's weights in onnxruntime.
         piece: those of the largest piece, where every graph is cut at every layer.
-        comparing: the artifact's activations of a case, and what is compared; of the largest.
+        running: the artifact's activations of a case; of the largest.
+        comparing: these, and what is compared.
         weights: PyTorch's model in float32.
         module: what is loaded of it at a time where it is streamed.
         computing: PyTorch's activations of a call that answers all about a case; of the largest.
@@ -44,6 +45,7 @@ class MemoryNeeds:
 
     sessions: int
     piece: int
+    running: int
     comparing: int
     weights: int
     module: int
@@ -57,8 +59,8 @@ class MemoryNeeds:
 
     @property
     def artifact(self) -> int:
-        """The artifact alone, a piece at a time."""
-        return self.piece + self.comparing
+        """The artifact alone, a piece at a time; its pieces are closed while results are compared."""
+        return max(self.piece + self.running, self.comparing)
 
     @property
     def opened(self) -> int:
@@ -85,6 +87,7 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
     return MemoryNeeds(
         sessions=round(SESSION * (weights_of(artifact) + sum(graph.folded for graph in graphs))),
         piece=round(SESSION * max(graph.largest for graph in graphs)),
+        running=LIBRARIES + max((running_of(model, case) for case in cases), default=0),
         comparing=LIBRARIES + max((comparing_of(model, case) for case in cases), default=0),
         weights=FLOAT32 * modules.total(),
         module=LOADING * FLOAT32 * max(modules.values()),

@@ -47,12 +47,15 @@ class Resources:
 
     def piece(self) -> int | None:
         """Bytes of weights of the artifact that may be open at a time; None if all its sessions fit into memory."""
-        left = memory_left(self.memory) - self.needs.comparing
-        return None if self.needs.sessions <= left else max(0, round((left - left // HELD) / SESSION))
+        left = memory_left(self.memory)
+        if self.needs.opened <= left:
+            return None
+        left -= self.needs.running
+        return max(0, round((left - left // HELD) / SESSION))
 
     def held(self) -> int:
         """Bytes of memory for what the artifact's computations hold while its pieces are exchanged."""
-        return max(0, memory_left(self.memory) - self.needs.comparing) // HELD
+        return max(0, memory_left(self.memory) - self.needs.running) // HELD
 
     def fit_on_disk(self, names: Collection[str], free: int) -> bool:
         """Whether the results of both sides fit on the disk together, of cases by name.

@@ -134,7 +134,10 @@ class ArtifactResults:
                 group.append(requests.pop(0))
             assert self.pieces is not None
             computations = [partial(self._store, key, request.compute) for key, request in group]
-            run_in_step(computations, self.pieces.order, self.pieces.loaded, report)
+            try:
+                run_in_step(computations, self.pieces.order, self.pieces.loaded, report)
+            finally:
+                self.pieces.close()
 
     def _store(self, key: Key, compute: Callable[[], Any]) -> None:
         """Compute a result and write it; what goes wrong is for the check that needs it."""

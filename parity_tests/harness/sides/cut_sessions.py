@@ -1,4 +1,4 @@
-"""Runs graphs that are larger than memory a piece at a time: one onnxruntime session is open, of a few layers.
+"""Runs graphs that are larger than memory a piece at a time, each an onnxruntime session of a few layers.
 
 A `PiecedSession` stands where the runtime expects an `onnxruntime.InferenceSession`, so that the shipped runtime, its
 caches and its loop stay what is verified. Computations that run in step (`lockstep.py`) go through the pieces together,
@@ -7,6 +7,7 @@ and each piece is opened once for all of them. Knows onnxruntime; nothing about 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,10 +53,10 @@ class Argument:
 
 
 class Pieces:
-    """Opens pieces of graphs, one at a time.
+    """Opens pieces of graphs, as many together as a budget allows.
 
     Args:
-        budget: bytes of weights that a piece may have; a single layer may take more.
+        budget: bytes of weights that open pieces may have; a single layer may take more.
     """
 
     def __init__(self, budget: int) -> None:
@@ -64,6 +65,7 @@ class Pieces:
         self.counts: dict[str, int] = {}  # how many pieces each graph has
         self._graphs = WeakValueDictionary[str, PiecedSession]()  # by the names of their pieces
         self._opened = 0  # graphs, so that each has names of its own
+        self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()  # sessions and their bytes, the latest used last
         self._session: Any = None
 
     def open(self, path: Path, options: Any, model: bytes | None = None) -> PiecedSession:
@@ -79,12 +81,23 @@ class Pieces:
 
     @contextmanager
     def loaded(self, step: str) -> Iterator[None]:
-        """Inside, the session of one piece is open."""
-        self._session = self._graphs[step].open_piece(step)
+        """Inside, the session of one piece is open. Afterwards it stays open until others need its memory."""
+        if step not in self._open:
+            graph = self._graphs[step]
+            size = graph.pieces[graph.steps.index(step)].size
+            while self._open and sum(size for _, size in self._open.values()) + size > self.budget:
+                self._open.popitem(last=False)
+            self._open[step] = graph.open_piece(step), size
+        self._open.move_to_end(step)
+        self._session, _ = self._open[step]
         try:
             yield
         finally:
             self._session = None
+
+    def close(self) -> None:
+        """Close every piece."""
+        self._open.clear()
 
     @contextmanager
     def use(self, step: str) -> Iterator[Any]:
@@ -92,8 +105,11 @@ class Pieces:
         if reach(step):
             yield self._session
             return
-        with self.loaded(step):
-            yield self._session
+        try:
+            with self.loaded(step):
+                yield self._session
+        finally:
+            self.close()
 
 
 @dataclass

@@ -218,4 +218,5 @@ def test_memory_decides_whether_an_artifact_is_cut(
         monkeypatch.setattr(resources, "memory_left", lambda _, left=left: left + needs.comparing)
         size = bench.resources.piece()
         assert (size is not None) == is_cut
-    assert size is not None and needs.piece < 1.25 * size + bench.resources.held() <= needs.sessions
+    assert size is not None and needs.piece < 1.25 * size
+    assert needs.running + 1.25 * size + bench.resources.held() <= needs.opened
