@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
-from .contract import Facts, differing_sides, graph_of
+from .contract import TEXT, Facts, differing_sides, graph_of
 from .errors import ArtifactError
 from .hash_cache import Digest, HashCache, sha256_file
 from .json_form import AtLeast, Like, Line, Matching, from_values, parse
@@ -185,6 +185,8 @@ class Manifest:
                     f"{path}: format {str(written)[:20]!r}, this version reads {FORMAT}", "Rebuild the artifact"
                 )
             values = {"files": {}, "precisions": {}, "second_names": {}, **values}
+            if isinstance(values.get("facts"), dict):
+                values["facts"] = {"head": TEXT, **values["facts"]}
             manifest = from_values(cls, values)
         except ValueError as error:
             raise ArtifactError(f"{path}: not a manifest ({error})", "Rebuild the artifact") from error

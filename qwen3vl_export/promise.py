@@ -12,7 +12,19 @@ from itertools import chain
 from typing import Annotated, Any
 
 from . import contract
-from .contract import DECODER, EMBED_TOKENS, EMBEDDINGS, MOST_FORCED_PIXELS, TIERS, VISION_ENCODER, Size
+from .contract import (
+    DECODER,
+    EMBED_TOKENS,
+    EMBEDDING,
+    EMBEDDINGS,
+    HEADS,
+    MOST_FORCED_PIXELS,
+    RERANKER,
+    TEXT,
+    TIERS,
+    VISION_ENCODER,
+    Size,
+)
 from .json_form import Like, Line, Matching, OneOf
 
 Json = Mapping[str, Any]
@@ -44,12 +56,22 @@ RUNS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     PACKAGED: ((DECODER,),),
     "exam": ALL,
     "accuracy": ALL,
+    "hidden_states": ((DECODER,),),
+    "answer_logits": ((DECODER,),),
+    "embedding": ALL,
+    "score": ALL,
+}
+PREPARED = ("prompt", "preprocess", "positions", "vision", "embeddings", "chunked")  # whatever the head
+HEAD_STAGES: Mapping[str, tuple[str, ...]] = {  # what else is compared, by head
+    TEXT: ("sampling", "decoder", "prefill", "teacher_forced", "decode", "generate", PACKAGED, "exam", "accuracy"),
+    EMBEDDING: ("hidden_states", "embedding"),
+    RERANKER: ("answer_logits", "score"),
 }
 WEIGHTS = "weights"
 CALIBRATED = "calibrated_weights"  # calibration chose the rounding
 FROM_SOURCE = "source_weights"  # nothing was rounded
 DEQUANTIZED = "dequantized_"  # prefix of stages in which PyTorch has the artifact's dequantized weights
-DEQUANTIZED_STAGES = ("vision", "embeddings", "decoder", "decode", "generate")
+DEQUANTIZED_STAGES = ("vision", "embeddings", "decoder", "decode", "generate", "hidden_states", "answer_logits")
 CHUNKED = "chunked"  # compares an artifact with itself, which one that rounds activations by call need not equal
 ROUNDED = "rounded_"  # prefix of stages that compare an artifact that rounds activations with itself, rounding none
 ROUNDED_STAGES = {"vision": VISION_ENCODER, "decoder": DECODER}  # each with the graph it is about
@@ -131,7 +153,19 @@ class RecipePlan:
     quantization: Annotated[Json, Like(QuantizationPlan)]
     parity: Annotated[Json, Like(ParityPlan)]
     packaging: Annotated[Json, Like(PackagingPlan)]
+    head: Annotated[str, OneOf(HEADS)] = TEXT
     precisions: Mapping[PrecisionName, Annotated[Json, Like(PrecisionPlan)]] = field(default_factory=dict)
+
+
+def head_of(recipe: Json) -> str:
+    """What the last hidden states of a recipe's model are for, as far as it says."""
+    return recipe.get("head") or TEXT
+
+
+def head_stages(recipe: Json) -> tuple[str, ...]:
+    """The stages that a recipe's model may be compared in, in order."""
+    stages = (*PREPARED, *HEAD_STAGES[head_of(recipe)])
+    return tuple(stage for stage in RUNS if stage in stages)
 
 
 def promised_graphs(recipe: Json, patch_size: int) -> dict[str, Grid | None]:
@@ -173,6 +207,8 @@ def broken_promises(manifest: Json) -> Iterator[str]:
     for height, width in recipe["vision"]["sizes"]:
         if height * width > MOST_FORCED_PIXELS:
             yield f"its recipe names a picture size of {height}x{width}, over {MOST_FORCED_PIXELS} pixels"
+    if (head := manifest["facts"]["head"]) != head_of(recipe):
+        yield f"its model is one for {head}, its recipe asks for {head_of(recipe)}"
     if not recipe["graphs"]:
         yield "its recipe names no graph"
     for name in recipe["graphs"]:
@@ -280,8 +316,9 @@ def own_weights_stages(recipe: Json, model_type: str = "") -> list[str]:
     if all(plan["method"] == "none" for plan in plans):
         return []
     rounding = rounding_graphs(recipe, model_type)
-    rounded = [f"{ROUNDED}{stage}" for stage, graph in ROUNDED_STAGES.items() if graph in rounding]
-    exact = [*DEQUANTIZED_STAGES, *([CHUNKED] if DECODER in rounding else [])]
+    stages = head_stages(recipe)
+    rounded = [f"{ROUNDED}{stage}" for stage, graph in ROUNDED_STAGES.items() if graph in rounding and stage in stages]
+    exact = [stage for stage in stages if stage in DEQUANTIZED_STAGES or (stage == CHUNKED and DECODER in rounding)]
     return [*(f"{DEQUANTIZED}{stage}" for stage in exact), *rounded]
 
 
@@ -319,7 +356,9 @@ def missing_checks(
     optional = {"accuracy", *(() if recipe["parity"].get("held_out") else {"exam"})}  # accuracy sums up the exam
     if not has_two_decoders(recipe):
         optional.add(PACKAGED)
-    required = [stage for stage in (*RUNS, *own) if stage not in optional and not missing_graphs(stage, kinds)]
+    required = [
+        stage for stage in (*head_stages(recipe), *own) if stage not in optional and not missing_graphs(stage, kinds)
+    ]
     yield from (stage for stage in required if stage not in stages)
     bound = [("vision", grid_case(grid)) for grid in graphs.values() if grid is not None]
     for stage, name in (*bound, *quantized_graphs(recipe, kinds)):

@@ -2,8 +2,8 @@
 
 A fault copies a good artifact and breaks one thing: in a graph, in the weights, in a setting, or in the runtime while
 it is verified. The size and sha256 of a broken file are recorded in the manifest, so that only the numbers can reveal
-it; one fault leaves the old record. To add a fault, add a function to `graphs.py`, `weights.py` or `runtime.py`, and a
-line to `FAULTS`.
+it; one fault leaves the old record. To add a fault, add a function to `graphs.py`, `weights.py`, `runtime.py` or
+`heads.py`, and a line to `FAULTS`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.promise import CALIBRATED, DEQUANTIZED, second_decoder
 
 from ..harness.sides.bench import Bench
-from . import graphs, runtime, weights
+from . import graphs, heads, runtime, weights
 from .forms import INT8_DYNAMIC, LEVEL_4, Form
 from .weights import Weights
 
@@ -127,6 +127,12 @@ def in_runtime(name: str, mistake: runtime.Mistake, stage: str, says: str, graph
     return Fault(name, stage, says, during=mistake, graphs=frozenset({graph}) if graph else None)
 
 
+def in_model(recipe: str, fault: Fault) -> Fault:
+    """The mistake in the artifact of another recipe."""
+    return replace(fault, recipe=recipe)
+
+
+EMBEDDING, RERANKER = "tiny-embedding", "tiny-reranker"
 FLIP = partial(change_weights, DECODER, weights.exponent_flipped)
 FAULTS = [
     # Files and settings.
@@ -220,4 +226,20 @@ FAULTS = [
     # The loop around it.
     in_runtime("cache-off-by-one", runtime.cache_off_by_one, "chunked", "cache_max_abs", DECODER),
     in_runtime("positions-from-token-count", runtime.positions_from_token_count, "generate", "parts at token"),
+    # Other heads.
+    in_model(
+        EMBEDDING,
+        in_runtime("instruction-of-a-reranker", heads.instruction_of_another, "prompt", "differs from token"),
+    ),
+    in_model(EMBEDDING, in_runtime("padded-on-the-right", heads.padded_on_the_right, "prompt", "left_padded")),
+    in_model(EMBEDDING, in_runtime("pooled-a-token-early", heads.pooled_a_token_early, "embedding", "worst is prompt")),
+    in_model(EMBEDDING, in_runtime("not-normalized", heads.not_normalized, "embedding", "length_error")),
+    in_model(
+        RERANKER,
+        in_weights("yes-no-exchanged", DECODER, heads.yes_and_no_exchanged, "answer_logits", "yes and no of the last"),
+    ),
+    in_model(
+        RERANKER,
+        in_runtime("probability-of-no", heads.scored_with_the_opposite_sign, "score", "scores ["),
+    ),
 ]

@@ -24,6 +24,7 @@ from qwen3vl_export.promise import (
     graph_kind,
     grid_case,
     has_two_decoders,
+    head_stages,
     missing_checks,
     missing_graphs,
     own_weights_stages,
@@ -40,6 +41,7 @@ from .checks import exam as exam_checks
 from .checks import packaged as packaged_checks
 from .checks import sampling as sampling_checks
 from .checks import weights as weight_checks
+from .checks.heads import HEAD_STAGES
 from .checks.induction import run_stage
 from .checks.stages import STAGES
 from .diagnosis.diagnose import diagnose
@@ -52,6 +54,7 @@ ORDER = (
     sampling_checks.STAGE,
     *weight_checks.STAGES,
     *STAGES,
+    *HEAD_STAGES,
     *dequantized.prefixed_stages(),
     *rounded.CHECKS,
     PACKAGED,
@@ -156,7 +159,9 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     cases = cases_for(matrix, tier, subject)
     left_out = too_large(cases, matrix, subject)
     quantized = quantized_graphs(subject.recipe, subject.kinds)
-    checks = [Check(sampling_checks.STAGE, sampling_checks.NAME, sampling_checks.compare_settings)]
+    checks = []
+    if sampling_checks.STAGE in head_stages(subject.recipe):
+        checks += [Check(sampling_checks.STAGE, sampling_checks.NAME, sampling_checks.compare_settings)]
     checks += [Check(stage, graph, weight_checks.weights_check(graph)) for stage, graph in quantized]
     checks += checks_of(cases, subject, left_out)
     if has_two_decoders(subject.recipe):
@@ -232,10 +237,15 @@ def too_large(cases: Sequence[Case], matrix: Matrix, subject: Subject) -> dict[s
     }
 
 
-def stages_of(case: Case) -> list[str]:
+def stages_of(case: Case, recipe: Mapping[str, Any]) -> list[str]:
     if case.is_vision_only:
         return ["vision"]
-    return [stage for stage in STAGES if case.has_pictures or stage not in PICTURE_STAGES]
+    needed = head_stages(recipe)
+    return [
+        stage
+        for stage in (*STAGES, *HEAD_STAGES)
+        if stage in needed and (case.has_pictures or stage not in PICTURE_STAGES)
+    ]
 
 
 def checks_of(cases: Sequence[Case], subject: Subject, left_out: Collection[str] = ()) -> list[Check]:
@@ -245,7 +255,9 @@ def checks_of(cases: Sequence[Case], subject: Subject, left_out: Collection[str]
         left_out: names of cases of which only the stages `MODEL_FREE` run.
     """
     stages = {
-        case.name: [stage for stage in stages_of(case) if case.name not in left_out or stage in MODEL_FREE]
+        case.name: [
+            stage for stage in stages_of(case, subject.recipe) if case.name not in left_out or stage in MODEL_FREE
+        ]
         for case in cases
     }
     checks = [check_of(stage, case) for case in cases for stage in stages[case.name]]

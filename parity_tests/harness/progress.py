@@ -78,7 +78,7 @@ class Tracker:
         self.show(f"{side}: {module}, {calls} calls", self.done / self.total, self.seconds_left)
         model = self.estimate.resources.model
         tower = 4 * model.block_parameters  # patches for each token
-        sizes = {"blocks": tower, "layers": model.layer_parameters, HEAD: model.hidden * model.vocabulary}
+        sizes = {"blocks": tower, "layers": model.layer_parameters, HEAD: model.hidden * model.output}
         whole = model.blocks * tower + model.layers * model.layer_parameters + sizes[HEAD]
         kind = module.split(".")[-2] if LAYER.fullmatch(module) else module
         self.streamed += self.estimate.seconds.pytorch / self.estimate.passes * sizes.get(kind, 0) / whole

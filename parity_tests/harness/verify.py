@@ -17,6 +17,7 @@ from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.console import console
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
+from qwen3vl_export.promise import RUNS, head_stages
 from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.runtime.session import Sessions
 from qwen3vl_export.runtime.sizing import Sizing
@@ -202,8 +203,9 @@ def open_bench(
     if source.adapters:
         import_peft()
     root = cache or default_directory()
+    head = opened.manifest.facts.head
     computing = open_device(device)
-    store = Store(root, scope_of(recorded_files(opened.manifest.checkpoint), computing.type))
+    store = Store(root, scope_of({**recorded_files(opened.manifest.checkpoint), "head": head}, computing.type))
     planned = plan(matrix, Subject.of_artifact(opened), loaded, cases)
     sizes = sizes_of(cases_of(planned), loaded, runtime.preparer, cases_without_model(planned))
     resources = resources_of(opened, source.root, sizes, memory, store)
@@ -211,7 +213,7 @@ def open_bench(
         streamed = must_stream(opened, resources) or exceeds_device(computing, source.root)
         merged = [adapter.root for adapter in source.adapters]
         reference = Reference(
-            source.root, store, adapters=merged, streamed=streamed, room=resources.room, device=computing
+            source.root, store, adapters=merged, streamed=streamed, room=resources.room, device=computing, head=head
         )
     scope = f"{opened.manifest_sha256} {precision}"
     limit = resources.piece() if reference.streamed else None
@@ -329,8 +331,10 @@ def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path
 
 
 def profile_of(artifact: Artifact) -> Profile:
-    """The thresholds the recipe names, by default those of its dtype; for the stages that compare with the artifact's
-    dequantized weights, those of its compute dtype."""
+    """The thresholds the recipe names, by default those of its dtype, for the stages of its head; for the stages that
+    compare with the artifact's dequantized weights, those of its compute dtype."""
     recipe, model_type = artifact.manifest.recipe, artifact.manifest.facts.model_type
     profile = load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
-    return add_own_weights_rules(profile, recipe, model_type)
+    profile = add_own_weights_rules(profile, recipe, model_type)
+    unneeded = set(RUNS) - set(head_stages(recipe))
+    return replace(profile, rules={stage: rules for stage, rules in profile.rules.items() if stage not in unneeded})

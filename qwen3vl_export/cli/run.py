@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from ..console import console, neutralize, say, write, write_json
+from ..contract import TEXT
 from ..errors import InputError
 from .paths import expand
 
@@ -312,6 +313,7 @@ def chat(
     model = Qwen3VL.load(
         artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
     )
+    model.require_head(TEXT)
     session = Chat(model, console(), answer_settings(context), report=lambda error: ending(error, "chat")[1])
     edit_lines([*session.commands, "/quit"])
     listen_to_ctrl_c()

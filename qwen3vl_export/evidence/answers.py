@@ -22,6 +22,10 @@ COST_STAGES = (  # against the checkpoint, with weights or activations that are 
     "teacher_forced",
     "decode",
     "generate",
+    "hidden_states",
+    "answer_logits",
+    "embedding",
+    "score",
 )
 EXAM_STAGES = ("exam", "accuracy")
 EXACT = ("float32", "float16")  # profiles whose limits only a right graph keeps

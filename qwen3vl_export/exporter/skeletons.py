@@ -272,7 +272,7 @@ def shared_graphs(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def data_stem(graph: str) -> str:
-    """Which weight file a graph reads: all encoders share one, and so do both embedding heads."""
+    """Which weight file a graph reads: all encoders share one, and so do both embedding graphs."""
     if graph.startswith(contract.VISION_ENCODER):
         return contract.VISION_ENCODER
     return contract.EMBED_TOKENS if graph == contract.EMBEDDINGS else graph

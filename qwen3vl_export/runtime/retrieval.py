@@ -10,7 +10,7 @@ Knows inputs and messages; nothing about the model's outputs.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,12 +118,12 @@ def pieces_of(given: Input) -> list[str | Medium]:
 
 def pieces_by_key(given: Mapping[str, Any]) -> list[str | Medium]:
     """Those of a mapping with the keys `text`, `image` and `video`, each a value or a list of values."""
-    texts = as_list(given.get("text", ()), lambda value: isinstance(value, str))
+    texts, images = as_list(given.get("text", ())), as_list(given.get("image", ()))
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"the text of an input is a {type(text).__name__}", "Pass a string, or a list of them")
-    images = as_list(given.get("image", ()), lambda value: not isinstance(value, list | tuple))
-    videos = as_list(given.get("video", ()), is_one_video)
+    video = given.get("video", ())
+    videos = [video] if is_one_video(video) else as_list(video)
     return [
         *(video if isinstance(video, Video | Picture) else Video(video) for video in videos),
         *(image if isinstance(image, Image | Picture) else Image(image) for image in images),
@@ -131,8 +131,8 @@ def pieces_by_key(given: Mapping[str, Any]) -> list[str | Medium]:
     ]
 
 
-def as_list(value: Any, is_single: Callable[[Any], bool]) -> list[Any]:
-    return [value] if is_single(value) else list(value)
+def as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def is_one_video(value: Any) -> bool:

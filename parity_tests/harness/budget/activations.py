@@ -50,7 +50,7 @@ def need_of(model: ModelSizes, call: Call) -> Need:
     layer += tokens * (2 * model.heads * model.head_dim + SWIGLU * model.active + 2 * model.hidden)
     block = SCORES * max((stored(model.tower_heads * frame**2) for frame in call.frames), default=0)
     block += patches * (3 * model.tower_hidden + 2 * model.tower_intermediate)
-    head = tokens * (model.hidden + model.wide) + COPIES * call.rows * call.logits * model.vocabulary
+    head = tokens * (model.hidden + model.wide) + COPIES * call.rows * call.logits * model.output
     held = patches * model.patch_dim + features + max(patches * (1 + model.maps) * model.tower_hidden, in_decoder)
     return Need(FLOAT32 * held, FLOAT32 * max(layer, block, head))
 
@@ -71,7 +71,7 @@ def results_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of PyTorch's results of a case: features, rows, and the logits that are compared."""
     call = case.joined
     features = call.patches // model.merge_unit * model.wide
-    return FLOAT32 * (2 * features + call.rows * (call.tokens * model.wide + call.logits * model.vocabulary))
+    return FLOAT32 * (2 * features + call.rows * (call.tokens * model.wide + call.logits * model.output))
 
 
 def outputs_of(model: ModelSizes, case: CaseSizes) -> int:
@@ -79,7 +79,7 @@ def outputs_of(model: ModelSizes, case: CaseSizes) -> int:
     there twice, of `decoder` and of `prefill`, and there are the caches of `chunked`."""
     if case.pixels_only:
         return 0
-    twice = case.rows * (case.tokens * model.wide + case.compared * model.vocabulary)
+    twice = case.rows * (case.tokens * model.wide + case.compared * model.output)
     return results_of(model, case) + FLOAT32 * twice + 2 * cache_of(model, case)
 
 
@@ -102,8 +102,8 @@ def running_of(model: ModelSizes, case: CaseSizes) -> int:
 
 
 def logits_of(model: ModelSizes, case: CaseSizes) -> int:
-    """How many logits the largest result of a case has."""
-    return case.rows * max(case.compared, case.forced, case.new) * model.vocabulary
+    """How many values of the decoder's output the largest result of a case has."""
+    return case.rows * max(case.compared, case.forced, case.new) * model.output
 
 
 def comparing_of(model: ModelSizes, case: CaseSizes) -> int:

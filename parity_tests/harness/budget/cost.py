@@ -83,15 +83,20 @@ class CostModel:
 
     def artifact_stages(self, dequantized: bool) -> Mapping[str, Callable[[CaseSizes], float]]:
         """Seconds of the artifact in each stage: results are computed where they are first needed."""
+
+        def read(case: CaseSizes) -> float:
+            return self.reading(case.prompt)
+
         stages: dict[str, Callable[[CaseSizes], float]] = {
-            "decoder": lambda case: self.reading(case.prompt),
+            **dict.fromkeys(("decoder", "hidden_states", "answer_logits"), read),
             "decode": lambda case: self.reading(case.prompt) + self.steps(case),
         }
         if dequantized:
             return {} if self.streamed else stages
         stages |= {
             "vision": self.encoding,
-            "prefill": lambda case: self.reading(case.prompt),
+            "prefill": read,
+            **dict.fromkeys(("embedding", "score"), lambda case: self.encoding(case) + read(case)),
             "teacher_forced": lambda case: self.reading(case.text),
             "chunked": lambda case: (1 + SMALL_CHUNKS) * self.reading(case.prompt),
         }
@@ -101,6 +106,8 @@ class CostModel:
         """Seconds of PyTorch in each stage, as `artifact_stages`."""
         first, text = ("embeddings", lambda case: 0.0) if dequantized else ("positions", self.torch_text)
         tower = {"vision": lambda case: self.torch_call(case.encoder)}
+        if not dequantized:  # prompts and pixels of its own
+            tower |= dict.fromkeys(("embedding", "score"), self.torch_prompt)
         if self.streamed:
             return {**tower, first: lambda case: self.torch_call(replace(case.joined, frames=()))}
         return {
@@ -109,6 +116,9 @@ class CostModel:
             "teacher_forced": text,
             "decode": self.torch_generating,
         }
+
+    def torch_prompt(self, case: CaseSizes) -> float:
+        return self.torch_call(replace(case.prompt, frames=case.frames))
 
     def torch_text(self, case: CaseSizes) -> float:
         return self.torch_call(case.text)
@@ -140,8 +150,9 @@ class CostModel:
         return self.torch_call(Call(case.rows, case.tokens, 1, case.frames)) + case.new * step
 
     def compared_logits(self, stage: str, case: CaseSizes) -> int:
-        tokens = {"decoder": case.compared, "prefill": case.compared, "teacher_forced": case.forced, "decode": case.new}
-        return case.rows * tokens.get(stage, 0) * self.model.vocabulary
+        stages = ("decoder", "prefill", "hidden_states", "answer_logits")
+        tokens = dict.fromkeys(stages, case.compared) | {"teacher_forced": case.forced, "decode": case.new}
+        return case.rows * tokens.get(stage, 0) * self.model.output
 
 
 def nothing(case: CaseSizes) -> float:
@@ -158,9 +169,9 @@ def decoder_operations(model: ModelSizes, call: Call) -> int:
     """Floating-point operations of a call in the decoder and its head."""
     attention = 4 * model.heads * model.head_dim * call.tokens**2
     layer = 2 * model.layer_parameters * call.tokens + attention
-    return call.rows * (model.layers * layer + 2 * model.hidden * model.vocabulary * call.logits)
+    return call.rows * (model.layers * layer + 2 * model.hidden * model.output * call.logits)
 
 
 def step_operations(model: ModelSizes) -> int:
     """Floating-point operations of a row's step of decoding."""
-    return 2 * (model.layers * model.layer_parameters + model.hidden * model.vocabulary)
+    return 2 * (model.layers * model.layer_parameters + model.hidden * model.output)

@@ -81,7 +81,7 @@ def resources_of(
         memory: bytes that the process may take; None is what is free, less a reserve.
         results: where PyTorch's results are stored.
     """
-    model = ModelSizes.of(read_config(checkpoint)[0])
+    model = ModelSizes.of(read_config(checkpoint)[0], artifact.manifest.facts.head)
     needs = memory_needs(artifact, checkpoint, model, cases)
     return Resources(model, {case.name: case for case in cases}, needs, memory, results.root, results.budget)
 

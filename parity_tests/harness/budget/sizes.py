@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from qwen3vl_export.contract import EMBEDDING, RERANKER, TEXT
 from qwen3vl_export.errors import Qwen3VLExportError
 from qwen3vl_export.runtime.prepare import Preparer
 
@@ -32,6 +33,7 @@ class ModelSizes:
     Attributes:
         active: width of what one token passes in a layer's MLP, over all its experts.
         maps: number of DeepStack maps.
+        head: what the last hidden states are for.
     """
 
     layers: int
@@ -48,9 +50,10 @@ class ModelSizes:
     tower_heads: int
     patch_dim: int
     merge_unit: int
+    head: str = TEXT
 
     @classmethod
-    def of(cls, config: Any) -> ModelSizes:
+    def of(cls, config: Any, head: str = TEXT) -> ModelSizes:
         """Those of a configuration of transformers'."""
         text, vision = config.text_config, config.vision_config
         experts = getattr(text, "num_experts_per_tok", 0)
@@ -69,7 +72,13 @@ class ModelSizes:
             tower_heads=vision.num_heads,
             patch_dim=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
             merge_unit=vision.spatial_merge_size**2,
+            head=head,
         )
+
+    @property
+    def output(self) -> int:
+        """Width of what the head returns of a token: logits of the vocabulary or of two answers, or a hidden state."""
+        return {TEXT: self.vocabulary, EMBEDDING: self.hidden, RERANKER: 2}[self.head]
 
     @property
     def wide(self) -> int:
@@ -180,12 +189,13 @@ def case_sizes(case: Case, matrix: Matrix, preparer: Preparer) -> CaseSizes:
             pictures += frames
     except Qwen3VLExportError:
         return CaseSizes(case.name)
+    facts = preparer.facts
     return CaseSizes(
         case.name,
         rows=len(rows),
         tokens=max(rows),
-        compared=count_compared(len(rows), max(rows), preparer.facts.vocab_size),
-        forced=matrix.forced_tokens,
-        new=matrix.tokens_of(case),
+        compared=count_compared(len(rows), max(rows), facts.vocab_size, facts.head),
+        forced=matrix.forced_tokens if facts.head == TEXT else 0,
+        new=matrix.tokens_of(case) if facts.head == TEXT else 0,
         frames=tuple(pictures),
     )

@@ -109,7 +109,8 @@ def dequantized_bench(bench: Bench) -> Bench:
         graphs = {name: record.sha256 for name, record in artifact.manifest.files.items() if name.startswith("onnx/")}
         store = first.store
         if store is not None:
-            files = {**recorded_files(artifact.manifest.checkpoint), **graphs, "precision": artifact.precision}
+            files = {**recorded_files(artifact.manifest.checkpoint), **graphs}
+            files |= {"precision": artifact.precision, "head": bench.head}
             store = Store(store.root, scope_of(files, first.device.type), store.budget)
         change = partial(load_dequantized_weights, artifact)
         quantized = quantized_graphs(artifact.manifest.recipe, set(map(graph_kind, artifact.manifest.graphs)))
@@ -123,6 +124,7 @@ def dequantized_bench(bench: Bench) -> Bench:
             device=first.device,
             tower=first if VISION_ENCODER not in {graph for _, graph in quantized} else None,
             room=first.room,
+            head=first.head,
         )
         first.neighbours.append(second)
         bench.dequantized = replace(float_bench(bench), reference=second, profile=profile, candidate_seconds=0.0)

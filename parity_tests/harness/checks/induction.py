@@ -23,6 +23,7 @@ from ..judging.measures import logit_closeness
 from ..judging.outcome import Finding
 from ..sides.bench import Bench
 from ..sides.reference import Greedy
+from .heads import HEAD_STAGES
 from .stages import STAGES, add_routing, differing_tokens, reference_step_logits, worst_step
 
 
@@ -75,4 +76,4 @@ BY_INDUCTION: dict[str, Callable[[Bench, Case], Finding]] = {"decode": decode, "
 def run_stage(stage: str, bench: Bench, case: Case) -> Finding:
     """One stage on one case: by induction where PyTorch's side is streamed."""
     by_induction = bench.reference.streamed and stage in BY_INDUCTION
-    return (BY_INDUCTION if by_induction else STAGES)[stage](bench, case)
+    return (BY_INDUCTION if by_induction else STAGES | HEAD_STAGES)[stage](bench, case)

@@ -24,10 +24,10 @@ from qwen3vl_export.contract import (
     IMAGE_FEATURES,
     IMAGE_GRID_THW,
     INPUTS_EMBEDS,
-    LOGITS,
     PIXEL_VALUES,
     POSITION_IDS,
     VISION_ENCODER,
+    decoder_output,
     past_name,
 )
 from qwen3vl_export.errors import ParityError
@@ -35,6 +35,7 @@ from qwen3vl_export.evidence import GraphTrail, Point
 from qwen3vl_export.runtime.session import Sessions
 
 from ..cases.matrix import Case
+from ..checks.heads import HEAD_STAGES
 from ..judging.measures import max_abs, nmse, token_cosines
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
@@ -51,7 +52,6 @@ STAGES_DIR = "stages"
 SETTING = "divergence_nmse"
 IN_MEMORY = 1 << 20  # bytes of a value of PyTorch; larger ones are kept on disk
 AT_ONCE = 1 << 28  # bytes of values that a graph returns at once; it is run again for those beyond
-OUTPUTS = {VISION_ENCODER: IMAGE_FEATURES, DECODER: LOGITS}
 TOWERS = {VISION_ENCODER: ("vision encoder", "vision block"), DECODER: ("decoder", "decoder layer")}
 
 
@@ -121,7 +121,7 @@ def trace_layers(bench: Bench, failures: Sequence[Outcome], default: Case) -> li
     trails = []
     for stages, trace in (
         (("vision",), trace_vision),
-        (("decoder", "prefill", "teacher_forced", "decode", "generate"), trace_decoder),
+        (("decoder", "prefill", "teacher_forced", "decode", "generate", *HEAD_STAGES), trace_decoder),
     ):
         names = [failure.case for failure in failures if failure.stage in stages and failure.case in cases]
         trail = trace(bench, cases[names[0]] if names else default)
@@ -233,7 +233,7 @@ def trace_graph(
         raise ParityError(f"tolerances.yaml: profile {bench.profile.name} has no setting {SETTING}", "Add one")
     limit = bench.profile.settings[SETTING]
     sessions = bench.runtime.sessions
-    output = OUTPUTS[VISION_ENCODER if graph.startswith(VISION_ENCODER) else graph]
+    output = IMAGE_FEATURES if graph.startswith(VISION_ENCODER) else decoder_output(bench.artifact.manifest.facts).name
     if isinstance(sessions, ForeignSessions):
         feeds, output = sessions.translate_feeds(graph, feeds), sessions.name_in_graph(graph, output, "outputs")
     points: list[Point] = []

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qwen3vl_export.artifact import Artifact
-from qwen3vl_export.contract import EMBED_TOKENS, INPUT_IDS, INPUTS_EMBEDS
+from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.generate import prefill
+from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
 from ..budget.resources import Resources
 from ..cases.matrix import Case, Matrix, Prompt
@@ -28,6 +29,7 @@ from ..judging.verdicts import Profile
 from .artifact_results import ArtifactResults
 from .counts import Clock, Score
 from .generation_reference import GenerationReference
+from .head_reference import HeadPixels, HeadPrompts, input_of, pair_of
 from .inputs import Inputs, array_key, tokens_compared
 from .lockstep import is_in_step
 from .pixel_reference import PixelReference
@@ -77,17 +79,23 @@ class Bench:
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @property
+    def head(self) -> str:
+        return self.artifact.manifest.facts.head
+
+    @property
     def checkpoint(self) -> Path:
         """The directory PyTorch loads."""
         return self.reference.checkpoint
 
     @cached_property
     def pixel_reference(self) -> PixelReference:
-        return PixelReference(self.checkpoint, FPS)
+        return PixelReference(self.checkpoint, FPS) if self.head == TEXT else HeadPixels(self.checkpoint, FPS)
 
     @cached_property
     def prompt_reference(self) -> PromptReference:
-        return PromptReference(self.checkpoint, FPS)
+        if self.head == TEXT:
+            return PromptReference(self.checkpoint, FPS)
+        return HeadPrompts(self.checkpoint, FPS, self.head)
 
     @cached_property
     def generation_reference(self) -> GenerationReference:
@@ -132,7 +140,17 @@ class Bench:
 
     def prepare(self, prompts: Sequence[Prompt]) -> Prepared:
         with self.timing():
-            return self.runtime.prepare([conversation(prompt) for prompt in prompts])
+            return self.runtime.prepare([self.conversation(prompt) for prompt in prompts])
+
+    def conversation(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """A prompt in the runtime's message format, as the artifact's head takes it."""
+        facts = self.artifact.manifest.facts
+        if self.head == EMBEDDING:
+            return embedding_conversation(input_of(prompt, FPS), None, facts)
+        if self.head == RERANKER:
+            pair = pair_of(prompt, FPS)
+            return reranker_conversation(pair.query, pair.document, None, facts)
+        return conversation(prompt)
 
     def timed(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         """`compute`, its time counted as the artifact's."""
@@ -182,7 +200,8 @@ class Bench:
 
     def decode(self, embeds: Floats, mask: Ints, position_ids: Ints, count: int | None = None) -> Floats:
         """Logits [B, count, V] of a prompt's last tokens, read in one call; None is as many as are compared."""
-        kept = tokens_compared(embeds, self.artifact.manifest.facts.vocab_size) if count is None else count
+        facts = self.artifact.manifest.facts
+        kept = tokens_compared(embeds, facts.vocab_size, facts.head) if count is None else count
         key = ("logits", array_key(embeds, mask, position_ids), kept)
 
         def compute() -> Floats:
@@ -235,6 +254,26 @@ class Bench:
         if not is_in_step():  # it waits for others there
             self.clock.add(prompt, ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
         return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
+
+    def vectors(self, case: Case) -> Floats:
+        """What `embed` returns for the prompts of a case: [B, H]."""
+        inputs = [input_of(prompt, FPS) for prompt in self.prompts(case)]
+        return self._of_prompts("vectors", case, lambda: self.runtime.embed(inputs))
+
+    def pair_scores(self, case: Case) -> Floats:
+        """What `rerank` returns for the prompts of a case, each a query and a document: [B]."""
+        pairs = [pair_of(prompt, FPS) for prompt in self.prompts(case)]
+
+        def compute() -> Floats:
+            return np.concatenate([self.runtime.rerank(pair.query, [pair.document]) for pair in pairs])
+
+        return self._of_prompts("scores", case, compute)
+
+    def _of_prompts(self, name: str, case: Case, compute: Callable[[], Floats]) -> Floats:
+        """A result of the runtime over the prompts of a case, which it prepares itself."""
+        prepared = self.prepared(case)
+        key, held = (name, *key_of(prepared)), self.cache_bytes(prepared.attention_mask)
+        return self.results.recall(key, np.ndarray, self.timed(compute), held=held)
 
     def make_room(self) -> None:
         """Close the artifact's sessions where PyTorch's model is streamed: both are never in memory together."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
+from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
@@ -28,7 +29,7 @@ class Inputs:
     """What both sides get. `image_grid_thw` lists images and videos in the order they appear in the prompts."""
 
     input_ids: Ints  # [B, S]
-    attention_mask: Ints  # [B, S], zeros on the left
+    attention_mask: Ints  # [B, S], zeros where it is padded
     pixel_values: Float32  # [P, patch_dim]
     image_grid_thw: Ints  # [I, 3]
 
@@ -58,14 +59,17 @@ class Inputs:
         return Inputs(ids, mask, self.pixel_values, self.image_grid_thw)
 
 
-def tokens_compared(rows: NDArray[Any], vocab_size: int) -> int:
-    """Of how many last tokens of each row of a prompt [B, S, ...] the logits are compared: all, unless it is long."""
-    return count_compared(len(rows), int(rows.shape[1]), vocab_size)
+def tokens_compared(rows: NDArray[Any], vocab_size: int, head: str = TEXT) -> int:
+    """Of how many last tokens of each row of a prompt [B, S, ...] the logits are compared: all, unless it is long.
+
+    What other heads return of a token is no wider than its row, and compared of every token.
+    """
+    return count_compared(len(rows), int(rows.shape[1]), vocab_size, head)
 
 
-def count_compared(batch: int, tokens: int, vocab_size: int) -> int:
+def count_compared(batch: int, tokens: int, vocab_size: int, head: str = TEXT) -> int:
     """`tokens_compared` of a prompt [B, S, ...] by its size."""
-    return min(tokens, max(1, MOST_LOGITS // (batch * vocab_size)))
+    return tokens if head != TEXT else min(tokens, max(1, MOST_LOGITS // (batch * vocab_size)))
 
 
 def array_key(*arrays: NDArray[Any]) -> str:

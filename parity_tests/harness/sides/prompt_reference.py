@@ -57,11 +57,8 @@ class PromptReference:
 
     def text(self, prompt: Prompt, grids: list[NDArray[np.int64]]) -> str:
         """The rendered prompt, placeholders expanded; removes its pictures' grids from the front of `grids`."""
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in prompt.images]
-        content += [{"type": "video"}] if prompt.frames else []
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
         text: str = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+            self.messages(prompt), chat_template=self.template, tokenize=False, add_generation_prompt=True
         )
         for _ in prompt.images:
             images = {"image_grid_thw": [grids.pop(0)]}
@@ -74,6 +71,12 @@ class PromptReference:
             expanded = Qwen3VLProcessor.replace_video_token(self.processor, videos, 0)
             text = text.replace(self.processor.video_token, expanded.replace("<", "\0"), 1)
         return text.replace("\0", "<")  # so that no replacement was replaced again
+
+    def messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """The conversation of a prompt: one turn of a user."""
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in prompt.images]
+        content += [{"type": "video"}] if prompt.frames else []
+        return [{"role": "user", "content": [*content, {"type": "text", "text": prompt.ask}]}]
 
 
 def processor_template(checkpoint: Path, tokenizer: Any) -> str:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
+from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
@@ -66,6 +67,8 @@ class Reference:
         neighbours: references whose models, if large, are unloaded before this one's is loaded.
         adapters: directories of PEFT adapters, merged into the checkpoint in this order.
         tower: another reference whose tower has the same weights; features of pictures are shared with it on disk.
+        head: what the model's last hidden states are for, of `contract.HEADS`: "logits" are what the decoder of that
+            head returns.
         streamed: keep the weights on disk and load a module at a time. A result that is not in `store` is then not
             computed when it is asked for: `Deferred` is raised, and `settle` computes all that were asked for at once.
         room: gives the bytes of activations that may wait between two modules of a streamed model.
@@ -83,6 +86,7 @@ class Reference:
         tower: Reference | None = None,
         room: Callable[[], int] = lambda: WAITING,
         device: torch.device = CPU,
+        head: str = TEXT,
     ) -> None:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
@@ -95,6 +99,7 @@ class Reference:
         self.tower = tower
         self.room = room
         self.device = device
+        self.head = head
         self.requests: dict[Key, Request] = {}  # deferred results
         self._computed: set[Key] = set()  # keys of results that this run computed
         self.seconds = 0.0  # spent in PyTorch
@@ -112,9 +117,9 @@ class Reference:
             neighbour.unload()
         loaded: WholeModel | StreamedModel
         if self.streamed:
-            loaded = stream_model(self.checkpoint, self.adapters, self.change, self.device)
+            loaded = stream_model(self.checkpoint, self.adapters, self.change, self.device, self.head)
         else:
-            loaded = WholeModel(load_model(self.checkpoint, self.adapters), self.change, self.device)
+            loaded = WholeModel(load_model(self.checkpoint, self.adapters, self.head), self.change, self.device)
         self.stop_ids = eos_ids(loaded.model.generation_config)
         loaded.model.generation_config = GenerationConfig(do_sample=False)
         self.seconds += time.perf_counter() - start
@@ -216,7 +221,7 @@ class Reference:
 
     def _compared(self, rows: NDArray[Any]) -> int:
         """`tokens_compared` of a prompt [B, S, ...]."""
-        return tokens_compared(rows, self.model.config.text_config.vocab_size)
+        return tokens_compared(rows, self.model.config.text_config.vocab_size, self.head)
 
     def _features(self, inputs: Inputs) -> Float32 | None:
         """The tower's features of a prompt's pictures, as part of a computation: computed once."""

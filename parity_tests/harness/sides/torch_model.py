@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
+    AutoTokenizer,
     GenerationConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeForConditionalGeneration,
 )
+
+from qwen3vl_export.contract import EMBEDDING, RERANKER, TEXT
 
 from .adapters import merge_adapters, untie
 from .attention import ATTENTION
@@ -57,7 +62,7 @@ class WholeModel:
         return value.detach()
 
 
-def load_model(checkpoint: Path, adapters: Sequence[Path] = ()) -> Any:
+def load_model(checkpoint: Path, adapters: Sequence[Path] = (), head: str = TEXT) -> Any:
     """The checkpoint's model with its adapters merged, weights restored if transformers cannot."""
     config, settings = read_config(checkpoint)
     weights = restored_weights(checkpoint, settings)
@@ -66,7 +71,7 @@ def load_model(checkpoint: Path, adapters: Sequence[Path] = ()) -> Any:
     model = cls.from_pretrained(source, state_dict=weights, config=config, dtype=torch.float32, **EAGER)
     if weights is not None:
         set_generation_config(model, checkpoint)
-    return merge_adapters(model, checkpoint, adapters).eval()
+    return end_in(merge_adapters(model, checkpoint, adapters).eval(), checkpoint, head)
 
 
 def stream_model(
@@ -74,6 +79,7 @@ def stream_model(
     adapters: Sequence[Path] = (),
     change: Change | None = None,
     device: torch.device = CPU,
+    head: str = TEXT,
 ) -> StreamedModel:
     """The checkpoint's model with its weights on disk, adapters merged into each module that is loaded."""
     config, settings = read_config(checkpoint)
@@ -81,12 +87,41 @@ def stream_model(
         model = MODELS[config.model_type]._from_config(config, dtype=torch.float32, **EAGER).eval()
     compute_buffers(model)
     set_generation_config(model, checkpoint)
+    end_in(model, checkpoint, head)
 
     def merge(model: Any, is_loaded: Callable[[str], bool]) -> Any:
         return merge_adapters(model, checkpoint, adapters, is_loaded)
 
     restore = restoring(checkpoint, settings)
     return StreamedModel(model, checkpoint, restore, merge if adapters else None, change, device)
+
+
+class AnswerHead(nn.Linear):
+    """The rows of an output head that belong to some tokens.
+
+    Args:
+        head: whose weight it has.
+        ids: of the tokens.
+    """
+
+    def __init__(self, head: nn.Linear, ids: Sequence[int]) -> None:
+        super().__init__(head.in_features, head.out_features, bias=False, device="meta")
+        self.weight = head.weight
+        self.ids = list(ids)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self.weight[self.ids])
+
+
+def end_in(model: Any, checkpoint: Path, head: str) -> Any:
+    """The model, whose logits are what the decoder of a head returns: every token's, last hidden states (it may have
+    been loaded without an `lm_head`), or those of yes and no."""
+    if head == EMBEDDING:
+        model.lm_head = nn.Identity()
+    elif head == RERANKER:
+        vocabulary = AutoTokenizer.from_pretrained(checkpoint).get_vocab()
+        model.lm_head = AnswerHead(model.lm_head, [vocabulary["yes"], vocabulary["no"]])
+    return model
 
 
 def read_config(checkpoint: Path) -> tuple[Any, Any]:

@@ -6,12 +6,14 @@ The table in docs/parity.md says which check that is; it is held against what ha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from qwen3vl_export.contract import DECODER
-from qwen3vl_export.promise import DEQUANTIZED, ROUNDED
+from qwen3vl_export.contract import DECODER, TEXT
+from qwen3vl_export.promise import DEQUANTIZED, ROUNDED, head_of
+from qwen3vl_export.recipe import load_recipe
 
 from ...faults.catalogue import FAULTS, Fault
 from ...faults.detection import first_failure, row, run_affected_checks
@@ -27,9 +29,24 @@ DOCUMENT = DOCS / "parity.md"
 
 
 @pytest.fixture(scope="session")
-def reference(tiny_artifact: Path) -> Reference:
+def reference(reference_of: Callable[[str], Reference]) -> Reference:
     """PyTorch's side, which no fault touches; every tiny recipe has the same checkpoint."""
-    return open_bench(tiny_artifact, "quick").reference
+    return reference_of("tiny")
+
+
+@pytest.fixture(scope="session")
+def reference_of(built: Callable[[str], Path]) -> Callable[[str], Reference]:
+    """PyTorch's side of a recipe; recipes whose models have the same head share it."""
+
+    @cache
+    def of_head(head: str, recipe: str) -> Reference:
+        return open_bench(built(recipe), "quick").reference
+
+    def of_recipe(recipe: str) -> Reference:
+        head = head_of(load_recipe(recipe).to_json_dict())
+        return of_head(head, recipe if head != TEXT else "tiny")
+
+    return of_recipe
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +82,13 @@ def test_a_good_artifact_that_rounds_activations_passes(
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_found(
-    fault: Fault, built: Callable[[str], Path], tmp_path: Path, reference: Reference, table: list[str]
+    fault: Fault,
+    built: Callable[[str], Path],
+    tmp_path: Path,
+    reference_of: Callable[[str], Reference],
+    table: list[str],
 ) -> None:
-    failure = first_failure(fault, built(fault.recipe), tmp_path, reference)
+    failure = first_failure(fault, built(fault.recipe), tmp_path, reference_of(fault.recipe))
     assert failure is not None, f"{fault.name} was not noticed"
     assert failure.stage == fault.stage, failure.message
     assert fault.says in failure.message

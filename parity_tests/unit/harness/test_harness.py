@@ -19,6 +19,7 @@ from rich.console import Console
 
 from parity_tests.fixtures.paths import TINY
 from parity_tests.harness.cases.matrix import Case, load_matrix
+from parity_tests.harness.checks.heads import HEAD_STAGES
 from parity_tests.harness.checks.stages import STAGES
 from parity_tests.harness.evidence.report import Report, counted, show, write
 from parity_tests.harness.judging.outcome import Finding, Outcome, judge
@@ -111,7 +112,8 @@ def test_a_stage_without_rules_is_refused() -> None:
 
 def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:
     downstream = {"resized_elsewhere"}
-    assert {"sampling", FROM_SOURCE, PACKAGED, *STAGES, *downstream, "exam", "accuracy"} == set(PROFILE.rules)
+    stages = {*STAGES, *HEAD_STAGES}
+    assert {"sampling", FROM_SOURCE, PACKAGED, *stages, *downstream, "exam", "accuracy"} == set(PROFILE.rules)
     assert all(rule.reason and rule.source for rules in PROFILE.rules.values() for rule in rules)
 
 

@@ -28,7 +28,7 @@ class Clock:
 def estimated(streamed: bool) -> Any:
     """Two checks of 10 s each: 4 s of the artifact, 5 s of PyTorch, 1 s of comparing."""
     model = SimpleNamespace(
-        blocks=1, block_parameters=25, layers=2, layer_parameters=100, hidden=10, vocabulary=10
+        blocks=1, block_parameters=25, layers=2, layer_parameters=100, hidden=10, output=10
     )  # a patch weighs a quarter of a token: 100, 200 and 100 of 400
     checks = {f"decoder[{name}]": Seconds(artifact=4.0, pytorch=5.0, comparing=1.0) for name in CASES}
     seconds = sum(checks.values(), Seconds())

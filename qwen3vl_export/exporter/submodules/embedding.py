@@ -1,4 +1,4 @@
-"""The two embedding heads to trace; both read the same token table.
+"""The two embedding graphs to trace; both read the same token table.
 
 A wide row is `[embedding, 0, …, 0]` for a text token and the image feature (merged embedding, then the DeepStack maps)
 for a visual one. Source: transformers `Qwen3VLModel.forward` (`masked_scatter` of image and video features).

@@ -71,7 +71,7 @@ def load_generation_config(root: Path) -> GenerationConfig:
 def read_generation(root: Path, facts: Facts, eos_token: str) -> tuple[bytes, tuple[str, ...]]:
     """`generation_config.json` with what transformers reads, and what is to be said about it.
 
-    A model that gives no answers has its stored settings, which nothing follows.
+    A model that gives no answers has no settings for them.
 
     Args:
         eos_token: what the tokenizer calls the end of a turn, for the advice.
@@ -80,7 +80,7 @@ def read_generation(root: Path, facts: Facts, eos_token: str) -> tuple[bytes, tu
         CheckpointError: settings that transformers cannot read, that runtimes do not follow, or that end no answer.
     """
     if facts.head != TEXT:
-        return (root / FILE).read_bytes() if (root / FILE).is_file() else to_bytes({}), ()
+        return to_bytes({}), ()
     where = root / (FILE if (root / FILE).is_file() else "config.json")
     with refuse(where, "generation settings", f"Take {FILE} from the published checkpoint"):
         config = load_generation_config(root)

@@ -1,0 +1,114 @@
+"""PyTorch's side of models that embed or rerank, what is compared of them, and manifests that contradict themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Qwen3VLModel
+
+from qwen3vl_export.artifact import Manifest
+from qwen3vl_export.contract import EMBEDDING, HEADS, RERANKER, TEXT
+from qwen3vl_export.promise import HEAD_STAGES, PREPARED, RUNS, broken_promises, head_stages, missing_checks
+from qwen3vl_export.recipe import load_recipe
+
+from ...fixtures.paths import TINY
+from ...harness.plan import Subject, plan
+from ...harness.sides.head_reference import last_rows, right_padded
+from ...harness.sides.inputs import Inputs
+from ...harness.sides.reference import Deferred, Reference
+from ...harness.sides.reference_cache import Store
+
+IDS = [[513, 3, 40, 7, 514], [513, 9, 514]]
+NO_PICTURES = np.zeros((0, 1536), np.float32), np.zeros((0, 3), np.int64)
+INPUTS = right_padded(IDS, 512, *NO_PICTURES)
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in the form of Qwen3-VL-Embedding-8B: untied, and without an output head."""
+    root = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("headless") / "tiny"))
+    config = json.loads((root / "config.json").read_text("utf-8"))
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    (root / "config.json").write_text(json.dumps(config), "utf-8")
+    tensors = {name: tensor for name, tensor in load_file(root / "model.safetensors").items() if "lm_head" not in name}
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    return root
+
+
+@pytest.fixture(scope="module")
+def hidden() -> np.ndarray:
+    """Last hidden states of each row, as transformers' base class computes them row by row."""
+    model = Qwen3VLModel.from_pretrained(TINY, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        return np.concatenate([model(torch.tensor([row])).last_hidden_state[:, -1].numpy() for row in IDS])
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_model_without_a_head_gives_hidden_states(
+    headless: Path, hidden: np.ndarray, streamed: bool, tmp_path: Path
+) -> None:
+    reference = Reference(headless, Store(tmp_path, "x"), streamed=streamed, head=EMBEDDING)
+    if streamed:
+        with pytest.raises(Deferred):
+            reference.prefill(INPUTS)
+        reference.settle()
+    outputs = last_rows(reference.prefill(INPUTS).logits, INPUTS.attention_mask)
+    assert np.abs(outputs - hidden).max() < 1e-5 * np.abs(hidden).max()
+
+
+def test_a_reranker_gives_the_logits_of_yes_and_no_in_this_order(hidden: np.ndarray) -> None:
+    vocabulary = AutoTokenizer.from_pretrained(TINY).get_vocab()
+    table = load_file(TINY / "model.safetensors")["model.language_model.embed_tokens.weight"].float().numpy()
+    outputs = Reference(TINY, head=RERANKER).prefill(INPUTS).logits
+    expected = hidden @ table[[vocabulary["yes"], vocabulary["no"]]].T
+    assert np.abs(last_rows(outputs, INPUTS.attention_mask) - expected).max() < 1e-4
+
+
+def test_the_last_token_is_found_on_either_side() -> None:
+    values = np.arange(8, dtype=np.float32).reshape(2, 4, 1)
+    assert last_rows(values, np.array([[1, 1, 0, 0], [1, 1, 1, 1]])).tolist() == [[1], [7]]
+    assert last_rows(values, np.array([[0, 0, 1, 1], [0, 1, 1, 1]])).tolist() == [[3], [7]]
+
+
+def test_rows_are_padded_on_the_right() -> None:
+    assert isinstance(INPUTS, Inputs)
+    assert INPUTS.input_ids.tolist() == [IDS[0], [*IDS[1], 512, 512]]
+    assert INPUTS.attention_mask.tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("head", [EMBEDDING, RERANKER])
+def test_a_plan_has_the_stages_of_its_head(head: str) -> None:
+    subject = Subject.of_recipe(load_recipe(f"tiny-{head}"))
+    planned = plan("quick", subject)
+    assert {check.stage for check in planned.checks} == {*PREPARED, *HEAD_STAGES[head]}
+    ids = [(check.stage, check.name) for check in planned.checks]
+    for stage in HEAD_STAGES[head]:
+        others = [check for check in ids if check[0] != stage]
+        assert list(missing_checks(subject.recipe, subject.graphs, "qwen3_vl", others)) == [stage]
+
+
+def test_every_stage_belongs_to_a_head() -> None:
+    stages = [stage for head in HEADS for stage in head_stages({"head": head})]
+    assert set(stages) == set(RUNS)
+    assert head_stages({}) == head_stages({"head": None}) == head_stages({"head": TEXT})
+
+
+def test_a_manifest_of_an_earlier_version_is_of_a_model_that_answers(tiny_artifact: Path) -> None:
+    values = json.loads((tiny_artifact / "manifest.json").read_text("utf-8"))
+    del values["facts"]["head"], values["recipe"]["head"]
+    assert Manifest.from_json(json.dumps(values)).facts.head == TEXT
+
+
+@pytest.mark.parametrize(("said", "asked"), [(EMBEDDING, TEXT), (TEXT, RERANKER)])
+def test_a_manifest_of_another_head_than_its_recipe_is_refused(said: str, asked: str) -> None:
+    recipe: dict[str, Any] = load_recipe("tiny").to_json_dict() | {"head": asked, "graphs": []}
+    facts = {"patch_size": 16, "head": said}
+    manifest = {"recipe": recipe, "facts": facts, "files": {}, "encoders": [], "graphs": {}}
+    assert f"its model is one for {said}, its recipe asks for {asked}" in list(broken_promises(manifest))
