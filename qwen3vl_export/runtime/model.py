@@ -29,7 +29,14 @@ from .messages import Content, Message, as_messages
 from .picture import Picture
 from .prepare import Prepared, Preparer
 from .reply import Reply
-from .retrieval import Input, embedding_conversation, reranker_conversation, shorten_embedding, shorten_pair
+from .retrieval import (
+    Input,
+    embedding_conversation,
+    ordered,
+    reranker_conversation,
+    shorten_embedding,
+    shorten_pair,
+)
 from .sampling import Sampling, from_generation_config, override, stop_ids
 from .session import Sessions
 from .video import Video
@@ -257,7 +264,9 @@ class Qwen3VL:
         self.require_head(RERANKER)
         if isinstance(documents, str | Mapping) or not isinstance(documents, Sequence):
             raise InputError(f"the documents are a {type(documents).__name__}", "Pass a list of documents")
-        conversations = [reranker_conversation(query, document, instruction, self.facts) for document in documents]
+        pieces = ordered(query, self.facts)
+        asked = [piece if isinstance(piece, str) else self.preparer.picture(piece) for piece in pieces]
+        conversations = [reranker_conversation(asked, document, instruction, self.facts) for document in documents]
         shorten = partial(shorten_pair, special=self.tokenizer.special_ids)
         return scores_of(self.last_outputs(conversations, shorten, plain_text, batch_size))
 

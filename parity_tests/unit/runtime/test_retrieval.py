@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from qwen3vl_export.contract import Facts
+from qwen3vl_export.contract import RERANKER, Facts
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import FrameChoice, Image, PixelBudget, Qwen3VL, Video, retrieval
+from qwen3vl_export.runtime import FrameChoice, Image, Picture, PixelBudget, Qwen3VL, Video, retrieval
 from qwen3vl_export.runtime.heads import check_dimensions, embeddings_of, scores_of
 from qwen3vl_export.runtime.prepare import Preparer
 from qwen3vl_export.runtime.retrieval import (
@@ -127,6 +128,20 @@ def test_a_reranker_prompt() -> None:
         f"{TURN}"
     )
     assert "<Instruct>: Find it<Query>:NULL\n" in text_of(reranker_conversation([], "a", "Find it", FACTS))
+
+
+def test_the_pictures_of_a_query_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Qwen3VL(artifact_without_graphs(TINY, facts=replace(FACTS, head=RERANKER)))
+    given: list[Any] = []
+
+    def last_outputs(conversations: list[Any], *_: Any) -> np.ndarray:
+        given.extend(conversation[1]["content"] for conversation in conversations)
+        return np.zeros((len(conversations), 2), np.float32)
+
+    monkeypatch.setattr(model, "last_outputs", last_outputs)
+    assert model.rerank(["a cat", IMAGE], ["a", "b"]).tolist() == [0.5, 0.5]
+    assert given[0][2] is given[1][2] and isinstance(given[0][2], Picture)
+    assert [content[3:] for content in given] == [["a cat", "\n<Document>:", text] for text in "ab"]
 
 
 def test_a_list_of_frames_is_thinned_and_has_an_even_number() -> None:
