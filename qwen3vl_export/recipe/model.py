@@ -285,6 +285,12 @@ class Recipe(StrictModel):
             raise FieldConflict(
                 "parity.held_out", f"the exam asks questions, and the head is {self.head}", "Set held_out: false"
             )
+        if self.parity.cost not in (None, Cost()) and self.head not in (None, TEXT):
+            raise FieldConflict(
+                "parity.cost",
+                f"its limits are on logits of the next token, and the head is {self.head}",
+                "Write cost: {}, which has none, or leave it out",
+            )
         if self.parity.held_out and missing:
             raise FieldConflict(
                 "parity.held_out", f"the exam needs every graph, {missing[0]} is not exported", "Set held_out: false"

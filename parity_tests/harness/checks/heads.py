@@ -40,7 +40,7 @@ def decoder_outputs(bench: Bench, case: Case) -> tuple[Float32, Float32]:
     padding: each [tokens, width]."""
     inputs = bench.inputs(case)
     expected = bench.reference.prefill(inputs)
-    outputs, _ = bench.decode(expected.inputs_embeds, inputs.attention_mask, expected.position_ids)
+    outputs = bench.decode(expected.inputs_embeds, inputs.attention_mask, expected.position_ids)
     check_shapes(outputs, expected.logits)
     seen = inputs.attention_mask.astype(bool)
     return outputs[seen], expected.logits[seen]

@@ -256,6 +256,10 @@ MISTAKES = {
         "parity.held_out: the exam asks questions, and the head is reranker. Set held_out: false",
     ),
     "misspelt head": (TINY + "head: rerank\n", 'head: "rerank" is not one of text, embedding, reranker'),
+    "cost of logits that there are not": (
+        TINY + "head: embedding\nparity: {held_out: false, cost: {mean_kl: 0.1}}\n",
+        "parity.cost: its limits are on logits of the next token, and the head is embedding. Write cost: {}",
+    ),
     "exam without a graph": (TINY + "graphs: [embeddings]\n", "parity.held_out: the exam needs every graph"),
     "graph twice": (TINY + "graphs: [embeddings, embeddings]\nparity: {held_out: false}\n", "graphs: a graph appears"),
     "syntax": ("vision: [\n", "wrong.yaml:2: expected"),

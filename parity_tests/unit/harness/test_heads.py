@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,40 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen3VLModel
 
 from qwen3vl_export.artifact import Manifest
-from qwen3vl_export.contract import EMBEDDING, HEADS, RERANKER, TEXT
-from qwen3vl_export.promise import HEAD_STAGES, PREPARED, RUNS, broken_promises, head_stages, missing_checks
+from qwen3vl_export.contract import DECODER, EMBEDDING, HEADS, RERANKER, TEXT
+from qwen3vl_export.evidence.answers import answer
+from qwen3vl_export.promise import (
+    DEQUANTIZED,
+    HEAD_STAGES,
+    PREPARED,
+    RUNS,
+    broken_promises,
+    head_stages,
+    missing_checks,
+    own_weights_stages,
+)
 from qwen3vl_export.recipe import load_recipe
 
 from ...fixtures.paths import TINY
+from ...harness import verify
+from ...harness.budget.activations import results_of
+from ...harness.budget.resources import Resources
+from ...harness.budget.sizes import CaseSizes, ModelSizes
+from ...harness.checks.dequantized import add_own_weights_rules
+from ...harness.diagnosis.layer_trace import trace_decoder
+from ...harness.judging.outcome import Finding, judge
+from ...harness.judging.verdicts import load_profile
 from ...harness.plan import Subject, plan
 from ...harness.sides.head_reference import last_rows, right_padded
-from ...harness.sides.inputs import Inputs
+from ...harness.sides.inputs import Inputs, tokens_compared
 from ...harness.sides.reference import Deferred, Reference
 from ...harness.sides.reference_cache import Store
+from ...harness.sides.torch_model import read_config
 
 IDS = [[513, 3, 40, 7, 514], [513, 9, 514]]
 NO_PICTURES = np.zeros((0, 1536), np.float32), np.zeros((0, 3), np.int64)
 INPUTS = right_padded(IDS, 512, *NO_PICTURES)
+CASES = ["users-case-16x16-after-24x24", "batch-of-different-sizes"]
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +85,17 @@ def test_a_model_without_a_head_gives_hidden_states(
     assert np.abs(outputs - hidden).max() < 1e-5 * np.abs(hidden).max()
 
 
-def test_a_reranker_gives_the_logits_of_yes_and_no_in_this_order(hidden: np.ndarray) -> None:
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_reranker_gives_the_logits_of_yes_and_no_in_this_order(
+    hidden: np.ndarray, streamed: bool, tmp_path: Path
+) -> None:
     vocabulary = AutoTokenizer.from_pretrained(TINY).get_vocab()
     table = load_file(TINY / "model.safetensors")["model.language_model.embed_tokens.weight"].float().numpy()
-    outputs = Reference(TINY, head=RERANKER).prefill(INPUTS).logits
+    reference = Reference(TINY, Store(tmp_path, "x"), streamed=streamed, head=RERANKER)
+    prefill = reference.obtain(lambda: reference.prefill(INPUTS))
+    call = prefill.inputs_embeds, INPUTS.attention_mask, prefill.position_ids
+    outputs = prefill.logits
+    assert np.abs(reference.decoder(*call) - outputs).max() < 1e-4
     expected = hidden @ table[[vocabulary["yes"], vocabulary["no"]]].T
     assert np.abs(last_rows(outputs, INPUTS.attention_mask) - expected).max() < 1e-4
 
@@ -92,6 +121,63 @@ def test_a_plan_has_the_stages_of_its_head(head: str) -> None:
     for stage in HEAD_STAGES[head]:
         others = [check for check in ids if check[0] != stage]
         assert list(missing_checks(subject.recipe, subject.graphs, "qwen3_vl", others)) == [stage]
+
+
+@pytest.mark.parametrize("head", [EMBEDDING, RERANKER])
+def test_a_head_has_its_verdicts_in_rounds_and_pieces_too(
+    head: str, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Equal measures where PyTorch is streamed and the artifact's graphs are cut, and nothing computed twice."""
+    artifact = built(f"tiny-{head}")
+    whole = verify.run(verify.open_bench(artifact, "quick"), "quick", cases=CASES)
+    monkeypatch.setattr(verify, "must_stream", lambda *_: True)
+    monkeypatch.setattr(Resources, "piece", lambda resources: 1_000_000)
+    bench = verify.open_bench(artifact, "quick", cache=tmp_path)
+    report = verify.run(bench, "quick", cases=CASES)
+    assert report.passed and bench.reference.streamed and (report.pieces or {})[DECODER] > 1
+    assert {outcome.stage for outcome in report.outcomes} == {*PREPARED, *HEAD_STAGES[head]}
+    for before, after in zip(whole.outcomes, report.outcomes, strict=True):
+        assert after.measures == pytest.approx(before.measures, rel=1e-3, abs=1e-5), after.id
+    results = bench.results.computed
+    assert verify.run(bench, "quick", cases=CASES).passed and bench.results.computed == results
+
+
+@pytest.mark.parametrize("head", [EMBEDDING, RERANKER])
+def test_every_layer_of_another_head_is_found_and_agrees(head: str, built: Callable[[str], Path]) -> None:
+    bench = verify.open_bench(built(f"tiny-{head}"), "quick")
+    trail = trace_decoder(bench, next(case for case in bench.cases if case.name == CASES[0]))
+    assert trail is not None and trail.first is None
+    assert trail.points[-1].module == "output"
+
+
+@pytest.mark.parametrize("head", [EMBEDDING, RERANKER])
+def test_quantized_weights_of_another_head_are_told_from_a_wrong_graph(head: str) -> None:
+    recipe: dict[str, Any] = load_recipe("tiny-int8").to_json_dict() | {"head": head}
+    alone, end_to_end = HEAD_STAGES[head]
+    stages = own_weights_stages(recipe)
+    assert stages == [f"{DEQUANTIZED}{stage}" for stage in ("vision", "embeddings", alone)]
+    rounding = {graph: {**weights, "method": "int8_dynamic"} for graph, weights in recipe["quantization"].items()}
+    stages = own_weights_stages({**recipe, "quantization": rounding})
+    assert stages == [
+        *(f"{DEQUANTIZED}{stage}" for stage in ("vision", "embeddings", "chunked", alone)),
+        "rounded_vision",
+    ]
+    profile = add_own_weights_rules(load_profile("int8"), recipe, "")
+    finding = Finding({"scaled_max_abs": 0.02, "max_abs": 0.02, "worst_token_cosine": 0.999, "length_error": 0.0}, 1)
+    checks = [judge(stage, "a", finding, profile, 0.0) for stage in (alone, end_to_end, f"{DEQUANTIZED}{alone}")]
+    graph, cost = answer(checks, profile)
+    assert graph is not None and (graph.checks, graph.failed) == (1, 1)
+    assert cost is not None and (cost.checks, cost.failed) == (2, 0)
+
+
+def test_outputs_of_other_heads_are_compared_at_every_token_and_sized() -> None:
+    rows = np.empty((2, 5000, 1))
+    assert [tokens_compared(rows, 151_936, head) for head in HEADS] == [526, 5000, 5000]
+    case = CaseSizes("long", rows=1, tokens=5000, compared=5000)
+    model = replace(ModelSizes.of(read_config(TINY)[0]), vocabulary=151_936)
+    text, embedding, reranker = (results_of(replace(model, head=head), case) for head in HEADS)
+    assert embedding - reranker == 4 * 5000 * (model.hidden - 2)
+    assert text - embedding == 4 * 5000 * (151_936 - model.hidden)
 
 
 def test_every_stage_belongs_to_a_head() -> None:
