@@ -64,8 +64,8 @@ class Ours:
 
     def photograph(self, pixels: Any) -> int:
         """From pixels [height, width, 3] to the first token's logits; returns the patches that the picture became."""
-        from qwen3vl_export.runtime.images import open_image
-        from qwen3vl_export.runtime.preprocess import image_grid, image_to_patches, read_pixel_rules
+        from qwen3vl_export.runtime.pictures.images import open_image
+        from qwen3vl_export.runtime.pictures.preprocess import image_grid, image_to_patches, read_pixel_rules
 
         facts = self.sessions.facts
         rules = read_pixel_rules(

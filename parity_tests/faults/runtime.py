@@ -26,9 +26,11 @@ from qwen3vl_export.contract import (
     VISION_ENCODER,
     Facts,
 )
-from qwen3vl_export.runtime import decoder, generate, images, positions, preprocess, prompt
+from qwen3vl_export.runtime import decoder, generate, positions
 from qwen3vl_export.runtime.arrays import Ints
 from qwen3vl_export.runtime.cache import Cache, SharedCache
+from qwen3vl_export.runtime.pictures import images, preprocess
+from qwen3vl_export.runtime.prompts import prompt
 
 from ..harness.diagnosis.suspects import attribute, raster_order
 from ..harness.sides.bench import Bench

@@ -147,7 +147,7 @@ class Chat:
 
     def open_image(self, source: Any, name: str) -> Attachment:
         from ..runtime import Image
-        from ..runtime.images import open_image
+        from ..runtime.pictures.images import open_image
 
         image = open_image(source, self.model.preparer.url_rules)
         picture = self.model.picture(Image(image))

@@ -20,7 +20,7 @@ from ..console import Terminal, neutralize
 
 if TYPE_CHECKING:
     from ..runtime import Answer
-    from ..runtime.reply import AnswerPart
+    from ..runtime.prompts.reply import AnswerPart
 
 STYLES = {"content": "", "reasoning": "dim", "tool_call": "cyan"}
 

@@ -178,7 +178,7 @@ def run(
     from ..chat.screen import reason_of_end
     from ..runtime import Image, Qwen3VL, UrlRules, Video
     from ..runtime.grounding import check_drawing, save_drawing
-    from ..runtime.images import open_image
+    from ..runtime.pictures.images import open_image
     from ..runtime.sampling import resolve
 
     images, videos = image or [], video or []

@@ -15,16 +15,16 @@ output. `cache` and `conversation` store what was read. `model` combines them; `
 """
 
 from .answer import Answer, Limits
-from .fetch import UrlRules
-from .frames import FrameChoice
-from .images import Image
 from .model import Qwen3VL
-from .picture import Picture
-from .pixel_budget import PixelBudget
+from .pictures.fetch import UrlRules
+from .pictures.frames import FrameChoice
+from .pictures.images import Image
+from .pictures.picture import Picture
+from .pictures.pixel_budget import PixelBudget
+from .pictures.video import Video
 from .prepare import Prepared
-from .reply import Reply, ToolCall
+from .prompts.reply import Reply, ToolCall
 from .sampling import GREEDY, Sampling
-from .video import Video
 
 __all__ = [
     "GREEDY",

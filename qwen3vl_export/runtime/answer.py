@@ -12,9 +12,9 @@ from typing import Literal
 
 from ..errors import InputError
 from .generate import Step
+from .prompts.reply import AnswerPart, Reply, Splitter, overlap, parse_reply
+from .prompts.tokenizer import StreamDecoder, Tokenizer
 from .repetition import LoopDetector
-from .reply import AnswerPart, Reply, Splitter, overlap, parse_reply
-from .tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "time", "repetition"]
 

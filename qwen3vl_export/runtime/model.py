@@ -21,14 +21,15 @@ from .answer import Answer, Limits, read_texts
 from .arrays import Float32, Floats, Ints
 from .cache import Cache
 from .conversation import Conversation, FeatureCache, picture_digests, picture_spans
-from .fetch import PUBLIC, UrlRules
 from .generate import PREFILL_CHUNK, Step, generate, prefill
 from .heads import check_dimensions, embeddings_of, scores_of
-from .images import Image
-from .messages import Content, Message, as_messages
-from .picture import Picture
+from .pictures.fetch import PUBLIC, UrlRules
+from .pictures.images import Image
+from .pictures.picture import Picture
+from .pictures.video import Video
 from .prepare import Prepared, Preparer
-from .reply import Reply
+from .prompts.messages import Content, Message, as_messages
+from .prompts.reply import Reply
 from .retrieval import (
     Input,
     embedding_conversation,
@@ -39,7 +40,6 @@ from .retrieval import (
 )
 from .sampling import Sampling, from_generation_config, override, stop_ids
 from .session import Sessions
-from .video import Video
 
 SETTINGS = "generation_config.json"
 DEFAULT_LIMITS = Limits()

@@ -16,19 +16,20 @@ import numpy as np
 from ..artifact import Artifact
 from ..contract import Facts
 from ..errors import InputError
-from . import positions, prompt
+from . import positions
 from .arrays import Float32, Ints
-from .fetch import PUBLIC, UrlRules
-from .frames import FrameRules, read_frame_rules
-from .images import Image, open_image
-from .messages import Message, split_media
-from .picture import Picture
-from .plain_text import AsSpelled, PlainText
-from .preprocess import frames_to_patches, image_to_patches
+from .pictures.fetch import PUBLIC, UrlRules
+from .pictures.frames import FrameRules, read_frame_rules
+from .pictures.images import Image, open_image
+from .pictures.picture import Picture
+from .pictures.preprocess import frames_to_patches, image_to_patches
+from .pictures.video import Video, open_video
+from .prompts import prompt
+from .prompts.messages import Message, split_media
+from .prompts.plain_text import AsSpelled, PlainText
+from .prompts.templates import choose_template, read_templates
+from .prompts.tokenizer import Tokenizer
 from .sizing import VIDEO_RULES, Sizing
-from .templates import choose_template, read_templates
-from .tokenizer import Tokenizer
-from .video import Video, open_video
 
 
 @dataclass(frozen=True)

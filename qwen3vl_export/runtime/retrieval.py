@@ -20,13 +20,13 @@ import PIL.Image
 
 from ..contract import Facts
 from ..errors import InputError
-from .frames import FrameChoice
-from .images import Image
-from .items import Medium, check_keys, pad_to_pairs, read_item
-from .messages import to_mapping
-from .picture import Picture
-from .pixel_budget import PixelBudget
-from .video import Video
+from .pictures.frames import FrameChoice
+from .pictures.images import Image
+from .pictures.picture import Picture
+from .pictures.pixel_budget import PixelBudget
+from .pictures.video import Video
+from .prompts.items import Medium, check_keys, pad_to_pairs, read_item
+from .prompts.messages import to_mapping
 
 Piece = str | Medium | Mapping[str, Any]
 Input = Piece | Sequence[Piece]

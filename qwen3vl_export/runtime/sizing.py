@@ -14,8 +14,8 @@ from functools import cached_property
 from ..artifact import Artifact
 from ..errors import InputError
 from .encoders import Grid, choose_grid, fixed_grids, grids_within
-from .pixel_budget import PixelBudget, Size, frame_size, image_size
-from .preprocess import PixelRules, image_grid, narrow, read_pixel_rules, read_video_pixel_rules, video_grid
+from .pictures.pixel_budget import PixelBudget, Size, frame_size, image_size
+from .pictures.preprocess import PixelRules, image_grid, narrow, read_pixel_rules, read_video_pixel_rules, video_grid
 
 IMAGE_RULES = "preprocessor_config.json"
 VIDEO_RULES = "video_preprocessor_config.json"

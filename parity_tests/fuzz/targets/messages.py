@@ -225,7 +225,7 @@ class Messages(Target):
 
     def open(self, box: Path) -> Callable[[bytes], object]:
         from qwen3vl_export.runtime import Qwen3VL
-        from qwen3vl_export.runtime.messages import as_messages
+        from qwen3vl_export.runtime.prompts.messages import as_messages
 
         (box / "cat.png").write_bytes(picture_file("PNG"))
         model = Qwen3VL.load(self.artifact)

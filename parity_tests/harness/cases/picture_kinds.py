@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from qwen3vl_export.errors import ParityError
-from qwen3vl_export.runtime.images import open_encoded
+from qwen3vl_export.runtime.pictures.images import open_encoded
 
 from .scenes import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
 

@@ -23,7 +23,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from qwen3vl_export.runtime.arrays import Bytes, Float32, Ints
-from qwen3vl_export.runtime.images import open_encoded
+from qwen3vl_export.runtime.pictures.images import open_encoded
 
 from ..cases.matrix import Prompt
 from ..cases.picture_kinds import PictureSource

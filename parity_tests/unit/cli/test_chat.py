@@ -24,7 +24,7 @@ from qwen3vl_export.chat.screen import format_figures, print_parts
 from qwen3vl_export.console import Terminal as Screen
 from qwen3vl_export.runtime import Image, Qwen3VL
 from qwen3vl_export.runtime.generate import Step
-from qwen3vl_export.runtime.reply import AnswerPart
+from qwen3vl_export.runtime.prompts.reply import AnswerPart
 
 from ...fixtures.answers import always_answer
 from ...fixtures.commands import invoke

@@ -14,7 +14,7 @@ from qwen3vl_export.chat.line import parse_line
 from qwen3vl_export.chat.transcript import Attachment, Turn, save
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Answer, Image, Limits, Picture, Video
-from qwen3vl_export.runtime.messages import split_media
+from qwen3vl_export.runtime.prompts.messages import split_media
 
 from ...fixtures.answers import STOP_IDS, TOKENIZER, make_steps
 

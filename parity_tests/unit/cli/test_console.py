@@ -28,7 +28,7 @@ from qwen3vl_export.chat.screen import print_parts
 from qwen3vl_export.cli.main import app
 from qwen3vl_export.console import neutralize, one_line
 from qwen3vl_export.runtime import Qwen3VL
-from qwen3vl_export.runtime.reply import AnswerPart
+from qwen3vl_export.runtime.prompts.reply import AnswerPart
 
 ATTACKS = {
     "clear": "\x1b[2J",

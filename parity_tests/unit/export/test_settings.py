@@ -58,8 +58,8 @@ from qwen3vl_export.packaging import genai
 from qwen3vl_export.packaging.package import Package
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.runtime import Qwen3VL
+from qwen3vl_export.runtime.pictures.preprocess import value_table
 from qwen3vl_export.runtime.prepare import Preparer
-from qwen3vl_export.runtime.preprocess import value_table
 
 PIXEL_STEP = 2 / 255  # as for the stage `preprocess`
 ONE_PIXEL_STEP_OF_255 = 1.01

@@ -35,7 +35,7 @@ from qwen3vl_export.contract import (
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.promise import Grid
 from qwen3vl_export.recipe import load_recipe
-from qwen3vl_export.runtime.preprocess import PixelRules, image_grid
+from qwen3vl_export.runtime.pictures.preprocess import PixelRules, image_grid
 
 MATRIX = load_matrix()
 GRAPHS: dict[str, Grid | None] = dict.fromkeys((VISION_ENCODER, EMBEDDINGS, DECODER))

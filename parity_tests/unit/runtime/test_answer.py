@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.answer import Answer, Limits, StopStrings, read_texts
 from qwen3vl_export.runtime.generate import Step
-from qwen3vl_export.runtime.reply import overlap
+from qwen3vl_export.runtime.prompts.reply import overlap
 
 from ...fixtures.answers import STOP_IDS, TOKENIZER, make_steps
 

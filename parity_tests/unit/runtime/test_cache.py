@@ -15,7 +15,7 @@ from qwen3vl_export.runtime import GREEDY, Prepared, Qwen3VL
 from qwen3vl_export.runtime.cache import BLOCK, JoinedCache, SharedCache, round_up_capacity
 from qwen3vl_export.runtime.decoder import decode, embed, no_features
 from qwen3vl_export.runtime.generate import prefill
-from qwen3vl_export.runtime.messages import as_messages
+from qwen3vl_export.runtime.prompts.messages import as_messages
 
 RNG = np.random.default_rng(41)
 QUESTIONS = ("What is 2+3?", "Hi", "How many shapes are there, and which of them is the largest of all? " * 3)

@@ -13,7 +13,7 @@ from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime import decoder as decoder_module
 from qwen3vl_export.runtime import generate as generate_module
 from qwen3vl_export.runtime.conversation import Conversation, FeatureCache, Span, picture_digests, picture_spans
-from qwen3vl_export.runtime.messages import as_messages
+from qwen3vl_export.runtime.prompts.messages import as_messages
 
 RNG = np.random.default_rng(43)
 WIDE, OTHER, TALL = (RNG.integers(0, 256, shape, np.uint8) for shape in ((64, 128, 3), (64, 128, 3), (128, 64, 3)))

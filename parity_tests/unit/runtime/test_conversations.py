@@ -17,8 +17,8 @@ from transformers.video_utils import VideoMetadata
 
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Image, Video
-from qwen3vl_export.runtime.messages import Message
 from qwen3vl_export.runtime.prepare import Preparer
+from qwen3vl_export.runtime.prompts.messages import Message
 
 from ...fixtures.paths import TEMPLATES, TINY
 from ...fixtures.standin import artifact_without_graphs, tiny_facts

@@ -16,9 +16,9 @@ import pytest
 import trustme
 
 from qwen3vl_export.errors import InputError
-from qwen3vl_export.runtime import fetch as fetching
-from qwen3vl_export.runtime.fetch import UrlRules, fetch, is_public, redact
-from qwen3vl_export.runtime.images import open_image
+from qwen3vl_export.runtime.pictures import fetch as fetching
+from qwen3vl_export.runtime.pictures.fetch import UrlRules, fetch, is_public, redact
+from qwen3vl_export.runtime.pictures.images import open_image
 
 from ...fixtures.image_files import EPS
 from ...harness.cases.picture_kinds import PHOTOGRAPH

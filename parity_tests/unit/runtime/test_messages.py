@@ -14,11 +14,11 @@ import pytest
 
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import FrameChoice, Image, Picture, PixelBudget, Video
-from qwen3vl_export.runtime.images import FORMATS, open_image
-from qwen3vl_export.runtime.items import TYPES, VIDEO
-from qwen3vl_export.runtime.messages import KNOWN, MESSAGE_KEYS, as_messages, split_media
+from qwen3vl_export.runtime.pictures.images import FORMATS, open_image
 from qwen3vl_export.runtime.prepare import Preparer
-from qwen3vl_export.runtime.template_data import read_names
+from qwen3vl_export.runtime.prompts.items import TYPES, VIDEO
+from qwen3vl_export.runtime.prompts.messages import KNOWN, MESSAGE_KEYS, as_messages, split_media
+from qwen3vl_export.runtime.prompts.template_data import read_names
 
 from ...fixtures.paths import TEMPLATES
 from ...fixtures.standin import artifact_without_graphs

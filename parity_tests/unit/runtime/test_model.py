@@ -17,9 +17,9 @@ from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import GREEDY, Image, Limits, Prepared, Qwen3VL, Sampling, Video
 from qwen3vl_export.runtime.decoder import embed_generated
 from qwen3vl_export.runtime.generate import prefill
-from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.positions import rope_index
-from qwen3vl_export.runtime.prompt import ChatTemplate
+from qwen3vl_export.runtime.prompts.messages import as_messages
+from qwen3vl_export.runtime.prompts.prompt import ChatTemplate
 
 RNG = np.random.default_rng(23)
 PICTURE = RNG.integers(0, 256, (96, 64, 3), np.uint8)

@@ -18,11 +18,11 @@ from qwen3vl_export.artifact import Encoder
 from qwen3vl_export.contract import BUCKET_RULE
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import FrameChoice, Image, PixelBudget, Video
-from qwen3vl_export.runtime.frames import FrameRules, choose_frames, line_of_frames
-from qwen3vl_export.runtime.messages import as_messages
-from qwen3vl_export.runtime.pixel_budget import frame_size, image_size
+from qwen3vl_export.runtime.pictures.frames import FrameRules, choose_frames, line_of_frames
+from qwen3vl_export.runtime.pictures.pixel_budget import frame_size, image_size
+from qwen3vl_export.runtime.pictures.video import open_video
 from qwen3vl_export.runtime.prepare import Preparer
-from qwen3vl_export.runtime.video import open_video
+from qwen3vl_export.runtime.prompts.messages import as_messages
 
 from ...fixtures.standin import artifact_without_graphs
 from ...fixtures.videos import moving_frames

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Image, Video
-from qwen3vl_export.runtime.messages import as_messages
-from qwen3vl_export.runtime.plain_text import CANDIDATES
 from qwen3vl_export.runtime.prepare import Prepared, Preparer
-from qwen3vl_export.runtime.prompt import ChatTemplate
-from qwen3vl_export.runtime.templates import DEFAULT
+from qwen3vl_export.runtime.prompts.messages import as_messages
+from qwen3vl_export.runtime.prompts.plain_text import CANDIDATES
+from qwen3vl_export.runtime.prompts.prompt import ChatTemplate
+from qwen3vl_export.runtime.prompts.templates import DEFAULT
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import artifact_without_graphs

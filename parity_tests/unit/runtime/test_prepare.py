@@ -13,8 +13,8 @@ from qwen3vl_export.artifact import Encoder
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime import Image, Video
 from qwen3vl_export.runtime.encoders import BUCKET_RULE
-from qwen3vl_export.runtime.messages import as_messages
 from qwen3vl_export.runtime.prepare import Preparer
+from qwen3vl_export.runtime.prompts.messages import as_messages
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import artifact_without_graphs, tiny_facts

@@ -16,8 +16,8 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_smart_resize
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import preprocess
-from qwen3vl_export.runtime.preprocess import PixelRules, read_pixel_rules, smart_resize, smart_resize_video
+from qwen3vl_export.runtime.pictures import preprocess
+from qwen3vl_export.runtime.pictures.preprocess import PixelRules, read_pixel_rules, smart_resize, smart_resize_video
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import tiny_facts

@@ -18,9 +18,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoMetadata
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import Image, prompt
-from qwen3vl_export.runtime.messages import as_messages, split_media
+from qwen3vl_export.runtime import Image
 from qwen3vl_export.runtime.prepare import Preparer
+from qwen3vl_export.runtime.prompts import prompt
+from qwen3vl_export.runtime.prompts.messages import as_messages, split_media
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import artifact_without_graphs

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_export.runtime import prompt
 from qwen3vl_export.runtime.answer import Answer, Limits
-from qwen3vl_export.runtime.reply import Reply, Splitter, ToolCall, parse_reply, parse_tool_call
+from qwen3vl_export.runtime.prompts import prompt
+from qwen3vl_export.runtime.prompts.reply import Reply, Splitter, ToolCall, parse_reply, parse_tool_call
 
 from ...fixtures.answers import STOP_IDS, TOKENIZER, make_steps
 from ...fixtures.paths import TINY

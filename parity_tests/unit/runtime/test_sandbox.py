@@ -14,8 +14,8 @@ import jinja2.sandbox
 import pytest
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import sandbox_budget
-from qwen3vl_export.runtime.prompt import compile_template, render, to_json
+from qwen3vl_export.runtime.prompts import sandbox_budget
+from qwen3vl_export.runtime.prompts.prompt import compile_template, render, to_json
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 LOOP = "{% for i in range(99999) %}"

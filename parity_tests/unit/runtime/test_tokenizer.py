@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime.tokenizer import INCOMPLETE, StreamDecoder, Tokenizer, special_tokens
+from qwen3vl_export.runtime.prompts.tokenizer import INCOMPLETE, StreamDecoder, Tokenizer, special_tokens
 
 from ...fixtures.paths import TINY
 

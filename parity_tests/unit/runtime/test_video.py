@@ -21,11 +21,12 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import Qwen3VL, Video, prepare, video_file
-from qwen3vl_export.runtime.frames import FrameRules, read_frame_rules, sample_frames
-from qwen3vl_export.runtime.messages import as_messages
+from qwen3vl_export.runtime import Qwen3VL, Video, prepare
+from qwen3vl_export.runtime.pictures import video_file
+from qwen3vl_export.runtime.pictures.frames import FrameRules, read_frame_rules, sample_frames
+from qwen3vl_export.runtime.pictures.video import list_frames, open_video
 from qwen3vl_export.runtime.prepare import Preparer
-from qwen3vl_export.runtime.video import list_frames, open_video
+from qwen3vl_export.runtime.prompts.messages import as_messages
 
 from ...fixtures.paths import TINY
 from ...fixtures.standin import artifact_without_graphs

@@ -21,7 +21,7 @@ from ...contract import VISION_ENCODER
 from ...errors import BuildError, InputError
 from ...hash_cache import sha256_file
 from ...recipe.strict import StrictModel
-from ...runtime.images import Image
+from ...runtime.pictures.images import Image
 from ...runtime.prepare import Prepared, Preparer
 from ..checkpoint import Checkpoint
 

@@ -15,7 +15,7 @@ from typing import Any
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from ....errors import CheckpointError
-from ....runtime.prompt import compile_template, render
+from ....runtime.prompts.prompt import compile_template, render
 from .sources import refuse
 
 FILE = "chat_template.jinja"

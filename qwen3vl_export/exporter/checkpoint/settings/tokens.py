@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from ....contract import Facts
 from ....errors import CheckpointError
-from ....runtime.tokenizer import special_tokens
+from ....runtime.prompts.tokenizer import special_tokens
 from .sources import Json, refuse, stored_json, to_bytes
 
 TOKENIZER = "tokenizer.json"

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from .frames import LARGEST, PAIR, FrameChoice, shorten
-from .images import Image
-from .picture import Picture
-from .pixel_budget import PixelBudget
-from .video import FrameList, Video, require_frames
+from ...errors import InputError
+from ..pictures.frames import LARGEST, PAIR, FrameChoice, shorten
+from ..pictures.images import Image
+from ..pictures.picture import Picture
+from ..pictures.pixel_budget import PixelBudget
+from ..pictures.video import FrameList, Video, require_frames
 
 Medium = Image | Video | Picture
 

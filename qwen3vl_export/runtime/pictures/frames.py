@@ -18,9 +18,9 @@ from typing import Annotated, Any
 import numpy as np
 import PIL.Image
 
-from ..errors import ArtifactError, InputError
-from ..json_form import AtLeast, from_settings
-from .arrays import Ints
+from ...errors import ArtifactError, InputError
+from ...json_form import AtLeast, from_settings
+from ..arrays import Ints
 
 Frames = Iterator[PIL.Image.Image]
 PAIR = 2  # frames that share their tokens; qwen-vl-utils takes an even number of frames

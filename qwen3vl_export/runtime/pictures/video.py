@@ -16,8 +16,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from .arrays import Ints
+from ...errors import InputError
+from ..arrays import Ints
 from .fetch import PUBLIC, UrlRules
 from .frames import FrameChoice, FrameRules, Frames, SampledVideo, check_rate, choose_frames, sample_frames
 from .images import Source, open_image

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import PIL.Image
 
-from ..errors import InputError, os_reason
-from .arrays import Ints
+from ...errors import InputError, os_reason
+from ..arrays import Ints
 from .decode_limits import MAX_FRAME_PIXELS, check_size
 from .frames import Frames, SampledVideo
 

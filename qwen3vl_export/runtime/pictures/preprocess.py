@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import numpy as np
 import PIL.Image
 
-from ..contract import MOST_FORCED_PIXELS, Facts
-from ..errors import ArtifactError, InputError
-from ..json_form import AtLeast, from_settings
-from .arrays import Bytes, Float32
+from ...contract import MOST_FORCED_PIXELS, Facts
+from ...errors import ArtifactError, InputError
+from ...json_form import AtLeast, from_settings
+from ..arrays import Bytes, Float32
 from .decode_limits import check_aspect
 
 RESCALE = 1 / 255

@@ -29,7 +29,7 @@ import PIL.ImageFile
 import PIL.ImageOps
 from numpy.typing import NDArray
 
-from ..errors import InputError, first_line, os_reason
+from ...errors import InputError, first_line, os_reason
 from .decode_limits import check_sides, check_size
 from .fetch import PUBLIC, UrlRules
 from .locate import decode_base64, locate

@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from ..errors import ArtifactError, InputError, first_line, is_panic
+from ...errors import ArtifactError, InputError, first_line, is_panic
 
 INCOMPLETE = "\ufffd"  # the decoding of bytes that are not yet a whole character
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import InputError
+from ...errors import InputError
 from .items import KEYS, Medium, check_keys, read_item
 from .template_data import REASONING
 

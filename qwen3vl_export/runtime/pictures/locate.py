@@ -9,7 +9,7 @@ import base64
 import urllib.parse
 from pathlib import Path
 
-from ..errors import InputError
+from ...errors import InputError
 from .fetch import SCHEMES, UrlRules, fetch, redact
 
 

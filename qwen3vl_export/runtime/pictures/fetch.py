@@ -22,8 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
-from ..errors import InputError
+from ... import __version__
+from ...errors import InputError
 
 SCHEMES = ("http://", "https://")
 REDIRECTS = (301, 302, 303, 307, 308)

@@ -5,7 +5,7 @@ Knows the sizes that headers announce; nothing about formats, patches or models.
 
 from __future__ import annotations
 
-from ..errors import InputError
+from ...errors import InputError
 
 MAX_ASPECT = 200  # as `smart_resize` of transformers
 MAX_PIXELS = 178_956_970  # where Pillow refuses a file by default, and transformers with it

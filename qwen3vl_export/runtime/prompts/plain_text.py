@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import InputError
+from ...errors import InputError
 from .messages import Message
 from .tokenizer import Tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arrays import Float32
+from ..arrays import Float32
 
 
 @dataclass(frozen=True)

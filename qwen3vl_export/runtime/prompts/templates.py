@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..artifact import Artifact
-from ..errors import ArtifactError, InputError
+from ...artifact import Artifact
+from ...errors import ArtifactError, InputError
 from .prompt import ChatTemplate
 
 FILE = "chat_template.jinja"

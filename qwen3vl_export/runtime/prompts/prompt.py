@@ -20,7 +20,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 
-from ..errors import ArtifactError, InputError
+from ...errors import ArtifactError, InputError
 from . import sandbox
 from .messages import Message
 from .sandbox_budget import TooMuchError

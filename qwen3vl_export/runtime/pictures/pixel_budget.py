@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
-from ..errors import InputError
+from ...errors import InputError
 from .decode_limits import check_aspect
 from .frames import LARGEST, PAIR, shorten
 from .preprocess import fit_pixel_budget

@@ -1,0 +1,1 @@
+"""Pictures and videos: from a file or an address to patches."""

@@ -1,0 +1,1 @@
+"""Prompts: from messages to token ids, and replies back."""
