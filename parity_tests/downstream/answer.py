@@ -24,8 +24,8 @@ from ..harness.diagnosis.suspects import DECODER_SUSPECTS
 from ..harness.judging.measures import common_prefix, differences, explain_difference, logit_closeness
 from ..harness.judging.outcome import Finding, Outcome, judge
 from ..harness.sides.bench import Bench
-from ..harness.sides.inputs import Inputs
-from ..harness.sides.prompt_reference import PromptReference
+from ..harness.sides.pytorch.inputs import Inputs
+from ..harness.sides.pytorch.prompt_reference import PromptReference
 
 
 @dataclass(frozen=True)

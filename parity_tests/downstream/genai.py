@@ -12,7 +12,7 @@ import onnxruntime_genai as og
 from qwen3vl_export import contract
 from qwen3vl_export.runtime.arrays import Floats
 
-from ..harness.sides.inputs import Inputs
+from ..harness.sides.pytorch.inputs import Inputs
 from .answer import Answer
 from .pictures import Picture, png
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen3vl_export import contract
 
-from ..harness.sides.inputs import Inputs
+from ..harness.sides.pytorch.inputs import Inputs
 from .answer import Answer
 from .npm import node, node_modules
 from .pictures import Picture, png

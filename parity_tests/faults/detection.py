@@ -20,7 +20,7 @@ from ..harness.judging.outcome import Outcome
 from ..harness.plan import Check, Subject, plan
 from ..harness.rounds import carry_out_all
 from ..harness.sides.bench import Bench
-from ..harness.sides.reference import Reference
+from ..harness.sides.pytorch.reference import Reference
 from ..harness.verify import open_bench
 from .catalogue import FAULTS, Fault
 

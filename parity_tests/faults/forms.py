@@ -19,7 +19,7 @@ from onnx import ModelProto, helper, numpy_helper
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER
 
-from ..harness.sides.float_activations import MICROSOFT
+from ..harness.sides.artifact.float_activations import MICROSOFT
 from .graphs import PieceNotFound
 
 DATA, SCALES = "quantized", "scales"  # in the names of a weight's parts

@@ -16,7 +16,7 @@ from qwen3vl_export.console import console, format_duration, say
 from .budget.cost import Seconds
 from .budget.estimate import Estimate
 from .plan import Check
-from .sides.streamed_model import HEAD, LAYER
+from .sides.pytorch.streamed_model import HEAD, LAYER
 
 LINE_SECONDS = 15.0  # between two lines where there is no bar
 TRUSTED_SECONDS = 10.0  # of work until which the estimate weighs more than the clock

@@ -34,9 +34,9 @@ from qwen3vl_export.output import clear, lock_directory, whole_file
 from .budget.memory import graph_files
 from .evidence.report import versions
 from .judging.outcome import Outcome
-from .sides.artifact_results import WORK
+from .sides.artifact.artifact_results import WORK
 from .sides.bench import Bench
-from .sides.reference_cache import recorded_files
+from .sides.pytorch.reference_cache import recorded_files
 
 IDENTITY, OUTCOMES = "identity.json", "outcomes.jsonl"
 SOURCES = ("**/*.py", "**/*.yaml", "**/*.j2", "cases/media/*")  # of the harness: every file that a verdict rests on

@@ -39,15 +39,15 @@ from .options import Options
 from .plan import Check, Plan, Subject, cases_of, cases_without_model, plan
 from .progress import show_progress
 from .rounds import ReportModule, carry_out_all
-from .sides.adapters import import_peft
-from .sides.artifact_results import ArtifactResults, open_store
+from .sides.artifact.artifact_results import ArtifactResults, open_store
+from .sides.artifact.cut_sessions import Pieces
+from .sides.artifact.foreign import ForeignSessions, is_contract, open_foreign, read_contract
 from .sides.bench import Bench
-from .sides.cut_sessions import Pieces
-from .sides.device import CPU, exceeds_device, open_device
-from .sides.foreign import ForeignSessions, is_contract, open_foreign, read_contract
+from .sides.pytorch.adapters import import_peft
+from .sides.pytorch.device import CPU, exceeds_device, open_device
+from .sides.pytorch.reference import Reference
+from .sides.pytorch.reference_cache import Store, default_directory, recorded_files, scope_of
 from .sides.recorded import find_checkpoint
-from .sides.reference import Reference
-from .sides.reference_cache import Store, default_directory, recorded_files, scope_of
 from .unfinished import identity_of, is_unfinished, open_unfinished
 
 HTML = "parity.html"

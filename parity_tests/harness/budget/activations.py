@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..judging.measures import BLOCK
-from ..sides.artifact_results import REMEMBERED
-from ..sides.attention import MOST_SCORES
-from ..sides.reference import REMEMBERED_BYTES
+from ..sides.artifact.artifact_results import REMEMBERED
+from ..sides.pytorch.attention import MOST_SCORES
+from ..sides.pytorch.reference import REMEMBERED_BYTES
 from .sizes import Call, CaseSizes, ModelSizes
 
 FLOAT32 = 4  # bytes

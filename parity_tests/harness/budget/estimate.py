@@ -14,7 +14,7 @@ from qwen3vl_export.promise import DEQUANTIZED
 
 from ..plan import Plan, Subject, cases_of
 from ..sides.bench import Bench
-from ..sides.reference import threads_for
+from ..sides.pytorch.reference import threads_for
 from .activations import FLOAT32, need_of
 from .cost import CostModel, Seconds
 from .cut import within_time

@@ -17,8 +17,8 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.runtime.external import external_locations
 
-from ..sides.graph_pieces import CutGraph
-from ..sides.streamed_model import LAYER
+from ..sides.artifact.graph_pieces import CutGraph
+from ..sides.pytorch.streamed_model import LAYER
 from .activations import FLOAT32, Need, cache_of, comparing_of, need_of, running_of
 from .sizes import CaseSizes, ModelSizes
 

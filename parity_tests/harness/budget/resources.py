@@ -13,8 +13,8 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.console import format_size
 from qwen3vl_export.errors import ParityError
 
-from ..sides.reference_cache import Store
-from ..sides.torch_model import read_config
+from ..sides.pytorch.reference_cache import Store
+from ..sides.pytorch.torch_model import read_config
 from .activations import outputs_of, results_of
 from .machine import free_disk, memory_left
 from .memory import LIBRARIES, SESSION, SLACK, MemoryNeeds, memory_needs

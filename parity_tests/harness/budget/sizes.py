@@ -19,7 +19,7 @@ from qwen3vl_export.runtime.prepare import Preparer
 
 from ..cases.fitting import frames_of
 from ..cases.matrix import Case, Matrix
-from ..sides.inputs import count_compared
+from ..sides.pytorch.inputs import count_compared
 
 TEMPLATE_TOKENS = 16  # of a chat template around a question
 MARKER_TOKENS = 2  # around a picture

@@ -5,7 +5,7 @@ mistake in the graph would cause. So the two are separate questions: is the grap
 sides compute with the dequantized weights, and the limits are those of the compute dtype), and what did rounding cost
 (all other stages: against the checkpoint in float32).
 
-An artifact that rounds activations as well is compared with them in floating point (`sides/float_activations.py`);
+An artifact that rounds activations as well is compared with them in floating point (`sides/artifact/float_activations.py`);
 what rounding them adds is measured apart (`checks/rounded.py`).
 
 onnxruntime dequantizes, as in `checks/weights.py`. Knows artifacts and transformers' modules; judges nothing.
@@ -42,11 +42,11 @@ from qwen3vl_export.runtime.conversation import FeatureCache
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
 from ..judging.verdicts import Profile, load_compute_profile
+from ..sides.artifact.float_activations import ChangedSessions, float_activations
+from ..sides.artifact.probe import module_of
 from ..sides.bench import Bench
-from ..sides.float_activations import ChangedSessions, float_activations
-from ..sides.probe import module_of
-from ..sides.reference import Reference
-from ..sides.reference_cache import Store, recorded_files, scope_of
+from ..sides.pytorch.reference import Reference
+from ..sides.pytorch.reference_cache import Store, recorded_files, scope_of
 from .induction import run_stage
 from .weights import dequantized_weights, place_of
 

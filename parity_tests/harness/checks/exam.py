@@ -13,7 +13,7 @@ from qwen3vl_export.runtime import Prepared
 from ..cases.exam import EXAM_SIZES, Question, exam
 from ..cases.matrix import Prompt
 from ..judging.outcome import Finding
-from ..sides.artifact_results import ask_all
+from ..sides.artifact.artifact_results import ask_all
 from ..sides.bench import Bench, as_inputs
 from ..sides.counts import Score
 

@@ -17,7 +17,7 @@ from ..cases.matrix import Case
 from ..judging.measures import check_shapes, closeness, max_abs, relative
 from ..judging.outcome import Finding
 from ..sides.bench import Bench
-from ..sides.head_reference import last_rows, normalized, right_padded, scored
+from ..sides.pytorch.head_reference import last_rows, normalized, right_padded, scored
 
 
 def hidden_states(bench: Bench, case: Case) -> Finding:

@@ -22,7 +22,7 @@ from ..judging import measures
 from ..judging.measures import logit_closeness
 from ..judging.outcome import Finding
 from ..sides.bench import Bench
-from ..sides.reference import Greedy
+from ..sides.pytorch.reference import Greedy
 from .heads import HEAD_STAGES
 from .stages import STAGES, add_routing, differing_tokens, reference_step_logits, worst_step
 

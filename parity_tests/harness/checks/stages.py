@@ -27,11 +27,11 @@ from ..judging.measures import closeness, differences, logit_closeness, max_abs,
 from ..judging.outcome import Finding
 from ..judging.scales import channel_scales, in_units, largest_in_channels, rms
 from ..sides import routing
-from ..sides.artifact_results import ask_all
+from ..sides.artifact.artifact_results import ask_all
 from ..sides.bench import Bench, DecoderCall
-from ..sides.forward import Prefill
-from ..sides.inputs import Inputs
-from ..sides.reference import Greedy
+from ..sides.pytorch.forward import Prefill
+from ..sides.pytorch.inputs import Inputs
+from ..sides.pytorch.reference import Greedy
 from ..sides.routing import RoutedLogits
 
 PIXEL_PEAK = 2.0  # from -1 to 1

@@ -28,8 +28,8 @@ from qwen3vl_export.runtime.session import DATA_FOLDER
 
 from ..judging.measures import nmse
 from ..judging.outcome import Finding
+from ..sides.artifact.probe import module_of
 from ..sides.bench import Bench
-from ..sides.probe import module_of
 
 STAGES = (WEIGHTS, CALIBRATED, FROM_SOURCE)
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")

@@ -19,7 +19,7 @@ from ..cases.matrix import Case
 from ..checks.dequantized import dequantized_bench
 from ..judging.outcome import Outcome
 from ..sides.bench import Bench
-from ..sides.reference import Reference
+from ..sides.pytorch.reference import Reference
 from .layer_trace import describe_point, trace_decoder, trace_vision
 from .suspects import DECODER_SUSPECTS, VISION_SUSPECTS, DecoderSuspect
 

@@ -38,14 +38,14 @@ from ..cases.matrix import Case
 from ..checks.heads import HEAD_STAGES
 from ..judging.measures import max_abs, nmse, token_cosines
 from ..judging.outcome import Outcome
+from ..sides.artifact.float_activations import change_of
+from ..sides.artifact.foreign import ForeignSessions
+from ..sides.artifact.probe import Layer, layers_of, module_of, open_reader
 from ..sides.bench import Bench
-from ..sides.calls import within
-from ..sides.float_activations import change_of
-from ..sides.foreign import ForeignSessions
-from ..sides.forward import to_numpy
 from ..sides.hooks import Arrays, hook_graph
-from ..sides.probe import Layer, layers_of, module_of, open_reader
-from ..sides.reference import Reference
+from ..sides.pytorch.calls import within
+from ..sides.pytorch.forward import to_numpy
+from ..sides.pytorch.reference import Reference
 
 WRITTEN = "written"
 STAGES_DIR = "stages"

@@ -18,9 +18,9 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as modeling
 
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
-from ..sides.forward import Prefill
 from ..sides.lockstep import while_running
-from ..sides.reference import Reference
+from ..sides.pytorch.forward import Prefill
+from ..sides.pytorch.reference import Reference
 
 VisionSuspect = Callable[[Reference, Floats, Ints], Floats]
 DecoderSuspect = Callable[[Reference, Prefill, Ints], Floats]

@@ -20,7 +20,7 @@ from qwen3vl_export.evidence import Evidence
 from qwen3vl_export.evidence.answers import lines
 
 from ..cases.matrix import Case, Matrix, Prompt
-from ..sides.pixel_reference import load_file
+from ..sides.pytorch.pixel_reference import load_file
 from .history import PastRun
 from .sections import (
     AREAS,

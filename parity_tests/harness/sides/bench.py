@@ -26,15 +26,15 @@ from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_co
 from ..budget.resources import Resources
 from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
-from .artifact_results import ArtifactResults
+from .artifact.artifact_results import ArtifactResults
 from .counts import Clock, Score
-from .generation_reference import GenerationReference
-from .head_reference import HeadPixels, HeadPrompts, input_of, pair_of
-from .inputs import Inputs, array_key, tokens_compared
 from .lockstep import is_in_step
-from .pixel_reference import PixelReference
-from .prompt_reference import PromptReference
-from .reference import REMEMBERED_CASES, Greedy, Reference
+from .pytorch.generation_reference import GenerationReference
+from .pytorch.head_reference import HeadPixels, HeadPrompts, input_of, pair_of
+from .pytorch.inputs import Inputs, array_key, tokens_compared
+from .pytorch.pixel_reference import PixelReference
+from .pytorch.prompt_reference import PromptReference
+from .pytorch.reference import REMEMBERED_CASES, Greedy, Reference
 
 Result = TypeVar("Result")
 FPS = 2.0  # frames per second of every clip in the matrix

@@ -27,12 +27,12 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTex
 from qwen3vl_export.contract import ATTENTION_MASK, DECODER, INPUTS_EMBEDS, POSITION_IDS, past_name, present_name
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
+from .artifact.float_activations import change_of
+from .artifact.probe import open_reader
 from .bench import Bench, DecoderCall
-from .float_activations import change_of
-from .forward import to_numpy
-from .inputs import array_key
-from .probe import open_reader
-from .reference import Reference
+from .pytorch.forward import to_numpy
+from .pytorch.inputs import array_key
+from .pytorch.reference import Reference
 
 SETTING = "routing_margin"
 Choices = list[Ints]  # [B, S, K] for each layer of experts, in the order of the tokens

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from parity_tests.fixtures import forms_table
 from parity_tests.fixtures.adapters import MIXTURE, TIED, UNTIED, merge_with_peft, write_adapter, write_base
 from parity_tests.fixtures.quantized_checkpoints import is_quantized, write_quantized_checkpoint
-from parity_tests.harness.sides.torch_model import load_model
+from parity_tests.harness.sides.pytorch.torch_model import load_model
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter import checkpoint as checkpoints
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from parity_tests.harness.judging.measures import kl_divergence
-from parity_tests.harness.sides.inputs import Inputs
-from parity_tests.harness.sides.reference import Reference
+from parity_tests.harness.sides.pytorch.inputs import Inputs
+from parity_tests.harness.sides.pytorch.reference import Reference
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import BuildError, RecipeError
 from qwen3vl_export.exporter import calibration

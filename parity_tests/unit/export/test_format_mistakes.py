@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parity_tests.fixtures.checkpoint_edits import edit_settings
 from parity_tests.fixtures.quantized_checkpoints import FORMS, WriteForm, is_quantized, write_quantized_checkpoint
-from parity_tests.harness.sides.restored_weights import restored_weights
+from parity_tests.harness.sides.pytorch.restored_weights import restored_weights
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.formats import awq, bitsandbytes, flat
 from qwen3vl_export.exporter.checkpoint.formats.readers import ScaledReader, SpreadReader, UnpackedReader

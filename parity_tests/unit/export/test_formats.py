@@ -18,8 +18,8 @@ from parity_tests.fixtures.forms_table import QUANTIZED
 from parity_tests.fixtures.moe_checkpoint import WEIGHTS, split_experts, write_moe_checkpoint
 from parity_tests.fixtures.paths import TINY
 from parity_tests.fixtures.quantized_checkpoints import FORMS, WriteForm, is_quantized, write_quantized_checkpoint
-from parity_tests.harness.sides.restored_weights import restored_weights
-from parity_tests.harness.sides.torch_model import load_model
+from parity_tests.harness.sides.pytorch.restored_weights import restored_weights
+from parity_tests.harness.sides.pytorch.torch_model import load_model
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.formats import readers
 from qwen3vl_export.exporter.submodules import check_tensors

@@ -18,7 +18,7 @@ from torch import Tensor
 from parity_tests.fixtures.bitsandbytes_forms import normal_floats, small_floats
 from parity_tests.fixtures.paths import FIXTURES
 from parity_tests.fixtures.quantized_checkpoints import FORMS
-from parity_tests.harness.sides.restored_weights import METHODS
+from parity_tests.harness.sides.pytorch.restored_weights import METHODS
 from qwen3vl_export.exporter.checkpoint.formats import restore_tensors
 from qwen3vl_export.exporter.checkpoint.formats.bitsandbytes import TABLES
 from qwen3vl_export.exporter.checkpoint.formats.settings import QuantizationConfig

@@ -42,7 +42,7 @@ from ...faults.catalogue import Fault, change_graph
 from ...faults.graphs import RMS_NORMS
 from ...fixtures.loud_checkpoint import write_loud_checkpoint
 from ...harness.judging.outcome import Outcome
-from ...harness.sides.reference import Reference
+from ...harness.sides.pytorch.reference import Reference
 from ...harness.verify import open_bench, run
 
 LARGEST = 65504.0  # of IEEE binary16

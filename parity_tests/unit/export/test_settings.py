@@ -45,9 +45,9 @@ from parity_tests.harness.checks.sampling import NAME, STAGE, compare_settings
 from parity_tests.harness.judging.outcome import Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.sides.bench import FPS, conversation
-from parity_tests.harness.sides.generation_reference import GenerationReference
-from parity_tests.harness.sides.pixel_reference import PixelReference
-from parity_tests.harness.sides.prompt_reference import PromptReference
+from parity_tests.harness.sides.pytorch.generation_reference import GenerationReference
+from parity_tests.harness.sides.pytorch.pixel_reference import PixelReference
+from parity_tests.harness.sides.pytorch.prompt_reference import PromptReference
 from qwen3vl_export.errors import CheckpointError
 from qwen3vl_export.exporter import plan as planning
 from qwen3vl_export.exporter.checkpoint import open_checkpoint

@@ -47,7 +47,7 @@ from ...fixtures.quantized_checkpoints import (
 )
 from ...harness.checks.weights import block_errors, dequantized_weights
 from ...harness.judging.verdicts import load_profile
-from ...harness.sides.restored_weights import restored_weights
+from ...harness.sides.pytorch.restored_weights import restored_weights
 from ...harness.verify import open_bench, run
 from .test_quantize import trace_skeleton
 

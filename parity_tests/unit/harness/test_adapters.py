@@ -18,12 +18,12 @@ from parity_tests.fixtures.paths import TINY
 from parity_tests.fixtures.quantized_checkpoints import write_quantized_checkpoint
 from parity_tests.harness import verify as harness
 from parity_tests.harness.options import Options
-from parity_tests.harness.sides.adapters import copy_with_current_names
-from parity_tests.harness.sides.foreign import open_foreign
+from parity_tests.harness.sides.artifact.foreign import open_foreign
+from parity_tests.harness.sides.pytorch.adapters import copy_with_current_names
+from parity_tests.harness.sides.pytorch.reference import Reference
+from parity_tests.harness.sides.pytorch.reference_cache import recorded_files, scope_of
+from parity_tests.harness.sides.pytorch.torch_model import load_model, stream_model
 from parity_tests.harness.sides.recorded import find_checkpoint
-from parity_tests.harness.sides.reference import Reference
-from parity_tests.harness.sides.reference_cache import recorded_files, scope_of
-from parity_tests.harness.sides.torch_model import load_model, stream_model
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import CheckpointError, ParityError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint

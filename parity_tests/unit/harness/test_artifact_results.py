@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.harness.sides import artifact_results
-from parity_tests.harness.sides.artifact_results import WORK, ArtifactResults, ask_all, open_store
-from parity_tests.harness.sides.reference import Deferred, Greedy
+from parity_tests.harness.sides.artifact import artifact_results
+from parity_tests.harness.sides.artifact.artifact_results import WORK, ArtifactResults, ask_all, open_store
+from parity_tests.harness.sides.pytorch.reference import Deferred, Greedy
 from qwen3vl_export.runtime.arrays import Floats
 
 GREEDY = Greedy(np.arange(6).reshape(2, 3), np.ones((2, 3, 4), np.float32))

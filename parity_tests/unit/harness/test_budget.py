@@ -21,9 +21,9 @@ from parity_tests.harness.budget.split import split_in_order
 from parity_tests.harness.budget.table import describe
 from parity_tests.harness.plan import Plan, Subject, cases_of, plan
 from parity_tests.harness.rounds import groups_on_disk
-from parity_tests.harness.sides.attention import MOST_SCORES
 from parity_tests.harness.sides.bench import Bench
-from parity_tests.harness.sides.torch_model import read_config
+from parity_tests.harness.sides.pytorch.attention import MOST_SCORES
+from parity_tests.harness.sides.pytorch.torch_model import read_config
 from qwen3vl_export.console import format_duration, parse_duration, parse_size
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.promise import missing_checks

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_tests.harness.sides.calls import Call, Request, join, within
-from parity_tests.harness.sides.inputs import Inputs
+from parity_tests.harness.sides.pytorch.calls import Call, Request, join, within
+from parity_tests.harness.sides.pytorch.inputs import Inputs
 
 PIXELS, GRID = np.zeros((16, 12), np.float32), np.array([[1, 4, 4]])
 TEXT = np.arange(5)[None]

@@ -17,12 +17,12 @@ from parity_tests.harness import verify
 from parity_tests.harness.budget import resources
 from parity_tests.harness.budget.resources import Resources
 from parity_tests.harness.cases.matrix import load_matrix
-from parity_tests.harness.sides.artifact_results import ArtifactResults, open_store
+from parity_tests.harness.sides.artifact.artifact_results import ArtifactResults, open_store
+from parity_tests.harness.sides.artifact.cut_sessions import PiecedSession, Pieces
+from parity_tests.harness.sides.artifact.graph_pieces import CutGraph
+from parity_tests.harness.sides.artifact.probe import open_reader
 from parity_tests.harness.sides.bench import conversation
-from parity_tests.harness.sides.cut_sessions import PiecedSession, Pieces
-from parity_tests.harness.sides.graph_pieces import CutGraph
-from parity_tests.harness.sides.probe import open_reader
-from parity_tests.harness.sides.reference import Deferred
+from parity_tests.harness.sides.pytorch.reference import Deferred
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import InputError

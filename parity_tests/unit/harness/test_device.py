@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from parity_tests.harness.sides.device import COMPUTING, CPU, exceeds_device, open_device
-from parity_tests.harness.sides.forward import encode, hide_other_parts
-from parity_tests.harness.sides.inputs import model_arguments
-from parity_tests.harness.sides.reference import Reference
-from parity_tests.harness.sides.reference_cache import scope_of
-from parity_tests.harness.sides.torch_model import WholeModel, load_model, stream_model
+from parity_tests.harness.sides.pytorch.device import COMPUTING, CPU, exceeds_device, open_device
+from parity_tests.harness.sides.pytorch.forward import encode, hide_other_parts
+from parity_tests.harness.sides.pytorch.inputs import model_arguments
+from parity_tests.harness.sides.pytorch.reference import Reference
+from parity_tests.harness.sides.pytorch.reference_cache import scope_of
+from parity_tests.harness.sides.pytorch.torch_model import WholeModel, load_model, stream_model
 from qwen3vl_export.errors import ParityError
 
 from ...fixtures.paths import TINY

@@ -21,7 +21,7 @@ from ...faults.forms import INT8_DYNAMIC, LEVEL_4, Form
 from ...fixtures.paths import DOCS
 from ...harness.checks.weights import STAGES
 from ...harness.plan import Subject, carry_out, plan
-from ...harness.sides.reference import Reference
+from ...harness.sides.pytorch.reference import Reference
 from ...harness.verify import open_bench
 
 CASE = "minimum-64x64"

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from parity_tests.harness.sides.float_activations import (
+from parity_tests.harness.sides.artifact.float_activations import (
     MICROSOFT,
     float_activations,
     keep_products_in_float,

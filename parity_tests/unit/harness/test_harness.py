@@ -26,7 +26,7 @@ from parity_tests.harness.judging.outcome import Finding, Outcome, judge
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.plan import Check, carry_out, check_of
 from parity_tests.harness.sides.bench import Bench
-from parity_tests.harness.sides.reference import Greedy
+from parity_tests.harness.sides.pytorch.reference import Greedy
 from parity_tests.harness.verify import run
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError

@@ -40,11 +40,11 @@ from ...harness.diagnosis.layer_trace import trace_decoder
 from ...harness.judging.outcome import Finding, judge
 from ...harness.judging.verdicts import load_profile
 from ...harness.plan import Subject, plan
-from ...harness.sides.head_reference import last_rows, right_padded
-from ...harness.sides.inputs import Inputs, tokens_compared
-from ...harness.sides.reference import Deferred, Reference
-from ...harness.sides.reference_cache import Store
-from ...harness.sides.torch_model import read_config
+from ...harness.sides.pytorch.head_reference import last_rows, right_padded
+from ...harness.sides.pytorch.inputs import Inputs, tokens_compared
+from ...harness.sides.pytorch.reference import Deferred, Reference
+from ...harness.sides.pytorch.reference_cache import Store
+from ...harness.sides.pytorch.torch_model import read_config
 
 IDS = [[513, 3, 40, 7, 514], [513, 9, 514]]
 NO_PICTURES = np.zeros((0, 1536), np.float32), np.zeros((0, 3), np.int64)

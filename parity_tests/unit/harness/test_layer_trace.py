@@ -12,8 +12,8 @@ from onnx import helper
 
 from parity_tests.faults.catalogue import FAULTS
 from parity_tests.harness.diagnosis.layer_trace import Trail, trace_decoder, trace_layers, trace_vision
+from parity_tests.harness.sides.artifact.probe import layers_of, module_of
 from parity_tests.harness.sides.bench import Bench
-from parity_tests.harness.sides.probe import layers_of, module_of
 from parity_tests.harness.verify import open_bench
 from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.contract import DECODER, VISION_ENCODER

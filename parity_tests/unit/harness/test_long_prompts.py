@@ -15,9 +15,9 @@ from parity_tests.harness.cases.matrix import Case, PromptSpec, load_matrix
 from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.plan import carry_out, check_of
-from parity_tests.harness.sides import attention, inputs
 from parity_tests.harness.sides.bench import Bench
-from parity_tests.harness.sides.inputs import tokens_compared
+from parity_tests.harness.sides.pytorch import attention, inputs
+from parity_tests.harness.sides.pytorch.inputs import tokens_compared
 from qwen3vl_export.contract import DECODER, EMBEDDINGS
 
 from ...fixtures.torch_sessions import torch_bench

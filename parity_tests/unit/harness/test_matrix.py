@@ -21,7 +21,7 @@ from parity_tests.harness.cases.matrix import CASES, Case, Matrix, PromptSpec, l
 from parity_tests.harness.cases.picture_kinds import KINDS, PICTURE, draw_picture, parse
 from parity_tests.harness.checks.stages import STAGES
 from parity_tests.harness.plan import Subject, plan
-from parity_tests.harness.sides.pixel_reference import load_file
+from parity_tests.harness.sides.pytorch.pixel_reference import load_file
 from qwen3vl_export import promise
 from qwen3vl_export.contract import (
     DECODER,

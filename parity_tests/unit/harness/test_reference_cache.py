@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.harness.sides import reference_cache
-from parity_tests.harness.sides.inputs import Inputs
-from parity_tests.harness.sides.reference import Greedy, Reference
-from parity_tests.harness.sides.reference_cache import Store, default_directory, scope_of
+from parity_tests.harness.sides.pytorch import reference_cache
+from parity_tests.harness.sides.pytorch.inputs import Inputs
+from parity_tests.harness.sides.pytorch.reference import Greedy, Reference
+from parity_tests.harness.sides.pytorch.reference_cache import Store, default_directory, scope_of
 from qwen3vl_export.hash_cache import DIRECTORY_VARIABLE
 
 from ...fixtures.paths import TINY

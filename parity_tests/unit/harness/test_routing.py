@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from parity_tests.harness.sides import routing
-from parity_tests.harness.sides.reference import Reference
+from parity_tests.harness.sides.pytorch.reference import Reference
 from parity_tests.harness.sides.routing import Choices, follow_routes, force_routes, routing_gaps
 
 from ...fixtures.moe_checkpoint import CHOSEN, write_moe_checkpoint

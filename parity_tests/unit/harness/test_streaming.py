@@ -22,14 +22,14 @@ from parity_tests.harness.diagnosis import layer_trace
 from parity_tests.harness.diagnosis.layer_trace import trace_layers
 from parity_tests.harness.diagnosis.suspects import DECODER_SUSPECTS, VISION_SUSPECTS
 from parity_tests.harness.judging.outcome import Outcome
-from parity_tests.harness.sides import attention
-from parity_tests.harness.sides import reference as references
 from parity_tests.harness.sides.bench import Bench
-from parity_tests.harness.sides.forward import encode, read, rope_index
-from parity_tests.harness.sides.inputs import Inputs, model_arguments
-from parity_tests.harness.sides.reference import Deferred, Reference
-from parity_tests.harness.sides.reference_cache import Store
-from parity_tests.harness.sides.streamed_model import units_of
+from parity_tests.harness.sides.pytorch import attention
+from parity_tests.harness.sides.pytorch import reference as references
+from parity_tests.harness.sides.pytorch.forward import encode, read, rope_index
+from parity_tests.harness.sides.pytorch.inputs import Inputs, model_arguments
+from parity_tests.harness.sides.pytorch.reference import Deferred, Reference
+from parity_tests.harness.sides.pytorch.reference_cache import Store
+from parity_tests.harness.sides.pytorch.streamed_model import units_of
 from qwen3vl_export.contract import DECODER
 from qwen3vl_export.errors import ParityError
 

@@ -19,7 +19,7 @@ from parity_tests.harness.evidence.history import NAME
 from parity_tests.harness.options import Options
 from parity_tests.harness.plan import Check
 from parity_tests.harness.progress import Tracker
-from parity_tests.harness.sides.artifact_results import WORK
+from parity_tests.harness.sides.artifact.artifact_results import WORK
 from parity_tests.harness.sides.recorded import find_checkpoint
 from parity_tests.harness.unfinished import OUTCOMES, UnfinishedRun
 from parity_tests.harness.verify import HTML

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from parity_tests.harness.checks.weights import block_errors, dequantized_weights
 from parity_tests.harness.judging.verdicts import load_profile
-from parity_tests.harness.sides.probe import module_of
+from parity_tests.harness.sides.artifact.probe import module_of
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.promise import WEIGHTS
 

@@ -23,7 +23,7 @@ from transformers.image_utils import load_image
 
 from parity_tests.fixtures.paths import ROOT
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
-from parity_tests.harness.sides.pixel_reference import load_file
+from parity_tests.harness.sides.pytorch.pixel_reference import load_file
 from qwen3vl_export.errors import InputError
 from qwen3vl_export.runtime.pictures import images as loading
 from qwen3vl_export.runtime.pictures.images import FORMATS, open_image

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from ..cases.matrix import Prompt
+from ...cases.matrix import Prompt
 from .pixel_reference import sampled_frames
 
 

@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 
 from qwen3vl_export.errors import ParityError
 
+from ..lockstep import run_in_step
+from ..pytorch.reference import Deferred
+from ..pytorch.reference_cache import Key, Store
 from .cut_sessions import Pieces
-from .lockstep import run_in_step
-from .reference import Deferred
-from .reference_cache import Key, Store
 
 REMEMBERED = 1 << 26  # bytes of results in memory
 WORK = "unfinished"  # beside PyTorch's results: directories of verifications that have not ended

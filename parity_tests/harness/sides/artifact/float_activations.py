@@ -93,7 +93,7 @@ def float_activations(model: ModelProto) -> ModelProto:
     if left is not None:
         raise ParityError(
             f"{graph.name}: {left.op_type} {left.name} rounds activations, and no operator is known that does not",
-            "Add one to harness/sides/float_activations.py",
+            "Add one to harness/sides/artifact/float_activations.py",
         )
     return changed
 

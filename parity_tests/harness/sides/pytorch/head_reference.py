@@ -25,7 +25,7 @@ from qwen3vl_export.contract import EMBEDDING
 from qwen3vl_export.runtime import Image, Video
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
-from ..cases.matrix import Prompt
+from ...cases.matrix import Prompt
 from .inputs import Inputs
 from .pixel_reference import Grid, PixelReference
 from .prompt_reference import PromptReference

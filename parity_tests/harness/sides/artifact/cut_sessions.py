@@ -23,8 +23,8 @@ from onnx.helper import make_tensor_value_info
 
 from qwen3vl_export.runtime.session import load_session
 
+from ..lockstep import reach
 from .graph_pieces import CutGraph, Piece
-from .lockstep import reach
 
 PIECES = OPENED = 100_000  # more than a graph has, and more graphs than are opened
 TYPES = {

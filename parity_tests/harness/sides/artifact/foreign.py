@@ -47,7 +47,7 @@ from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.runtime.positions import visual_tokens
 from qwen3vl_export.runtime.session import Opener, Sessions
 
-from ..strict import Strict, describe_problem
+from ...strict import Strict, describe_problem
 
 GRAPHS = (VISION_ENCODER, EMBED_TOKENS, EMBEDDINGS, DECODER)
 WIDE = (IMAGE_FEATURES, INPUTS_EMBEDS)
@@ -85,7 +85,7 @@ def read_contract(path: Path) -> ForeignContract:
     Raises:
         ArtifactError: it is not a valid contract, or names a file that does not exist.
     """
-    hint = "See the top of parity_tests/harness/sides/foreign.py for what a contract says"
+    hint = "See the top of parity_tests/harness/sides/artifact/foreign.py for what a contract says"
     try:
         contract = ForeignContract.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except (yaml.YAMLError, ValidationError) as error:

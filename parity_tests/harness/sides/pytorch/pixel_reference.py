@@ -25,8 +25,8 @@ from transformers.video_utils import VideoMetadata
 from qwen3vl_export.runtime.arrays import Bytes, Float32, Ints
 from qwen3vl_export.runtime.pictures.images import open_encoded
 
-from ..cases.matrix import Prompt
-from ..cases.picture_kinds import PictureSource
+from ...cases.matrix import Prompt
+from ...cases.picture_kinds import PictureSource
 
 Grid = tuple[int, int]
 

@@ -33,9 +33,9 @@ from qwen3vl_export.errors import ParityError
 from qwen3vl_export.exporter.checkpoint.files import stored_weights
 from qwen3vl_export.exporter.checkpoint.module_weights import set_weight, unload_weights
 
+from ..lockstep import reach, run_in_step
 from .adapters import untie
 from .device import CPU
-from .lockstep import reach, run_in_step
 
 HEAD, TABLE = "lm_head", "model.language_model.embed_tokens"
 LAYER = re.compile(r".*\.(?:blocks|layers)\.\d+")  # loaded as a whole: a block of the tower, a layer of the decoder
