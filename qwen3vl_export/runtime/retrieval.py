@@ -156,8 +156,12 @@ def sampled(video: Video, facts: Facts) -> Video:
     if len(frames) > most:
         frames = [frames[index] for index in np.linspace(0, len(frames) - 1, most, dtype=int)]
     frames = pad_to_pairs(frames)
-    budget = PixelBudget(total_pixels=LIST_TOKENS * (facts.patch_size * facts.spatial_merge_size) ** 2)
-    return replace(video, source=frames, positions=tuple(range(len(frames))), budget=budget)
+    return replace(video, source=frames, positions=tuple(range(len(frames))), budget=list_budget(facts))
+
+
+def list_budget(facts: Facts) -> PixelBudget:
+    """Of a list of frames."""
+    return PixelBudget(total_pixels=LIST_TOKENS * (facts.patch_size * facts.spatial_merge_size) ** 2)
 
 
 def shorten_embedding(ids: list[int]) -> list[int]:

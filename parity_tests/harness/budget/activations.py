@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen3vl_export.contract import TEXT
+
 from ..judging.measures import BLOCK
 from ..sides.artifact.artifact_results import REMEMBERED
 from ..sides.pytorch.attention import MOST_SCORES
@@ -71,7 +73,14 @@ def results_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of PyTorch's results of a case: features, rows, and the logits that are compared."""
     call = case.joined
     features = call.patches // model.merge_unit * model.wide
-    return FLOAT32 * (2 * features + call.rows * (call.tokens * model.wide + call.logits * model.output))
+    rows = call.rows * (call.tokens * model.wide + call.logits * model.output)
+    return FLOAT32 * (2 * features + (2 if is_read_twice(model, case) else 1) * rows)
+
+
+def is_read_twice(model: ModelSizes, case: CaseSizes) -> bool:
+    """Whether PyTorch reads the prompts of a case padded on either side: those of a batch, for what `embed` and
+    `rerank` return."""
+    return model.head != TEXT and case.rows > 1
 
 
 def outputs_of(model: ModelSizes, case: CaseSizes) -> int:

@@ -14,7 +14,7 @@ from qwen3vl_export.promise import DEQUANTIZED
 from ..checks.exam import GROUPS, MANY
 from ..checks.weights import STAGES as WEIGHT_STAGES
 from ..plan import Check
-from .activations import stored
+from .activations import is_read_twice, stored
 from .rates import Rates
 from .sizes import Call, CaseSizes, ModelSizes
 
@@ -106,7 +106,7 @@ class CostModel:
         """Seconds of PyTorch in each stage, as `artifact_stages`."""
         first, text = ("embeddings", lambda case: 0.0) if dequantized else ("positions", self.torch_text)
         tower = {"vision": lambda case: self.torch_call(case.encoder)}
-        if not dequantized:  # prompts and pixels of its own
+        if not dequantized:
             tower |= dict.fromkeys(("embedding", "score"), self.torch_prompt)
         if self.streamed:
             return {**tower, first: lambda case: self.torch_call(replace(case.joined, frames=()))}
@@ -118,7 +118,7 @@ class CostModel:
         }
 
     def torch_prompt(self, case: CaseSizes) -> float:
-        return self.torch_call(replace(case.prompt, frames=case.frames))
+        return self.torch_call(case.prompt) if is_read_twice(self.model, case) else 0.0
 
     def torch_text(self, case: CaseSizes) -> float:
         return self.torch_call(case.text)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from qwen3vl_export.contract import EMBEDDING, RERANKER, TEXT
+from qwen3vl_export.contract import EMBEDDING, RERANKER, TEXT, Facts
 from qwen3vl_export.errors import Qwen3VLExportError
 from qwen3vl_export.runtime.prepare import Preparer
+from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
 from ..cases.fitting import frames_of
 from ..cases.matrix import Case, Matrix
@@ -183,7 +184,7 @@ def case_sizes(case: Case, matrix: Matrix, preparer: Preparer) -> CaseSizes:
     try:
         for prompt in case.prompts:
             frames = [patches for picture in prompt.pictures for patches in frames_of(picture, preparer.sizing)]
-            text = len(preparer.tokenizer.encode(matrix.question(case, prompt)))
+            text = len(preparer.tokenizer.encode(text_of(matrix.question(case, prompt), bool(frames), preparer.facts)))
             markers = len(frames) * (TIMESTAMP_TOKENS if prompt.video else MARKER_TOKENS)
             rows.append(TEMPLATE_TOKENS + text + markers + sum(frames) // preparer.facts.merge_unit)
             pictures += frames
@@ -199,3 +200,15 @@ def case_sizes(case: Case, matrix: Matrix, preparer: Preparer) -> CaseSizes:
         new=matrix.tokens_of(case) if facts.head == TEXT else 0,
         frames=tuple(pictures),
     )
+
+
+def text_of(question: str, has_pictures: bool, facts: Facts) -> str:
+    """What a prompt says beside its pictures, as the head of the model takes it (`Bench.conversation`)."""
+    if facts.head == TEXT:
+        return question
+    messages = (
+        embedding_conversation(question, None, facts)
+        if facts.head == EMBEDDING
+        else reranker_conversation(question, "" if has_pictures else question, None, facts)
+    )
+    return "\n".join(text for message in messages for text in message["content"])

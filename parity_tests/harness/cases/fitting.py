@@ -5,6 +5,8 @@ Knows sizes; nothing about pixels or what is compared.
 
 from __future__ import annotations
 
+from qwen3vl_export.contract import TEXT
+from qwen3vl_export.runtime.retrieval import FRAMES, list_budget
 from qwen3vl_export.runtime.sizing import Sizing
 
 from .matrix import Case, Matrix
@@ -29,7 +31,9 @@ def frames_of(picture: str, sizing: Sizing) -> list[int]:
     if match["frames"] is None:
         pairs, grid = 1, sizing.of_image(height, width, None)
     else:
-        frames = int(match["frames"])
-        pairs = -(-frames // sizing.facts.temporal_patch_size)
-        grid = sizing.of_video(frames, height, width, None, listed=True)
+        frames, budget, pair = int(match["frames"]), None, sizing.facts.temporal_patch_size
+        if sizing.facts.head != TEXT:
+            frames, budget = min(frames, FRAMES.max_frames or frames), list_budget(sizing.facts)
+        pairs = -(-frames // pair)
+        grid = sizing.of_video(pairs * pair if budget else frames, height, width, budget, listed=True)
     return [grid[0] * grid[1]] * pairs

@@ -170,6 +170,18 @@ def test_quantized_weights_of_another_head_are_told_from_a_wrong_graph(head: str
     assert cost is not None and (cost.checks, cost.failed) == (2, 0)
 
 
+@pytest.mark.parametrize("head", [EMBEDDING, RERANKER])
+def test_prompts_of_another_head_are_as_long_as_their_estimate(head: str, built: Callable[[str], Path]) -> None:
+    bench = verify.open_bench(built(f"tiny-{head}"), "quick")
+    assert bench.resources is not None
+    for case in (case for case in bench.cases if case.name in bench.resources.cases and not case.is_vision_only):
+        sizes, prepared = bench.resources.cases[case.name], bench.prepared(case)
+        assert sum(sizes.frames) == len(prepared.pixel_values), case.name
+        tokens = prepared.input_ids.shape[1]
+        assert tokens - 2 <= sizes.tokens <= 1.1 * tokens + 16, case.name
+        assert sizes.compared == sizes.tokens and not sizes.forced and not sizes.new
+
+
 def test_outputs_of_other_heads_are_compared_at_every_token_and_sized() -> None:
     rows = np.empty((2, 5000, 1))
     assert [tokens_compared(rows, 151_936, head) for head in HEADS] == [526, 5000, 5000]
@@ -178,6 +190,8 @@ def test_outputs_of_other_heads_are_compared_at_every_token_and_sized() -> None:
     text, embedding, reranker = (results_of(replace(model, head=head), case) for head in HEADS)
     assert embedding - reranker == 4 * 5000 * (model.hidden - 2)
     assert text - embedding == 4 * 5000 * (151_936 - model.hidden)
+    batch = replace(case, rows=2)
+    assert [results_of(replace(model, head=head), batch) for head in HEADS] == [2 * text, 4 * embedding, 4 * reranker]
 
 
 def test_every_stage_belongs_to_a_head() -> None:
