@@ -5,8 +5,8 @@ mistake in the graph would cause. So the two are separate questions: is the grap
 sides compute with the dequantized weights, and the limits are those of the compute dtype), and what did rounding cost
 (all other stages: against the checkpoint in float32).
 
-An artifact that rounds activations as well is compared with them in floating point (`sides/artifact/float_activations.py`);
-what rounding them adds is measured apart (`checks/rounded.py`).
+An artifact that rounds activations as well is compared with them in floating point
+(`sides/artifact/float_activations.py`); what rounding them adds is measured apart (`checks/rounded.py`).
 
 onnxruntime dequantizes, as in `checks/weights.py`. Knows artifacts and transformers' modules; judges nothing.
 """
