@@ -62,14 +62,16 @@ def add_own_weights_rules(profile: Profile, recipe: Mapping[str, Any], model_typ
 
     In `dequantized_*` these are the rules of the compute dtype, because both sides compute with the quantized weights.
     """
-    exact = load_compute_profile(recipe["dtype"])
     stages = own_weights_stages(recipe, model_type)
+    if not stages:
+        return profile
+    exact = load_compute_profile(recipe["dtype"])
     rules = {stage: exact.rules[stage.removeprefix(DEQUANTIZED)] for stage in stages if stage.startswith(DEQUANTIZED)}
     measured = {stage: () for stage in stages if stage.startswith(ROUNDED)}
     table = (recipe.get("quantization") or {}).get(EMBEDDINGS, {})
     if table.get("method") == "int4" and IN_4_BITS in profile.rules:
         profile = replace(profile, rules={**profile.rules, EMBEDDINGS: profile.rules[IN_4_BITS]})
-    stated = state_cost(recipe["parity"].get("cost"), profile, stages) if stages else {}
+    stated = state_cost(recipe["parity"].get("cost"), profile, stages)
     return replace(profile, rules={**profile.rules, **stated, **rules, **measured})
 
 
