@@ -26,10 +26,10 @@ from parity_tests.harness.budget.activations import FLOAT32, need_of
 from parity_tests.harness.budget.memory import LIBRARIES, LOADING, SLACK, MemoryNeeds, parameters_of
 from parity_tests.harness.budget.resources import Resources
 from parity_tests.harness.budget.sizes import CaseSizes, ModelSizes
-from parity_tests.harness.sides.inputs import Inputs
-from parity_tests.harness.sides.reference import Deferred, Reference
-from parity_tests.harness.sides.reference_cache import Store
-from parity_tests.harness.sides.torch_model import read_config
+from parity_tests.harness.sides.pytorch.inputs import Inputs
+from parity_tests.harness.sides.pytorch.reference import Deferred, Reference
+from parity_tests.harness.sides.pytorch.reference_cache import Store
+from parity_tests.harness.sides.pytorch.torch_model import read_config
 
 checkpoint, cache = map(Path, sys.argv[1:])
 model, parameters = ModelSizes.of(read_config(checkpoint)[0]), parameters_of(checkpoint)
