@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from qwen3vl_export.artifact import JUNIT, PARITY, Artifact, open_artifact
 from qwen3vl_export.console import console
+from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
 from qwen3vl_export.promise import RUNS, head_stages
@@ -45,6 +46,7 @@ from .sides.artifact.foreign import ForeignSessions, is_contract, open_foreign, 
 from .sides.bench import Bench
 from .sides.pytorch.adapters import import_peft
 from .sides.pytorch.device import CPU, exceeds_device, open_device
+from .sides.pytorch.pixel_reference import pixel_budget
 from .sides.pytorch.reference import Reference
 from .sides.pytorch.reference_cache import Store, default_directory, recorded_files, scope_of
 from .sides.recorded import find_checkpoint
@@ -198,7 +200,7 @@ def open_bench(
         runtime = Qwen3VL(opened, threads=1 if size < SMALL_ARTIFACT else None)
         open_sessions = partial(Sessions, opened, runtime.sessions.threads)
         source = find_checkpoint(opened, checkpoint, adapters)
-    loaded = matrix_for(opened)
+    loaded = matrix_for(opened, source.root)
     loaded = loaded if seed is None else loaded.model_copy(update={"seed": seed})
     if source.adapters:
         import_peft()
@@ -235,9 +237,15 @@ def open_bench(
     )
 
 
-def matrix_for(artifact: Artifact) -> Matrix:
-    """The matrix file, fitted to an artifact."""
-    return fit_matrix(load_matrix(), Sizing(artifact))
+def matrix_for(artifact: Artifact, checkpoint: Path | None = None) -> Matrix:
+    """The matrix file, its sizes for the pixel budget of the checkpoint, or of what the artifact says of it.
+
+    Embedding models and rerankers have a budget of their own, which the artifact states.
+    """
+    matrix = load_matrix()
+    if checkpoint is not None and artifact.manifest.facts.head == TEXT:
+        return matrix.for_checkpoint(*pixel_budget(checkpoint))
+    return fit_matrix(matrix, Sizing(artifact))
 
 
 def open_unchecked(path: Path, checkpoint: Path | None = None, precision: str = "") -> Artifact:

@@ -14,7 +14,9 @@ from .picture_kinds import PICTURE, parse
 
 
 def fit_matrix(matrix: Matrix, sizing: Sizing) -> Matrix:
-    """The matrix with the artifact's pixel budget."""
+    """The matrix with the artifact's pixel budget, unless it has one."""
+    if matrix.checkpoint is not None:
+        return matrix
     return matrix.for_checkpoint(sizing.image_rules.min_pixels, sizing.image_rules.max_pixels)
 
 

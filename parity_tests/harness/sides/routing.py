@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextTopKRouter
 
-from qwen3vl_export.contract import ATTENTION_MASK, DECODER, INPUTS_EMBEDS, POSITION_IDS, past_name, present_name
+from qwen3vl_export.contract import (
+    ATTENTION_MASK,
+    DECODER,
+    INPUTS_EMBEDS,
+    NUM_LOGITS_TO_KEEP,
+    POSITION_IDS,
+    past_name,
+    present_name,
+)
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from .artifact.float_activations import change_of
@@ -154,7 +162,7 @@ def run_choices(bench: Bench, calls: Iterable[DecoderCall]) -> Choices:
             empty = np.zeros((len(rows), facts.num_key_value_heads, 0, facts.head_dim), np.float32)
             past = {past_name(*entry): empty for entry in cached}
         feeds = {INPUTS_EMBEDS: rows, ATTENTION_MASK: attention_mask, POSITION_IDS: position_ids}
-        values = run({**feeds, **past})
+        values = run({**feeds, **past, NUM_LOGITS_TO_KEEP: np.array(0)})
         past = {past_name(*entry): value for entry, value in zip(cached, values[len(indices) :], strict=True)}
         experts = [value.reshape(*rows.shape[:2], -1) for value in values[: len(indices)]]
         by_call.append([restore_token_order(bench, choices, attention_mask) for choices in experts])

@@ -31,6 +31,12 @@ from ...cases.picture_kinds import PictureSource
 Grid = tuple[int, int]
 
 
+def pixel_budget(checkpoint: Path) -> tuple[int, int]:
+    """The fewest and the most pixels that transformers' processor makes of a picture."""
+    size = Qwen2VLImageProcessorPil.from_pretrained(checkpoint).size
+    return size.shortest_edge, size.longest_edge
+
+
 class PixelReference:
     """The processors of one checkpoint directory.
 
