@@ -45,7 +45,7 @@ def first_failure(fault: Fault, good: Path, scratch: Path, reference: Reference 
 
 
 def run_affected_checks(bench: Bench, fault: Fault) -> Iterator[Outcome]:
-    for check in plan(MATRIX, Subject.of_artifact(bench.artifact)).checks:
+    for check in plan(MATRIX, Subject.of_artifact(bench.artifact), bench.matrix).checks:
         if can_affect(fault, check):
             yield from carry_out_all(bench, [check])
 

@@ -135,12 +135,13 @@ def test_a_file_tampered_with_on_the_hub_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_hub_does_not_have(hub: Hub, command: Callable[..., CommandResult]) -> None:
-    assert_one_line(command("fetch", "hf://me/nothing"), "me/nothing: the Hub has no such repository")
+def test_what_the_hub_does_not_have(hub: Hub, command: Callable[..., CommandResult], tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    assert_one_line(command("fetch", "hf://me/nothing", *out), "me/nothing: the Hub has no such repository")
     hub.repositories["me/tiny"] = {"README.md": b""}
-    assert_one_line(command("fetch", "hf://me/tiny@v9"), "me/tiny: has no such revision")
+    assert_one_line(command("fetch", "hf://me/tiny@v9", *out), "me/tiny: has no such revision")
     hub.url = "http://127.0.0.1:9"  # nobody listens there
-    assert_one_line(command("fetch", "hf://me/other"), "me/other: the connection to the Hub failed")
+    assert_one_line(command("fetch", "hf://me/other", *out), "me/other: the connection to the Hub failed")
 
 
 def test_a_token_is_never_printed(proven: Path, hub: Hub, command: Callable[..., CommandResult]) -> None:

@@ -299,7 +299,7 @@ SIDE = 3000
 PEAK = """
 import re, sys
 from pathlib import Path
-from qwen3vl_export.runtime.images import open_image
+from qwen3vl_export.runtime.pictures.images import open_image
 def kilobytes(name):
     return int(re.search(name + ":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 before = kilobytes("VmRSS")
