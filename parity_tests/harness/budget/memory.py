@@ -15,6 +15,7 @@ from onnx import load
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.promise import graph_kind, quantized_graphs
 from qwen3vl_export.runtime.external import external_locations
 
 from ..sides.artifact.graph_pieces import CutGraph
@@ -39,6 +40,7 @@ class MemoryNeeds:
         comparing: these, and what is compared.
         weights: PyTorch's model in float32.
         module: what is loaded of it at a time where it is streamed.
+        dequantized: the artifact's quantized weights that are compared with a module.
         computing: PyTorch's activations of a call that answers all about a case; of the largest.
         caches: PyTorch's keys and values where it decodes step by step; of the largest case.
     """
@@ -49,6 +51,7 @@ class MemoryNeeds:
     comparing: int
     weights: int
     module: int
+    dequantized: int
     computing: Need
     caches: int
 
@@ -70,7 +73,7 @@ class MemoryNeeds:
     @property
     def pytorch(self) -> int:
         """PyTorch alone, a module and a case at a time."""
-        return LIBRARIES + self.module + round(SLACK * self.computing.total)
+        return LIBRARIES + self.module + max(self.dequantized, round(SLACK * self.computing.total))
 
     @property
     def streamed(self) -> int:
@@ -84,6 +87,7 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
     paths = dict.fromkeys(map(artifact.graph_path, artifact.manifest.graphs))
     graphs = [CutGraph(load(path, load_external_data=False)) for path in paths]
     needs = [need_of(model, case.joined) for case in cases]
+    quantized = quantized_graphs(artifact.manifest.recipe, set(map(graph_kind, artifact.manifest.graphs)))
     return MemoryNeeds(
         sessions=round(SESSION * (weights_of(artifact) + sum(graph.folded for graph in graphs))),
         piece=round(SESSION * max(graph.largest for graph in graphs)),
@@ -91,6 +95,7 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
         comparing=LIBRARIES + max((comparing_of(model, case) for case in cases), default=0),
         weights=FLOAT32 * modules.total(),
         module=LOADING * FLOAT32 * max(modules.values()),
+        dequantized=FLOAT32 * max(modules.values()) if quantized else 0,
         computing=max(needs, key=lambda need: need.total, default=Need(0, 0)),
         caches=max((cache_of(model, case) for case in cases), default=0),
     )

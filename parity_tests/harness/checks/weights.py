@@ -36,7 +36,7 @@ PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
 TABLES = ("GatherBlockQuantized",)
 DEQUANTIZE = "DequantizeLinear"  # blocks in standard operators
 INTEGER_PRODUCT = "MatMulInteger"  # one scale per column, in standard operators; a Mul applies the scales after it
-ROWS = 512  # of the identity matrix at a time: bounds the memory to 512 rows of a product
+ROWS = 512  # of the identity matrix, and of a weight that is compared, at a time: bounds the memory beside the weight
 
 
 def weights_check(graph: str) -> Callable[[Bench], Finding]:
@@ -56,12 +56,13 @@ def weights(graph: str, bench: Bench) -> Finding:
     for parameter, block, dequantized in dequantized_weights(path):
         module, attribute = place_of(parameter)
         truth = bench.reference.parameter(f"{names[module]}.{attribute}").reshape(dequantized.shape)
-        block_error = block_errors(dequantized, truth, block)
         errors.append(nmse(dequantized, truth) or 0.0)
         compared += truth.size
-        if not block_error.max() <= worst:  # NaN is worse than anything
-            row, column = np.unravel_index(int(np.nan_to_num(block_error, nan=np.inf).argmax()), block_error.shape)
-            worst, where = float(block_error.max()), f"worst in {parameter}, row {row}, block {column}"
+        for start in range(0, len(truth), ROWS):
+            block_error = block_errors(dequantized[start : start + ROWS], truth[start : start + ROWS], block)
+            if not block_error.max() <= worst:  # NaN is worse than anything
+                row, column = np.unravel_index(int(np.nan_to_num(block_error, nan=np.inf).argmax()), block_error.shape)
+                worst, where = float(block_error.max()), f"worst in {parameter}, row {start + row}, block {column}"
     return Finding(
         {"worst_block_error": worst if compared else None, "nmse": max(errors, default=None)}, compared, where
     )
@@ -157,14 +158,20 @@ def product_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) ->
         next((attribute.i for attribute in node.attribute if attribute.name == "K"), 0) or stored[node.input[1]].dims[0]
     )
     run = open_operator(product, node.input[0], TensorProto.FLOAT, stored, path, node.input[2])
-    parts = [run(np.eye(min(ROWS, width - start), width, start, dtype=np.float32)) for start in range(0, width, ROWS)]
-    return np.concatenate(parts).T.astype(np.float32)
+    columns = [(start, min(ROWS, width - start)) for start in range(0, width, ROWS)]
+    rows: Floats = np.empty((0, 0), np.float32)
+    for start, count in columns:
+        part = run(np.eye(count, width, start, dtype=np.float32))
+        if not start:
+            rows = np.empty((part.shape[1], width), np.float32)
+        rows[:, start : start + count] = part.T
+    return rows
 
 
 def table_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
     """The rows [N, K] of a table: every index looked up."""
     run = open_operator(node, node.input[1], TensorProto.INT64, stored, path, node.input[2])
-    return run(np.arange(stored[node.input[0]].dims[0])).astype(np.float32)
+    return run(np.arange(stored[node.input[0]].dims[0])).astype(np.float32, copy=False)
 
 
 def operator_rows(

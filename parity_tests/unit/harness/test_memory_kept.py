@@ -35,7 +35,7 @@ checkpoint, cache = map(Path, sys.argv[1:])
 model, parameters = ModelSizes.of(read_config(checkpoint)[0]), parameters_of(checkpoint)
 case = CaseSizes("prompt", rows=1, tokens=400, compared=400)
 need, module = need_of(model, case.joined), LOADING * FLOAT32 * max(parameters.values())
-artifact = dict.fromkeys(("sessions", "piece", "running", "comparing", "caches"), 0)
+artifact = dict.fromkeys(("sessions", "piece", "running", "dequantized", "comparing", "caches"), 0)
 needs = MemoryNeeds(**artifact, weights=FLOAT32 * parameters.total(), module=module, computing=need)
 reference = Reference(checkpoint, Store(cache, "x"), streamed=True)
 reference.model
