@@ -19,14 +19,16 @@ from qwen3vl_export.promise import graph_kind, quantized_graphs
 from qwen3vl_export.runtime.external import external_locations
 
 from ..sides.artifact.graph_pieces import CutGraph
+from ..sides.pytorch.restored_weights import restoring
 from ..sides.pytorch.streamed_model import LAYER
+from ..sides.pytorch.torch_model import read_config
 from .activations import FLOAT32, Need, cache_of, comparing_of, need_of, running_of
 from .sizes import CaseSizes, ModelSizes
 
 SESSION = 1.25  # of an artifact's weights: onnxruntime packs some of them while the stored ones are still in memory
 SLACK = 1.25  # of activations: what allocators have in memory besides
 LIBRARIES = 64 << 20  # bytes that libraries take when they compute for the first time
-LOADING = 2  # copies of a module's weights while it is loaded: as stored, and in float32
+LOADING = 2  # copies of a module's weights in float32 while it is loaded, where they have to be restored
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
         running=LIBRARIES + max((running_of(model, case) for case in cases), default=0),
         comparing=LIBRARIES + max((comparing_of(model, case) for case in cases), default=0),
         weights=FLOAT32 * modules.total(),
-        module=LOADING * FLOAT32 * max(modules.values()),
+        module=loading_of(checkpoint) * max(modules.values()),
         dequantized=FLOAT32 * max(modules.values()) if quantized else 0,
         computing=max(needs, key=lambda need: need.total, default=Need(0, 0)),
         caches=max((cache_of(model, case) for case in cases), default=0),
@@ -108,6 +110,13 @@ def parameters_of(checkpoint: Path) -> Counter[str]:
         layer = LAYER.match(name)
         modules[layer[0] if layer else name] += prod(tensor.shape)
     return modules
+
+
+def loading_of(checkpoint: Path) -> int:
+    """Bytes that each weight of a module takes while it is loaded: as stored, and in float32."""
+    if restoring(checkpoint, read_config(checkpoint)[1]) is not None:
+        return LOADING * FLOAT32
+    return FLOAT32 + max(tensor.dtype.itemsize for tensor in open_checkpoint(str(checkpoint)).tensors.values())
 
 
 def weights_of(artifact: Artifact) -> int:

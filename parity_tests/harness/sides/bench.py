@@ -23,6 +23,7 @@ from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.generate import prefill
 from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
+from ..budget.machine import release_memory
 from ..budget.resources import Resources
 from ..cases.matrix import Case, Matrix, Prompt
 from ..judging.verdicts import Profile
@@ -292,6 +293,7 @@ class Bench:
             for side in sides:
                 side.runtime.sessions.close()
                 side.results.forget()  # they are on disk
+            release_memory()
         for side in sides:
             side.reference.settle(report)
 
