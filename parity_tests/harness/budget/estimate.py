@@ -70,8 +70,10 @@ def estimate(bench: Bench, planned: Plan, resources: Resources) -> Estimate:
     names = [case.name for case in cases_of(planned)]
     passes = 1
     if reference.streamed:
-        held = [need_of(model, resources.cases[name].joined).held for name in names]
-        passes = len(split_in_order(held, lambda group: sum(group) <= resources.room())) or 1
+        held = sorted(need_of(model, resources.cases[name].joined).held for name in names)
+        passes = 1
+        if sum(held) > resources.room(largest=True):
+            passes += len(split_in_order(held[:-1], lambda group: sum(group) <= resources.room(largest=False)))
     if any(check.stage.startswith(DEQUANTIZED) for check in planned.checks):
         passes *= 2
     stored = sum(file.stat().st_size for file in weight_files(bench.checkpoint))

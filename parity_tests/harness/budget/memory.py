@@ -44,6 +44,7 @@ class MemoryNeeds:
         module: what is loaded of it at a time where it is streamed.
         dequantized: the artifact's quantized weights that are compared with a module.
         computing: PyTorch's activations of a call that answers all about a case; of the largest.
+        in_step: what a call takes while it runs through a module, without the one that holds the most.
         caches: PyTorch's keys and values where it decodes step by step; of the largest case.
     """
 
@@ -55,6 +56,7 @@ class MemoryNeeds:
     module: int
     dequantized: int
     computing: Need
+    in_step: int
     caches: int
 
     @property
@@ -99,6 +101,7 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
         module=loading_of(checkpoint) * max(modules.values()),
         dequantized=FLOAT32 * max(modules.values()) if quantized else 0,
         computing=max(needs, key=lambda need: need.total, default=Need(0, 0)),
+        in_step=max((need.passing for need in sorted(needs, key=lambda need: need.held)[:-1]), default=0),
         caches=max((cache_of(model, case) for case in cases), default=0),
     )
 

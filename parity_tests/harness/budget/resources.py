@@ -41,9 +41,14 @@ class Resources:
     results: Path
     most_results: int
 
-    def room(self) -> int:
-        """Bytes of memory for what PyTorch's calls hold while they wait for a module, beside what one of them takes."""
-        return round((memory_left(self.memory) - LIBRARIES - self.needs.module) / SLACK) - self.needs.computing.passing
+    def room(self, largest: bool) -> int:
+        """Bytes of memory for what PyTorch's calls hold while they wait for a module, beside what one of them takes.
+
+        Args:
+            largest: whether the call that holds the most is among them.
+        """
+        left = round((memory_left(self.memory) - LIBRARIES - self.needs.module) / SLACK)
+        return left - (self.needs.computing.passing if largest else self.needs.in_step)
 
     def piece(self) -> int | None:
         """Bytes of weights of the artifact that may be open at a time; None if all its sessions fit into memory."""

@@ -36,7 +36,8 @@ model, parameters = ModelSizes.of(read_config(checkpoint)[0]), parameters_of(che
 case = CaseSizes("prompt", rows=1, tokens=400, compared=400)
 need, module = need_of(model, case.joined), LOADING * FLOAT32 * max(parameters.values())
 artifact = dict.fromkeys(("sessions", "piece", "running", "dequantized", "comparing", "caches"), 0)
-needs = MemoryNeeds(**artifact, weights=FLOAT32 * parameters.total(), module=module, computing=need)
+whole, passing = FLOAT32 * parameters.total(), need.passing
+needs = MemoryNeeds(**artifact, weights=whole, module=module, computing=need, in_step=passing)
 reference = Reference(checkpoint, Store(cache, "x"), streamed=True)
 reference.model
 before = machine.resident_memory()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +72,8 @@ class Reference:
             head returns.
         streamed: keep the weights on disk and load a module at a time. A result that is not in `store` is then not
             computed when it is asked for: `Deferred` is raised, and `settle` computes all that were asked for at once.
-        room: gives the bytes of activations that may wait between two modules of a streamed model.
+        room: gives the bytes of activations that may wait between two modules of a streamed model, with the call that
+            holds the most or without it; it goes alone where all do not fit together.
         device: that computes, see `open_device`.
     """
 
@@ -84,7 +86,7 @@ class Reference:
         adapters: Sequence[Path] = (),
         streamed: bool = False,
         tower: Reference | None = None,
-        room: Callable[[], int] = lambda: WAITING,
+        room: Callable[[bool], int] = lambda largest: WAITING,
         device: torch.device = CPU,
         head: str = TEXT,
     ) -> None:
@@ -334,7 +336,11 @@ class Reference:
             for key, request in requests.items()
             if request.inputs is None
         ]
-        for group in within(computations, self.room()):
+        computations.sort(key=itemgetter(1))
+        groups = [[compute for compute, _ in computations]]
+        if sum(size for _, size in computations) > self.room(True):
+            groups = [*within(computations[:-1], self.room(False)), [computations[-1][0]]]
+        for group in groups:
             self._compute_all(group, report)
 
     def _answer(self, call: Call) -> None:
