@@ -20,3 +20,9 @@ def split_in_order(items: Iterable[Item], fits: Callable[[list[Item]], bool]) ->
         else:
             groups.append([item])
     return groups
+
+
+def within(items: Iterable[tuple[Item, int]], limit: int) -> list[list[Item]]:
+    """Items in order, as many together as their sizes allow, but at least one."""
+    groups = split_in_order(items, lambda group: sum(size for _, size in group) <= limit)
+    return [[item for item, _ in group] for group in groups]

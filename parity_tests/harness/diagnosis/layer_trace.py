@@ -34,6 +34,7 @@ from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import GraphTrail, Point
 from qwen3vl_export.runtime.session import Sessions
 
+from ..budget.split import within
 from ..cases.matrix import Case
 from ..checks.heads import HEAD_STAGES
 from ..judging.measures import max_abs, nmse, token_cosines
@@ -43,7 +44,6 @@ from ..sides.artifact.foreign import ForeignSessions
 from ..sides.artifact.probe import Layer, layers_of, module_of, open_reader
 from ..sides.bench import Bench
 from ..sides.hooks import Arrays, hook_graph
-from ..sides.pytorch.calls import within
 from ..sides.pytorch.forward import to_numpy
 from ..sides.pytorch.reference import Reference
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_tests.harness.sides.pytorch.calls import Call, Request, join, within
+from parity_tests.harness.budget.split import within
+from parity_tests.harness.sides.pytorch.calls import Call, Request, join
 from parity_tests.harness.sides.pytorch.inputs import Inputs
 
 PIXELS, GRID = np.zeros((16, 12), np.float32), np.array([[1, 4, 4]])

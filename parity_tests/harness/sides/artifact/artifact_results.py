@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from qwen3vl_export.errors import ParityError
 
+from ...budget.split import within
 from ..lockstep import run_in_step
 from ..pytorch.reference import Deferred
 from ..pytorch.reference_cache import Key, Store
@@ -125,13 +126,8 @@ class ArtifactResults:
         Args:
             report: is told each piece that is opened, and for how many results.
         """
-        requests, self.requests = list(self.requests.items()), {}
-        while requests:
-            held = 0
-            group: list[tuple[Key, Request]] = []
-            while requests and (not group or held + requests[0][1].held <= self.together):
-                held += requests[0][1].held
-                group.append(requests.pop(0))
+        requests, self.requests = self.requests, {}
+        for group in within(((entry, entry[1].held) for entry in requests.items()), self.together):
             assert self.pieces is not None
             computations = [partial(self._store, key, request.compute) for key, request in group]
             try:

@@ -6,7 +6,7 @@ of every text that follows it. Knows inputs and sizes; nothing about how a call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -84,17 +84,3 @@ def join(requests: Mapping[Key, Request]) -> list[Call]:
             call.prompt = key
     read = {call.inputs.pictures_key for call in calls.values() if call.reads}
     return [call for call in calls.values() if call.reads or call.inputs.pictures_key not in read]
-
-
-def within(items: Iterable[tuple[Item, int]], limit: int) -> Iterator[list[Item]]:
-    """Items in order, as many together as their sizes allow, but at least one."""
-    group: list[Item] = []
-    total = 0
-    for item, size in items:
-        if group and total + size > limit:
-            yield group
-            group, total = [], 0
-        group.append(item)
-        total += size
-    if group:
-        yield group

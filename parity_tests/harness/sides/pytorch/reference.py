@@ -29,7 +29,8 @@ from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
-from .calls import WAITING, Call, Request, join, within
+from ...budget.split import within
+from .calls import WAITING, Call, Request, join
 from .device import CPU
 from .forward import Continuation, Prefill, encode, read, to_numpy
 from .inputs import Inputs, array_key, model_arguments, tokens_compared
