@@ -21,6 +21,7 @@ SCORES = 3  # copies of the scores in eager attention, with those of the mask
 SWIGLU = 3  # arrays as wide as an MLP in memory together: gate, up and their product
 PIXELS = 4  # copies of a case's: of both sides, and while each is made
 COPIES = 2  # of logits: what computes them has its own beside the array that it returns
+READS = 5  # of a prompt in step: before text, before tokens, for its logits, and twice for `chunked`
 CACHES = 4  # that the stage `chunked` compares: two, each stacked as well
 COMPARED = 40  # bytes for each value that is compared at a time: five copies in float64
 CASES = 2  # whose results of PyTorch are in memory together: those of the first reference stay beside the second's
@@ -66,7 +67,20 @@ def cache_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of the keys and values of a case's prompt in every layer."""
     if case.pixels_only:
         return 0
-    return FLOAT32 * case.rows * case.tokens * model.layers * 2 * model.kv_heads * model.head_dim
+    return FLOAT32 * case.rows * case.tokens * values_of_token(model)
+
+
+def values_of_token(model: ModelSizes) -> int:
+    """How many keys and values a token has in every layer."""
+    return model.layers * 2 * model.kv_heads * model.head_dim
+
+
+def held_of(model: ModelSizes, case: CaseSizes) -> int:
+    """Bytes that the artifact holds of a case while its pieces are exchanged: caches, and logits of new tokens."""
+    if case.pixels_only:
+        return 0
+    after = (case.forced + case.new) * values_of_token(model) + case.new * model.output
+    return READS * cache_of(model, case) + FLOAT32 * case.rows * after
 
 
 def results_of(model: ModelSizes, case: CaseSizes) -> int:

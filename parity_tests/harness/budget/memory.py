@@ -18,14 +18,14 @@ from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.promise import graph_kind, quantized_graphs
 from qwen3vl_export.runtime.external import external_locations
 
-from ..sides.artifact.graph_pieces import CutGraph
+from ..sides.artifact.graph_pieces import PACKED_COPY, CutGraph
 from ..sides.pytorch.restored_weights import restoring
 from ..sides.pytorch.streamed_model import LAYER
 from ..sides.pytorch.torch_model import read_config
-from .activations import FLOAT32, Need, cache_of, comparing_of, need_of, running_of
+from .activations import FLOAT32, Need, cache_of, comparing_of, held_of, need_of, running_of
 from .sizes import CaseSizes, ModelSizes
 
-SESSION = 1.25  # of an artifact's weights: onnxruntime packs some of them while the stored ones are still in memory
+SESSION = 1 + PACKED_COPY  # of an artifact's weights, in a session as the runtime opens it
 SLACK = 1.25  # of activations: what allocators have in memory besides
 LIBRARIES = 64 << 20  # bytes that libraries take when they compute for the first time
 LOADING = 2  # copies of a module's weights in float32 while it is loaded, where they have to be restored
@@ -39,6 +39,7 @@ class MemoryNeeds:
         sessions: the artifact's weights in onnxruntime.
         piece: those of the largest piece, where every graph is cut at every layer.
         running: the artifact's activations of a case; of the largest.
+        waiting: its caches and logits of every case, where all are computed in step.
         comparing: these, and what is compared.
         weights: PyTorch's model in float32.
         module: what is loaded of it at a time where it is streamed.
@@ -51,6 +52,7 @@ class MemoryNeeds:
     sessions: int
     piece: int
     running: int
+    waiting: int
     comparing: int
     weights: int
     module: int
@@ -94,8 +96,9 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
     quantized = quantized_graphs(artifact.manifest.recipe, set(map(graph_kind, artifact.manifest.graphs)))
     return MemoryNeeds(
         sessions=round(SESSION * (weights_of(artifact) + sum(graph.folded for graph in graphs))),
-        piece=round(SESSION * max(graph.largest for graph in graphs)),
+        piece=max(graph.largest for graph in graphs),
         running=LIBRARIES + max((running_of(model, case) for case in cases), default=0),
+        waiting=sum(held_of(model, case) for case in cases),
         comparing=LIBRARIES + max((comparing_of(model, case) for case in cases), default=0),
         weights=FLOAT32 * modules.total(),
         module=loading_of(checkpoint) * max(modules.values()),

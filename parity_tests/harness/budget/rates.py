@@ -24,8 +24,8 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER
 from qwen3vl_export.exporter.checkpoint.files import weight_files
 
-from ..checks.weights import open_operator
 from ..judging.measures import logit_closeness
+from ..sides.artifact.operator import open_operator
 from .sizes import ModelSizes
 
 ROWS = 256  # of a product, about those of a prompt

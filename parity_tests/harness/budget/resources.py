@@ -17,10 +17,10 @@ from ..sides.pytorch.reference_cache import Store
 from ..sides.pytorch.torch_model import read_config
 from .activations import outputs_of, results_of
 from .machine import free_disk, memory_left
-from .memory import LIBRARIES, SESSION, SLACK, MemoryNeeds, memory_needs
+from .memory import LIBRARIES, SLACK, MemoryNeeds, memory_needs
 from .sizes import CaseSizes, ModelSizes
 
-HELD = 4  # one part in so many of the memory is for what computations hold, the rest for a piece of the artifact
+HELD = 4  # at most one part in so many of the memory is for what computations hold, the rest for pieces of the artifact
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Resources:
         if self.needs.opened <= left:
             return None
         left -= self.needs.running
-        return max(0, round((left - left // HELD) / SESSION))
+        return max(0, left - min(left // HELD, self.needs.waiting))
 
     def held(self) -> int:
         """Bytes of memory for what the artifact's computations hold while its pieces are exchanged."""

@@ -8,7 +8,7 @@ sides compute with the dequantized weights, and the limits are those of the comp
 An artifact that rounds activations as well is compared with them in floating point
 (`sides/artifact/float_activations.py`); what rounding them adds is measured apart (`checks/rounded.py`).
 
-onnxruntime dequantizes, as in `checks/weights.py`. Knows artifacts and transformers' modules; judges nothing.
+onnxruntime dequantizes, as in `sides/artifact/operator.py`. Knows artifacts and transformers' modules; judges nothing.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from qwen3vl_export.runtime.conversation import FeatureCache
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
 from ..judging.verdicts import Profile, load_compute_profile
+from ..sides.artifact.dequantization import dequantized_weights, place_of
 from ..sides.artifact.float_activations import ChangedSessions, float_activations
 from ..sides.artifact.probe import module_of
 from ..sides.bench import Bench
 from ..sides.pytorch.reference import Reference
 from ..sides.pytorch.reference_cache import Store, recorded_files, scope_of
 from .induction import run_stage
-from .weights import dequantized_weights, place_of
 
 IN_4_BITS = f"{EMBEDDINGS}_in_4_bits"  # rules of a profile for a table in 4 bits
 

@@ -222,7 +222,7 @@ class Bench:
                 steps.append(logits)
             return np.concatenate(steps, axis=1)
 
-        held = self.cache_bytes(calls[-1][1])
+        held = self.cache_bytes(calls[-1][1][:, : calls[0][1].shape[1]], len(calls))
         return self.results.recall(key, np.ndarray, self.timed(compute), shared=True, held=held)
 
     def prefill(self, prepared: Prepared, chunk: int | None) -> Prefilled:
@@ -282,13 +282,15 @@ class Bench:
             self.runtime.sessions.close()
 
     def settle(self, report: Callable[[str, int], None]) -> None:
-        """Have both sides compute what was deferred, one after the other: the artifact's sessions are closed while
-        PyTorch computes."""
+        """Have one side compute what was deferred: PyTorch, with the artifact's sessions closed, once nothing is asked
+        of the artifact; until then checks may ask for more that PyTorch answers in the same pass."""
         sides = [self, *([self.dequantized] if self.dequantized is not None else [])]
-        for side in sides:
-            if side.results.requests:
-                with side.timing():
-                    side.results.settle(report)
+        asked = [side for side in sides if side.results.requests]
+        for side in asked:
+            with side.timing():
+                side.results.settle(report)
+        if asked:
+            return
         if any(side.reference.requests for side in sides):
             for side in sides:
                 side.runtime.sessions.close()
@@ -298,10 +300,11 @@ class Bench:
             side.reference.settle(report)
 
     def cache_bytes(self, mask: Ints, new_tokens: int = 0) -> int:
-        """What keys and values of a prompt [B, S] take in float32, and of as many tokens after it."""
+        """What keys and values of a prompt [B, S] take in float32, and of as many tokens after it with their logits."""
         facts = self.artifact.manifest.facts
-        tokens: int = len(mask) * (mask.shape[1] + new_tokens)
-        return 2 * 4 * facts.num_hidden_layers * facts.num_key_value_heads * facts.head_dim * tokens
+        cache = 2 * facts.num_hidden_layers * facts.num_key_value_heads * facts.head_dim
+        tokens: int = cache * (mask.shape[1] + new_tokens) + facts.vocab_size * new_tokens
+        return 4 * len(mask) * tokens
 
     @property
     def num_maps(self) -> int:

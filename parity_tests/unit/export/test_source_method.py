@@ -45,8 +45,9 @@ from ...fixtures.quantized_checkpoints import (
     write_extreme_checkpoint,
     write_quantized_checkpoint,
 )
-from ...harness.checks.weights import block_errors, dequantized_weights
+from ...harness.checks.weights import block_errors
 from ...harness.judging.verdicts import load_profile
+from ...harness.sides.artifact.dequantization import dequantized_weights
 from ...harness.sides.pytorch.restored_weights import restored_weights
 from ...harness.verify import open_bench, run
 from .test_quantize import trace_skeleton

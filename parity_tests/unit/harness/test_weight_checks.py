@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from parity_tests.harness.checks.weights import block_errors, dequantized_weights
+from parity_tests.harness.checks.weights import block_errors
 from parity_tests.harness.judging.verdicts import load_profile
+from parity_tests.harness.sides.artifact import operator
+from parity_tests.harness.sides.artifact.dequantization import dequantized_weights
+from parity_tests.harness.sides.artifact.operator import block_rows, columns_of, open_operator, product_rows
 from parity_tests.harness.sides.artifact.probe import module_of
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.promise import WEIGHTS
@@ -57,3 +60,41 @@ def test_a_scale_that_is_twice_as_large_is_found(method: str, tmp_path: Path) ->
     onnx.save(model, path)
     off = [name for name, _, rows in dequantized_weights(path) if np.abs(rows - good[name]).max() > 0]
     assert off == [scales.name.replace(".scales", ".quantized")]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("with_points", [False, True])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
+@pytest.mark.parametrize("width", [64, 96, 80])  # blocks of 32: an even number, an odd one, a last one that is shorter
+def test_blocks_are_read_as_the_operator_computes(bits: int, with_points: bool, kind: int, width: int) -> None:
+    product, stored = random_product(bits, with_points, kind, width)
+    run = open_operator(product, "x", TensorProto.FLOAT, stored, Path("model.onnx"), "scales")
+    expected = columns_of(run, np.arange(width), width)
+    blocks = block_rows(product, stored, Path("model.onnx"))
+    assert blocks is not None and blocks.shape == (24, width)
+    tolerance = 1e-5 if kind == TensorProto.FLOAT else 1e-2
+    np.testing.assert_allclose(blocks, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(product_rows(product, stored, Path("model.onnx")), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_what_the_operator_does_not_compute_with_is_not_taken(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever `DequantizeLinear` says something else, even in one block, the identity matrix decides."""
+    product, stored = random_product(4, True, TensorProto.FLOAT, 96)
+    expected = product_rows(product, stored, Path("model.onnx"))
+    wrong = expected.copy()
+    wrong[7, 32 * block : 32 * (block + 1)] *= 1.01
+    monkeypatch.setattr(operator, "block_rows", lambda *_: wrong)
+    np.testing.assert_array_equal(product_rows(product, stored, Path("model.onnx")), expected)
+
+
+def random_product(bits: int, with_points: bool, kind: int, width: int) -> tuple[NodeProto, dict[str, TensorProto]]:
+    """A `MatMulNBits` of 24 columns, and its tensors."""
+    random, blocks = np.random.default_rng(bits + width), -(-width // 32)
+    scales = random.uniform(0.5, 1, (24, blocks)).astype(helper.tensor_dtype_to_np_dtype(kind))
+    arrays = {"codes": random.integers(0, 256, (24, blocks, 4 * bits), np.uint8), "scales": scales}
+    if with_points:
+        arrays["zero_points"] = random.integers(0, 256, (24, -(-blocks * bits // 8)), np.uint8)
+    attributes = {"K": width, "N": 24, "bits": bits, "block_size": 32}
+    node = helper.make_node("MatMulNBits", ["x", *arrays], ["y"], domain="com.microsoft", **attributes)
+    return node, {name: numpy_helper.from_array(array, name) for name, array in arrays.items()}

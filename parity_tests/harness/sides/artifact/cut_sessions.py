@@ -27,6 +27,8 @@ from ..lockstep import reach
 from .graph_pieces import CutGraph, Piece
 
 PIECES = OPENED = 100_000  # more than a graph has, and more graphs than are opened
+PARTS = 8  # pieces of a graph that does not fit as a whole are this part of what fits, so that most of them stay open
+WITHOUT_PACKING = ("session.disable_prepacking", "1")
 TYPES = {
     "tensor(float)": TensorProto.FLOAT,
     "tensor(float16)": TensorProto.FLOAT16,
@@ -66,13 +68,18 @@ class Pieces:
         self._graphs = WeakValueDictionary[str, PiecedSession]()  # by the names of their pieces
         self._opened = 0  # graphs, so that each has names of its own
         self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()  # sessions and their bytes, the latest used last
+        self._turn = 0
+        self._turns: dict[str, int] = {}  # in which each piece was needed last
         self._session: Any = None
 
     def open(self, path: Path, options: Any, model: bytes | None = None) -> PiecedSession:
         """A graph, as `load_session` opens it."""
         loaded = onnx.load(path, load_external_data=False) if model is None else onnx.load_from_string(model)
         self._opened += 1
-        session = PiecedSession(self, path, f"{path.stem} ({self._opened})", CutGraph(loaded), options)
+        cut = CutGraph(loaded)
+        if not cut.packs:
+            options.add_session_config_entry(*WITHOUT_PACKING)
+        session = PiecedSession(self, path, f"{path.stem} ({self._opened})", cut, options)
         for index, step in enumerate(session.steps):
             self.order[step] = (session.cut.rank * OPENED + self._opened) * PIECES + index
             self._graphs[step] = session
@@ -86,14 +93,22 @@ class Pieces:
             graph = self._graphs[step]
             size = graph.pieces[graph.steps.index(step)].size
             while self._open and sum(size for _, size in self._open.values()) + size > self.budget:
-                self._open.popitem(last=False)
+                del self._open[self._dispensable(step)]
             self._open[step] = graph.open_piece(step), size
         self._open.move_to_end(step)
+        self._turn += 1
+        self._turns[step] = self._turn
         self._session, _ = self._open[step]
         try:
             yield
         finally:
             self._session = None
+
+    def _dispensable(self, step: str) -> str:
+        """The piece to close for another: one that was not needed since that one was, else the latest: of all its turn
+        comes last."""
+        oldest, latest = next(iter(self._open)), next(reversed(self._open))
+        return oldest if self._turns[oldest] < self._turns.get(step, 0) else latest
 
     def close(self) -> None:
         """Close every piece."""
@@ -138,7 +153,8 @@ class PiecedSession:
     def __init__(self, pieces: Pieces, path: Path, name: str, cut: CutGraph, options: Any) -> None:
         self.path = path
         self.cut = cut
-        self.pieces = cut.pieces(pieces.budget)
+        whole = cut.pieces(pieces.budget)
+        self.pieces = whole if len(whole) == 1 else cut.pieces(pieces.budget // PARTS)
         self._parent = pieces
         self._options = options
         self.steps = [f"{name}, piece {index + 1} of {len(self.pieces)}" for index in range(len(self.pieces))]

@@ -24,7 +24,9 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from .probe import module_of
 
 LAYER = re.compile(r"(?:layers|blocks)\.\d+")  # what is never cut in two, at the start of a module's name
-PACKED = (TensorProto.INT4, TensorProto.UINT4)
+TWO_IN_A_BYTE = (TensorProto.INT4, TensorProto.UINT4)
+PACKING = ("MatMulNBits", "QMoE", "MatMulInteger", "DynamicQuantizeMatMul")  # slow unless onnxruntime packs weights
+PACKED_COPY = 0.25  # of the weights: onnxruntime packs some of them while the stored ones are still in memory
 FOLDED = ("Cast", "Transpose")  # of weights alone: onnxruntime computes them when it opens a graph, and keeps both
 
 
@@ -37,7 +39,7 @@ class Piece:
         initializers: the weights they read.
         inputs: values they read, of the graph's inputs and of the pieces before.
         outputs: values they compute for the pieces after, and for who runs the graph.
-        size: bytes of weights, and of what onnxruntime computes from weights alone.
+        size: bytes of weights, with their packed copies, and of what onnxruntime computes from weights alone.
     """
 
     nodes: Sequence[int]
@@ -90,6 +92,12 @@ class CutGraph:
         kinds = {layer[0].split(".")[0] for layer in layers}
         return 2 if "layers" in kinds else 0 if "blocks" in kinds else 1
 
+    @cached_property
+    def packs(self) -> bool:
+        """Whether onnxruntime has to pack the weights. Else they stay in their file's pages: opening takes no time, and
+        the system may drop them and read them again."""
+        return any(node.op_type in PACKING for node in self.model.graph.node)
+
     @property
     def largest(self) -> int:
         """Bytes of the largest piece where every cut is made."""
@@ -112,10 +120,11 @@ class CutGraph:
         return cuts
 
     def size(self, start: int, end: int) -> int:
-        """Bytes of weights that a window of nodes reads, and of what is computed from weights alone."""
+        """Bytes of weights that a window of nodes reads, packed or not, and of what is computed from weights alone."""
         weights, constants = self._window(start, end)
         folded = sum(self._folded(self.model.graph.node[index]) for index in constants)
-        return sum(bytes_of(self.weights[name]) for name in weights) + folded
+        stored = sum(bytes_of(self.weights[name]) for name in weights)
+        return round((1 + PACKED_COPY * self.packs) * stored) + folded
 
     @property
     def folded(self) -> int:
@@ -240,6 +249,6 @@ def bytes_of(tensor: TensorProto, dtype: int | None = None) -> int:
     """Of its values, in another dtype if one is given; 4-bit values are stored two in a byte."""
     dtype = tensor.data_type if dtype is None else dtype
     values = int(prod(tensor.dims))
-    if dtype in PACKED:
+    if dtype in TWO_IN_A_BYTE:
         return -(-values // 2)
     return values * int(tensor_dtype_to_np_dtype(dtype).itemsize)
