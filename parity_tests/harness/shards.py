@@ -35,7 +35,7 @@ from .sides.counts import Clock
 from .unfinished import SOURCES
 from .verify import HTML, matrix_for, open_bench, profile_of, report_of, run
 
-FORMAT = 1
+FORMAT = 2
 EXAM = "exam"
 SETTINGS = 0.01  # of an ordinary case: no graph and no model is run
 QUESTION = 0.3  # of an ordinary case: one picture and a short answer of both sides
@@ -56,6 +56,8 @@ class Part:
     speed: Speed | None
     versions: Mapping[str, str | None]
     hardware: Hardware
+    device: str | None
+    pieces: Mapping[str, int] | None
     checks: tuple[CheckResult, ...]
 
 
@@ -123,6 +125,8 @@ def verify_part(
         speed=bench.clock.since(clock_before).speed(bench.runtime.sessions.threads),
         versions=versions(),
         hardware=hardware(),
+        device=report.device,
+        pieces=report.pieces,
         checks=tuple(outcome.result for outcome in report.outcomes),
     )
     return to_json(part).encode()
@@ -158,8 +162,13 @@ def merge_parts(artifact: Path, matrix: str, parts: Sequence[bytes]) -> dict[str
         read[0].seed,
         {key: sum(part.reference_results[key] for part in read) for key in read[0].reference_results},
     )
-    speed = merge_speeds([part.speed for part in read])
-    report = replace(report, hardware=merge_hardware([part.hardware for part in read]), speed=speed)
+    report = replace(
+        report,
+        hardware=merge_hardware([part.hardware for part in read]),
+        speed=merge_speeds([part.speed for part in read]),
+        device="; ".join(dict.fromkeys(part.device for part in read if part.device is not None)) or None,
+        pieces=merge_pieces([part.pieces for part in read if part.pieces is not None]),
+    )
     evidence = report.evidence()
     return {
         PARITY: report.to_json().encode(),
@@ -204,6 +213,11 @@ def merge_speeds(speeds: Sequence[Speed | None]) -> Speed | None:
     threads = {speed.threads for speed in measured}
     sums = {field.name: sum(getattr(speed, field.name) for speed in measured) for field in fields(Clock)}
     return Speed(threads.pop() if len(threads) == 1 else None, **sums)
+
+
+def merge_pieces(counts: Sequence[Mapping[str, int]]) -> dict[str, int] | None:
+    """In how many pieces each graph was run, the most on any machine; None if all ran it whole."""
+    return {graph: max(part.get(graph, 1) for part in counts) for part in counts for graph in part} or None
 
 
 @lru_cache(maxsize=1)

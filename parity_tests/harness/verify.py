@@ -24,6 +24,7 @@ from qwen3vl_export.runtime.session import Sessions
 from qwen3vl_export.runtime.sizing import Sizing
 
 from .budget.estimate import Estimate, estimate
+from .budget.machine import map_large_arrays
 from .budget.resources import must_stream, resources_of
 from .budget.sizes import sizes_of
 from .budget.table import show as show_estimate
@@ -217,6 +218,8 @@ def open_bench(
         reference = Reference(
             source.root, store, adapters=merged, streamed=streamed, room=resources.room, device=computing, head=head
         )
+    if reference.streamed:
+        map_large_arrays()
     scope = f"{opened.manifest_sha256} {precision}"
     limit = resources.piece() if reference.streamed else None
     pieces = None if limit is None else Pieces(limit)
@@ -292,7 +295,8 @@ def run(
         counts.update(reference.counts)
     result = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, dict(counts))
     pieces = dict(bench.results.pieces.counts) if bench.results.pieces is not None else None
-    return replace(result, speed=bench.clock.speed(bench.runtime.sessions.threads), pieces=pieces)
+    speed = bench.clock.speed(bench.runtime.sessions.threads)
+    return replace(result, speed=speed, pieces=pieces, device=bench.reference.device.type)
 
 
 def trails_of(bench: Bench, report: Report) -> list[Trail]:

@@ -280,6 +280,7 @@ class Evidence:
     pieces: Annotated[
         Mapping[str, Count] | None, Later(), "How many pieces each graph was run in, one after another; null if whole."
     ] = None
+    device: Annotated[str | None, Later(), "That PyTorch computed on: `cpu` or `cuda`; null if not recorded."] = None
 
     @property
     def failures(self) -> list[CheckResult]:

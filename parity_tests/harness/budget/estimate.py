@@ -5,7 +5,7 @@ Facts (the sizes of checkpoint, artifact and cases), and a measurement of this m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,13 +15,13 @@ from qwen3vl_export.promise import DEQUANTIZED
 from ..plan import Plan, Subject, cases_of
 from ..sides.bench import Bench
 from ..sides.pytorch.reference import threads_for
-from .activations import FLOAT32, need_of
+from .activations import FLOAT32, held_of, need_of
 from .cost import CostModel, Seconds
 from .cut import within_time
 from .memory import weights_of
 from .rates import Rates, measure_rates
 from .resources import Resources
-from .split import split_in_order
+from .split import split_in_order, within
 
 OPENING = 2.0  # seconds until the first check, whatever is checked
 CONVERT = 5e-10  # seconds to write a byte of float32 weights into new memory
@@ -78,14 +78,24 @@ def estimate(bench: Bench, planned: Plan, resources: Resources) -> Estimate:
         passes *= 2
     stored = sum(file.stat().st_size for file in weight_files(bench.checkpoint))
     reading = passes * (rates.read * stored + CONVERT * resources.needs.weights)
-    opening = (1 + reference.streamed) * (rates.read + CONVERT) * weights_of(bench.artifact)
+    opened = (1 + reference.streamed) * weights_of(bench.artifact) + opened_again(resources, names)
     return Estimate(
         planned=planned,
         checks={check.id: costs.of(check, resources.cases) for check in planned.checks},
-        fixed=Seconds(opening, reading, OPENING),
+        fixed=Seconds((rates.read + CONVERT) * opened, reading, OPENING),
         passes=passes,
         streamed=reference.streamed,
         disk=resources.results_of(names) if reference.streamed else 0,
         resources=resources,
         rates=rates,
     )
+
+
+def opened_again(resources: Resources, names: Collection[str]) -> int:
+    """Bytes of pieces that do not stay open from token to token: at each token of each group of cases."""
+    budget = resources.piece()
+    if budget is None:
+        return 0
+    cases = [resources.cases[name] for name in names]
+    groups = within(((case.new, held_of(resources.model, case)) for case in cases), resources.held())
+    return sum(map(max, groups)) * max(0, resources.needs.decoding - budget)

@@ -14,6 +14,7 @@ from pathlib import Path
 from onnx import load
 
 from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.contract import DECODER, EMBEDDINGS
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.promise import graph_kind, quantized_graphs
 from qwen3vl_export.runtime.external import external_locations
@@ -38,6 +39,7 @@ class MemoryNeeds:
     Attributes:
         sessions: the artifact's weights in onnxruntime.
         piece: those of the largest piece, where every graph is cut at every layer.
+        decoding: those of the graphs that every token goes through.
         running: the artifact's activations of a case; of the largest.
         waiting: its caches and logits of every case, where all are computed in step.
         comparing: these, and what is compared.
@@ -51,6 +53,7 @@ class MemoryNeeds:
 
     sessions: int
     piece: int
+    decoding: int
     running: int
     waiting: int
     comparing: int
@@ -92,11 +95,13 @@ def memory_needs(artifact: Artifact, checkpoint: Path, model: ModelSizes, cases:
     modules = parameters_of(checkpoint)
     paths = dict.fromkeys(map(artifact.graph_path, artifact.manifest.graphs))
     graphs = [CutGraph(load(path, load_external_data=False)) for path in paths]
+    decoding = [artifact.graph_path(name) for name in (EMBEDDINGS, DECODER) if name in artifact.manifest.graphs]
     needs = [need_of(model, case.joined) for case in cases]
     quantized = quantized_graphs(artifact.manifest.recipe, set(map(graph_kind, artifact.manifest.graphs)))
     return MemoryNeeds(
         sessions=round(SESSION * (weights_of(artifact) + sum(graph.folded for graph in graphs))),
         piece=max(graph.largest for graph in graphs),
+        decoding=sum(graph.total for path, graph in zip(paths, graphs, strict=True) if path in decoding),
         running=LIBRARIES + max((running_of(model, case) for case in cases), default=0),
         waiting=sum(held_of(model, case) for case in cases),
         comparing=LIBRARIES + max((comparing_of(model, case) for case in cases), default=0),

@@ -46,6 +46,7 @@ from ..judging.measures import pool_means
 from ..judging.outcome import Outcome
 from ..judging.verdicts import Profile
 from ..plan import ORDER
+from ..sides.pytorch.device import CPU
 
 PACKAGES = ("qwen3vl-export", "torch", "transformers", "onnxruntime", "numpy", "pillow", "tokenizers")
 PRECISION_STAGES = ("prefill", "decode")  # the whole artifact over the prompt, and every token after it
@@ -74,6 +75,7 @@ class Report:
     trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
     hardware: Hardware | None = None  # None is this machine's
     pieces: Mapping[str, int] | None = None  # that each graph of the artifact was run in; None if it was run whole
+    device: str | None = None  # that PyTorch computed on
 
     @property
     def failures(self) -> list[Outcome]:
@@ -172,6 +174,7 @@ class Report:
             bisect=tuple(trail.record for trail in self.trails) or None,
             answers=self.answers() if self.outcomes else None,
             pieces=self.pieces,
+            device=self.device,
         )
 
     def to_json(self) -> str:
@@ -312,6 +315,7 @@ def time_spent(report: Report) -> str:
     text = f"{total:.0f} s: onnxruntime {ours:.1f} s ({ours / max(total, 1e-9):.0%})"
     text += " a few layers at a time" if report.pieces else ""
     text += f", PyTorch {torch:.1f} s"
+    text += f" on {report.device}" if report.device not in (None, CPU.type) else ""
     counts = report.reference_results or {}
     if counts.get("streamed"):
         text += " with the weights of one module in memory at a time"

@@ -14,7 +14,7 @@ from parity_tests.harness import rounds, verify
 from parity_tests.harness.budget import machine, resources
 from parity_tests.harness.budget.activations import comparing_of, need_of, outputs_of, results_of
 from parity_tests.harness.budget.cut import promised_cases
-from parity_tests.harness.budget.estimate import Estimate, estimate
+from parity_tests.harness.budget.estimate import Estimate, estimate, opened_again
 from parity_tests.harness.budget.resources import Resources, must_stream
 from parity_tests.harness.budget.sizes import Call, CaseSizes, ModelSizes
 from parity_tests.harness.budget.split import split_in_order
@@ -198,6 +198,18 @@ def test_every_check_has_an_estimate_that_adds_up(estimated: Estimate) -> None:
     assert all(check.total > 0 for check in estimated.checks.values())
     parts = sum(check.total for check in estimated.checks.values()) + estimated.fixed.total
     assert estimated.seconds.total == pytest.approx(parts)
+
+
+def test_pieces_that_have_no_room_are_opened_at_each_token(
+    needed: Resources, estimated: Estimate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [case.name for case in cases_of(estimated.planned)]
+    tokens = max(needed.cases[name].new for name in names)
+    for missing in (0, 1000):
+        monkeypatch.setattr(Resources, "piece", lambda self, missing=missing: self.needs.decoding - missing)
+        assert opened_again(needed, names) == tokens * missing
+    monkeypatch.setattr(Resources, "held", lambda self: 0)  # each case goes alone
+    assert opened_again(needed, names) == missing * sum(needed.cases[name].new for name in names)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])

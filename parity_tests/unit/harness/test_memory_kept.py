@@ -19,6 +19,7 @@ VOCABULARY = 50_000  # logits take more than all the rest
 TABLE = "model.language_model.embed_tokens.weight"
 MEASURED = """
 import sys
+from dataclasses import fields
 from pathlib import Path
 import numpy as np
 from parity_tests.harness.budget import machine
@@ -35,10 +36,11 @@ checkpoint, cache = map(Path, sys.argv[1:])
 model, parameters = ModelSizes.of(read_config(checkpoint)[0]), parameters_of(checkpoint)
 case = CaseSizes("prompt", rows=1, tokens=400, compared=400)
 need, module = need_of(model, case.joined), LOADING * FLOAT32 * max(parameters.values())
-artifact = dict.fromkeys(("sessions", "piece", "running", "dequantized", "comparing", "caches"), 0)
-whole, passing = FLOAT32 * parameters.total(), need.passing
-needs = MemoryNeeds(**artifact, weights=whole, module=module, computing=need, in_step=passing)
+nothing = dict.fromkeys((field.name for field in fields(MemoryNeeds)), 0)
+pytorch = {"weights": FLOAT32 * parameters.total(), "module": module, "computing": need, "in_step": need.passing}
+needs = MemoryNeeds(**nothing | pytorch)
 reference = Reference(checkpoint, Store(cache, "x"), streamed=True)
+machine.map_large_arrays()
 reference.model
 before = machine.resident_memory()
 budget = before + LIBRARIES + module + round(SLACK * (need.passing + 2.5 * need.held))  # for two calls in step

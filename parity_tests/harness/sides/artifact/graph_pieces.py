@@ -99,6 +99,11 @@ class CutGraph:
         return any(node.op_type in PACKING for node in self.model.graph.node)
 
     @property
+    def total(self) -> int:
+        """Bytes of the graph as a single piece."""
+        return self.size(0, len(self._steps))
+
+    @property
     def largest(self) -> int:
         """Bytes of the largest piece where every cut is made."""
         return max(piece.size for piece in self.pieces(0))

@@ -280,7 +280,7 @@ class Reference:
             self.from_disk += key not in owner._computed
             self._cache[key] = stored
         self._cache.move_to_end(key)
-        self._forget()
+        self._bound_cache()
         result: Result = self._cache[key]
         return result
 
@@ -297,7 +297,7 @@ class Reference:
             store.put(key, result)
         if not self.streamed:
             self._cache[key] = result
-            self._forget()
+            self._bound_cache()
         elif store is None or not store.path(key).is_file():
             where = store.root if store is not None else self.checkpoint
             raise ParityError(f"{where}: the disk refused a result of PyTorch", "Free some space, or --cache DIR")
@@ -307,7 +307,11 @@ class Reference:
         """The reference that stores a result."""
         return self.tower if self.tower is not None and key[0] == VISION else self
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop results from memory."""
+        self._cache.clear()
+
+    def _bound_cache(self) -> None:
         """Drop the results from memory that were not used for the longest time."""
         while len(self._cache) > 1 and (
             len(self._cache) > REMEMBERED_CASES
