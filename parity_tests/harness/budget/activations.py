@@ -47,15 +47,12 @@ class Need:
 def need_of(model: ModelSizes, call: Call) -> Need:
     """What PyTorch takes for a call with its result, beside the model's weights."""
     tokens, patches = call.rows * call.tokens, call.patches
-    features = patches // model.merge_unit * model.wide
-    in_decoder = tokens * (model.hidden + model.wide + 2 * model.head_dim) + call.rows * call.tokens**2  # and the mask
     layer = SCORES * stored(call.rows * model.heads * call.tokens**2)
     layer += tokens * (2 * model.heads * model.head_dim + SWIGLU * model.active + 2 * model.hidden)
     block = SCORES * max((stored(model.tower_heads * frame**2) for frame in call.frames), default=0)
     block += patches * (3 * model.tower_hidden + 2 * model.tower_intermediate)
     head = tokens * (model.hidden + model.wide) + COPIES * call.rows * call.logits * model.output
-    held = patches * model.patch_dim + features + max(patches * (1 + model.maps) * model.tower_hidden, in_decoder)
-    return Need(FLOAT32 * held, FLOAT32 * max(layer, block, head))
+    return Need(FLOAT32 * model.held(call), FLOAT32 * max(layer, block, head))
 
 
 def stored(scores: int) -> int:

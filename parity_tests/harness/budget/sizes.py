@@ -86,6 +86,15 @@ class ModelSizes:
         """W, the width of features and rows with their DeepStack maps."""
         return (1 + self.maps) * self.hidden
 
+    def held(self, call: Call) -> int:
+        """How many numbers a call of PyTorch holds while it waits for a module: pixels, features, and patches or tokens
+        with their mask."""
+        features = call.patches // self.merge_unit * self.wide
+        rows = call.rows * call.tokens * (self.hidden + self.wide + 2 * self.head_dim)
+        mask = call.rows * call.tokens**2
+        patches = call.patches * (1 + self.maps) * self.tower_hidden
+        return call.patches * self.patch_dim + features + max(patches, rows + mask)
+
     @property
     def layer_parameters(self) -> int:
         """Weights that a token is multiplied with in one layer of the decoder."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from parity_tests.harness.budget.activations import need_of
+from parity_tests.harness.budget.sizes import Call as Size
+from parity_tests.harness.budget.sizes import ModelSizes
 from parity_tests.harness.budget.split import within
 from parity_tests.harness.sides.pytorch.calls import Call, Request, join
 from parity_tests.harness.sides.pytorch.inputs import Inputs
+from parity_tests.harness.sides.pytorch.torch_model import read_config
+
+from ...fixtures.paths import TINY
 
 PIXELS, GRID = np.zeros((16, 12), np.float32), np.array([[1, 4, 4]])
 TEXT = np.arange(5)[None]
@@ -47,19 +52,18 @@ def test_questions_about_a_prompt_are_one_call() -> None:
     assert [call.reads for call in calls] == [True, True, False]
 
 
-def test_what_a_call_holds_grows_with_all_that_it_reads() -> None:
-    vision = SimpleNamespace(deepstack_visual_indexes=[0, 1], hidden_size=32)
-    config = SimpleNamespace(vision_config=vision, text_config=SimpleNamespace(hidden_size=64))
-    sizes = [
-        call.waiting_bytes(config)
-        for call in (
-            Call(Inputs.of_pictures(PIXELS, GRID)),
-            Call(prompt(1), ("prompt",)),
-            Call(prompt(1), ("prompt",), {("text",): TEXT}),
-        )
-    ]
-    patches = 4 * 16 * 3 * 32
-    assert sizes == [patches, patches + 4 * (3 * 4 * 64 + 9), patches + 4 * (8 * 4 * 64 + 64)]
+def test_what_a_call_holds_is_what_was_estimated_for_its_size() -> None:
+    model, text = ModelSizes.of(read_config(TINY)[0]), np.zeros((1, 500), np.int64)
+    calls = {
+        Size(frames=(16,)): Call(Inputs.of_pictures(PIXELS, GRID)),
+        Size(1, 3, frames=(16,)): Call(prompt(1), ("prompt",)),
+        Size(1, 503, frames=(16,)): Call(prompt(1), ("prompt",), {("text",): text}),
+        Size(1, 1003): Call(prompt(1, PIXELS[:0]), None, {("a",): text, ("b",): text}),
+    }
+    for size, call in calls.items():
+        assert call.waiting_bytes(model) == need_of(model, size).held
+    held = [call.waiting_bytes(model) for call in calls.values()]
+    assert held[0] == held[1] < held[2] < held[3]  # a short prompt holds less than its picture's patches
 
 
 @pytest.mark.parametrize(

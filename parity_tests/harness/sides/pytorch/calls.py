@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from qwen3vl_export.runtime.arrays import Ints
 
+from ...budget import sizes
+from ...budget.sizes import ModelSizes
 from .inputs import Inputs
 from .reference_cache import Key
 
@@ -56,19 +58,12 @@ class Call:
         """Whether the language model runs."""
         return self.prompt is not None or bool(self.texts)
 
-    def waiting_bytes(self, config: Any) -> int:
-        """Bytes that are in memory while the call waits for its next module: rows, DeepStack maps, the mask, patches.
-
-        Args:
-            config: transformers', of the model.
-        """
-        maps = len(config.vision_config.deepstack_visual_indexes)
+    def waiting_bytes(self, model: ModelSizes) -> int:
+        """Bytes that are in memory while the call waits for its next module."""
         batch, tokens = self.inputs.input_ids.shape
         tokens += sum(text.shape[1] for text in self.texts.values())
-        rows = batch * tokens * (2 + maps) * config.text_config.hidden_size
-        mask = batch * tokens**2
-        patches = len(self.inputs.pixel_values) * (1 + maps) * config.vision_config.hidden_size
-        return int(FLOAT32 * (rows + mask + patches))
+        patches = len(self.inputs.pixel_values)
+        return FLOAT32 * model.held(sizes.Call(batch, tokens, frames=(patches,) if patches else ()))
 
 
 def join(requests: Mapping[Key, Request]) -> list[Call]:

@@ -29,6 +29,7 @@ from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
+from ...budget.sizes import ModelSizes
 from ...budget.split import within
 from .calls import WAITING, Call, Request, join
 from .device import CPU
@@ -332,9 +333,9 @@ class Reference:
         if not self.requests:
             return
         requests, self.requests = self.requests, {}
-        config = self.model.config
+        model = ModelSizes.of(self.model.config, self.head)
         computations: list[tuple[Callable[[], Any], int]] = [
-            (partial(self._answer, call), call.waiting_bytes(config)) for call in join(requests)
+            (partial(self._answer, call), call.waiting_bytes(model)) for call in join(requests)
         ]
         computations += [
             (partial(self._answer_alone, key, request), request.waiting_bytes)
