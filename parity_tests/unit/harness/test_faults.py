@@ -6,12 +6,14 @@ The table in docs/parity.md says which check that is; it is held against what ha
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from qwen3vl_export.contract import DECODER, TEXT
+from qwen3vl_export.evidence import Rule
 from qwen3vl_export.promise import DEQUANTIZED, ROUNDED, head_of
 from qwen3vl_export.recipe import load_recipe
 
@@ -20,6 +22,7 @@ from ...faults.detection import first_failure, row, run_affected_checks
 from ...faults.forms import INT8_DYNAMIC, LEVEL_4, Form
 from ...fixtures.paths import DOCS
 from ...harness.checks.weights import STAGES
+from ...harness.diagnosis import diagnose
 from ...harness.plan import Subject, carry_out, plan
 from ...harness.sides.pytorch.reference import Reference
 from ...harness.verify import open_bench
@@ -100,6 +103,21 @@ def test_good_quantized_weights_pass(built: Callable[[str], Path], reference: Re
     checks = [check for check in plan("quick", Subject.of_artifact(bench.artifact)).checks if check.stage in STAGES]
     assert {check.name for check in checks} == {"vision_encoder", "embeddings", "decoder_model_merged"}
     assert [outcome.message for check in checks if not (outcome := carry_out(bench, check)).passed] == []
+
+
+def test_what_rounding_costs_is_not_diagnosed_as_a_mistake(
+    built: Callable[[str], Path], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the graph is right is asked of its own weights, and there a failure is diagnosed."""
+    bench = open_bench(built("tiny-int4"), "quick", reference=reference, cases=["text-only"])
+    stages = ("decoder", f"{DEQUANTIZED}decoder")
+    never = Rule("max_abs", "max", 0.0, "no distance at all", "a test")
+    bench.profile = replace(bench.profile, rules=bench.profile.rules | dict.fromkeys(stages, (never,)))
+    monkeypatch.setattr(diagnose, "closest", lambda *_: "a mistake")
+    checks = plan("quick", Subject.of_artifact(bench.artifact), only=["text-only"]).checks
+    outcomes = {check.stage: carry_out(bench, check) for check in checks if check.stage in stages}
+    assert [outcomes[stage].passed for stage in stages] == [False, False]
+    assert [outcomes[stage].diagnosis for stage in stages] == [None, "a mistake"]
 
 
 def test_the_table_lists_every_fault(table: list[str]) -> None:
