@@ -37,6 +37,7 @@ ONNXRUNTIME = "onnxruntime"
 GENAI = "onnxruntime-genai"
 TRANSFORMERS_JS = "transformers.js"
 SECOND_DECODER = "decoder_model"  # the decoder with a default where `decoder_model_merged` requires an input
+TASK = "task"  # stage: a user's question, which no recipe promises
 PACKAGED = "packaged"  # stage: the second decoder computes what the first does
 ALL = ((VISION_ENCODER,), (EMBEDDINGS,), (DECODER,))
 # The stages of a verification and the graphs each runs: of every group the promised ones, at least one.
@@ -56,6 +57,7 @@ RUNS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     PACKAGED: ((DECODER,),),
     "exam": ALL,
     "accuracy": ALL,
+    TASK: ALL,
     "hidden_states": ((DECODER,),),
     "answer_logits": ((DECODER,),),
     "embedding": ALL,

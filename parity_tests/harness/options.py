@@ -25,6 +25,7 @@ class Options:
         resume: go on with a verification that was interrupted.
         time: seconds to which the cases are cut, by their estimate; None is as long as all take.
         plan: only show what the verification would take.
+        tasks: files of questions that are asked besides.
         device: that PyTorch computes on: cpu, cuda or cuda:N.
     """
 
@@ -41,4 +42,5 @@ class Options:
     resume: bool = False
     time: float | None = None
     plan: bool = False
+    tasks: Sequence[Path] = ()
     device: str = "cpu"

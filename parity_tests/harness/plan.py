@@ -16,10 +16,11 @@ from typing import Any
 from qwen3vl_export.artifact import Artifact, Manifest
 from qwen3vl_export.contract import DECODER, TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
-from qwen3vl_export.evidence.answers import EXAM_STAGES
+from qwen3vl_export.evidence.answers import EXAM, EXAM_STAGES, QUESTION_STAGES
 from qwen3vl_export.promise import (
     DEQUANTIZED,
     PACKAGED,
+    TASK,
     Grid,
     graph_kind,
     grid_case,
@@ -34,12 +35,15 @@ from qwen3vl_export.promise import (
 from qwen3vl_export.recipe.model import Recipe
 from qwen3vl_export.runtime.sizing import Sizing
 
+from .cases.exam import exam_groups
 from .cases.fitting import fit_matrix, picture_tokens
 from .cases.matrix import CASES, Case, Matrix, load_matrix
+from .cases.tasks import Question, Task
 from .checks import dequantized, rounded
 from .checks import exam as exam_checks
 from .checks import packaged as packaged_checks
 from .checks import sampling as sampling_checks
+from .checks import tasks as question_checks
 from .checks import weights as weight_checks
 from .checks.heads import HEAD_STAGES
 from .checks.induction import run_stage
@@ -58,7 +62,7 @@ ORDER = (
     *dequantized.prefixed_stages(),
     *rounded.CHECKS,
     PACKAGED,
-    *EXAM_STAGES,
+    *QUESTION_STAGES,
 )
 PICTURE_STAGES = ("preprocess", "vision")
 MODEL_FREE = ("prompt", "preprocess")  # run no graph and nothing of PyTorch's model
@@ -72,6 +76,12 @@ class Check:
     name: str
     run: Callable[[Bench], Finding]
     case: Case | None = None
+    questions: tuple[Question, ...] = ()  # that it asks
+
+    @property
+    def asks(self) -> list[str]:
+        """The names of what it asks both sides about, a case or questions."""
+        return [self.case.name] if self.case is not None else [question.name for question in self.questions]
 
     @property
     def id(self) -> str:
@@ -126,11 +136,17 @@ class Plan:
     matrix: str
     checks: tuple[Check, ...]
     left_out: dict[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, str | None] = field(default_factory=dict)  # sha256 of each task that is asked, by name
 
 
 def cases_of(planned: Plan) -> list[Case]:
     """The cases of a plan's checks, in order."""
     return list({check.case.name: check.case for check in planned.checks if check.case is not None}.values())
+
+
+def questions_of(planned: Plan) -> list[Question]:
+    """The questions of a plan's checks, in order."""
+    return list({question.name: question for check in planned.checks for question in check.questions}.values())
 
 
 def cases_without_model(planned: Plan) -> set[str]:
@@ -139,13 +155,21 @@ def cases_without_model(planned: Plan) -> set[str]:
     return {case.name for case in cases_of(planned)} - modelled
 
 
-def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only: Sequence[str] = ()) -> Plan:
+def plan(
+    name: str | None,
+    subject: Subject,
+    matrix: Matrix | None = None,
+    only: Sequence[str] = (),
+    tasks: Sequence[Task] = (),
+) -> Plan:
     """Every check of a tier.
 
     Args:
         name: of the tier; None is the one the recipe names.
         matrix: the cases; None is the matrix file.
-        only: names of cases of any tier; if there are any, the plan has these alone, without the exam.
+        only: names of cases of any tier, and of questions of the tasks; if there are any, the plan has these alone,
+            without the exam.
+        tasks: that are asked besides.
 
     Raises:
         ParityError: no such tier or case, or a tier that does not run all that the recipe promises.
@@ -154,8 +178,10 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     matrix = matrix or load_matrix()
     matrix = matrix if subject.sizing is None else fit_matrix(matrix, subject.sizing)
     if only:
-        cases = select_cases(cases_for(matrix, TIERS[-1], subject), only)
-        return drop_missing(Plan(tier, tuple(checks_of(cases, subject))), subject)
+        asked = [check for check in task_checks(tasks) if {check.name, check.id} & {*only}]
+        names = {name for check in asked for name in (check.name, check.id)}
+        cases = select_cases(cases_for(matrix, TIERS[-1], subject), [name for name in only if name not in names])
+        return drop_missing(Plan(tier, (*checks_of(cases, subject), *asked)), subject)
     cases = cases_for(matrix, tier, subject)
     left_out = too_large(cases, matrix, subject)
     quantized = quantized_graphs(subject.recipe, subject.kinds)
@@ -167,15 +193,28 @@ def plan(name: str | None, subject: Subject, matrix: Matrix | None = None, only:
     if has_two_decoders(subject.recipe):
         checks.append(Check(PACKAGED, DECODER, packaged_checks.compare_decoders))
     if subject.recipe["parity"].get("held_out"):
-        checks += [Check("exam", group, exam_checks.exam_check(group)) for group in exam_checks.GROUPS]
         per_size = matrix.exam_questions[tier]
+        groups = exam_groups(per_size)
+        checks += [Check(EXAM, name, exam_checks.exam_check(group), questions=group) for name, group in groups.items()]
         if per_size >= matrix.accuracy_from:
-            checks.append(Check("accuracy", "all-questions", exam_checks.accuracy))
+            every = [question for group in groups.values() for question in group]
+            checks.append(Check("accuracy", "all-questions", exam_checks.accuracy(every)))
         else:
             left_out["accuracy"] = f"{per_size} questions per picture size are too few to judge by"
     else:
         left_out |= dict.fromkeys(EXAM_STAGES, "the recipe says held_out: false")
-    return complete(drop_missing(Plan(tier, tuple(checks), left_out), subject), subject)
+    checks += task_checks(tasks)
+    digests = {task.name: task.sha256 for task in tasks}
+    return complete(drop_missing(Plan(tier, tuple(checks), left_out, digests), subject), subject)
+
+
+def task_checks(tasks: Sequence[Task]) -> list[Check]:
+    """A check for each question."""
+    return [
+        Check(TASK, question.name, question_checks.task_check(question), questions=(question,))
+        for task in tasks
+        for question in task.questions
+    ]
 
 
 def drop_missing(planned: Plan, subject: Subject) -> Plan:
@@ -183,7 +222,7 @@ def drop_missing(planned: Plan, subject: Subject) -> Plan:
     missing = {check.id: missing_graphs(check.stage, subject.kinds) for check in planned.checks}
     reasons = {name: f"the artifact has no {', '.join(graphs)}" for name, graphs in missing.items() if graphs}
     checks = tuple(check for check in planned.checks if check.id not in reasons)
-    return Plan(planned.matrix, checks, planned.left_out | reasons)
+    return replace(planned, checks=checks, left_out=planned.left_out | reasons)
 
 
 def complete(planned: Plan, subject: Subject) -> Plan:

@@ -62,6 +62,6 @@ def groups_on_disk(bench: Bench, checks: Sequence[Check]) -> list[Sequence[Check
     free = free_disk(resources.results)
 
     def fit(group: Sequence[Check]) -> bool:
-        return resources.fit_on_disk({check.case.name for check in group if check.case is not None}, free)
+        return resources.fit_on_disk({name for check in group for name in check.asks}, free)
 
     return [*split_in_order(checks, fit)]

@@ -23,8 +23,8 @@ from qwen3vl_export.hash_cache import source_digest
 from qwen3vl_export.json_form import from_json, to_json
 from qwen3vl_export.recipe.model import Recipe
 
+from .cases.exam import GROUPS
 from .cases.matrix import load_matrix
-from .checks.exam import GROUPS
 from .checks.sampling import STAGE
 from .evidence.page import render
 from .evidence.report import hardware, versions

@@ -187,5 +187,6 @@ def identity_of(bench: Bench, matrix: str | None, cases: Sequence[str]) -> dict[
         "its checkpoint": sorted(recorded_files(artifact.manifest.checkpoint).items()),
         "this program": (sources, versions()),
         "the selection of checks": (matrix, bench.matrix.seed, tuple(cases)),
+        "a task": [(task.name, task.sha256) for task in bench.tasks],
     }
     return {name: hashlib.sha256(repr(part).encode()).hexdigest() for name, part in parts.items()}

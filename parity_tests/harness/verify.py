@@ -18,7 +18,7 @@ from qwen3vl_export.console import console
 from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
-from qwen3vl_export.promise import RUNS, head_stages
+from qwen3vl_export.promise import RUNS, TASK, head_stages
 from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.runtime.session import Sessions
 from qwen3vl_export.runtime.sizing import Sizing
@@ -26,10 +26,12 @@ from qwen3vl_export.runtime.sizing import Sizing
 from .budget.estimate import Estimate, estimate
 from .budget.machine import map_large_arrays
 from .budget.resources import must_stream, resources_of
-from .budget.sizes import sizes_of
+from .budget.sizes import question_sizes, sizes_of
 from .budget.table import show as show_estimate
 from .cases.fitting import fit_matrix
 from .cases.matrix import Matrix, load_matrix
+from .cases.task_files import load_tasks
+from .cases.tasks import Task
 from .checks.dequantized import add_own_weights_rules
 from .diagnosis.layer_trace import Trail, trace_layers
 from .evidence import history
@@ -38,7 +40,7 @@ from .evidence.report import Report, show, write
 from .judging.outcome import Outcome
 from .judging.verdicts import Profile, load_profile
 from .options import Options
-from .plan import Check, Plan, Subject, cases_of, cases_without_model, plan
+from .plan import Check, Plan, Subject, cases_of, cases_without_model, plan, questions_of
 from .progress import show_progress
 from .rounds import ReportModule, carry_out_all
 from .sides.artifact.artifact_results import ArtifactResults, open_store
@@ -63,8 +65,9 @@ def verify(artifact: Path, options: Options) -> int:
     `parity.json`, `parity.xml` and `parity.html` are written into the artifact, one line is appended to the history.
 
     Raises:
-        ArtifactError, CheckpointError, ParityError: there is nothing to compare.
+        ArtifactError, CheckpointError, ParityError: there is nothing to compare, or a task file cannot be used.
     """
+    tasks = load_tasks(options.tasks)
     precisions = precisions_of(artifact, options)
     if options.time is not None:
         options = replace(options, time=options.time / len(precisions))
@@ -74,10 +77,10 @@ def verify(artifact: Path, options: Options) -> int:
         precisions = precisions[interrupted.index(True) if True in interrupted else 0 :]
     if options.plan:
         for precision in precisions:
-            show_estimate(estimate_of(open_for(artifact, options, precision), options), artifact, precision)
+            show_estimate(estimate_of(open_for(artifact, options, precision, tasks), options), artifact, precision)
         return 0
     passed = [
-        verify_precision(artifact, replace(options, resume=options.resume and not index), precision)
+        verify_precision(artifact, replace(options, resume=options.resume and not index), precision, tasks)
         for index, precision in enumerate(precisions)
     ]
     return 0 if all(passed) else 1
@@ -94,11 +97,11 @@ def precisions_of(artifact: Path, options: Options) -> tuple[str, ...]:
     return ("", *open_artifact(artifact, check=False).manifest.precisions)
 
 
-def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
+def verify_precision(artifact: Path, options: Options, precision: str, tasks: Sequence[Task] = ()) -> bool:
     """One precision of the artifact; whether everything passed."""
     root = options.cache or default_directory()
     with open_unfinished(root, artifact, precision, options.resume) as unfinished:
-        bench = open_for(artifact, options, precision, unfinished.directory)
+        bench = open_for(artifact, options, precision, tasks, unfinished.directory)
         estimated = estimate_of(bench, options)
         identity = identity_of(bench, options.matrix, options.cases)
         done = unfinished.begin(artifact, identity, options.resume)
@@ -115,6 +118,7 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
             report = replace(report, trails=trails_of(bench, report))
         named = [
             *(f"--adapter {adapter}" for adapter in options.adapters),
+            *(f"--tasks {path}" for path in options.tasks),
             *([f"--precision {precision}"] * bool(precision)),
         ]
         show(report, console(), " ".join(["qwen3vl-export verify", str(artifact), *named]))
@@ -124,7 +128,9 @@ def verify_precision(artifact: Path, options: Options, precision: str) -> bool:
     return report.passed
 
 
-def open_for(artifact: Path, options: Options, precision: str, work: Path | None = None) -> Bench:
+def open_for(
+    artifact: Path, options: Options, precision: str, tasks: Sequence[Task], work: Path | None = None
+) -> Bench:
     """The bench of one precision; a plan alone compares no file with the manifest."""
     return open_bench(
         artifact,
@@ -139,6 +145,7 @@ def open_for(artifact: Path, options: Options, precision: str, work: Path | None
         work=work,
         cases=options.cases,
         device=options.device,
+        tasks=tasks,
     )
 
 
@@ -149,7 +156,7 @@ def estimate_of(bench: Bench, options: Options) -> Estimate:
         ParityError: no such tier or case, nothing to check, or too little time for what the recipe promises.
     """
     subject = Subject.of_artifact(bench.artifact)
-    planned = plan(options.matrix, subject, bench.matrix, options.cases)
+    planned = plan(options.matrix, subject, bench.matrix, options.cases, bench.tasks)
     if not planned.checks:
         raise ParityError(
             f"{bench.artifact.root}: its plan has no check, nothing was compared", "Choose another --matrix or --case"
@@ -173,6 +180,7 @@ def open_bench(
     work: Path | None = None,
     cases: Sequence[str] = (),
     device: str = CPU.type,
+    tasks: Sequence[Task] = (),
 ) -> Bench:
     """An artifact (or a package with its contract) and its checkpoint; PyTorch loads when it is first needed.
 
@@ -186,9 +194,11 @@ def open_bench(
         work: directory for results of the artifact; None is one that is deleted with the bench.
         cases: names of the only cases to run, of any tier; by default all of the tier's.
         device: that PyTorch computes on.
+        tasks: questions that are asked besides.
 
     Raises:
-        ParityError: no checkpoint, no such tier, case or device, or too little memory or disk.
+        ParityError: no checkpoint, no such tier, case or device, or too little memory or disk; a question that the
+            model cannot be asked.
     """
     open_sessions: Callable[..., Sessions]
     if is_contract(artifact):
@@ -209,8 +219,11 @@ def open_bench(
     head = opened.manifest.facts.head
     computing = open_device(device)
     store = Store(root, scope_of({**recorded_files(opened.manifest.checkpoint), "head": head}, computing.type))
-    planned = plan(matrix, Subject.of_artifact(opened), loaded, cases)
+    if tasks and head != TEXT:
+        raise ParityError(f"{artifact}: its head is {head}, it answers no questions", "Leave --tasks out")
+    planned = plan(matrix, Subject.of_artifact(opened), loaded, cases, tasks)
     sizes = sizes_of(cases_of(planned), loaded, runtime.preparer, cases_without_model(planned))
+    sizes += [question_sizes(question, runtime.preparer) for question in questions_of(planned)]
     resources = resources_of(opened, source.root, sizes, memory, store)
     if reference is None:
         streamed = must_stream(opened, resources) or exceeds_device(computing, source.root)
@@ -234,9 +247,9 @@ def open_bench(
         reference=reference,
         results=results,
         matrix=loaded,
-        profile=profile_of(opened),
+        profile=profile_of(opened, tasks),
         resources=resources,
-        exam_per_size=loaded.exam_questions.get(matrix or opened.manifest.recipe["parity"]["matrix"], 0),
+        tasks=tuple(tasks),
     )
 
 
@@ -282,7 +295,7 @@ def run(
         ParityError: no such tier or case.
     """
     start = time.perf_counter()
-    planned = planned or plan(matrix, Subject.of_artifact(bench.artifact), bench.matrix, cases)
+    planned = planned or plan(matrix, Subject.of_artifact(bench.artifact), bench.matrix, cases, bench.tasks)
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = carry_out_all(bench, planned.checks, track, report, done, record)
     total = time.perf_counter() - start
@@ -329,6 +342,7 @@ def report_of(
         left_out=planned.left_out,
         seconds=seconds,
         reference_results=reference_results,
+        tasks=planned.tasks,
     )
 
 
@@ -342,11 +356,11 @@ def write_evidence(artifact: Artifact, report: Report, matrix: Matrix, log: Path
     write(artifact.evidence_path(HTML), render(evidence, matrix, runs))
 
 
-def profile_of(artifact: Artifact) -> Profile:
-    """The thresholds the recipe names, by default those of its dtype, for the stages of its head; for the stages that
-    compare with the artifact's dequantized weights, those of its compute dtype."""
+def profile_of(artifact: Artifact, tasks: Sequence[Task] = ()) -> Profile:
+    """The thresholds the recipe names, by default those of its dtype, for the stages of its head and of tasks; for the
+    stages that compare with the artifact's dequantized weights, those of its compute dtype."""
     recipe, model_type = artifact.manifest.recipe, artifact.manifest.facts.model_type
     profile = load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
     profile = add_own_weights_rules(profile, recipe, model_type)
-    unneeded = set(RUNS) - set(head_stages(recipe))
+    unneeded = set(RUNS) - {*head_stages(recipe), *([TASK] if tasks else [])}
     return replace(profile, rules={stage: rules for stage, rules in profile.rules.items() if stage not in unneeded})

@@ -219,6 +219,14 @@ def verify(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only show the cases, and estimate time, memory and disk space.")
     ] = False,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=expand,
+            metavar="FILE.jsonl",
+            help="Also ask both sides the questions of this file (docs/tasks.md); can be repeated.",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where PyTorch computes: cpu, cuda or cuda:1; in float32 everywhere.")
     ] = "cpu",
@@ -230,6 +238,8 @@ def verify(
     Example: `qwen3vl-export verify artifacts/tiny --matrix quick`
 
     Example: `qwen3vl-export verify artifacts/tiny --case odd-150x211 --bisect`
+
+    Example: `qwen3vl-export verify artifacts/tiny --tasks questions.jsonl`
 
     Example: `qwen3vl-export verify artifacts/qwen3-vl-8b-instruct-int4 --memory 8GB --time 1h --plan`
     """
@@ -253,6 +263,7 @@ def verify(
         time=time,
         plan=plan,
         device=device,
+        tasks=tuple(tasks or ()),
     )
     raise typer.Exit(verify_artifact(artifact, options))
 

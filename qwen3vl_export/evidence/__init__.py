@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from ..contract import TIERS
 from ..hash_cache import Digest
 from ..json_form import AtLeast, Later, OneOf, Words
+from .tasks import AnsweredQuestion, TaskScore
 
 FORMAT = 1  # of parity.json
 Kind = Literal["max", "min", "equals"]
@@ -133,6 +134,9 @@ class CheckResult:
     diagnosis: str | None
     id: str
     passed: bool
+    answers: Annotated[
+        tuple[AnsweredQuestion, ...] | None, Later(), "Of the stages about questions; absent in earlier versions."
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -281,6 +285,9 @@ class Evidence:
         Mapping[str, Count] | None, Later(), "How many pieces each graph was run in, one after another; null if whole."
     ] = None
     device: Annotated[str | None, Later(), "That PyTorch computed on: `cpu` or `cuda`; null if not recorded."] = None
+    tasks: Annotated[
+        Mapping[str, TaskScore] | None, Later(), "Scores of the exam and of users' tasks; absent in earlier versions."
+    ] = None
 
     @property
     def failures(self) -> list[CheckResult]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
-from ..promise import CHUNKED, DEQUANTIZED, ROUNDED
+from ..promise import CHUNKED, DEQUANTIZED, ROUNDED, TASK
 from . import Answer, Answers, Evidence, LogitCost, Profile
+from .tasks import describe
 
 COST_STAGES = (  # against the checkpoint, with weights or activations that are not its own
     "vision",
@@ -27,7 +28,9 @@ COST_STAGES = (  # against the checkpoint, with weights or activations that are 
     "embedding",
     "score",
 )
-EXAM_STAGES = ("exam", "accuracy")
+EXAM = "exam"  # the stage, and the name of its task
+EXAM_STAGES = (EXAM, "accuracy")
+QUESTION_STAGES = (*EXAM_STAGES, TASK)  # about right and wrong answers
 EXACT = ("float32", "float16")  # profiles whose limits only a right graph keeps
 CHANCE = 1.0  # the loss of a text whose tokens are all equally likely
 
@@ -58,7 +61,7 @@ def answer(checks: Iterable[Judged], profile: Profile) -> tuple[Answer | None, A
     has_own_weights = any(stage.startswith(DEQUANTIZED) for stage in profile.rules)
     if not has_own_weights and profile.name in EXACT:
         return count(checks), None
-    about_cost = {*cost_stages(profile.rules.keys()), *EXAM_STAGES}
+    about_cost = {*cost_stages(profile.rules.keys()), *QUESTION_STAGES}
     about_cost |= {stage for stage in profile.rules if stage.startswith(ROUNDED)}
     cost = count(check for check in checks if check.stage in about_cost)
     graph = count(check for check in checks if check.stage not in about_cost)
@@ -84,6 +87,9 @@ def lines(evidence: Evidence) -> Iterator[str]:
     if cost is not None:
         parts.append(limit_line(cost, evidence.profile))
     yield f"{name} costs: {', '.join(parts)}"
+    for task, score in (evidence.tasks or {}).items():
+        if task != EXAM:
+            yield describe(task, score)
     answers = evidence.answers
     if answers is not None and answers.rounding is not None:
         yield f"of that, 8-bit activations: {logit_line(answers.rounding)}"

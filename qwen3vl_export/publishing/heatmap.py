@@ -8,19 +8,19 @@ from __future__ import annotations
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evidence import CheckResult, Evidence
+from ..evidence.answers import QUESTION_STAGES
 
 HEATMAP = "parity.png"
 CELL, ROW = 92, 20  # pixels
 MARGIN = 12
 NAMES = 250  # width of the column of case names
 INK, PAPER, ABSENT = (36, 41, 47), (255, 255, 255), (235, 237, 240)
-EXAM = ("exam", "accuracy")  # right or wrong answers, whose cases are not those of the other stages
 EXACT, NEAR, FAILED = (46, 160, 67), (240, 196, 25), (207, 34, 46)
 
 
 def heatmap(evidence: Evidence) -> Image.Image:
     """Draw the heatmap. A cell's number is the largest difference in percent of its limit; `=` means exact."""
-    stages = [stage for stage, entry in evidence.summary.items() if entry and stage not in EXAM]
+    stages = [stage for stage, entry in evidence.summary.items() if entry and stage not in QUESTION_STAGES]
     cases = list(dict.fromkeys(check.case for check in evidence.checks if check.stage in stages))
     cells = {(check.case, check.stage): check for check in evidence.checks}
     size = (NAMES + CELL * len(stages) + 2 * MARGIN, ROW * (len(cases) + 1) + 2 * MARGIN)

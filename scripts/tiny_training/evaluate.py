@@ -13,8 +13,9 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from parity_tests.harness.cases.exam import Question, exam, video_exam
+from parity_tests.harness.cases.exam import exam, group_of, video_exam
 from parity_tests.harness.cases.questions import brightness
+from parity_tests.harness.cases.tasks import Question
 from scripts.tiny_training import photographs
 from scripts.tiny_training.patches import MERGE, to_patches
 
@@ -30,7 +31,7 @@ class Answered:
 
     @property
     def right(self) -> bool:
-        return self.reply == self.question.answer
+        return self.reply in self.question.answers
 
 
 class Candidate:
@@ -44,7 +45,7 @@ class Candidate:
     @torch.no_grad()
     def reply(self, question: Question) -> str:
         content = [{"type": "image"}] * len(question.images) + [{"type": "video"}] * bool(question.frames)
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt}]}]
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question.text}]}]
         prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         inputs: dict[str, torch.Tensor] = {}
         if question.images:
@@ -99,8 +100,8 @@ def cat_questions() -> list[Question]:
             ("Is the picture wide or tall?", "wide"),
         ]
         questions += [
-            Question(f"cat-{width}-{index}", "photo", size, (image,), (), prompt, answer)
-            for index, (prompt, answer) in enumerate(asked)
+            Question("photograph", f"cat-{width}-{index}", "photo", (image,), text, (answer,))
+            for index, (text, answer) in enumerate(asked)
             if answer is not None
         ]
     return questions
@@ -127,7 +128,7 @@ def evaluate(checkpoint: Path, per_size: int) -> str:
             "",
             "Wrong answers:",
             *(
-                f"- {a.question.id}: {a.question.prompt} {a.reply!r}, not {a.question.answer!r}"
+                f"- {a.question.id}: {a.question.text} {a.reply!r}, not {a.question.answers[0]!r}"
                 for a in [*answered, *clips, *cat]
                 if not a.right
             ),
@@ -136,10 +137,7 @@ def evaluate(checkpoint: Path, per_size: int) -> str:
 
 
 def size_of(answered: Answered) -> str:
-    question = answered.question
-    if question.size:
-        return "{}x{}".format(*question.size)
-    return "several pictures" if question.images else "no picture"
+    return group_of(answered.question).replace("-", " ")
 
 
 def group(answered: list[Answered], key: Callable[[Answered], str]) -> dict[str, list[Answered]]:

@@ -84,6 +84,8 @@ def results_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of PyTorch's results of a case: features, rows, and the logits that are compared."""
     call = case.joined
     features = call.patches // model.merge_unit * model.wide
+    if case.asked:
+        return FLOAT32 * features
     rows = call.rows * (call.tokens * model.wide + call.logits * model.output)
     return FLOAT32 * (2 * features + (2 if is_read_twice(model, case) else 1) * rows)
 
@@ -97,7 +99,7 @@ def is_read_twice(model: ModelSizes, case: CaseSizes) -> bool:
 def outputs_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes of the artifact's results of a case that wait on disk for PyTorch's: as `results_of`, but the prompt's are
     there twice, of `decoder` and of `prefill`, and there are the caches of `chunked`."""
-    if case.pixels_only:
+    if case.pixels_only or case.asked:
         return 0
     twice = case.rows * (case.tokens * model.wide + case.compared * model.output)
     return results_of(model, case) + FLOAT32 * twice + 2 * cache_of(model, case)
@@ -123,13 +125,16 @@ def running_of(model: ModelSizes, case: CaseSizes) -> int:
 
 def logits_of(model: ModelSizes, case: CaseSizes) -> int:
     """How many values of the decoder's output the largest result of a case has."""
-    return case.rows * max(case.compared, case.forced, case.new) * model.output
+    kept = 1 if case.asked else max(case.compared, case.forced, case.new)
+    return case.rows * kept * model.output
 
 
 def comparing_of(model: ModelSizes, case: CaseSizes) -> int:
     """Bytes that the artifact takes for a case, beside its weights, and the comparison with PyTorch's results."""
     running = running_of(model, case)
     if case.pixels_only:
+        return running
+    if case.asked:  # what is compared are tokens
         return running
     logits, cache = logits_of(model, case), cache_of(model, case)
     comparing = FLOAT32 * COPIES * logits + COMPARED * min(BLOCK, max(logits, cache // FLOAT32))

@@ -11,7 +11,6 @@ from dataclasses import astuple, dataclass, replace
 
 from qwen3vl_export.promise import DEQUANTIZED
 
-from ..checks.exam import GROUPS, MANY
 from ..checks.weights import STAGES as WEIGHT_STAGES
 from ..plan import Check
 from .activations import is_read_twice, stored
@@ -22,7 +21,7 @@ CHECK = 0.01  # seconds of a check, whatever it computes
 TORCH_LAYER, ARTIFACT_LAYER = 6e-4, 1e-4  # seconds of a call of one layer, whatever it computes
 SMALL_CHUNKS = 2  # times as long as in one call, a prompt that is read in small chunks
 WEIGHT = 2e-8  # seconds for dequantizing a weight and comparing it
-QUESTION = CaseSizes("question", rows=1, tokens=180, new=10, frames=(600,))  # of the exam, an ordinary one
+ANSWER = 0.5  # of the tokens that an answer may have, how many it has
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,23 @@ class CostModel:
 
     Attributes:
         streamed: whether PyTorch is.
-        questions: of the exam, for each picture size.
     """
 
     model: ModelSizes
     rates: Rates
     streamed: bool = False
-    questions: int = 0
 
     def of(self, check: Check, sizes: Mapping[str, CaseSizes]) -> Seconds:
         """The seconds of a check.
 
         Args:
-            sizes: of the cases, by name.
+            sizes: of cases and questions, by name.
         """
         fixed = Seconds(comparing=CHECK)
         if check.stage in WEIGHT_STAGES:
             return fixed + Seconds(comparing=WEIGHT * self.model.layers * self.model.layer_parameters)
-        if check.stage == "exam" and check.name in GROUPS:
-            return fixed + self.question * (self.questions * (2 if check.name == MANY else 1))
+        if check.questions:
+            return sum((self.asking(sizes[name]) for name in check.asks), fixed)
         if check.case is None:
             return fixed
         case, stage = sizes[check.case.name], check.stage.removeprefix(DEQUANTIZED)
@@ -77,9 +74,10 @@ class CostModel:
         pytorch = self.pytorch_stages(dequantized).get(stage, nothing)(case)
         return fixed + Seconds(artifact, pytorch, self.rates.compared * self.compared_logits(stage, case))
 
-    @property
-    def question(self) -> Seconds:
-        return Seconds(self.generating(QUESTION), self.torch_generating(QUESTION))
+    def asking(self, question: CaseSizes) -> Seconds:
+        """Of a question: the artifact answers it, and PyTorch reads the answer, as if both answered alike."""
+        question = replace(question, new=round(ANSWER * question.new))
+        return Seconds(self.generating(question), self.torch_call(question.joined))
 
     def artifact_stages(self, dequantized: bool) -> Mapping[str, Callable[[CaseSizes], float]]:
         """Seconds of the artifact in each stage: results are computed where they are first needed."""

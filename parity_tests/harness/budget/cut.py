@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from qwen3vl_export.console import format_duration
 from qwen3vl_export.errors import ParityError
-from qwen3vl_export.promise import missing_checks
+from qwen3vl_export.promise import TASK, missing_checks
 
 from ..plan import Check, Plan, Subject
 
@@ -19,7 +19,8 @@ def within_time(planned: Plan, subject: Subject, seconds: Mapping[str, float], f
     """The plan without the cases that do not fit, which it lists as left out.
 
     Cases are taken in order, each if it fits into what those before it left; before all others those without which the
-    recipe's promise would not be proven. Checks of no case are kept.
+    recipe's promise would not be proven, then the questions of each task from its first on, so that no kind of question
+    is preferred. Other checks of no case are kept.
 
     Args:
         seconds: that each check takes, by its id.
@@ -34,7 +35,8 @@ def within_time(planned: Plan, subject: Subject, seconds: Mapping[str, float], f
         if check.case is not None:
             costs[check.case.name] = costs.get(check.case.name, 0.0) + seconds[check.id]
     kept = promised_cases(planned, subject)
-    left = budget - fixed - sum(seconds[check.id] for check in planned.checks if check.case is None)
+    always = [check for check in planned.checks if check.case is None and check.stage != TASK]
+    left = budget - fixed - sum(seconds[check.id] for check in always)
     left -= sum(costs[name] for name in kept)
     if left < 0:
         raise ParityError(
@@ -42,15 +44,37 @@ def within_time(planned: Plan, subject: Subject, seconds: Mapping[str, float], f
             f"{format_duration(budget)}",
             "Allow more time, or see --plan",
         )
-    reasons = {}
+    asked, reasons, left = within_questions(planned, seconds, left)
     for name, cost in costs.items():
         if name not in kept and cost <= left:
             kept.add(name)
             left -= cost
         elif name not in kept:
             reasons[name] = f"left out for time: about {format_duration(cost)}"
-    checks = tuple(check for check in planned.checks if check.case is None or check.case.name in kept)
+    checks = tuple(
+        check for check in planned.checks if is_kept(check, kept) and (check.stage != TASK or check.name in asked)
+    )
     return replace(planned, checks=checks, left_out={**planned.left_out, **reasons})
+
+
+def within_questions(
+    planned: Plan, seconds: Mapping[str, float], left: float
+) -> tuple[set[str], dict[str, str], float]:
+    """The names of the questions of tasks that fit, the tasks that are cut with the reason, and the seconds left."""
+    asked: set[str] = set()
+    cut: dict[str, list[float]] = {}
+    for check in planned.checks:
+        task = check.name.partition("/")[0]
+        if check.stage == TASK and task not in cut and seconds[check.id] <= left:
+            asked.add(check.name)
+            left -= seconds[check.id]
+        elif check.stage == TASK:
+            cut.setdefault(task, []).append(seconds[check.id])
+    reasons = {
+        f"{TASK} {task}": f"its last {len(costs):,} questions left out for time: about {format_duration(sum(costs))}"
+        for task, costs in cut.items()
+    }
+    return asked, reasons, left
 
 
 def promised_cases(planned: Plan, subject: Subject) -> set[str]:

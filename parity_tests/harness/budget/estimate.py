@@ -12,7 +12,7 @@ from functools import cached_property
 from qwen3vl_export.exporter.checkpoint.files import weight_files
 from qwen3vl_export.promise import DEQUANTIZED
 
-from ..plan import Plan, Subject, cases_of
+from ..plan import Plan, Subject
 from ..sides.bench import Bench
 from ..sides.pytorch.reference import threads_for
 from .activations import FLOAT32, held_of, need_of
@@ -66,8 +66,8 @@ def estimate(bench: Bench, planned: Plan, resources: Resources) -> Estimate:
     """The estimate of a plan on this machine."""
     model, reference = resources.model, bench.reference
     rates = measure_rates(bench.artifact, bench.checkpoint, model, threads_for(resources.needs.weights // FLOAT32))
-    costs = CostModel(model, rates, reference.streamed, bench.exam_per_size)
-    names = [case.name for case in cases_of(planned)]
+    costs = CostModel(model, rates, reference.streamed)
+    names = list(dict.fromkeys(name for check in planned.checks for name in check.asks))
     passes = 1
     if reference.streamed:
         held = sorted(need_of(model, resources.cases[name].joined).held for name in names)

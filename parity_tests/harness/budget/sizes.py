@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import Any
 
 from qwen3vl_export.contract import EMBEDDING, RERANKER, TEXT, Facts
-from qwen3vl_export.errors import Qwen3VLExportError
+from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.runtime.prepare import Preparer
 from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
 from ..cases.fitting import frames_of
 from ..cases.matrix import Case, Matrix
+from ..cases.tasks import Question
 from ..sides.pytorch.inputs import count_compared
 
 TEMPLATE_TOKENS = 16  # of a chat template around a question
@@ -137,6 +138,7 @@ class CaseSizes:
         new: tokens that are decoded after it.
         frames: patches of each frame of its pictures.
         pixels_only: whether no model is run, and only prompt and pixels are compared.
+        asked: whether it is a question, of which answers are stored, and neither rows nor logits.
     """
 
     name: str
@@ -147,6 +149,7 @@ class CaseSizes:
     new: int = 0
     frames: tuple[int, ...] = ()
     pixels_only: bool = False
+    asked: bool = False
 
     @cached_property
     def encoder(self) -> Call:
@@ -209,6 +212,29 @@ def case_sizes(case: Case, matrix: Matrix, preparer: Preparer) -> CaseSizes:
         new=matrix.tokens_of(case) if facts.head == TEXT else 0,
         frames=tuple(pictures),
     )
+
+
+def question_sizes(question: Question, preparer: Preparer) -> CaseSizes:
+    """The sizes of a question to a model that answers.
+
+    Raises:
+        ParityError: a picture of a size that the model does not take, or a question longer than its context.
+    """
+    facts = preparer.facts
+    try:
+        grids = [preparer.sizing.of_image(height, width, None) for width, height in question.sizes]
+    except Qwen3VLExportError as error:
+        raise ParityError(f"{question.where}: {error.what}", error.next) from None
+    frames = tuple(height * width for height, width in grids)
+    text = len(preparer.tokenizer.encode(question.ask))
+    tokens = TEMPLATE_TOKENS + text + MARKER_TOKENS * len(frames) + sum(frames) // facts.merge_unit
+    if tokens + question.new_tokens > facts.max_position_embeddings:
+        raise ParityError(
+            f"{question.where}: about {tokens:,} tokens and {question.new_tokens:,} of an answer, the context holds "
+            f"{facts.max_position_embeddings:,}",
+            "Shorten the question, or use fewer or smaller pictures",
+        )
+    return CaseSizes(question.name, 1, tokens, 1, 0, question.new_tokens, frames, asked=True)
 
 
 def text_of(question: str, has_pictures: bool, facts: Facts) -> str:

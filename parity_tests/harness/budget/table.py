@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from qwen3vl_export.console import console, format_duration, format_size, say, table
 
+from ..plan import Check
 from .activations import comparing_of, need_of
 from .cost import Seconds
 from .estimate import Estimate
@@ -17,22 +17,26 @@ RIGHT = COLUMNS[1:]
 
 
 def show(estimate: Estimate, artifact: Path, precision: str = "") -> None:
-    """Print a line for each case, then the totals, and what each side takes."""
+    """Print a line for each case and each task, then the totals, and what each side takes."""
     planned, resources = estimate.planned, estimate.resources
     rows = []
-    counts = Counter(check.case.name if check.case else "" for check in planned.checks)
-    for case in (resources.cases[name] for name in counts if name):
-        seconds = [estimate.checks[check.id] for check in planned.checks if check.case and check.case.name == case.name]
+    groups: dict[str, list[Check]] = {}
+    for check in planned.checks:
+        if check.asks:
+            groups.setdefault(title_of(check), []).append(check)
+    for title, checks in groups.items():
+        cases = [resources.cases[name] for name in dict.fromkeys(name for check in checks for name in check.asks)]
+        seconds = sum((estimate.checks[check.id] for check in checks), Seconds())
         rows.append(
             (
-                case.name,
-                counts[case.name],
-                f"{case.rows * case.tokens:,}",
-                f"{case.encoder.patches:,}",
-                "-" if case.pixels_only else f"{case.rows * case.new:,}",
-                format_duration(sum(seconds, Seconds()).total),
-                format_size(need_of(resources.model, case.joined).total),
-                format_size(comparing_of(resources.model, case)),
+                title,
+                len(checks),
+                f"{sum(case.rows * case.tokens for case in cases):,}",
+                f"{sum(case.encoder.patches for case in cases):,}",
+                "-" if all(case.pixels_only for case in cases) else f"{sum(case.rows * case.new for case in cases):,}",
+                format_duration(seconds.total),
+                format_size(max(need_of(resources.model, case.joined).total for case in cases)),
+                format_size(max(comparing_of(resources.model, case) for case in cases)),
             )
         )
     console().print(table("", COLUMNS, rows, right=RIGHT))
@@ -40,6 +44,11 @@ def show(estimate: Estimate, artifact: Path, precision: str = "") -> None:
         say(line)
     for left_out, reason in planned.left_out.items():
         say(f"not checked: {left_out} ({reason})")
+
+
+def title_of(check: Check) -> str:
+    """The name of its case, or of the task of its questions."""
+    return check.case.name if check.case is not None else f"task {check.questions[0].task}"
 
 
 def describe(estimate: Estimate, name: str) -> list[str]:

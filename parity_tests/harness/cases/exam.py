@@ -4,10 +4,17 @@ Knows the questions and nothing of the model. Training draws from `random.Random
 "train"; every question here is seeded with a string that starts with "exam", so the two never share a stream: a picture
 (its shapes, places, sizes, shades and noise) is not one that was trained on. Questions without a picture come from a
 small closed set (sums, repeated words) and may have been seen; they are reported on their own.
+
+    python -m parity_tests.harness.cases.exam DIR PER_SIZE
+
+writes the exam into a directory as a task file, `drawn.jsonl`, with its pictures.
 """
 
 import random
-from dataclasses import dataclass
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 from PIL import Image
 
@@ -26,6 +33,8 @@ from parity_tests.harness.cases.questions import (
     ask_text,
 )
 from parity_tests.harness.cases.scenes import draw_clip, draw_digits, draw_scene, max_digit_columns, max_digit_rows
+from parity_tests.harness.cases.task_files import write_task
+from parity_tests.harness.cases.tasks import Question
 
 EXAM_SEED = 4242
 EXAM_SIZES = (  # width, height; several are no multiple of the 32-pixel merge cell
@@ -70,15 +79,34 @@ ONE_PICTURE = (  # one round of questions for a size; `exam` repeats it as often
 STRIDE = 5  # each size starts at another place of the round, so that few questions per size still cover every kind
 
 
-@dataclass(frozen=True)
-class Question:
-    id: str
-    kind: str
-    size: tuple[int, int] | None  # width, height; None where there is no picture or several of different sizes
-    images: tuple[Image.Image, ...]
-    frames: tuple[Image.Image, ...]  # of a video, half a second apart
-    prompt: str
-    answer: str
+MANY, TEXT = "several-pictures", "no-picture"
+GROUPS = (*("{}x{}".format(*size) for size in EXAM_SIZES), MANY, TEXT)
+NAME = "exam"  # of the task
+ANSWER_TOKENS = 48  # the longest answer takes 28
+KINDS = {  # what the kinds of questions ask for
+    **dict.fromkeys(("at", "where", "relation", "many_at"), "where"),
+    **dict.fromkeys(("count", "count_by", "digit_count", "more", "many_count"), "how many"),
+    **dict.fromkeys((*GRID_KINDS, "number", "digit_first", "digit_last"), "read the digits"),
+    **dict.fromkeys(("describe", "many_describe"), "describe"),
+    **dict.fromkeys(("color", "shape", "exists", "look", "which"), "what"),
+    "text": "without a picture",
+}
+
+
+@cache
+def exam_groups(per_size: int) -> dict[str, tuple[Question, ...]]:
+    """The exam by group, each question of the kind in `KINDS` that it belongs to."""
+    groups: dict[str, tuple[Question, ...]] = dict.fromkeys(GROUPS, ())
+    for question in exam(per_size):
+        groups[group_of(question)] += (replace(question, kind=KINDS[question.kind]),)
+    return groups
+
+
+def group_of(question: Question) -> str:
+    """The picture size, or that there are several or none."""
+    if len(question.images) == 1:
+        return "{}x{}".format(*question.sizes[0])
+    return MANY if question.images else TEXT
 
 
 def exam(per_size: int = 20) -> list[Question]:
@@ -100,7 +128,7 @@ def video_exam(count: int = 24) -> list[Question]:
         size = CLIP_SIZES[index % len(CLIP_SIZES)]
         clip = draw_clip(rng, *size, frame_count=rng.choice((4, 6, 8)))
         turn = ask_clip(clip, CLIP_KINDS[index % len(CLIP_KINDS)])
-        questions.append(Question(f"clip-{index}", turn.kind, size, (), clip.frames, turn.prompt, turn.answer))
+        questions.append(question_of(f"clip-{index}", turn, frames=clip.frames))
     return questions
 
 
@@ -115,8 +143,7 @@ def picture_question(size: tuple[int, int], index: int, kind: str) -> Question:
     while True:
         image, turn = ask_about_picture(rng, size, kind)
         if turn is not None:
-            name = "{}x{}-{}".format(*size, index)
-            return Question(name, turn.kind, size, (image,), (), turn.prompt, turn.answer)
+            return question_of("{}x{}-{}".format(*size, index), turn, (image,))
 
 
 def ask_about_picture(rng: random.Random, size: tuple[int, int], kind: str) -> tuple[Image.Image, Turn | None]:
@@ -139,9 +166,20 @@ def pictures_question(index: int, kind: str) -> Question:
         scenes = [draw_scene(rng, *size, count=rng.randint(1, 3)) for size in sizes]
         turn = ask_many(rng, scenes, kind)
     images = tuple(scene.image for scene in scenes)
-    return Question(f"many-{index}", turn.kind, None, images, (), turn.prompt, turn.answer)
+    return question_of(f"many-{index}", turn, images)
 
 
 def text_question(index: int) -> Question:
-    turn = ask_text(random_stream("text", index))
-    return Question(f"text-{index}", turn.kind, None, (), (), turn.prompt, turn.answer)
+    return question_of(f"text-{index}", ask_text(random_stream("text", index)))
+
+
+def question_of(
+    name: str, turn: Turn, images: tuple[Image.Image, ...] = (), frames: tuple[Image.Image, ...] = ()
+) -> Question:
+    return Question(NAME, name, turn.kind, images, turn.prompt, (turn.answer,), frames=frames, new_tokens=ANSWER_TOKENS)
+
+
+if __name__ == "__main__":
+    folder, per_size = Path(sys.argv[1]), int(sys.argv[2])
+    every = (question for group in exam_groups(per_size).values() for question in group)
+    write_task(folder / "drawn.jsonl", every)

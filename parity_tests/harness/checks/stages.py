@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDINGS
 from qwen3vl_export.evidence import Difference
+from qwen3vl_export.runtime import Prepared
 from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.positions import rope_index, visual_tokens
 
-from ..cases.matrix import Case
+from ..cases.matrix import Case, Prompt
 from ..judging import measures
 from ..judging.measures import closeness, differences, logit_closeness, max_abs, token_max_abs
 from ..judging.outcome import Finding
@@ -39,8 +40,12 @@ PIXEL_PEAK = 2.0  # from -1 to 1
 
 def prompt(bench: Bench, case: Case) -> Finding:
     """Token ids against transformers' chat template, placeholder expansion and tokenizer."""
-    prepared, inputs = bench.prepared(case), bench.inputs(case)
-    expected = bench.prompt_reference(bench.prompts(case), inputs.image_grid_thw)
+    return compare_prompts(bench, bench.prompts(case), bench.prepared(case))
+
+
+def compare_prompts(bench: Bench, prompts: Sequence[Prompt], prepared: Prepared) -> Finding:
+    """`prompt`, of prompts that the runtime has prepared."""
+    expected = bench.prompt_reference(prompts, prepared.image_grid_thw)
     unpadded = [ids[mask == 1] for ids, mask in zip(prepared.input_ids, prepared.attention_mask, strict=True)]
     wrong, where = 0, ""
     for row, (ids, truth) in enumerate(zip(unpadded, expected, strict=True)):
@@ -55,10 +60,14 @@ def prompt(bench: Bench, case: Case) -> Finding:
 
 def preprocess(bench: Bench, case: Case) -> Finding:
     """Patch grids and pixel values against transformers' image processor."""
-    prepared = bench.prepared(case)
+    return compare_pixels(bench, bench.prompts(case), bench.prepared(case))
+
+
+def compare_pixels(bench: Bench, prompts: Sequence[Prompt], prepared: Prepared) -> Finding:
+    """`preprocess`, of prompts that the runtime has prepared."""
     allowed = bench.fixed_grids
     sizes = [tuple(grid[1:]) for grid in prepared.image_grid_thw.tolist()]
-    grids, pixels = bench.pixel_reference(bench.prompts(case), sizes if allowed else None)
+    grids, pixels = bench.pixel_reference(prompts, sizes if allowed else None)
     wrong = differences(prepared.image_grid_thw, grids) or 0
     wrong += sum(size not in allowed for size in sizes) if allowed else 0
     where = f"grids {prepared.image_grid_thw.tolist()}, the reference has {grids.tolist()}" if wrong else ""

@@ -47,6 +47,7 @@ from ..judging.outcome import Outcome
 from ..judging.verdicts import Profile
 from ..plan import ORDER
 from ..sides.pytorch.device import CPU
+from .tasks import task_scores
 
 PACKAGES = ("qwen3vl-export", "torch", "transformers", "onnxruntime", "numpy", "pillow", "tokenizers")
 PRECISION_STAGES = ("prefill", "decode")  # the whole artifact over the prompt, and every token after it
@@ -74,6 +75,7 @@ class Report:
     speed: Speed | None = None
     trails: Sequence[Trail] = ()  # layer by layer, where that was asked for
     hardware: Hardware | None = None  # None is this machine's
+    tasks: Mapping[str, str | None] = field(default_factory=dict)  # sha256 of each that was asked, by name
     pieces: Mapping[str, int] | None = None  # that each graph of the artifact was run in; None if it was run whole
     device: str | None = None  # that PyTorch computed on
 
@@ -175,6 +177,7 @@ class Report:
             answers=self.answers() if self.outcomes else None,
             pieces=self.pieces,
             device=self.device,
+            tasks=task_scores(self.outcomes, self.tasks) or None,
         )
 
     def to_json(self) -> str:

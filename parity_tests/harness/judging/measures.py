@@ -10,6 +10,7 @@ the arrays themselves little memory is taken. Blocks change no bit of a result: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -273,24 +274,44 @@ def common_prefix(candidate: Sequence[int], reference: Sequence[int]) -> int:
     return min(len(candidate), len(reference))
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a token stands among the logits of a step: how far below the best, and how many are above it."""
+
+    gap: float
+    rank: int
+
+
+def standing_of(logits: Array, token: int) -> Standing:
+    """The standing of a token among logits [V]."""
+    wide = logits.astype(np.float64)
+    return Standing(float(wide.max() - wide[token]), int((wide > wide[token]).sum()))
+
+
 def explain_difference(
     row: int, step: int, candidate_token: int, candidate: Array, reference_token: int, reference: Array, margin: float
 ) -> Difference:
-    """Whether a difference in one greedy step is a near-tie.
-
-    It is one if each side's token is among the other's top 2 and within the margin of the other's best logit.
+    """Whether a difference in one greedy step is a near-tie, as `judge_difference`.
 
     Args:
         candidate, reference: logits [V] of that step, on the same history.
         margin: in units of the reference's largest absolute logit.
     """
+    tokens = candidate_token, reference_token
+    standings = standing_of(candidate, reference_token), standing_of(reference, candidate_token)
+    return judge_difference(row, step, tokens, standings, margin * (magnitude(reference) or 0.0))
 
-    def gap_and_rank(logits: Array, token: int) -> tuple[float, int]:
-        wide = logits.astype(np.float64)
-        return float(wide.max() - wide[token]), int((wide > wide[token]).sum())
 
-    candidate_gap, candidate_rank = gap_and_rank(candidate, reference_token)
-    reference_gap, reference_rank = gap_and_rank(reference, candidate_token)
-    limit = margin * (magnitude(reference) or 0.0)
-    near = candidate_rank < 2 and reference_rank < 2 and candidate_gap <= limit and reference_gap <= limit
-    return Difference(row, step, candidate_token, reference_token, candidate_gap, reference_gap, near)
+def judge_difference(
+    row: int, step: int, tokens: tuple[int, int], standings: tuple[Standing, Standing], limit: float
+) -> Difference:
+    """Whether a difference in one greedy step is a near-tie.
+
+    It is one if each side's token is among the other's top 2 and within the limit of the other's best logit.
+
+    Args:
+        tokens: the candidate's and the reference's.
+        standings: of the reference's token on the candidate's side, and of the candidate's on the reference's.
+    """
+    near = all(standing.rank < 2 and standing.gap <= limit for standing in standings)
+    return Difference(row, step, *tokens, standings[0].gap, standings[1].gap, near)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from qwen3vl_export.evidence import CheckResult, Difference, Verdict
+from qwen3vl_export.evidence.tasks import AnsweredQuestion
 from qwen3vl_export.json_form import from_values, to_values
 
 from .measures import Measures
@@ -28,6 +29,7 @@ class Finding:
     compared: int
     where: str = ""
     differences: Sequence[Difference] = ()
+    answers: tuple[AnsweredQuestion, ...] | None = None  # of questions that were asked
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Outcome:
     differences: Sequence[Difference] = ()
     error: str | None = None
     diagnosis: str | None = None
+    answers: tuple[AnsweredQuestion, ...] | None = None
 
     @property
     def id(self) -> str:
@@ -81,6 +84,7 @@ class Outcome:
             diagnosis=self.diagnosis,
             id=self.id,
             passed=self.passed,
+            answers=self.answers,
         )
 
     @classmethod
@@ -106,4 +110,13 @@ def judge(stage: str, case: str, finding: Finding, profile: Profile, seconds: fl
     """The outcome of a finding under a profile."""
     verdicts = profile.judge(stage, finding.measures, finding.compared)
     measures = {"compared": finding.compared, **finding.measures}
-    return Outcome(stage, case, seconds, measures, tuple(verdicts), finding.where, tuple(finding.differences))
+    return Outcome(
+        stage,
+        case,
+        seconds,
+        measures,
+        tuple(verdicts),
+        finding.where,
+        tuple(finding.differences),
+        answers=finding.answers,
+    )

@@ -20,15 +20,17 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
-from qwen3vl_export.runtime.generate import prefill
+from qwen3vl_export.runtime.generate import Step, prefill
 from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
 from ..budget.machine import release_memory
 from ..budget.resources import Resources
 from ..cases.matrix import Case, Matrix, Prompt
+from ..cases.tasks import Task
 from ..judging.verdicts import Profile
 from .artifact.artifact_results import ArtifactResults
-from .counts import Clock, Score
+from .counts import Asked, Clock
+from .drafts import Draft, draft_of, followed_by, visual_ids
 from .lockstep import is_in_step
 from .pytorch.generation_reference import GenerationReference
 from .pytorch.head_reference import HeadPixels, HeadPrompts, input_of, pair_of
@@ -69,14 +71,14 @@ class Bench:
     reference: Reference
     matrix: Matrix
     profile: Profile
-    exam_per_size: int
     candidate_seconds: float = 0.0  # spent in the artifact's runtime
     clock: Clock = field(default_factory=Clock)
-    scores: dict[str, Score] = field(default_factory=dict)  # of the exam, by group
+    asked: dict[str, Asked] = field(default_factory=dict)  # questions of tasks, by name
     diagnoses: Counter[str] = field(default_factory=Counter)  # how many failures were diagnosed, by stage
     dequantized: Bench | None = None  # the same artifact, compared with its dequantized weights
     results: ArtifactResults = field(default_factory=ArtifactResults)
     resources: Resources | None = None  # that the verification takes and may take
+    tasks: tuple[Task, ...] = ()  # that are asked besides the plan of the recipe
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
 
     @property
@@ -246,15 +248,30 @@ class Bench:
 
     def run_loop(self, prepared: Prepared, new_tokens: int, stop: bool) -> Greedy:
         """`generate`, computed."""
-        start, steps, ends = time.perf_counter(), [], []
-        stop_ids = None if stop else frozenset[int]()
+        steps = list(self.greedy_steps(prepared, new_tokens, None if stop else frozenset()))
+        return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
+
+    def greedy_steps(self, prepared: Prepared, new_tokens: int, stop_ids: frozenset[int] | None) -> Iterator[Step]:
+        """The steps of the runtime's loop, with the best token chosen in each; their time is clocked."""
+        start, ends = time.perf_counter(), []
         for step in self.runtime.generate_steps(prepared, new_tokens, GREEDY, stop_ids=stop_ids):
-            steps.append(step)
             ends.append(time.perf_counter())
+            yield step
         rows, prompt = len(prepared.input_ids), int(prepared.attention_mask.sum())
         if not is_in_step():  # it waits for others there
             self.clock.add(prompt, ends[0] - start, rows * (len(ends) - 1), ends[-1] - ends[0])
-        return Greedy(np.stack([step.tokens for step in steps], 1), np.stack([step.logits for step in steps], 1))
+
+    def draft(self, prepared: Prepared, given: Ints, most: int) -> Draft:
+        """The runtime's greedy answer to a prompt of one row, where it begins with `given`, int64 [G]; at most `most`
+        tokens more."""
+        key = ("draft", *key_of(prepared), array_key(given), most)
+
+        def compute() -> Draft:
+            stop_ids = self.runtime.stop_ids | visual_ids(self.artifact.manifest.facts)
+            return draft_of(self.greedy_steps(followed_by(prepared, given), most, stop_ids))
+
+        held = self.cache_bytes(prepared.attention_mask, len(given) + most)
+        return self.results.recall(key, Draft, self.timed(compute), shared=True, held=held)
 
     def vectors(self, case: Case) -> Floats:
         """What `embed` returns for the prompts of a case: [B, H]."""

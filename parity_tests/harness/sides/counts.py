@@ -1,10 +1,12 @@
-"""What is counted while checks run: the time the artifact's generation took, and the answers of the exam."""
+"""What is remembered while checks run: the time the artifact's generation took, and answers to questions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from qwen3vl_export.evidence import Speed
+from qwen3vl_export.evidence import Difference, Speed
+from qwen3vl_export.evidence.tasks import AnsweredQuestion
 
 
 @dataclass
@@ -37,10 +39,8 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Score:
-    """Of one group: questions asked, right answers of each side, and questions the sides answered differently."""
+class Asked:
+    """A question that both sides have answered, and the steps at which they would choose different tokens."""
 
-    questions: int
-    right: int
-    reference_right: int
-    different: tuple[str, ...]
+    answered: AnsweredQuestion
+    differences: Sequence[Difference]

@@ -57,8 +57,8 @@ def test_what_a_call_holds_is_what_was_estimated_for_its_size() -> None:
     calls = {
         Size(frames=(16,)): Call(Inputs.of_pictures(PIXELS, GRID)),
         Size(1, 3, frames=(16,)): Call(prompt(1), ("prompt",)),
-        Size(1, 503, frames=(16,)): Call(prompt(1), ("prompt",), {("text",): text}),
-        Size(1, 1003): Call(prompt(1, PIXELS[:0]), None, {("a",): text, ("b",): text}),
+        Size(1, 503, frames=(16,)): Call(prompt(1), ("prompt",), {("text",): request(prompt(1), text)}),
+        Size(1, 1003): Call(prompt(1, PIXELS[:0]), None, {("a",): request(None, text), ("b",): request(None, text)}),
     }
     for size, call in calls.items():
         assert call.waiting_bytes(model) == need_of(model, size).held

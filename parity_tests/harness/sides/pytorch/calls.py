@@ -23,6 +23,10 @@ FLOAT32 = 4
 Item = TypeVar("Item")
 
 
+def unchanged(result: Item) -> Item:
+    return result
+
+
 @dataclass(frozen=True)
 class Request:
     """A result that was asked for.
@@ -31,12 +35,14 @@ class Request:
         compute: computes it alone.
         inputs: the prompt, or the pictures alone, that it is about; None if it cannot be joined with another.
         ids: [B, T] of a text that follows the prompt; None if it is about the prompt.
+        keep: makes of the `Continuation` of that text what is stored of it.
         waiting_bytes: in memory while it waits for its next module, if it is computed alone.
     """
 
     compute: Callable[[], Any]
     inputs: Inputs | None = None
     ids: Ints | None = None
+    keep: Callable[[Any], Any] = unchanged
     waiting_bytes: int = 0
 
 
@@ -46,12 +52,12 @@ class Call:
 
     Attributes:
         prompt: the key of the prompt's results; None if they are not asked for.
-        texts: [B, T] of the texts that follow the prompt, by the key of their results.
+        texts: the requests about texts that follow the prompt, by the key of their results.
     """
 
     inputs: Inputs
     prompt: Key | None = None
-    texts: dict[Key, Ints] = field(default_factory=dict)
+    texts: dict[Key, Request] = field(default_factory=dict)
 
     @property
     def reads(self) -> bool:
@@ -61,7 +67,7 @@ class Call:
     def waiting_bytes(self, model: ModelSizes) -> int:
         """Bytes that are in memory while the call waits for its next module."""
         batch, tokens = self.inputs.input_ids.shape
-        tokens += sum(text.shape[1] for text in self.texts.values())
+        tokens += sum(request.ids.shape[1] for request in self.texts.values() if request.ids is not None)
         patches = len(self.inputs.pixel_values)
         return FLOAT32 * model.held(sizes.Call(batch, tokens, frames=(patches,) if patches else ()))
 
@@ -74,7 +80,7 @@ def join(requests: Mapping[Key, Request]) -> list[Call]:
             continue
         call = calls.setdefault(request.inputs.key, Call(request.inputs))
         if request.ids is not None:
-            call.texts[key] = request.ids
+            call.texts[key] = request
         elif request.inputs.input_ids.size:
             call.prompt = key
     read = {call.inputs.pictures_key for call in calls.values() if call.reads}

@@ -32,6 +32,7 @@ from qwen3vl_export.runtime.arrays import Float32, Ints
 from ...budget.sizes import ModelSizes
 from ...budget.split import within
 from .calls import WAITING, Call, Request, join
+from .choices import Choices, read_choices
 from .device import CPU
 from .forward import Continuation, Prefill, encode, read, to_numpy
 from .inputs import Inputs, array_key, model_arguments, tokens_compared
@@ -172,6 +173,18 @@ class Reference:
             return read(self.model, inputs, features, self.device, [ids])[1][0]
 
         return self._recall(("continued", inputs.key, array_key(ids)), Continuation, Request(compute, inputs, ids))
+
+    def choices(self, inputs: Inputs, text: Ints) -> Choices:
+        """What the model would choose at each step of a text [1, T], T >= 1, after a prompt of one row."""
+        ids = text[:, :-1]
+        keep = partial(read_choices, text=text[0])
+
+        def compute() -> Choices:
+            features = self._features(inputs)
+            return keep(read(self.model, inputs, features, self.device, [ids])[1][0])
+
+        key = ("choices", inputs.key, array_key(text))
+        return self._recall(key, Choices, Request(compute, inputs, ids, keep))
 
     def generate(self, inputs: Inputs, new_tokens: int, stop: bool = False) -> Greedy:
         """`new_tokens` greedy tokens; with `stop` fewer if every row ends its turn."""
@@ -354,12 +367,13 @@ class Reference:
         features = self._features(call.inputs)
         if not call.reads:
             return
-        texts, count = list(call.texts.values()), 1 if call.prompt is None else self._compared(call.inputs.input_ids)
+        count = 1 if call.prompt is None else self._compared(call.inputs.input_ids)
+        texts = [request.ids for request in call.texts.values() if request.ids is not None]
         prefill, continuations = read(self.model, call.inputs, features, self.device, texts, count)
         if call.prompt is not None:
             self._keep(call.prompt, prefill)
-        for key, continuation in zip(call.texts, continuations, strict=True):
-            self._keep(key, continuation)
+        for (key, request), continuation in zip(call.texts.items(), continuations, strict=True):
+            self._keep(key, request.keep(continuation))
 
     def _answer_alone(self, key: Key, request: Request) -> None:
         self._keep(key, request.compute())

@@ -63,6 +63,7 @@ def scope_of(checkpoint_files: Mapping[str, str], device: str = "cpu") -> str:
     """
     modules = (
         "calls.py",
+        "choices.py",
         "device.py",
         "forward.py",
         "inputs.py",
