@@ -45,6 +45,11 @@ class Judged(Protocol):
     def passed(self) -> bool: ...
 
 
+def task_of(stage: str, case: str) -> str | None:
+    """The name of the task whose questions a check asks; None if it is about something else."""
+    return EXAM if stage == EXAM else case.partition("/")[0] if stage == TASK else None
+
+
 def cost_stages(stages: Collection[str]) -> tuple[str, ...]:
     """The stages that limit the cost of quantized weights, among them prefill in chunks where activations are rounded:
     `int8_dynamic` rounds those of each call in another way.

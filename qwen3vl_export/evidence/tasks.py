@@ -12,6 +12,7 @@ from typing import Annotated
 from ..hash_cache import Digest
 from ..json_form import AtLeast
 
+ALL = "all"  # the row of a table that is about every question
 Part = Annotated[float, "From 0 to 1."]
 
 
@@ -62,14 +63,19 @@ class TaskScore:
 
 
 def describe(name: str, task: TaskScore) -> str:
-    """`task receipts: score 91.2 % (92.0 % in PyTorch) of 250 questions, difference -0.8 points (95 %: …), …`."""
+    """`task receipts: score 91.2 % (92.0 % in PyTorch) of 250 questions, difference -0.8 points (-2.1 to +0.4), …`."""
     score = task.every
-    difference = score.difference
     return (
         f"task {name}: score {percent(score.score.value)} ({percent(score.reference_score.value)} in PyTorch) of "
-        f"{score.questions:,} questions, difference {100 * difference.value:+.1f} points (95 %: "
-        f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}), same answer to {percent(score.agreement.value)}"
+        f"{score.questions:,} questions, difference {points(score.difference)}, same answer to "
+        f"{percent(score.agreement.value)}"
     )
+
+
+def points(difference: Estimate) -> str:
+    """`-0.8 points (-2.1 to +0.4)`, with its interval."""
+    value, low, high = (round(100 * number, 1) + 0.0 for number in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def percent(value: float) -> str:

@@ -15,7 +15,8 @@ from ..artifact import STATEMENT, Artifact
 from ..console import format_size
 from ..contract import EMBEDDING, RERANKER, TEXT
 from ..evidence import SIGNS, Evidence, Rule
-from ..evidence.answers import lines
+from ..evidence.answers import EXAM, lines
+from ..evidence.tasks import ALL, TaskScore, percent, points
 from ..packaging import RUNTIMES
 from ..promise import ONNXRUNTIME, TRANSFORMERS_JS
 from .heatmap import HEATMAP
@@ -148,9 +149,24 @@ def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:
             yield f"| {stage} | {entry.checks} | {', '.join(worst)} |"
     yield from (
         "",
+        *(line for name, task in (evidence.tasks or {}).items() for line in task_table(name, task)),
         f"![largest difference of every check, in percent of its limit]({artifact.evidence_path(HEATMAP).name})",
         "",
     )
+
+
+def task_table(name: str, task: TaskScore) -> Iterator[str]:
+    """The scores of a task by kind of question."""
+    what = "Answers to the exam" if name == EXAM else f"Answers to the task `{name}`"
+    digest = f" (questions and pictures: sha256 `{task.sha256}`)" if task.sha256 else ""
+    yield from (f"{what}, both sides asked alike{digest}; intervals at 95 %:", "")
+    yield "| asks | questions | score | in PyTorch | difference | same answer |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for kind, score in (*task.kinds.items(), *([(ALL, task.every)] if len(task.kinds) > 1 else [])):
+        scores = " | ".join(map(percent, (score.score.value, score.reference_score.value)))
+        same = percent(score.agreement.value)
+        yield f"| {kind} | {score.questions:,} | {scores} | {points(score.difference)} | {same} |"
+    yield ""
 
 
 def measured(rule: Rule, value: float | None) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 import qwen3vl_export
 from qwen3vl_export.evidence import Evidence
 from qwen3vl_export.evidence.answers import lines
+from qwen3vl_export.evidence.tasks import points
 
 from ..cases.matrix import Case, Matrix, Prompt
 from ..sides.pytorch.pixel_reference import load_file
@@ -31,6 +32,7 @@ from .sections import (
     measure_rows,
     percent,
     short,
+    task_tables,
     token_agreement,
     trail_chart,
 )
@@ -59,7 +61,7 @@ def render(evidence: Evidence, matrix: Matrix, runs: Sequence[PastRun] = ()) -> 
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"short": short, "percent": percent}
+    environment.filters |= {"short": short, "percent": percent, "points": points}
     return environment.get_template(TEMPLATE).render(
         evidence=evidence,
         answers=list(lines(evidence)) if evidence.checks else [],
@@ -72,6 +74,7 @@ def render(evidence: Evidence, matrix: Matrix, runs: Sequence[PastRun] = ()) -> 
         pictures={entry.case.name: thumbnails(entry.case, drawn) for entry in closest},
         shown_pictures=SHOWN_PICTURES,
         tokens=token_agreement(evidence),
+        tasks=list(task_tables(evidence)),
         drift=drift_chart(runs),
         chart=CHART,
         areas=AREAS,

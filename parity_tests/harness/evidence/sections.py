@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qwen3vl_export.evidence import SIGNS, CheckResult, Evidence, GraphTrail, Measures, Point, Verdict
+from qwen3vl_export.evidence.answers import EXAM, task_of
+from qwen3vl_export.evidence.tasks import ALL, AnsweredQuestion, Score
 
 from ..cases.matrix import Case
 from ..cases.picture_kinds import PICTURE, parse
@@ -18,6 +20,7 @@ from .charts import Axis, Heatmap, heatmap, line, log_axis
 from .history import PastRun
 
 WORST = 6
+PARTED = 50  # questions of a task that are shown with both answers
 RUNS = 40
 CHART = {"width": 720, "height": 260, "left": 58, "right": 708, "top": 14, "bottom": 214}
 DRIFT_LEFT, DRIFT_RIGHT = 58, 708
@@ -54,6 +57,7 @@ AREAS = {
     "dequantized_answer_logits": "logits of yes and no, on its own weights",
     "exam": "exam",
     "accuracy": "accuracy",
+    "task": "questions of tasks",
 }
 
 
@@ -129,6 +133,22 @@ class TokenAgreement:
     identical: int
     near_ties: int
     unexplained: int
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """The scores of a task, a row for each kind of question, and questions that the sides answered differently.
+
+    Attributes:
+        parted: the first of them.
+    """
+
+    name: str
+    is_exam: bool
+    sha256: str | None
+    rows: Sequence[tuple[str, Score]]
+    parted: Sequence[AnsweredQuestion]
+    parted_count: int
 
 
 @dataclass(frozen=True)
@@ -268,6 +288,20 @@ def token_agreement(evidence: Evidence) -> TokenAgreement:
         near_ties=total(answers, "near_ties"),
         unexplained=total(answers, "unexplained_differences"),
     )
+
+
+def task_tables(evidence: Evidence) -> Iterator[TaskTable]:
+    """The table of each task; the exam's comes first."""
+    for name, task in (evidence.tasks or {}).items():
+        parted = [
+            question
+            for check in evidence.checks
+            if name == task_of(check.stage, check.case)
+            for question in check.answers or ()
+            if not question.same
+        ]
+        rows = [*task.kinds.items(), *([(ALL, task.every)] if len(task.kinds) > 1 else [])]
+        yield TaskTable(name, name == EXAM, task.sha256, rows, parted[:PARTED], len(parted))
 
 
 def drift_chart(runs: Sequence[PastRun]) -> DriftChart | None:

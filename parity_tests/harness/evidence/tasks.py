@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from qwen3vl_export.evidence.answers import EXAM
+from qwen3vl_export.evidence.answers import task_of
 from qwen3vl_export.evidence.tasks import AnsweredQuestion, Estimate, Score, TaskScore
-from qwen3vl_export.promise import TASK
 
 from ..judging.intervals import Interval, bootstrap, mcnemar, newcombe, wilson
 from ..judging.outcome import Outcome
@@ -24,8 +23,8 @@ def task_scores(outcomes: Iterable[Outcome], digests: Mapping[str, str | None]) 
     """
     tasks: dict[str, list[AnsweredQuestion]] = {}
     for outcome in outcomes:
-        if outcome.stage in (EXAM, TASK) and outcome.answers:
-            name = EXAM if outcome.stage == EXAM else outcome.case.partition("/")[0]
+        name = task_of(outcome.stage, outcome.case)
+        if name is not None and outcome.answers:
             tasks.setdefault(name, []).extend(outcome.answers)
     return {name: task_score(questions, digests.get(name)) for name, questions in tasks.items()}
 
