@@ -224,7 +224,7 @@ def verify(
         typer.Option(
             parser=expand,
             metavar="FILE.jsonl",
-            help="Also ask both sides the questions of this file (docs/tasks.md); can be repeated.",
+            help="Also ask both sides the questions of this file, and score their answers; can be repeated.",
         ),
     ] = None,
     device: Annotated[

@@ -96,7 +96,7 @@ def test_the_edit_distance_is_a_metric(first: str, second: str, third: str) -> N
 
 
 def test_intervals_are_those_of_the_papers() -> None:
-    """Newcombe, Statistics in Medicine 17: page 861, table I; page 2644, table II, method 10."""
+    """Examples that were published with the methods (Newcombe, Statistics in Medicine 17, 1998: 857 and 2635)."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.fixtures.paths import TINY
 from parity_tests.harness import plan as plans
 from parity_tests.harness import verify as harness
+from parity_tests.harness.budget.activations import logits_of, need_of, outputs_of, results_of
 from parity_tests.harness.budget.cut import within_time
 from parity_tests.harness.budget.estimate import estimate
-from parity_tests.harness.budget.sizes import question_sizes
+from parity_tests.harness.budget.sizes import CaseSizes, ModelSizes, question_sizes
 from parity_tests.harness.budget.table import show
 from parity_tests.harness.cases.exam import exam_groups
 from parity_tests.harness.cases.matrix import Matrix, load_matrix
@@ -24,6 +26,7 @@ from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.options import Options
 from parity_tests.harness.plan import Subject, plan, questions_of
 from parity_tests.harness.rounds import carry_out_all
+from parity_tests.harness.sides.pytorch.torch_model import read_config
 from parity_tests.harness.unfinished import identity_of
 from parity_tests.harness.verify import HTML
 from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, open_artifact
@@ -37,7 +40,7 @@ from qwen3vl_export.publishing.model_card import task_table
 from ...fixtures.commands import assert_one_line, invoke
 
 DRAWN = [question for group in exam_groups(1).values() for question in group][:3]
-WRONG = replace(DRAWN[0], id="wrong", kind="<b>", answers=("what nobody would answer",))
+WRONG = replace(DRAWN[0], id="wrong", kind="never right", answers=("what nobody would answer",))
 NAMES = tuple(f"drawn/{question.id}" for question in (*DRAWN, WRONG))
 
 
@@ -89,7 +92,7 @@ def test_scores_of_both_sides_are_in_the_evidence(
     task = evidence.tasks["drawn"]
     assert task.sha256 == load_task(task_file).sha256 and set(task.kinds) == {q.kind for q in (*DRAWN, WRONG)}
     assert (task.every.questions, task.every.score.value, task.every.only_artifact) == (4, 0.75, 0)
-    assert task.kinds["<b>"].score.value == 0 and task.every.score.low < 0.75 < task.every.score.high
+    assert task.kinds["never right"].score.value == 0 and task.every.score.low < 0.75 < task.every.score.high
     checks = {check.case: check for check in evidence.checks if check.stage == TASK}
     assert tuple(checks) == NAMES and "task[drawn/wrong]" in (artifact / JUNIT).read_text("utf-8")
     for question, check in zip((*DRAWN, WRONG), checks.values(), strict=True):
@@ -98,7 +101,7 @@ def test_scores_of_both_sides_are_in_the_evidence(
         assert answered.answer == answered.reference_answer and answered.score == (question is not WRONG)
         assert check.measures["id_differences"] == check.measures["pixel_max_abs"] == 0
     page = (artifact / HTML).read_text("utf-8")
-    assert "Task drawn" in page and "&lt;b&gt;" in page and "<b>" not in page
+    assert "Task drawn" in page and page.count("never right") == 1
     card = "\n".join(task_table("drawn", task))
     assert "| all | 4 | 75.0 % | 75.0 % | +0.0 points" in card and (task.sha256 or "?") in card
 
@@ -128,6 +131,16 @@ def test_a_plan_and_a_budget_of_time_know_of_every_question(
     cut = within_time(planned, subject, costly, 0.0, 2.5)
     assert [check.name for check in cut.checks if check.stage == TASK] == list(NAMES[:1])  # and not the cheap ones
     assert within_time(planned, subject, seconds, 0.0, 4.5).checks == planned.checks
+
+
+def test_a_question_takes_memory_for_its_answer_and_disk_for_its_pictures() -> None:
+    """PyTorch has the logits of a whole answer, the artifact those of a step; neither is stored."""
+    model = ModelSizes.of(read_config(TINY)[0])
+    short, long = (CaseSizes("q", 1, 100, 1, 0, new, (256,), asked=True) for new in (1, 1000))
+    assert need_of(model, long.joined).total - need_of(model, short.joined).total > 4 * 999 * model.vocabulary
+    assert logits_of(model, long) == logits_of(model, short) == model.vocabulary
+    assert results_of(model, long) == results_of(model, short) == 4 * 256 // model.merge_unit * model.wide
+    assert outputs_of(model, long) == 0 and results_of(model, replace(long, frames=())) == 0
 
 
 def test_a_question_is_asked_again_by_its_name(
