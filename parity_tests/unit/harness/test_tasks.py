@@ -16,6 +16,7 @@ from parity_tests.harness import verify as harness
 from parity_tests.harness.budget.activations import logits_of, need_of, outputs_of, results_of
 from parity_tests.harness.budget.cut import within_time
 from parity_tests.harness.budget.estimate import estimate
+from parity_tests.harness.budget.resources import Resources
 from parity_tests.harness.budget.sizes import CaseSizes, ModelSizes, question_sizes
 from parity_tests.harness.budget.table import show
 from parity_tests.harness.cases.exam import exam_groups
@@ -177,13 +178,21 @@ def outcomes_of(bench: harness.Bench, names: Sequence[str]) -> list[Outcome]:
     return carry_out_all(bench, planned.checks)
 
 
+@pytest.mark.parametrize(("piece", "requests"), [(None, [3, 0]), (0, [0, 3, 0])])
 def test_a_streamed_pytorch_answers_in_rounds_as_the_whole_model_does(
-    tiny_artifact: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    piece: int | None,
+    requests: list[int],
+    tiny_artifact: Path,
+    task_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its passes over the checkpoint are shared by all questions, and the artifact's sessions are closed meanwhile."""
+    """All questions share its passes over the checkpoint, and the pieces of an artifact that is run in pieces; the
+    artifact's sessions are closed while PyTorch computes."""
     task = load_task(task_file)
     whole = outcomes_of(harness.open_bench(tiny_artifact, "quick", tasks=[task], cases=NAMES), NAMES)
     monkeypatch.setattr(harness, "must_stream", lambda *_: True)
+    monkeypatch.setattr(Resources, "piece", lambda self: piece)
     bench = harness.open_bench(tiny_artifact, "quick", tasks=[task], cases=NAMES, cache=tmp_path / "cache")
     settled: list[int] = []
     settle = bench.reference.settle
@@ -195,7 +204,7 @@ def test_a_streamed_pytorch_answers_in_rounds_as_the_whole_model_does(
 
     monkeypatch.setattr(bench.reference, "settle", counted)
     streamed = outcomes_of(bench, NAMES)
-    assert settled == [3, 0]  # the wrong answer is to a question that is there twice
+    assert settled == requests  # the wrong answer is to a question that is there twice
     for outcome, expected in zip(streamed, whole, strict=True):
         assert (outcome.passed, outcome.measures, outcome.answers) == (
             expected.passed,
