@@ -45,7 +45,7 @@ def ours(artifact: Path, cache: Path, options: Path) -> None:
     from parity_tests.harness.verify import estimate_of, open_for, run
 
     settings = Options(**json.loads(options.read_text()), checkpoint=options.parent / "checkpoint", cache=cache)
-    bench = open_for(artifact, settings, "")
+    bench = open_for(artifact, settings, "", tasks=())
     estimated = estimate_of(bench, settings)
     needs = estimated.resources.needs
 

@@ -77,7 +77,7 @@ def held_of(model: ModelSizes, case: CaseSizes) -> int:
     if case.pixels_only:
         return 0
     after = (case.forced + case.new) * values_of_token(model) + case.new * model.output
-    return READS * cache_of(model, case) + FLOAT32 * case.rows * after
+    return (1 if case.asked else READS) * cache_of(model, case) + FLOAT32 * case.rows * after
 
 
 def results_of(model: ModelSizes, case: CaseSizes) -> int:
