@@ -228,7 +228,11 @@ def verify(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where PyTorch computes: cpu, cuda or cuda:1; in float32 everywhere.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Where PyTorch's side computes: cpu, cuda or cuda:1, always in float32. The artifact's is on the CPU.",
+        ),
     ] = "cpu",
 ) -> None:
     """Compare an artifact with PyTorch, stage by stage, and write parity.json and parity.html into it.

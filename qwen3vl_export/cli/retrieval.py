@@ -16,6 +16,7 @@ import typer
 from ..console import say, write_json
 from ..errors import InputError
 from ..output import whole_file
+from .devices import Device, ProviderOption, provider_options
 from .paths import expand
 from .run import AllowPrivateUrls, Artifact, MaxPixels, MinPixels, Precision, Threads
 
@@ -71,6 +72,8 @@ def embed(
     precision: Precision = "",
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    device: Device = "cpu",
+    provider_option: ProviderOption = None,
 ) -> None:
     """Embed texts, pictures and videos, in this order after those of --inputs, as vectors of length 1.
 
@@ -81,7 +84,7 @@ def embed(
     if out is not None and out.suffix not in (NPY, JSON_LINES):
         raise InputError(f"{out}: neither {NPY} nor {JSON_LINES}", f"Write --out vectors{NPY}")
     given = gather(text, image, video, inputs)
-    model = load(artifact, threads, allow_private_urls, precision, min_pixels, max_pixels)
+    model = load(artifact, threads, allow_private_urls, precision, min_pixels, max_pixels, device, provider_option)
     vectors = model.embed(
         [value for _, value in given], instruction=instruction, dimensions=dimensions, batch_size=batch_size
     )
@@ -110,6 +113,8 @@ def rerank(
     precision: Precision = "",
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    device: Device = "cpu",
+    provider_option: ProviderOption = None,
 ) -> None:
     """Score how well texts, pictures and videos meet a query, and print them as JSON lines, the best first.
 
@@ -121,7 +126,7 @@ def rerank(
     if not asked:
         raise InputError("there is no query", 'Add --query "a cat on a sofa" or --query-image FILE')
     given = gather(text, image, video, inputs)
-    model = load(artifact, threads, allow_private_urls, precision, min_pixels, max_pixels)
+    model = load(artifact, threads, allow_private_urls, precision, min_pixels, max_pixels, device, provider_option)
     scores = model.rerank(asked, [value for _, value in given], instruction=instruction, batch_size=batch_size)
     for index in (-scores).argsort(kind="stable").tolist():
         write_json({"score": float(scores[index]), "index": index, "document": given[index][0]})
@@ -134,12 +139,21 @@ def load(
     precision: str,
     min_pixels: int | None,
     max_pixels: int | None,
+    device: str,
+    provider_option: list[str] | None,
 ) -> Qwen3VL:
     from ..runtime import Qwen3VL, UrlRules
 
     rules = UrlRules(allow_private=allow_private_urls)
     return Qwen3VL.load(
-        artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
+        artifact,
+        threads,
+        url_rules=rules,
+        precision=precision,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        device=device,
+        provider_options=provider_options(provider_option),
     )
 
 

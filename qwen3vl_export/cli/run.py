@@ -16,6 +16,7 @@ from rich.text import Text
 from ..console import console, neutralize, say, write, write_json
 from ..contract import TEXT
 from ..errors import InputError
+from .devices import Device, ProviderOption, provider_options
 from .paths import expand
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ def run(
     precision: Precision = "",
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    device: Device = "cpu",
+    provider_option: ProviderOption = None,
 ) -> None:
     """Ask one question, with or without pictures, and stream the answer.
 
@@ -190,7 +193,14 @@ def run(
     functions = None if tools is None else read_tools(tools)
     rules = UrlRules(allow_private=allow_private_urls)
     model = Qwen3VL.load(
-        artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
+        artifact,
+        threads,
+        url_rules=rules,
+        precision=precision,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        device=device,
+        provider_options=provider_options(provider_option),
     )
     settings = answer_settings(context)
     sampling = resolve(model.sampling, settings)
@@ -297,6 +307,8 @@ def chat(
     precision: Precision = "",
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    device: Device = "cpu",
+    provider_option: ProviderOption = None,
 ) -> None:
     """Chat with a model on the terminal, about pictures and videos.
 
@@ -311,7 +323,14 @@ def chat(
 
     rules = UrlRules(allow_private=allow_private_urls)
     model = Qwen3VL.load(
-        artifact, threads, url_rules=rules, precision=precision, min_pixels=min_pixels, max_pixels=max_pixels
+        artifact,
+        threads,
+        url_rules=rules,
+        precision=precision,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        device=device,
+        provider_options=provider_options(provider_option),
     )
     model.require_head(TEXT)
     session = Chat(model, console(), answer_settings(context), report=lambda error: ending(error, "chat")[1])

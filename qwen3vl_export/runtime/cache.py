@@ -3,9 +3,10 @@
 Two forms, because the two kinds of decoder graph store their cache differently; `decoder.decode` takes either:
 
     SharedCache   for `GroupQueryAttention` (target ort): one buffer per layer for keys and one for values, which the
-                  graph reads and writes in place. A row's tokens are at its start, without padding.
-    JoinedCache   for graphs of standard ops (target portable): each call returns new, longer arrays, padded where the
-                  attention mask is 0.
+                  graph reads and writes in place, in the memory of the device that it runs on. A row's tokens are at
+                  its start, without padding.
+    JoinedCache   for graphs of standard ops (target portable), and where no memory can be shared: each call returns
+                  new, longer arrays. Those of a portable graph are padded where the attention mask is 0.
 
 Knows memory; nothing about what keys and values mean.
 """
@@ -20,6 +21,7 @@ import numpy as np
 from ..contract import DECODER, Facts, past_name, present_name
 from ..errors import InputError
 from .arrays import Floats, Ints
+from .memory import Buffer, Memory
 from .session import Sessions
 
 BLOCK = 256  # buffers hold a multiple of this many tokens
@@ -38,11 +40,12 @@ class SharedCache:
         length: columns of the attention mask whose tokens are cached, padding included.
 
     Args:
-        buffers: in the order of `layer_parts`, of the dtype the decoder takes.
+        buffers: in the order of `layer_parts`, of the dtype the decoder takes, in the memory of the sessions.
     """
 
-    def __init__(self, sessions: Sessions, buffers: Sequence[Floats]) -> None:
+    def __init__(self, sessions: Sessions, buffers: Sequence[Buffer]) -> None:
         self.sessions = sessions
+        self.memory = memory_for(sessions)
         self.buffers = list(buffers)
         self.length = 0
         self.binding: Any = sessions.open(DECODER).io_binding()
@@ -56,17 +59,15 @@ class SharedCache:
         capacity = round_up_capacity(capacity, facts.max_position_embeddings)
         shape = (batch, facts.num_key_value_heads, capacity, facts.head_dim)
         dtype = sessions.dtypes(DECODER)[past_name(0, "key")]
-        return cls(sessions, [np.zeros(shape, dtype) for _ in layer_parts(facts)])
+        return cls(sessions, [memory_for(sessions).store(np.zeros(shape, dtype)) for _ in layer_parts(facts)])
 
     @property
     def capacity(self) -> int:
-        return max(int(buffer.shape[2]) for buffer in self.buffers)  # smaller ones were not reached by an interrupt
+        return max(self.memory.shape(buffer)[2] for buffer in self.buffers)  # an interrupt may have left smaller ones
 
     def _bind(self) -> None:
         for (layer, part), buffer in zip(layer_parts(self.sessions.facts), self.buffers, strict=True):
-            memory = ("cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-            self.binding.bind_input(past_name(layer, part), *memory)
-            self.binding.bind_output(present_name(layer, part), *memory)
+            self.memory.bind(self.binding, past_name(layer, part), present_name(layer, part), buffer)
         self._bound = self.capacity
 
     def reserve(self, length: int) -> None:
@@ -87,17 +88,25 @@ class SharedCache:
             capacity = round_up_capacity(max(length, int(capacity * GROWTH)), limit)
         if capacity == self._bound:
             return
-        for index, old in enumerate(self.buffers):
-            if old.shape[2] == capacity:
+        for index, buffer in enumerate(self.buffers):
+            if self.memory.shape(buffer)[2] == capacity:
                 continue
+            old = self.memory.read(buffer)
             new = np.zeros((*old.shape[:2], capacity, old.shape[3]), old.dtype)
             new[:, :, : self.length] = old[:, :, : self.length]
-            self.buffers[index] = new
+            self.buffers[index] = self.memory.store(new)
         self._bind()
 
     def row(self, index: int) -> SharedCache:
-        """An empty cache for one row of the batch, whose buffers are views of these, so it must not grow."""
-        return SharedCache(self.sessions, [buffer[index : index + 1] for buffer in self.buffers])
+        """An empty cache for one row of the batch, with the capacity of this one, which must not grow; see `join`."""
+        return SharedCache(self.sessions, [self.memory.row(buffer, index) for buffer in self.buffers])
+
+    def join(self, rows: Sequence[SharedCache], length: int) -> None:
+        """Take the tokens of every row's cache, which are `length` with their padding."""
+        for index, buffers in enumerate(zip(*(row.buffers for row in rows), strict=True)):
+            self.buffers[index] = self.memory.join(self.buffers[index], buffers)
+        self._bind()
+        self.length = length
 
     def truncate(self, length: int) -> None:
         """Forget all tokens of a single row after the first `length`."""
@@ -109,11 +118,7 @@ class SharedCache:
         Args:
             mask: int64 [B, length], 0 on padding.
         """
-        counts = mask.sum(axis=1)
-        return [
-            np.concatenate([rows[:, :count].transpose(1, 0, 2) for rows, count in zip(buffer, counts, strict=True)])
-            for buffer in self.buffers
-        ]
+        return [leading_tokens(self.memory.read(buffer), mask) for buffer in self.buffers]
 
 
 class JoinedCache:
@@ -123,6 +128,7 @@ class JoinedCache:
         facts = sessions.facts
         dtype = sessions.dtypes(DECODER)[past_name(0, "key")]
         shape = (batch, facts.num_key_value_heads, 0, facts.head_dim)
+        self.leading = sessions.shares_cache  # the tokens of a row are at its start, as in a `SharedCache`
         self.arrays: list[Floats] = [np.zeros(shape, dtype) for _ in layer_parts(facts)]
 
     @property
@@ -135,10 +141,25 @@ class JoinedCache:
 
     def parts(self, mask: Ints) -> list[Floats]:
         """As `SharedCache.parts`."""
+        if self.leading:
+            return [leading_tokens(array, mask) for array in self.arrays]
         return [array.transpose(0, 2, 1, 3)[mask.astype(bool)] for array in self.arrays]
 
 
 Cache = SharedCache | JoinedCache
+
+
+def leading_tokens(array: Floats, mask: Ints) -> Floats:
+    """Entries [tokens, K, E] of an array [B, K, length, E] whose rows begin with their tokens; mask as for `parts`."""
+    rows = zip(array, mask.sum(axis=1), strict=True)
+    tokens: Floats = np.concatenate([row[:, :count].transpose(1, 0, 2) for row, count in rows])
+    return tokens
+
+
+def memory_for(sessions: Sessions) -> Memory:
+    """The memory of a cache that is shared, which `empty_cache` makes only where there is one."""
+    assert sessions.memory is not None
+    return sessions.memory
 
 
 def round_up_capacity(length: int, limit: int) -> int:

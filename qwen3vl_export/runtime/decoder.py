@@ -73,7 +73,7 @@ def empty_cache(sessions: Sessions, batch: int, capacity: int = 0) -> Cache:
     Args:
         capacity: number of tokens to allocate room for; the cache grows beyond it when needed.
     """
-    if sessions.shares_cache:
+    if sessions.shares_cache and sessions.memory is not None:
         return SharedCache.allocate(sessions, batch, capacity)
     return JoinedCache(sessions, batch)
 

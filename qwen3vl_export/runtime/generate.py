@@ -63,8 +63,10 @@ def prefill(
             f"the prompt has {int(visual.sum())} image tokens, there are {len(image_features)} features",
             "Pass the features of this prompt's pictures",
         )
-    if isinstance(cache, SharedCache) and batch > 1 and length > chunk:
-        return prefill_rows(sessions, prepared, image_features, chunk, cache), cache
+    if sessions.shares_cache and batch > 1 and length > chunk:
+        if isinstance(cache, SharedCache):
+            return prefill_rows(sessions, prepared, image_features, chunk, cache), cache
+        chunk = length  # rows of arrays that every call makes anew cannot be read one by one
     ids, mask, positions = prepared.input_ids, prepared.attention_mask, prepared.position_ids
     return prefill_chunks(sessions, ids, mask, positions, image_features, chunk, cache), cache
 
@@ -74,12 +76,13 @@ def prefill_rows(
 ) -> Floats:
     """`prefill` row by row, because `GroupQueryAttention` appends several tokens to a cache only for a batch of one.
 
-    Each row is read without its padding, straight into its row of the buffers.
+    Each row is read without its padding, into a cache that becomes a row of the buffers, or already is one.
     """
     batch, length = prepared.input_ids.shape
     cache.reserve(length)
     bounds = np.cumsum([0, *visual_tokens(prepared.input_ids, sessions.facts).sum(axis=1)])
     logits = []
+    rows = [cache.row(row) for row in range(batch)]
     for row in range(batch):
         window = (slice(row, row + 1), slice(length - int(prepared.attention_mask[row].sum()), length))
         logits.append(
@@ -90,10 +93,10 @@ def prefill_rows(
                 prepared.position_ids[:, *window],
                 image_features[bounds[row] : bounds[row + 1]],
                 chunk,
-                cache.row(row),
+                rows[row],
             )
         )
-    cache.length = length
+    cache.join(rows, length)
     return np.concatenate(logits)
 
 

@@ -1,33 +1,26 @@
-"""An artifact as a model that answers questions, embeds inputs or scores pairs: `Qwen3VL`.
-
-Each stage is a public method, so that a harness can compare every stage of the code that users run.
-"""
+"""An artifact as a model that answers questions, embeds inputs or scores pairs: `Qwen3VL`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..artifact import Artifact, open_artifact
-from ..contract import EMBEDDING, RERANKER, TEXT, Facts, decoder_output
-from ..errors import ArtifactError, InputError
-from . import decoder, encoders
+from ..artifact import open_artifact
+from ..contract import EMBEDDING, RERANKER, TEXT, decoder_output
+from ..errors import InputError
 from .answer import Answer, Limits, read_texts
-from .arrays import Float32, Floats, Ints
-from .cache import Cache
-from .conversation import Conversation, FeatureCache, picture_digests, picture_spans
-from .generate import PREFILL_CHUNK, Step, generate, prefill
+from .arrays import Float32, Floats
+from .conversation import picture_digests
+from .devices import CPU, choose_device
+from .generate import prefill
 from .heads import check_dimensions, embeddings_of, scores_of
 from .pictures.fetch import PUBLIC, UrlRules
-from .pictures.images import Image
-from .pictures.picture import Picture
-from .pictures.video import Video
-from .prepare import Prepared, Preparer
+from .prepare import Prepared
 from .prompts.messages import Content, Message, as_messages
 from .prompts.reply import Reply
 from .retrieval import (
@@ -38,43 +31,18 @@ from .retrieval import (
     shorten_embedding,
     shorten_pair,
 )
-from .sampling import Sampling, from_generation_config, override, stop_ids
-from .session import Sessions
+from .sampling import Sampling, override
+from .stages import MAX_NEW_TOKENS, Stages
 
-SETTINGS = "generation_config.json"
 DEFAULT_LIMITS = Limits()
-MAX_NEW_TOKENS = DEFAULT_LIMITS.max_new_tokens
 BATCH_SIZE = 8  # of embeddings and scores
-PURPOSES = {TEXT: "answers, by stream()", EMBEDDING: "embeddings, by embed()", RERANKER: "scores, by rerank()"}
 
 
-class Qwen3VL:
+class Qwen3VL(Stages):
     """A model exported to ONNX, with its tokenizer, chat template and image processing.
 
-    Create it with `Qwen3VL.load`. Graphs are opened when first used.
+    Create it with `Qwen3VL.load`.
     """
-
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        url_rules: UrlRules = PUBLIC,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-    ) -> None:
-        self.artifact = artifact
-        self.sessions = Sessions(artifact, threads)
-        self.preparer = Preparer(artifact, url_rules, min_pixels, max_pixels)
-        self.tokenizer = self.preparer.tokenizer
-        config = artifact.json_file(SETTINGS)
-        try:
-            self.sampling = from_generation_config(config)
-            configured = stop_ids(config)
-        except InputError as error:
-            raise ArtifactError(f"{SETTINGS}: {error.what}", f"Rebuild: {artifact.build_command}") from error
-        self.stop_ids = self._eos_ids() if configured is None else configured
-        self.conversation = Conversation()
-        self.feature_cache = FeatureCache()
 
     @classmethod
     def load(
@@ -86,6 +54,8 @@ class Qwen3VL:
         precision: str = "",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        device: str = CPU.name,
+        provider_options: Mapping[str, Any] | None = None,
     ) -> Qwen3VL:
         """Open an artifact directory, which may be a snapshot in huggingface_hub's cache.
 
@@ -97,21 +67,18 @@ class Qwen3VL:
             min_pixels: a picture is enlarged to at least this many pixels.
             max_pixels: a picture, or a frame of a video, is reduced to at most this many pixels. Both numbers are
                 within the checkpoint's, which are the defaults. A token is 32x32 pixels.
+            device: where the graphs run: `"cpu"`, `"cuda"`, `"cuda:1"`, `"webgpu"` or another name in
+                `devices.PROVIDERS`, or what onnxruntime calls a provider, such as `"CUDAExecutionProvider"`.
+            provider_options: of the device's provider, as onnxruntime takes them.
 
         Raises:
             ArtifactError: no artifact, no such precision, an altered file, or an onnxruntime that is too old.
-            InputError: `threads` is below 1 or above 1024, or a number of pixels that the checkpoint does not allow.
+            InputError: `threads` is below 1 or above 1024, a number of pixels that the checkpoint does not allow, or a
+                device that is not there.
         """
-        return cls(open_artifact(Path(path), check, precision), threads, url_rules, min_pixels, max_pixels)
-
-    @property
-    def facts(self) -> Facts:
-        return self.artifact.manifest.facts
-
-    def _eos_ids(self) -> frozenset[int]:
-        """What the tokenizer calls the end, where the settings do not say."""
-        eos = self.tokenizer.id_of(self.tokenizer.special.get("eos_token", ""))
-        return frozenset() if eos is None else frozenset({eos})
+        chosen = choose_device(device, provider_options)  # before files are read
+        artifact = open_artifact(Path(path), check, precision)
+        return cls(artifact, threads, url_rules, min_pixels, max_pixels, chosen)
 
     # Answers as text.
 
@@ -287,130 +254,3 @@ class Qwen3VL:
             features = self.features(prepared, picture_digests(prepared))
             outputs.append(prefill(self.sessions, prepared, features)[0])
         return np.concatenate(outputs)
-
-    def require_head(self, head: str) -> None:
-        """Refuse what a model of another head does.
-
-        Raises:
-            InputError: the model's head is not this one.
-        """
-        if self.facts.head != head:
-            raise InputError(
-                f"{self.artifact.root}: is a model for {PURPOSES[self.facts.head]}", "Use another artifact"
-            )
-
-    # The stages.
-
-    def picture(self, medium: Image | Video) -> Picture:
-        """An image or video ready for the encoder, to use in any number of turns without reading it again.
-
-        Raises:
-            InputError: as `images.open_image` and `video.open_video`.
-        """
-        return self.preparer.picture(medium)
-
-    def prepare(
-        self, conversations: Sequence[Sequence[Message]], plain_text: bool = False, **variables: Any
-    ) -> Prepared:
-        """Conversations to arrays, one row each, padded on the left; `variables` are passed to the chat template."""
-        return self.preparer(conversations, plain_text, **variables)
-
-    def encode_images(self, pixel_values: Floats, image_grid_thw: Ints) -> Floats:
-        """Patches float32 [P, patch_dim] of pictures with grids int64 [I, 3] to features [T, W]."""
-        return encoders.encode(self.sessions, self.artifact.manifest.encoders, pixel_values, image_grid_thw)
-
-    def embed_inputs(self, input_ids: Ints, image_features: Floats) -> Floats:
-        """Token ids int64 [B, S] and features [T, W] to wide rows [B, S, W]."""
-        return decoder.embed(self.sessions, input_ids, image_features)
-
-    def empty_cache(self, batch: int) -> Cache:
-        """The cache before the first token."""
-        return decoder.empty_cache(self.sessions, batch)
-
-    def decode(
-        self,
-        inputs_embeds: Floats,
-        attention_mask: Ints,
-        position_ids: Ints,
-        past: Cache | None = None,
-        num_logits_to_keep: int = 0,
-    ) -> tuple[Floats, Cache]:
-        """Wide rows [B, S, W] after `past` to the head's output and the cache, which is `past` itself, now longer.
-
-        See `decoder.decode`.
-        """
-        cache = self.empty_cache(len(inputs_embeds)) if past is None else past
-        embeds, mask = inputs_embeds, attention_mask
-        return decoder.decode(self.sessions, embeds, mask, position_ids, cache, num_logits_to_keep), cache
-
-    def generate_steps(
-        self,
-        prepared: Prepared,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        sampling: Sampling | None = None,
-        prefill_chunk: int | None = PREFILL_CHUNK,
-        stop_ids: frozenset[int] | None = None,
-        conversation: Conversation | None = None,
-    ) -> Iterator[Step]:
-        """Tokens of all rows, step by step, each with its logits.
-
-        Args:
-            sampling: default: the checkpoint's.
-            prefill_chunk: tokens of the prompt per call of the decoder; None reads all of them in one call.
-            stop_ids: default: the checkpoint's; with an empty set only `max_new_tokens` and the context end a row.
-            conversation: a cache to reuse and to update; None reads the whole prompt. Only used for a single row.
-        """
-        self.require_head(TEXT)
-        sampling = self.sampling if sampling is None else sampling
-        stop_ids = self.stop_ids if stop_ids is None else stop_ids
-        digests = picture_digests(prepared)
-        if conversation is None or len(prepared.input_ids) != 1:
-            features = self.features(prepared, digests)
-            yield from generate(self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk)
-            return
-        ids = prepared.input_ids[0]
-        spans = picture_spans(prepared, digests, self.facts)
-        cache = conversation.take(ids, spans) or self.empty_cache(1)
-        read = cache.length  # tokens that were read without an error
-        try:
-            features = self.features(prepared, digests, sum(span.end <= read for span in spans))
-            for step in generate(
-                self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk, cache
-            ):
-                ids = np.append(ids, step.tokens)
-                read = cache.length
-                yield step
-        finally:  # also if the answer is cut short, or a step fails half-way
-            cache.truncate(read)
-            conversation.keep(cache, ids, spans)
-
-    def features(self, prepared: Prepared, digests: Sequence[bytes], first: int = 0) -> Floats:
-        """Features [T, W] of the pictures from index `first` on; only those not in the feature cache are encoded."""
-        merge = self.facts.merge_unit
-        bounds = np.cumsum([0, *prepared.image_grid_thw.prod(axis=1)])
-        by_digest = {digest: self.feature_cache.get(digest) for digest in digests[first:]}
-        new = [index for index in range(first, len(digests)) if by_digest[digests[index]] is None]
-        if new:
-            patches = np.concatenate([prepared.pixel_values[bounds[index] : bounds[index + 1]] for index in new])
-            encoded = self.encode_images(patches, prepared.image_grid_thw[new])
-            ends = np.cumsum([bounds[index + 1] - bounds[index] for index in new])[:-1] // merge
-            for index, features in zip(new, np.split(encoded, ends), strict=True):
-                by_digest[digests[index]] = features
-                self.feature_cache.put(digests[index], features.copy())
-        return np.concatenate([decoder.no_features(self.sessions), *(by_digest[digest] for digest in digests[first:])])
-
-    def generate_ids(
-        self,
-        prepared: Prepared,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        sampling: Sampling | None = None,
-        prefill_chunk: int | None = PREFILL_CHUNK,
-        stop_ids: frozenset[int] | None = None,
-    ) -> list[list[int]]:
-        """The generated ids of each row, its stop token included; arguments as for `generate_steps`."""
-        rows: list[list[int]] = [[] for _ in prepared.input_ids]
-        for step in self.generate_steps(prepared, max_new_tokens, sampling, prefill_chunk, stop_ids):
-            for row, token, alive in zip(rows, step.tokens.tolist(), step.alive.tolist(), strict=True):
-                if alive:
-                    row.append(token)
-        return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from ..artifact import MANIFEST, Artifact
 from ..contract import OUT_OF_RANGE, VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
+from .devices import CPU, HOST, Device, start_session
 from .external import check_external_data
+from .memory import memory_of
 
 MAX_THREADS = 1024  # onnxruntime takes minutes to start 100,000, if it can
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"  # of external data, where a model has no file
@@ -41,19 +44,23 @@ class Sessions:
         threads: threads per operator; None leaves the number to onnxruntime.
         opener: opens a graph in place of `load_session`, whose arguments it takes; its result is used as an
             `onnxruntime.InferenceSession`.
+        device: where the graphs run, as returned by `choose_device`.
 
     Raises:
         ArtifactError: this onnxruntime is older than the artifact needs.
         InputError: `threads` is below 1 or above 1024.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, opener: Opener | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, threads: int | None = None, opener: Opener | None = None, device: Device = CPU
+    ) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InputError(f"threads is {threads}", f"Use 1 to {MAX_THREADS}; more than processors gain nothing")
         check_onnxruntime(artifact)
         self.artifact = artifact
         self.threads = threads
-        self.opener = opener or load_session
+        self.opener = opener or partial(load_session, device=device)
+        self.memory = memory_of(device)
         self._sessions: dict[str, Any] = {}
         self._dtypes: dict[str, dict[str, np.dtype[Any]]] = {}
 
@@ -63,7 +70,8 @@ class Sessions:
 
     @property
     def shares_cache(self) -> bool:
-        """Whether the decoder reads and writes its cache in place, which `GroupQueryAttention` does."""
+        """Whether the decoder reads and writes its cache in place where both are one memory, which
+        `GroupQueryAttention` does."""
         return bool(self.artifact.manifest.recipe.get("target") == "ort")
 
     def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
@@ -126,11 +134,13 @@ class Sessions:
         # Kept alive until the run ends: the binding has only their addresses.
         inputs = {name: np.ascontiguousarray(array, dtypes[name]) for name, array in feeds.items()}
         for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            binding.bind_input(name, HOST, 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            binding.bind_output(name, HOST, 0, array.dtype, array.shape, array.ctypes.data)
         with translate_guards(graph):
+            binding.synchronize_inputs()  # a device may still be copying; the CPU never is
             self.open(graph).run_with_iobinding(binding)
+            binding.synchronize_outputs()
 
 
 @contextlib.contextmanager
@@ -189,16 +199,22 @@ def session_options(graph: str, threads: int | None) -> Any:
     return options
 
 
-def load_session(path: Path, options: Any, model: bytes | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU; an `ArtifactError` if the graph cannot be loaded.
+def load_session(path: Path, options: Any, model: bytes | None = None, device: Device = CPU) -> Any:
+    """An `onnxruntime.InferenceSession` on a device.
 
     Args:
         model: to open in place of the one in the file; its external data is beside the file.
+
+    Raises:
+        ArtifactError: the graph cannot be loaded.
+        InputError: the device's provider does not start any more.
     """
     if model is not None:
         set_data_folder(options, path.parent)
     try:
-        return ort.InferenceSession(model or str(path), options, providers=["CPUExecutionProvider"])
+        return start_session(device, model or str(path), options)
+    except InputError:
+        raise
     except Exception as error:  # as in `translate_guards`
         reason = " ".join(str(error).split())
         raise ArtifactError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason})", "Rebuild it") from error
