@@ -74,6 +74,7 @@ CALIBRATED = "calibrated_weights"  # calibration chose the rounding
 FROM_SOURCE = "source_weights"  # nothing was rounded
 DEQUANTIZED = "dequantized_"  # prefix of stages in which PyTorch has the artifact's dequantized weights
 DEQUANTIZED_STAGES = ("vision", "embeddings", "decoder", "decode", "generate", "hidden_states", "answer_logits")
+EXPERTS_AS_OPERATOR = "operator"  # of `experts` in a recipe: in float16, too
 CHUNKED = "chunked"  # compares an artifact with itself, which one that rounds activations by call need not equal
 ROUNDED = "rounded_"  # prefix of stages that compare an artifact that rounds activations with itself, rounding none
 ROUNDED_STAGES = {"vision": VISION_ENCODER, "decoder": DECODER}  # each with the graph it is about
@@ -194,8 +195,8 @@ def recipe_at(recipe: Json, precision: str) -> Json:
     """The recipe of one of its precisions alone, as `Recipe.at` returns it."""
     values = recipe["precisions"][precision]
     parity = {**recipe["parity"], "tolerances": values["tolerances"]}
-    changed = {"dtype": values["dtype"], "quantization": values["quantization"], "parity": parity, "precisions": {}}
-    return {**recipe, **changed}
+    changed = {key: values[key] for key in ("dtype", "quantization", "experts") if key in values}
+    return {**recipe, **changed, "parity": parity, "precisions": {}}
 
 
 def broken_promises(manifest: Json) -> Iterator[str]:
@@ -328,7 +329,7 @@ def rounding_graphs(recipe: Json, model_type: str = "") -> frozenset[str]:
     """The graphs that round activations to 8 bits when they run: with `int8_dynamic`, with `accuracy_level: 4`, and in
     onnxruntime's operator for 8-bit experts, at any level."""
     is_ort = recipe.get("target") == "ort"
-    has_qmoe = model_type == "qwen3_vl_moe" and is_ort and recipe["dtype"] != "float16"
+    has_qmoe = model_type == "qwen3_vl_moe" and has_expert_operator(recipe)
     return frozenset(
         graph
         for graph, plan in (recipe.get("quantization") or {}).items()
@@ -336,6 +337,12 @@ def rounding_graphs(recipe: Json, model_type: str = "") -> frozenset[str]:
         or (is_ort and plan["method"] != "none" and plan.get("accuracy_level") == 4 and graph != EMBEDDINGS)
         or (has_qmoe and graph == DECODER and plan["method"] == "int8")
     )
+
+
+def has_expert_operator(recipe: Json) -> bool:
+    """Whether one operator, `MoE` or `QMoE`, computes a mixture of experts, and not a Loop."""
+    in_loop = recipe["dtype"] == "float16" and recipe.get("experts") != EXPERTS_AS_OPERATOR
+    return recipe.get("target") == "ort" and not in_loop
 
 
 def grid_case(grid: Grid) -> str:

@@ -150,7 +150,8 @@ def finish_artifact(prepared: PreparedBuild, entries: Entries) -> None:
     for precision, graph in shared_graphs(recipe, checkpoint.facts):
         entries[precision][graph] = entries[recipe.file_precision(precision, graph)][graph]
     write_settings(checkpoint, recipe, directory)
-    second_names = write_packaging(directory, recipe.packaging.runtimes, checkpoint.facts, entries)
+    packaging = recipe.packaging
+    second_names = write_packaging(directory, packaging.runtimes, checkpoint.facts, entries, packaging.provider)
     write_manifest(directory, recipe, checkpoint, entries, prepared.provenance.result(), second_names)
 
 

@@ -21,7 +21,7 @@ from .. import contract
 from ..contract import TEXT, Facts, Graph
 from ..errors import RecipeError
 from ..packaging import storage_rules
-from ..promise import promised_graphs, suffixed
+from ..promise import EXPERTS_AS_OPERATOR, promised_graphs, suffixed
 from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
@@ -29,7 +29,12 @@ from .calibration.results import CalibratedRows
 from .checkpoint import Checkpoint, open_checkpoint, open_repository
 from .checkpoint.adapter import open_adapter
 from .lowering import lower
-from .lowering.experts import OLDEST_ONNXRUNTIME, OLDEST_WITH_ACCURACY_LEVEL
+from .lowering.experts import (
+    OLDEST_ONNXRUNTIME,
+    OLDEST_WITH_ACCURACY_LEVEL,
+    OLDEST_WITH_RAW_WEIGHTS,
+    use_operator,
+)
 from .optimize import optimize
 from .quantize import quantize, store_as
 from .quantize.source import NOTHING_CARRIED, SourceWeights, find_source_weights
@@ -137,7 +142,8 @@ def build_skeletons(
     variants = {precision: recipe.at(precision) for precision in recipe.every_precision}
     source_weights = {name: find_source_weights(variant, checkpoint, log) for name, variant in variants.items()}
     skeletons = []
-    optimized: dict[tuple[str, torch.dtype], Skeleton] = {}  # precisions of one dtype differ from quantization on
+    # Precisions of one dtype and one form of experts differ from quantization on.
+    optimized: dict[tuple[str, torch.dtype, str], Skeleton] = {}
     for precision, variant in variants.items():
         dtype: torch.dtype = getattr(torch, variant.compute_dtype)
         storage_dtype = ir.DataType.BFLOAT16 if variant.dtype == "bfloat16" else None
@@ -151,10 +157,10 @@ def build_skeletons(
             keep = None
             if stages_dir is not None:
                 keep = stage_keeper(stages_dir, name, submodule.graph, checkpoint, variant)
-            if (graph, dtype) not in optimized:
+            if (key := (graph, dtype, variant.experts)) not in optimized:
                 stages = Stages(name, log, keep)
-                optimized[graph, dtype] = trace_and_optimize(submodule, variant.target, dtype, stages)
-            skeleton = optimized[graph, dtype]
+                optimized[key] = trace_and_optimize(submodule, variant.target, dtype, stages, variant.experts)
+            skeleton = optimized[key]
             skeleton = replace(
                 skeleton,
                 model=skeleton.model.clone(),
@@ -189,10 +195,14 @@ def build_skeleton(
     return quantize_and_store(trace_and_optimize(submodule, target, dtype, stages), target, quantization, storage_dtype)
 
 
-def trace_and_optimize(submodule: Submodule, target: str, dtype: torch.dtype, stages: Stages) -> Skeleton:
+def trace_and_optimize(
+    submodule: Submodule, target: str, dtype: torch.dtype, stages: Stages, experts: str = "auto"
+) -> Skeleton:
     """The first half of a skeleton: the graph, computing in `dtype`, however its weights will be stored."""
     model = stages.record("traced", trace(submodule, dtype))
     model = stages.record("simplified", simplify(model))
+    if experts == EXPERTS_AS_OPERATOR:
+        model = use_operator(model)
     model = stages.record("optimized", optimize(model, target, partial(stages.keep_step, "optimized")))
     return Skeleton(submodule.graph, model, stages)
 
@@ -225,12 +235,16 @@ def check_onnxruntime(recipe: Recipe, facts: Facts) -> None:
     """
     if facts.model_type != "qwen3_vl_moe" or recipe.target != "ort":
         return
-    accuracy_level = getattr(recipe.quantization_of(contract.DECODER), "accuracy_level", 0)
-    needed = OLDEST_WITH_ACCURACY_LEVEL if accuracy_level else OLDEST_ONNXRUNTIME
+    quantization = recipe.quantization_of(contract.DECODER)
+    needed, why = OLDEST_ONNXRUNTIME, ""
+    if recipe.experts == EXPERTS_AS_OPERATOR and recipe.dtype == "float16" and quantization.method != "none":
+        needed, why = OLDEST_WITH_RAW_WEIGHTS, " with quantized experts in float16"
+    if getattr(quantization, "accuracy_level", 0):
+        needed, why = OLDEST_WITH_ACCURACY_LEVEL, " with this accuracy_level"
     if tuple(map(int, recipe.min_onnxruntime.split("."))) < tuple(map(int, needed.split("."))):
         raise RecipeError(
             f"{recipe.name}: min_onnxruntime is {recipe.min_onnxruntime}, a mixture of experts on the ort target needs "
-            f"onnxruntime {needed}{' with this accuracy_level' if accuracy_level else ''}",
+            f"onnxruntime {needed}{why}",
             f'Write min_onnxruntime: "{needed}"',
         )
 

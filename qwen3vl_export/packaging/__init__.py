@@ -92,13 +92,18 @@ def storage_rules(runtimes: Sequence[str]) -> StorageRules:
 
 
 def write_packaging(
-    directory: Path, runtimes: Sequence[str], facts: Facts, graphs: Mapping[str, Mapping[str, Json]]
+    directory: Path,
+    runtimes: Sequence[str],
+    facts: Facts,
+    graphs: Mapping[str, Mapping[str, Json]],
+    provider: str = "cpu",
 ) -> dict[str, str]:
     """Write what the runtimes need into an artifact directory that has graphs and the checkpoint's settings.
 
     Args:
         runtimes: names from `RUNTIMES`.
         graphs: the manifest's entry of each graph, by precision.
+        provider: as of `Package`.
 
     Returns:
         Second names of weight files -> their first names.
@@ -106,7 +111,7 @@ def write_packaging(
     graphs_to_name = RUNTIMES[TRANSFORMERS_JS].graphs if TRANSFORMERS_JS in runtimes else ()
     named_graphs, second_names = add_second_names(directory, graphs, graphs_to_name)
     write_decoders(directory, runtimes, graphs.values(), named_graphs.values())
-    package = Package(directory, facts, named_graphs)
+    package = Package(directory, facts, named_graphs, provider)
     for runtime in runtimes:
         for name, content in RUNTIMES[runtime].files.items():
             text = json.dumps(content(package), indent=2, ensure_ascii=False)

@@ -35,6 +35,8 @@ LIMITS = (
     "It has no video.",
 )
 
+# CUDA's has no options that must be set. On a machine without a GPU `og.Config.clear_providers` goes back to the CPU.
+PROVIDER_OPTIONS: dict[str, list[dict[str, dict[str, str]]]] = {"cpu": [], "cuda": [{"cuda": {}}]}
 SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
@@ -76,7 +78,8 @@ def config(package: Package) -> dict[str, Any]:
                 "num_attention_heads": facts.num_attention_heads,
                 "num_key_value_heads": facts.num_key_value_heads,
                 "num_hidden_layers": facts.num_hidden_layers,
-                "session_options": {"provider_options": []},
+                # Those of all three sessions, because the other two have none of their own.
+                "session_options": {"provider_options": PROVIDER_OPTIONS[package.provider]},
                 "inputs": {
                     **_same_names(contract.INPUTS_EMBEDS, contract.ATTENTION_MASK, contract.POSITION_IDS),
                     "past_key_names": _every_layer(contract.past_name(0, "key")),

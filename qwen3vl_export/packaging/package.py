@@ -34,11 +34,13 @@ class Package:
     Attributes:
         directory: has the graphs and the checkpoint's settings.
         graphs: precision -> graph -> its manifest entry.
+        provider: of onnxruntime, that settings choose where a runtime reads it from there: cpu or cuda.
     """
 
     directory: Path
     facts: Facts
     graphs: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    provider: str = "cpu"
 
     def settings(self, name: str) -> dict[str, Any]:
         """One of the directory's JSON files, parsed."""

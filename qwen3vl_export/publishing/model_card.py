@@ -84,6 +84,8 @@ def introduction(artifact: Artifact) -> Iterator[str]:
     yield f"weights in {recipe['dtype']}{quantized(recipe)},"
     yield f"target `{recipe['target']}`. The directory loads unmodified in {runtimes}."
     yield "Built by qwen3vl-export, and compared with PyTorch stage by stage."
+    if recipe["packaging"].get("provider") == "cuda":
+        yield "It is for NVIDIA GPUs. All of this was measured on a CPU; it was never run on a real GPU."
     yield ""
 
 

@@ -29,6 +29,7 @@ GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddi
 PrecisionName = Literal["fp16", "int8", "q4", "q4f16"]  # suffixes that transformers.js knows
 DEFAULT = ""  # the precision of the recipe itself, whose files have no suffix
 HeadName = Literal["text", "embedding", "reranker"]
+ExpertsForm = Literal["auto", "operator"]
 RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js"]
 Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
 
@@ -127,6 +128,8 @@ class Packaging(StrictModel):
 
     runtimes: tuple[RuntimeName, ...] = Field(default=(), min_length=1)
     """Runtimes that must be able to load the directory; default every one that can load these graphs."""
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """The provider that onnxruntime-genai's settings choose; other runtimes choose when they load."""
     tied_head: Literal["copy", "link"] = "copy"
     """How an output head that is the token table gets the decoder's name, under which transformers.js looks for it:
     copy stores it again; link makes a hard link, which takes no space, and which onnxruntime reads and the `onnx`
@@ -140,6 +143,8 @@ class Precision(StrictModel):
     """Floating type of weights and activations, as the recipe's."""
     quantization: Quantization = Quantization()
     """How the weights of each graph are stored, as the recipe's."""
+    experts: ExpertsForm = "auto"
+    """How a mixture of experts is computed, as the recipe's."""
     tolerances: str = Field(default="", min_length=1)
     """Profile in parity_tests/harness/judging/tolerances.yaml; default that of the least precise part."""
 
@@ -166,6 +171,9 @@ class Recipe(StrictModel):
     """Graphs to export; default all of them."""
     quantization: Quantization = Quantization()
     """How the weights of each graph are stored."""
+    experts: ExpertsForm = "auto"
+    """How a mixture of experts is computed. auto: as suits CPUs, in float16 one expert after another. operator: by one
+    operator in float16 too, as GPUs have it (`target: ort`)."""
     precisions: dict[PrecisionName, Precision] = Field(default={})
     """Further precisions in the same directory, under the suffixes transformers.js knows."""
     calibration: Calibration | None = None
@@ -229,7 +237,12 @@ class Recipe(StrictModel):
             return self.model_copy(update={"precisions": {}})
         settings = next(value for name, value in self.precisions.items() if name == precision)
         parity = self.parity.model_copy(update={"tolerances": settings.tolerances})
-        changes = {"dtype": settings.dtype, "quantization": settings.quantization, "parity": parity}
+        changes = {
+            "dtype": settings.dtype,
+            "quantization": settings.quantization,
+            "experts": settings.experts,
+            "parity": parity,
+        }
         return self.model_copy(update={**changes, "precisions": {}})
 
     def with_head(self, head: str) -> Recipe:
@@ -243,9 +256,9 @@ class Recipe(StrictModel):
         weight_format = self.at(precision)._weight_format(graph)
         return next(name for name in self.every_precision if self.at(name)._weight_format(graph) == weight_format)
 
-    def _weight_format(self, graph: str) -> tuple[str, MethodSettings]:
+    def _weight_format(self, graph: str) -> tuple[str, str, MethodSettings]:
         """What the bytes of a graph depend on besides checkpoint and target."""
-        return self.dtype, self.quantization_of(graph)
+        return self.dtype, self.experts, self.quantization_of(graph)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain JSON values with every default filled in. An absolute source keeps its last name only: the same recipe
@@ -322,6 +335,10 @@ class Recipe(StrictModel):
         self._check_calibration(prefix)
         if self.target != "portable":
             return
+        if self.experts == "operator":
+            raise FieldConflict(
+                f"{prefix}experts", "no standard operator computes a mixture of experts", "Write experts: auto"
+            )
         if quantization.embeddings.method != "none":
             raise FieldConflict(
                 f"{prefix}quantization.embeddings.method",

@@ -1,7 +1,7 @@
 """The precisions that any recipe can be built in: files under `precisions/`, each laid over the recipe.
 
-A precision says how weights are stored and nothing else. `NAME-PRECISION` is the recipe NAME in that precision,
-unless a file has this very name. Knows which keys a precision sets; nothing about their values.
+A precision says how weights are stored and computed with, and nothing else. `NAME-PRECISION` is the recipe NAME in that
+precision, unless a file has this very name. Knows which keys a precision sets; nothing about their values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from .yaml import MergedRecipe, merge_mappings, read_merged
 
 FOLDER = "precisions"  # in every directory of recipes
-REPLACED = ("dtype", "quantization", "precisions")  # a precision is complete: it inherits none of these
+REPLACED = ("dtype", "quantization", "experts", "precisions")  # a precision is complete: it inherits none of these
 KEYS = (*REPLACED, "description", "parity", "packaging", "min_onnxruntime")
 
 

@@ -23,6 +23,8 @@ STORAGE = {  # dtype, the methods of tower, token table and decoder, and the tol
     "int8": ("bfloat16", "int8", "int8", "int8", "int8"),
     "int4": ("bfloat16", "int8", "int8", "int4", "int4"),
     "source": ("bfloat16", "none", "none", "source", "float32"),
+    "cuda": ("float16", "none", "none", "none", "float16"),
+    "cuda-int4": ("float16", "none", "none", "int4", "int4"),
     "web": ("float16", "none", "none", "int4", "int4"),
 }
 

@@ -26,6 +26,7 @@ from qwen3vl_export.errors import CheckpointError, RecipeError
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.exporter.checkpoint.tensors import TransposedReader
 from qwen3vl_export.exporter.lowering import lower
+from qwen3vl_export.exporter.lowering.experts import use_operator
 from qwen3vl_export.exporter.optimize import optimize
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.simplify import simplify
@@ -34,8 +35,10 @@ from qwen3vl_export.exporter.submodules.experts import EXPERTS
 from qwen3vl_export.exporter.submodules.geometry import PLACEHOLDER_DOMAIN
 from qwen3vl_export.exporter.trace import OPSET
 from qwen3vl_export.exporter.weights.inputs import weight_inputs
+from qwen3vl_export.promise import EXPERTS_AS_OPERATOR as OPERATOR
 from qwen3vl_export.recipe import load_recipe
 
+from ...fixtures.kernels import CUDA, ON_THE_CPU, kinds, load_graph, read_record, without_kernel
 from ...fixtures.moe_checkpoint import WEIGHTS, Layout, write_moe_checkpoint
 from ...fixtures.official import config, published_shapes, write_sparse_checkpoint
 from ...fixtures.traces import build_submodule, trace
@@ -102,20 +105,27 @@ def test_experts_of_8_bits_part_from_pytorch_at_near_tied_routes_only(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("target", "dtype", "method"),
+    ("target", "dtype", "method", "experts"),
     [
-        ("ort", "float32", "int4"),
-        ("ort", "float16", "int4"),
-        ("ort", "float16", "int8"),
-        ("portable", "float32", "int8"),
+        ("ort", "float32", "int4", "auto"),
+        ("ort", "float16", "int4", "auto"),
+        ("ort", "float16", "int4", OPERATOR),
+        ("ort", "float16", "int8", "auto"),
+        ("portable", "float32", "int8", "auto"),
     ],
 )
 def test_quantized_experts_compute_what_pytorch_does_with_the_same_weights(
-    target: str, dtype: str, method: str, tmp_path: Path
+    target: str, dtype: str, method: str, experts: str, tmp_path: Path
 ) -> None:
     """One operator, and the Loop that restores one expert's numbers, in both widths."""
     quantization = f"{{decoder_model_merged: {{method: {method}, symmetric: {str(target == 'portable').lower()}}}}}"
-    artifact, checkpoint = build_moe(tmp_path, target=target, dtype=dtype, quantization=quantization)
+    oldest = '"1.28.0"'
+    keys = {"target": target, "dtype": dtype, "quantization": quantization, "experts": experts}
+    artifact, checkpoint = build_moe(tmp_path, **keys, min_onnxruntime=oldest)
+    if experts == OPERATOR:  # all of it a kernel of CUDA's, too
+        decoder = artifact / "onnx" / f"{contract.DECODER}.onnx"
+        assert without_kernel(decoder, CUDA).items() <= ON_THE_CPU.items()
+        assert "QMoE" in {kind.node.op_type for kind in kinds(load_graph(decoder))}
     bench = open_bench(artifact, "quick", checkpoint)
     cases = ("minimum-64x64", "wide-512x128", "batch-of-different-sizes")
     report = run(bench, "quick", only=lambda check: check.stage.startswith("dequantized_dec"), cases=cases)
@@ -196,11 +206,18 @@ def test_an_onnxruntime_without_experts_is_refused_before_building(tmp_path: Pat
         RecipeError, match=r'needs onnxruntime 1\.31\.0.*accuracy_level. Write min_onnxruntime: "1\.31\.0"'
     ):
         build_moe(tmp_path, quantization=level)
+    with pytest.raises(RecipeError, match=r'1\.28\.0 with quantized experts in float16. Write min_onnxruntime: "1\.28'):
+        keys = {"dtype": "float16", "experts": OPERATOR, "quantization": level.replace(", accuracy_level: 4", "")}
+        build_moe(tmp_path, **keys)
     assert not (tmp_path / "moe").exists()
 
 
-def lower_experts(target: str, dtype: torch.dtype) -> ort.InferenceSession:
-    """A session of one `Experts` placeholder lowered for the target, weights as inputs."""
+def lower_experts(target: str, dtype: torch.dtype, experts: str = "auto") -> onnx.ModelProto:
+    """A model of one `Experts` placeholder lowered for the target, weights as inputs.
+
+    Args:
+        experts: as in a recipe.
+    """
     onnx_dtype = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}[dtype]
     shapes = {"x": ["n", H], "chosen": ["n", K], "shares": ["n", K], "gate_up": [E, 2 * I, H], "down": [E, H, I]}
     inputs = [
@@ -213,9 +230,15 @@ def lower_experts(target: str, dtype: torch.dtype) -> ort.InferenceSession:
     node.outputs[0].name, node.outputs[0].shape = "out", ir.Shape(["n", H])
     node.outputs[0].type = ir.TensorType(onnx_dtype)
     graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": OPSET, PLACEHOLDER_DOMAIN: 1}, name="g")
-    model = lower(target)(ir.Model(graph, ir_version=10))
+    model = ir.Model(graph, ir_version=10)
+    model = lower(target)(use_operator(model) if experts == OPERATOR else model)
     del model.graph.opset_imports[PLACEHOLDER_DOMAIN]
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    return ir.to_proto(model)
+
+
+def compute(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    result: np.ndarray = ort.InferenceSession(model.SerializeToString()).run(None, feeds)[0]
+    return result
 
 
 def make_experts(tokens: int, seed: int = 0) -> tuple[dict[str, np.ndarray], Qwen3VLMoeTextExperts]:
@@ -240,14 +263,19 @@ def make_experts(tokens: int, seed: int = 0) -> tuple[dict[str, np.ndarray], Qwe
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 33])
 @pytest.mark.parametrize(
-    ("target", "dtype", "limit"),
-    [("ort", torch.float32, 2e-6), ("portable", torch.float32, 2e-6), ("ort", torch.float16, 4e-3)],
+    ("target", "dtype", "experts", "limit"),
+    [
+        ("ort", torch.float32, "auto", 2e-6),
+        ("portable", torch.float32, "auto", 2e-6),
+        ("ort", torch.float16, "auto", 4e-3),
+        ("ort", torch.float16, OPERATOR, 4e-3),
+    ],
 )
-def test_experts_equal_transformers(target: str, dtype: torch.dtype, limit: float, tokens: int) -> None:
+def test_experts_equal_transformers(target: str, dtype: torch.dtype, experts: str, limit: float, tokens: int) -> None:
     feeds, module = make_experts(tokens)
     tensors = {name: array if name == "chosen" else torch.from_numpy(array).to(dtype) for name, array in feeds.items()}
     feeds = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-    computed = lower_experts(target, dtype).run(None, feeds)[0]
+    computed = compute(lower_experts(target, dtype, experts), feeds)
     wide = {name: torch.from_numpy(array) for name, array in feeds.items()}
     with torch.no_grad():
         module.gate_up_proj.copy_(wide["gate_up"])
@@ -268,7 +296,17 @@ def test_experts_that_are_not_chosen_are_not_touched(target: str) -> None:
     for name in ("gate_up", "down"):
         feeds[name] = feeds[name].copy()
         feeds[name][unchosen] = np.nan
-    assert np.abs(lower_experts(target, torch.float32).run(None, feeds)[0] - expected).max() <= 2e-6
+    assert np.abs(compute(lower_experts(target, torch.float32), feeds) - expected).max() <= 2e-6
+
+
+def test_experts_as_one_operator_are_a_kernel_of_cuda() -> None:
+    """In float16 the recipe decides: the operator, or the Loop that suits CPUs."""
+    record = read_record(CUDA)
+    model = lower_experts("ort", torch.float16, OPERATOR)
+    names = [kind.name for kind in kinds(model) if kind.node.op_type != "Constant"]
+    assert sum("com.microsoft.MoE" in name for name in names) == 1 and all(record[name] for name in names)
+    loop = lower_experts("ort", torch.float16)
+    assert "Loop" in {node.op_type for node in loop.graph.node}
 
 
 @pytest.mark.parametrize("size", ["30b-a3b", "235b-a22b"])

@@ -21,7 +21,7 @@ from qwen3vl_export import contract
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import BuildError
-from qwen3vl_export.packaging import RUNTIMES, loadable_runtimes, transformers_js
+from qwen3vl_export.packaging import RUNTIMES, genai, loadable_runtimes, transformers_js
 from qwen3vl_export.packaging.decoders import write_decoders
 from qwen3vl_export.packaging.package import Package
 from qwen3vl_export.promise import GENAI, ONNXRUNTIME, SECOND_DECODER, TRANSFORMERS_JS
@@ -74,6 +74,17 @@ def test_genai_names_the_files_and_tensors_of_the_contract(tiny_artifact: Path) 
     expanded = {pattern % layer for pattern in patterns for layer in range(facts.num_hidden_layers)}
     assert declared - {contract.NUM_LOGITS_TO_KEEP} == expanded | set(named.values())
     assert model["decoder"]["hidden_size"] == 4 * facts.hidden_size
+
+
+@pytest.mark.parametrize(("provider", "options"), [("cpu", []), ("cuda", [{"cuda": {}}])])
+def test_genai_is_told_the_provider_of_the_recipe(
+    provider: str, options: list[dict[str, dict[str, str]]], tiny_artifact: Path
+) -> None:
+    """In the decoder's settings, which it uses for the other two graphs as they have none; and in no other place."""
+    facts = open_artifact(tiny_artifact, check=False).manifest.facts
+    model = genai.config(Package(tiny_artifact, facts, {}, provider))["model"]
+    assert model["decoder"]["session_options"]["provider_options"] == options
+    assert "session_options" not in {*model["vision"], *model["embedding"]}
 
 
 def test_transformers_js_gets_a_decoder_that_requires_the_number_of_logits(tiny_artifact: Path) -> None:

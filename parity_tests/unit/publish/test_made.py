@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from qwen3vl_export.artifact import PARITY, open_artifact
+from qwen3vl_export.artifact import PARITY, Artifact, open_artifact
 from qwen3vl_export.publishing.evidence import passing_evidence
-from qwen3vl_export.publishing.model_card import rate
+from qwen3vl_export.publishing.model_card import introduction, rate
 from qwen3vl_export.publishing.publication import prepare
 
 from ...fixtures.commands import assert_one_line, invoke
@@ -27,6 +29,14 @@ def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:
     assert source["type"] == "machine-learning-model"
     assert {file["name"] for file in source["components"]} >= {"config.json", "model.safetensors"}
     assert {"torch", "onnx"} <= {component["name"] for component in document["components"]}
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cuda"])
+def test_the_card_says_what_was_never_run(provider: str, proven: Path) -> None:
+    artifact = open_artifact(proven)
+    recipe = {**artifact.manifest.recipe, "packaging": {"runtimes": [], "provider": provider}}
+    lines = introduction(Artifact(artifact.root, replace(artifact.manifest, recipe=recipe)))
+    assert ("never run on a real GPU" in " ".join(lines)) == (provider == "cuda")
 
 
 def test_the_card_says_what_was_measured(proven: Path) -> None:

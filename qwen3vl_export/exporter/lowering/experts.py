@@ -3,8 +3,9 @@
     ort       `com.microsoft.MoE`, which iterates over the chosen experts itself
     portable  a Loop over the experts that any token chose: gather their tokens, two MatMul, add back (ScatterND)
 
-In float16 both targets have the Loop: onnxruntime's CPU MoE is a float32 kernel, for which it would keep a float32 copy
-of every expert, while the Loop converts only the chosen ones.
+In float16 both targets have the Loop, unless the recipe says `experts: operator`: onnxruntime's CPU MoE is a float32
+kernel, for which it keeps a float32 copy of every expert, while the Loop converts only the chosen ones. On a GPU the
+operator is a float16 kernel, and the Loop waits for the CPU once per expert.
 
 The weights enter as transformers stores them, [E, 2 * I, H] and [E, H, I]. Transpose and Reshape nodes arrange them as
 the operators need them, and none moves the first axis: `weights/inputs.py` folds them into the stored bytes, which are
@@ -18,6 +19,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx import parser
 
+from ...promise import EXPERTS_AS_OPERATOR
 from ..opsets import MICROSOFT
 from ..submodules.experts import EXPERTS
 from ..submodules.geometry import PLACEHOLDER_DOMAIN
@@ -25,6 +27,8 @@ from ..trace import OPSET
 
 OLDEST_ONNXRUNTIME = "1.23.2"  # the first whose CPU provider has a float32 MoE
 OLDEST_WITH_ACCURACY_LEVEL = "1.31.0"  # the first whose QMoE, its quantized sibling, takes one
+OLDEST_WITH_RAW_WEIGHTS = "1.28.0"  # the first whose QMoE says in which order its integers are
+_FORM = "experts"  # the key of a mark on placeholders
 
 _HEADER = f"""<domain: "{PLACEHOLDER_DOMAIN}", opset_import: ["" : {OPSET}, "{MICROSOFT}" : 1]>
 {EXPERTS} (x, chosen, shares, gate_up, down) => (out)"""
@@ -40,13 +44,26 @@ _MOE = """{{
     tokens = Shape <start: int = 0, end: int = 1> (x)
     width = Constant <value_ints: ints = [{experts}]> ()
     shape = Concat <axis: int = 0> (tokens, width)
-    never = ConstantOfShape <value: tensor = float[1] {{-3.0e38}}> (shape)
-    logits = Log (shares)
-    router = ScatterElements <axis: int = 1> (never, chosen, logits)
+    {router}
     out = com.microsoft.MoE <k: int = {top_k}, normalize_routing_weights: int = 1, activation_type: string = "swiglu",
         swiglu_fusion: int = 1, activation_alpha: float = 1.0, activation_beta: float = 0.0>
         (x, router, interleaved, , down)
 }}"""
+
+_ROUTER = """never = ConstantOfShape <value: tensor = float[1] {-3.0e38}> (shape)
+    logits = Log (shares)
+    router = ScatterElements <axis: int = 1> (never, chosen, logits)"""
+
+# In float16 a share is first divided by the token's largest, whose logarithm then is 0: a logarithm far from 0 would be
+# rounded by up to 0.004, and the share with it.
+_ROUTER_IN_HALF = """never = ConstantOfShape <value: tensor = float[1] {-65504.0}> (shape)
+    last = Constant <value_ints: ints = [-1]> ()
+    shares_32 = Cast <to: int = 1> (shares)
+    most = ReduceMax (shares_32, last)
+    ratios = Div (shares_32, most)
+    logits = Log (ratios)
+    router_32 = ScatterElements <axis: int = 1> (never, chosen, logits)
+    router = Cast <to: int = 10> (router_32)"""
 
 # Sums in float32 for every dtype. {widen} is a Cast to float32, or Identity where there is nothing to cast.
 _LOOP = """{{
@@ -93,6 +110,14 @@ _LOOP = """{{
 }}"""
 
 
+def use_operator(model: ir.Model) -> ir.Model:
+    """Mark the placeholders of a skeleton, so that the operator computes them whatever their dtype."""
+    for node in model.graph:
+        if (node.domain, node.op_type) == (PLACEHOLDER_DOMAIN, EXPERTS):
+            node.metadata_props[_FORM] = EXPERTS_AS_OPERATOR
+    return model
+
+
 def build_experts_function(node: ir.Node, target: str) -> ir.Function:
     """The body of `Experts` for the sizes of `node`; all layers of a decoder share them."""
     _, chosen, _, gate_up, down = node.inputs
@@ -100,7 +125,9 @@ def build_experts_function(node: ir.Node, target: str) -> ir.Function:
     assert chosen.shape is not None and gate_up.shape is not None and down.shape is not None
     experts, hidden, inner = down.shape
     is_float32 = gate_up.dtype == ir.DataType.FLOAT
-    body = (_MOE if is_float32 and target == "ort" else _LOOP).format(
+    has_operator = target == "ort" and (is_float32 or node.metadata_props.get(_FORM) == EXPERTS_AS_OPERATOR)
+    body = (_MOE if has_operator else _LOOP).format(
+        router=_ROUTER if is_float32 else _ROUTER_IN_HALF,
         experts=experts,
         hidden=hidden,
         inner=inner,

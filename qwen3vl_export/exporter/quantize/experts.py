@@ -39,6 +39,8 @@ def build_qmoe(model: ir.Model, node: ir.Node, settings: BlockSettings) -> list[
         inputs += [None, None, None, None, packed[0][ZERO_POINTS], packed[1][ZERO_POINTS]]
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes |= {"expert_weight_bits": settings.bits, "block_size": settings.block_size}
+    if gate_up.dtype == ir.DataType.FLOAT16:  # or CUDA's kernel takes the integers for those of an order of its own
+        attributes |= {"weights_prepacked": 0}
     if settings.accuracy_level:  # onnxruntime before 1.31 refuses a QMoE that has one
         attributes |= {"accuracy_level": settings.accuracy_level}
     return [ir.node("QMoE", inputs, attributes, domain=MICROSOFT)]

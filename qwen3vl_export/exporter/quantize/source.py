@@ -17,7 +17,7 @@ import torch
 
 from ...contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from ...errors import CheckpointError, RecipeError
-from ...promise import TABLES
+from ...promise import TABLES, has_expert_operator
 from ...recipe.model import Recipe
 from ...recipe.quantize import BlockSettings, FromSource, Int4, Int8
 from ..checkpoint import Checkpoint
@@ -134,8 +134,8 @@ def _by_operator(names: Names, recipe: Recipe) -> Iterable[Names]:
 
 
 def _is_in_qmoe(parameter: str, recipe: Recipe) -> bool:
-    """Whether `QMoE` computes with a weight; in float16, experts are dequantized by a Loop."""
-    return EXPERTS in parameter and recipe.compute_dtype == "float32"
+    """Whether `QMoE` computes with a weight, and not a Loop that dequantizes one expert after another."""
+    return EXPERTS in parameter and has_expert_operator(recipe.to_json_dict())
 
 
 def _stored_settings(names: Names, recipe: Recipe, checkpoint: Checkpoint) -> BlockSettings | str:
