@@ -22,7 +22,7 @@ def precision_files(directories: Iterable[Path]) -> dict[str, Path]:
     """The files of all precisions in these directories of recipes, by name; the first directory wins."""
     files: dict[str, Path] = {}
     for directory in directories:
-        for file in sorted((directory / FOLDER).glob("*.yaml")):
+        for file in sorted((directory / FOLDER).glob("*.yaml"), key=lambda file: file.stem):
             files.setdefault(file.stem, file)
     return files
 

@@ -111,13 +111,20 @@ def modules() -> dict[str, list[str]]:
 
 @cache
 def classes() -> dict[str, set[str]]:
-    """The members of every class of the project; classes of the same name are joined."""
+    """The members of every class of the project, inherited ones included; classes of the same name are joined."""
     joined: dict[str, set[str]] = defaultdict(set)
-    for files in modules().values():
-        for file in files:
-            for name, inside in members(file).items():
-                joined[name] |= inside
-    return joined
+    bases: dict[str, set[str]] = defaultdict(set)
+    for file in {file for files in modules().values() for file in files}:
+        for name, inside in members(file).items():
+            joined[name] |= inside
+        for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] |= {base.id for base in node.bases if isinstance(base, ast.Name)}
+
+    def inherited(name: str, below: frozenset[str] = frozenset()) -> set[str]:
+        return joined[name].union(*(inherited(base, below | {name}) for base in bases[name] - below))
+
+    return {name: inherited(name) for name in list(joined)}
 
 
 def is_defined(name: str) -> bool:
@@ -125,7 +132,8 @@ def is_defined(name: str) -> bool:
     if name in modules():
         return True
     owner, _, last = name.rpartition(".")
-    if any(last in members(file) or last in set().union(*members(file).values()) for file in modules().get(owner, ())):
+    inside = {name for file in modules().get(owner, ()) for name in members(file)}
+    if last in inside or any(last in classes().get(name, ()) for name in inside):
         return True
     return last in classes().get(owner.rpartition(".")[2], ())
 
