@@ -118,7 +118,7 @@ def choose_device(name: str = "cpu", options: Mapping[str, Any] | None = None) -
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
             ort.preload_dlls()  # from NVIDIA's packages on PyPI, where nothing else looks for them
     with quiet_log():
-        start_session(device, identity_model(FLOAT32), ort.SessionOptions())
+        start_identity(device, FLOAT32)
     return device
 
 
@@ -181,6 +181,17 @@ def start_session(device: Device, model: Any, options: Any) -> Any:
             advice = f"Check its options, {DOCUMENTATION}"
         raise InputError(f"device {device.name}: {name} does not start{reason}", advice)
     return session
+
+
+def start_identity(device: Device, element_type: int) -> Any:
+    """A session on a device that returns its input `x` as `y`, for tensors of a type in `onnx.TensorProto.DataType`.
+
+    Raises:
+        InputError: as `start_session`.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    return start_session(device, identity_model(element_type), options)
 
 
 def identity_model(element_type: int) -> bytes:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from .arrays import Floats
-from .devices import FLOAT16, FLOAT32, HOST, Device, identity_model, start_session
+from .devices import FLOAT16, FLOAT32, HOST, Device, start_identity
 
 Buffer = Any  # an array, or an `onnxruntime.OrtValue` on a device
 
@@ -88,8 +87,7 @@ class DeviceMemory:
 
     def _copier(self, dtype: np.dtype[Any]) -> Any:
         if dtype not in self._copiers:
-            model = identity_model(FLOAT16 if dtype == np.float16 else FLOAT32)
-            self._copiers[dtype] = start_session(self.device, model, ort.SessionOptions())
+            self._copiers[dtype] = start_identity(self.device, FLOAT16 if dtype == np.float16 else FLOAT32)
         return self._copiers[dtype]
 
     def _copy(self, dtype: np.dtype[Any], binding: Any) -> Any:

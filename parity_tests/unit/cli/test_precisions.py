@@ -136,7 +136,7 @@ def test_a_mistake_in_a_precision_names_its_file(folder: Path, text: str, expect
     ("arguments", "expected"),
     {
         "build tiny --precision int5": "tiny: has no precision int5. Did you mean int8?",
-        "build recipes/tiny.yaml --precision xyz": "recipes/tiny.yaml: has no precision xyz. Precisions: bf16, cuda, cuda-int4, fp16,",
+        "build recipes/tiny.yaml --precision xyz": "recipes/tiny.yaml: has no precision xyz. Precisions: bf16, cuda,",
         "build tinny --precision int4": "tinny: no recipe of that name. Did you mean tiny?",
         "build qwen3-vl-8b-instruct-in4": "Did you mean qwen3-vl-8b-instruct-int4?",
         "recipes show tiny --precision int5": "tiny: has no precision int5.",

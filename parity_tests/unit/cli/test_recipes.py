@@ -166,6 +166,12 @@ MISTAKES = {
         TINY + "target: portable\nquantization: {embeddings: {method: int8}}\n",
         "quantization.embeddings.method: no standard operator",
     ),
+    "portable experts": (
+        TINY + "target: portable\nexperts: operator\n",
+        "experts: no standard operator computes a mixture of experts. Write experts: auto",
+    ),
+    "a form of experts": (TINY + "experts: loop\n", 'experts: "loop" is not one of auto, operator'),
+    "a provider of settings": (TINY + "packaging: {provider: gpu}\n", '"gpu" is not one of cpu, cuda'),
     "portable zero points": (
         TINY + "target: portable\nquantization: {decoder_model_merged: {method: int4, symmetric: false}}\n",
         "quantization.decoder_model_merged.symmetric: the portable target has symmetric blocks only",
