@@ -28,7 +28,7 @@ from qwen3vl_export.runtime.devices import (
     identity_model,
 )
 from qwen3vl_export.runtime.generate import prefill
-from qwen3vl_export.runtime.memory import DeviceMemory
+from qwen3vl_export.runtime.memory import DeviceMemory, HostMemory
 from qwen3vl_export.runtime.prompts.messages import as_messages
 
 from ...fixtures.commands import invoke
@@ -181,22 +181,23 @@ def test_caches_in_a_device_s_memory_compute_what_arrays_do_bit_for_bit(model: Q
 
 
 def test_a_cache_in_a_device_s_memory_is_written_in_place_and_grows(model: Qwen3VL) -> None:
-    """Keys and values that are already there stay to the bit, in the buffer that the graph writes."""
-    rows = np.random.default_rng(3).standard_normal((1, BLOCK + 9, model.facts.wide_size)).astype(np.float32)
-    positions = np.broadcast_to(np.arange(BLOCK + 9), (3, 1, BLOCK + 9))
-    model.sessions.memory = DeviceMemory(CPU)
-    caches = []
-    for memory in (DeviceMemory(CPU), Qwen3VL(model.artifact).sessions.memory):
+    """The graph writes into the buffers that are there while there is room, and what grew keeps what was read."""
+    tokens = BLOCK + 9
+    rows = np.random.default_rng(3).standard_normal((1, tokens, model.facts.wide_size)).astype(np.float32)
+    positions = np.broadcast_to(np.arange(tokens), (3, 1, tokens))
+    contents = []
+    for memory in (HostMemory(), DeviceMemory(CPU)):
         model.sessions.memory = memory
         cache = SharedCache.allocate(model.sessions, 1, BLOCK)
-        buffers = cache.buffers
-        for start, end in ((0, BLOCK - 5), (BLOCK - 5, BLOCK), (BLOCK, BLOCK + 9)):
+        buffers = list(cache.buffers)
+        for start, end in ((0, BLOCK - 5), (BLOCK - 5, BLOCK), (BLOCK, tokens)):
             mask = np.ones((1, end), np.int64)
             model.decode(rows[:, start:end], mask, positions[:, :, start:end], cache)
-            assert all(old is new for old, new in zip(buffers, cache.buffers, strict=True)) == (end <= BLOCK)
-        caches.append(np.stack(cache.parts(mask)))
+            stayed = {old is new for old, new in zip(buffers, cache.buffers, strict=True)}
+            assert stayed == {end <= BLOCK}
         assert cache.capacity == 2 * BLOCK
-    np.testing.assert_array_equal(*caches)
+        contents.append(np.stack(cache.parts(mask)))
+    np.testing.assert_array_equal(*contents)
 
 
 def test_without_a_memory_to_share_a_cache_is_joined(model: Qwen3VL, expected: list[Any]) -> None:
