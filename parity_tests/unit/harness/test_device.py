@@ -39,7 +39,7 @@ def test_other_devices_are_refused(name: str) -> None:
 
 def test_without_a_gpu_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ParityError, match=r"device cuda: PyTorch .* sees 0 GPUs\. Install a PyTorch with CUDA"):
+    with pytest.raises(ParityError, match=r"--device cuda: PyTorch .* sees 0 GPUs\. Install a PyTorch with CUDA"):
         open_device("cuda")
 
 

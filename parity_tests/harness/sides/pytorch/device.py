@@ -15,7 +15,6 @@ from qwen3vl_export.errors import ParityError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")
-OPTION = "--pytorch-device"
 FLOAT32 = 4
 COMPUTING = 1 << 32  # bytes of a GPU beside the weights: attention at its limit, `attention.EAGER_TOKENS`, and logits
 
@@ -31,15 +30,13 @@ def open_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in (CPU.type, "cuda"):
-        raise ParityError(f"{OPTION} {name}: no device that PyTorch's side computes on", "Choose cpu, cuda or cuda:1")
+        raise ParityError(f"--device {name}: no device that PyTorch's side computes on", "Choose cpu, cuda or cuda:1")
     if device.type == CPU.type:
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
-        what = f"{OPTION} {name}: PyTorch {torch.__version__} sees {count} GPUs"
-        raise ParityError(
-            what, f"Install a PyTorch with CUDA, or leave {OPTION} out" if not count else "Choose another"
-        )
+        what = f"--device {name}: PyTorch {torch.__version__} sees {count} GPUs"
+        raise ParityError(what, "Install a PyTorch with CUDA, or leave --device out" if not count else "Choose another")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
@@ -58,5 +55,5 @@ def exceeds_device(device: torch.device, checkpoint: Path) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
     if COMPUTING + max(sizes) > free:
         what = f"{checkpoint}: takes {format_size(COMPUTING + max(sizes))} of the GPU's memory"
-        raise ParityError(f"{what}, {format_size(free)} are free", f"Close other programs there, or leave {OPTION} out")
+        raise ParityError(f"{what}, {format_size(free)} are free", "Close other programs there, or leave --device out")
     return COMPUTING + sum(sizes) > free
