@@ -54,15 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium, headless. A module's, for its driver keeps an event loop running that others would trip over."""
-    from playwright.sync_api import sync_playwright
+    from .downstream.chromium import open_browser
 
-    from .downstream.npm import CHROMIUM, program
-
-    path = program("chromium", "chromium-browser", "google-chrome", install=CHROMIUM)
-    with sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with open_browser() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import base64
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize
@@ -26,6 +21,7 @@ from ..harness.verify import open_bench
 from .cases import one_prompt_cases, pictures_of
 from .npm import node_modules
 from .pictures import png
+from .site import Site, serve
 
 DEMO = DOCS / "demo"
 DESKTOP, PHONE = (1280, 900), (390, 844)
@@ -73,49 +69,16 @@ CONTRAST = """(ids) => {
 }"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves modules as scripts and does not log."""
-
-    def guess_type(self, path: Any) -> str:
-        return "text/javascript" if str(path).endswith((".js", ".mjs")) else super().guess_type(path)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-    def copyfile(self, source: Any, outputfile: Any) -> None:
-        with suppress(ConnectionError):  # transformers.js asks for a file's size and hangs up
-            super().copyfile(source, outputfile)
-
-
-@dataclass(frozen=True)
-class Site:
-    """A local server with the page, the artifact and the npm packages."""
-
-    url: str
-    root: Path
-
-    def page(self, model: str = "model") -> str:
-        return f"{self.url}/demo/?model=../{model}&{self.packages}"
-
-    @property
-    def packages(self) -> str:
-        """The part of a page's address that says where the npm packages are, seen from one level down."""
-        npm = "../node_modules"
-        return f"library={npm}/@huggingface/transformers&wasm={npm}/onnxruntime-web/dist"
-
-
 @pytest.fixture(scope="module")
 def site(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    root = tmp_path_factory.mktemp("site")
-    for name, target in {"demo": DEMO, "model": tiny_artifact, "node_modules": node_modules()}.items():
-        (root / name).symlink_to(target)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Site(f"http://127.0.0.1:{server.server_address[1]}", root)
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    folders = {"demo": DEMO, "model": tiny_artifact, "node_modules": node_modules()}
+    with serve(tmp_path_factory.mktemp("site"), folders) as served:
+        yield served
+
+
+def demo_url(site: Site, model: str = "model") -> str:
+    """The page's address, for one of the site's folders."""
+    return f"{site.url}/demo/?model=../{model}&{site.packages}"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +98,7 @@ def open_page(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, schem
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, site: Site) -> Page:
-    return open_page(browser, site.page())
+    return open_page(browser, demo_url(site))
 
 
 def expected(bench: Bench, case: Case) -> str:
@@ -190,7 +153,7 @@ def test_the_keyboard_is_enough(browser: Browser, site: Site, tmp_path: Path, be
     case = next(case for case in one_prompt_cases(max_images=1) if case.images)
     picture = tmp_path / "picture.png"
     picture.write_bytes(png(pictures_of(bench.prompts(case)[0])[0]))
-    page = open_page(browser, site.page())
+    page = open_page(browser, demo_url(site))
     page.on("filechooser", lambda chooser: None)  # without a listener the dialog may open too late
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
@@ -216,7 +179,7 @@ def test_the_keyboard_is_enough(browser: Browser, site: Site, tmp_path: Path, be
 def test_it_fits_and_can_be_read(
     browser: Browser, site: Site, bench: Bench, size: tuple[int, int], scheme: Scheme, tmp_path: Path
 ) -> None:
-    page = open_page(browser, site.page(), size, scheme)
+    page = open_page(browser, demo_url(site), size, scheme)
     drop(page, bench, next(case for case in one_prompt_cases(max_images=1) if case.name == "photograph-451x300"))
     page.click("#ask")
     assert answer(page)
@@ -244,6 +207,6 @@ def test_a_published_directory_holds_its_own_page(
 
 
 def test_a_model_that_is_not_there_is_said(browser: Browser, site: Site) -> None:
-    page = open_page(browser, site.page("nowhere"))
+    page = open_page(browser, demo_url(site, "nowhere"))
     assert page.inner_text("#status").startswith("Something went wrong: ")
     assert page.is_disabled("#ask")

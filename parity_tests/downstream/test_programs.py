@@ -29,8 +29,10 @@ def test_a_missing_program_says_what_installs_it(
 def test_every_test_that_needs_chromium_gets_it_from_the_fixture() -> None:
     """For the fixture is what `-m 'not chromium'` goes by."""
     tests = Path(__file__).parents[1]
-    launching = [path.relative_to(tests) for path in tests.rglob("*.py") if "chromium" + ".launch(" in path.read_text()]
-    assert launching == [Path("conftest.py")]
+    texts = {path.relative_to(tests): path.read_text() for path in tests.rglob("*.py")}
+    launching = [path for path, text in texts.items() if "chromium" + ".launch(" in text]
+    opening = [path for path, text in texts.items() if " open_" + "browser() as" in text]
+    assert (launching, opening) == ([Path("downstream/chromium.py")], [Path("conftest.py")])
 
 
 @pytest.mark.parametrize(("fixtures", "marks"), [(["page", "browser"], ["chromium"]), (["page"], [])])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
-from ..artifact import Manifest
+from ..artifact import Artifact, Manifest
 from ..console import console, format_size, say, table
+from ..packaging.browsers import describe
 from . import GraphReport, Inspection, Port
 
 PER_LAYER = ".0."  # in names of layer 0's tensors, which represent those of every layer
@@ -38,6 +40,7 @@ def _show_manifest(path: str, manifest: Manifest) -> None:
             ", ".join(_picture_size(encoder.grid, manifest.facts.patch_size) for encoder in manifest.encoders),
         ),
         ("encoder rule", manifest.encoder_rule),
+        ("in browsers", describe(Artifact(Path(path), manifest))),
         ("built with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
         ("needs", f"onnxruntime >= {manifest.min_onnxruntime}"),
     ]

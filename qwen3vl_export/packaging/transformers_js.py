@@ -30,6 +30,10 @@ LIMITS = (
     "smoothing, so small print becomes illegible (12 steps on average on a page of text): shrink large pictures first.",
     "It rounds half up, as onnxruntime-genai does; a picture with a side shorter than 32 pixels gets other patches.",
     "It has no video for this model.",
+    "In browsers it loads no weights in bfloat16 (`Could not find an implementation for Cast`), which Node does: build "
+    "with `--precision web`, `fp16`, `int8`, `int4` or `fp32`.",
+    "In WebAssembly, weights and all that is computed share 4 GiB: weights above 3.5 GiB do not fit. Activations in "
+    "float16 (`web`, `fp16`) need an adapter with `shader-f16` in WebGPU.",
 )
 
 

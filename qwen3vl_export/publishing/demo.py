@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..artifact import Artifact
 from ..errors import PublishError
+from ..packaging.browsers import WASM, browser_support, loads
 from ..promise import TRANSFORMERS_JS
 
 PAGE = "index.html"
@@ -24,12 +25,18 @@ def demo_files(artifact: Artifact) -> dict[str, bytes]:
     """The page's files, by name.
 
     Raises:
-        PublishError: the artifact is not packaged for transformers.js, or the files are missing.
+        PublishError: the artifact is not packaged for transformers.js, no browser loads it in any of its precisions, or
+            the files are missing.
     """
     if TRANSFORMERS_JS not in artifact.manifest.recipe["packaging"]["runtimes"]:
         raise PublishError(
             f"{artifact.root}: is not packaged for {TRANSFORMERS_JS}, which the demo page runs it with",
             "Publish it without --demo, or rebuild it with vision.grid: dynamic",
+        )
+    if not any(loads(browser_support(precision)) for precision in artifact.every_precision):
+        raise PublishError(
+            f"{artifact.root}: loads in no browser ({browser_support(artifact)[WASM]})",
+            "Publish it without --demo, or rebuild it with --precision web",
         )
     folder = next((folder for folder in FOLDERS if (folder / PAGE).is_file()), None)
     if folder is None:

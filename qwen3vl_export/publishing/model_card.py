@@ -18,6 +18,7 @@ from ..evidence import SIGNS, Evidence, Rule
 from ..evidence.answers import EXAM, lines
 from ..evidence.tasks import ALL, TaskScore, percent, points
 from ..packaging import RUNTIMES
+from ..packaging.browsers import browser_support
 from ..promise import ONNXRUNTIME, TRANSFORMERS_JS
 from .heatmap import HEATMAP
 from .licence import Licence
@@ -44,6 +45,7 @@ def model_card(proofs: Sequence[tuple[Artifact, Evidence]], repository: str, lic
             *introduction(artifact),
             *precisions(proofs),
             *usage(artifact, repository),
+            *browsers(artifact),
             *(line for proof in proofs for line in parity(*proof)),
             *sizes(artifact),
             *(line for proof in proofs for line in speed(*proof)),
@@ -109,9 +111,8 @@ def precisions(proofs: Sequence[tuple[Artifact, Evidence]]) -> Iterator[str]:
         manifest = artifact.manifest
         files = {file for graph in manifest.graphs.values() for file in (graph["file"], *graph["data"])}
         total = format_size(sum(manifest.files[file].bytes for file in files))
-        name = f"`{artifact.precision}`" if artifact.precision else "default (`fp32` in transformers.js)"
         weights = f"{manifest.recipe['dtype']}{quantized(manifest.recipe)}"
-        yield f"| {name} | {weights} | {total} | {len(evidence.checks)} of {evidence.planned} |"
+        yield f"| {name_of(artifact.precision)} | {weights} | {total} | {len(evidence.checks)} of {evidence.planned} |"
     if names := artifact.manifest.second_names:
         yield from ("", "Stored once under two names: " + ", ".join(f"`{b}` is `{a}`" for b, a in names.items()) + ".")
     yield ""
@@ -127,6 +128,21 @@ def usage(artifact: Artifact, repository: str) -> Iterator[str]:
         yield from (*snippet.format(repository=repository).splitlines(), "```", "")
     yield from ("Check what you got, against the hashes and the evidence inside:", "", "```console")
     yield from (f"$ qwen3vl-export fetch hf://{repository}", "```", "")
+
+
+def browsers(artifact: Artifact) -> Iterator[str]:
+    """What a browser loads, if the artifact is packaged for one."""
+    rows = {precision.precision: browser_support(precision) for precision in artifact.every_precision}
+    if not rows[""]:
+        return
+    yield from ("## In a browser", "", f"| precision | {' | '.join(rows[''])} |", "|---|---|---|")
+    yield from (f"| {name_of(name)} | {' | '.join(answers.values())} |" for name, answers in rows.items())
+    yield from ("", "Compared with numbers of a CPU on adapters in software. Never run on a real GPU.", "")
+
+
+def name_of(precision: str) -> str:
+    """A precision as a table names it."""
+    return f"`{precision}`" if precision else "default (`fp32` in transformers.js)"
 
 
 def parity(artifact: Artifact, evidence: Evidence) -> Iterator[str]:

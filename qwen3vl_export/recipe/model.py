@@ -339,13 +339,7 @@ class Recipe(StrictModel):
             raise FieldConflict(
                 f"{prefix}experts", "no standard operator computes a mixture of experts", "Write experts: auto"
             )
-        if quantization.embeddings.method != "none":
-            raise FieldConflict(
-                f"{prefix}quantization.embeddings.method",
-                "no standard operator looks up quantized rows",
-                "Use method: none",
-            )
-        for graph in ("vision_encoder", "decoder_model_merged"):
+        for graph in ("vision_encoder", "embeddings", "decoder_model_merged"):
             settings = getattr(quantization, graph)
             if settings.method == "source":
                 raise FieldConflict(
@@ -353,7 +347,7 @@ class Recipe(StrictModel):
                     "integers of a checkpoint go into MatMulNBits, an operator of the ort target",
                     "Write target: ort, or method: int4, which restores and rounds them",
                 )
-            if settings.method in ("int8", "int4") and not settings.symmetric:
+            if graph != "embeddings" and settings.method in ("int8", "int4") and not settings.symmetric:
                 raise FieldConflict(
                     f"{prefix}quantization.{graph}.symmetric",
                     "the portable target has symmetric blocks only",

@@ -162,10 +162,6 @@ MISTAKES = {
         TINY + "quantization: {embeddings: {method: int8_dynamic}}\n",
         "quantization.embeddings.method: int8_dynamic quantizes products",
     ),
-    "portable table": (
-        TINY + "target: portable\nquantization: {embeddings: {method: int8}}\n",
-        "quantization.embeddings.method: no standard operator",
-    ),
     "portable experts": (
         TINY + "target: portable\nexperts: operator\n",
         "experts: no standard operator computes a mixture of experts. Write experts: auto",

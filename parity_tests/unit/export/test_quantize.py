@@ -124,7 +124,7 @@ def test_a_graph_computes_what_its_integers_stand_for(graph: str, symmetric: boo
     assert np.abs(computed - unquantized).max() > 1e-3, "nothing was quantized"
 
 
-@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
+@pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged", "embed_tokens"])
 @pytest.mark.parametrize("method", ["int8", "int4"])
 def test_the_portable_graph_computes_the_same(graph: str, method: str, tmp_path: Path) -> None:
     ort_graph, portable_graph = (

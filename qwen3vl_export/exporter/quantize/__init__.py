@@ -5,10 +5,12 @@ computes as it streams. Positions, norms, biases and the two rows of a reranker'
 weight that a `keep` pattern matches.
 
     method         ort                                portable (standard operators)
-    int8, int4     MatMulNBits, GatherBlockQuantized, DequantizeLinear of blocks, then the product;
-                   QMoE                               experts dequantized one at a time, as in float16 on both targets
+    int8, int4     MatMulNBits, QMoE                  DequantizeLinear of blocks, then the product; experts restored
+                                                      one at a time, as in float16 on both targets
     int8_dynamic   DynamicQuantizeMatMul              DynamicQuantizeLinear, MatMulInteger
     source         as int8 and int4, with the integers of the checkpoint (`quantize/source.py`)
+
+Rows of a table are restored by standard operators on both (`quantize/restore.py`).
 
 A new method takes a model in `recipe/quantize.py` and a line in `METHODS`.
 """

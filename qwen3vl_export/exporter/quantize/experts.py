@@ -1,8 +1,7 @@
 """Routed experts with packed weights, [E, 2 * I, H] and [E, H, I]: one operator, or a Loop that dequantizes one expert.
 
     com.microsoft.MoE   becomes `com.microsoft.QMoE`
-    Loop                reads the integers of the current expert and dequantizes them by standard operators. `Gather`
-                        takes no 4-bit tensors, so a byte holds two integers, in the order of `MatMulNBits`.
+    Loop                reads the integers of the current expert and restores them (`quantize/restore.py`)
 
 Both read the same arrays, but for the order of the rows. `lowering/experts.py` decides which of the two a decoder has.
 
@@ -21,6 +20,7 @@ from ..opsets import MICROSOFT
 from ..weights.inputs import TRANSPOSE_STACK, Source, shape_of, source_of, weight_input
 from ..weights.packing import DATA, SCALES, ZERO_POINTS
 from .ops import blockwise_packing
+from .restore import restore_rows
 
 ROUTER = "*.mlp.gate.weight"  # never quantized: it is small, and rounding it routes tokens to other experts
 
@@ -72,43 +72,10 @@ def dequantize_expert(model: ir.Model, node: ir.Node, settings: BlockSettings) -
     assert source.transform[-1] == TRANSPOSE_STACK  # the Loop multiplies with columns
     stored = Source(source.parameter, source.transform[:-1])
     parts = _part_inputs(model, weight, stored, (stack, rows, width), settings)
-    nodes: list[ir.Node] = []
-
-    def add(op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        nodes.append(ir.node(op, inputs, attributes))
-        (value,) = nodes[-1].outputs
-        value.name = f"{source.parameter}.restored.{len(nodes)}"  # names in a body must not shadow the outer graph's
-        return value
-
-    def select(part: str) -> ir.Value:
-        return add("Gather", parts[part], expert)
-
-    def unpack(part: str, shape: tuple[int, ...], count: int) -> ir.Value:
-        """The integers of a part as float32 in another shape; rows hold `count`, and one more where a byte is half
-        used."""
-        integers = select(part)
-        if settings.bits == 4:
-            last = add("Constant", value_ints=[-1])
-            low = add("BitwiseAnd", integers, add("Constant", value=ir.tensor([0x0F], ir.DataType.UINT8)))
-            shift = add("Constant", value=ir.tensor([4], ir.DataType.UINT8))
-            high = add("BitShift", integers, shift, direction="RIGHT")
-            pairs = add("Concat", add("Unsqueeze", low, last), add("Unsqueeze", high, last), axis=-1)
-            integers = add("Reshape", pairs, add("Constant", value_ints=[rows, -1]))
-            if count % 2:
-                bounds = [add("Constant", value_ints=[bound]) for bound in (0, count, 1)]
-                integers = add("Slice", integers, *bounds)
-        return add("Cast", add("Reshape", integers, add("Constant", value_ints=shape)), to=int(ir.DataType.FLOAT))
-
-    blocks = width // settings.block_size
-    values = unpack(DATA, (rows, blocks, settings.block_size), width)
-    if settings.symmetric:
-        zero = add("Constant", value=ir.tensor([2.0 ** (settings.bits - 1)], ir.DataType.FLOAT))
-    else:
-        zero = unpack(ZERO_POINTS, (rows, blocks, 1), blocks)
-    scales = add("Cast", select(SCALES), to=int(ir.DataType.FLOAT))
-    scaled = add("Mul", add("Sub", values, zero), add("Unsqueeze", scales, add("Constant", value_ints=[-1])))
-    add("Transpose", add("Reshape", scaled, add("Constant", value_ints=[rows, width])), perm=[1, 0])
-    return nodes
+    nodes = restore_rows(source.parameter, parts, expert, settings, (rows,), width // settings.block_size)
+    columns = ir.node("Transpose", nodes[-1].outputs, {"perm": [1, 0]})
+    columns.outputs[0].name = f"{source.parameter}.restored"
+    return [*nodes, columns]
 
 
 def _part_inputs(

@@ -20,6 +20,7 @@ from ...recipe.quantize import BlockSettings, Int8Dynamic
 from ..opsets import MICROSOFT
 from ..weights.inputs import Source, weight_input
 from ..weights.packing import DATA, SCALES, ZERO_POINTS, Blockwise, Packing, PerColumn
+from .restore import restore_rows
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ def build_matmul_nbits(model: ir.Model, product: WeightReader, settings: BlockSe
 
 
 def build_gather(model: ir.Model, look_up: WeightReader, settings: BlockSettings) -> list[ir.Node]:
-    """`com.microsoft.GatherBlockQuantized`, which reads the same bytes as a `MatMulNBits` with this table."""
+    """Rows of the integers, restored by standard operators; the same bytes as a `MatMulNBits` with this table reads."""
     packing = blockwise_packing(settings, look_up.dtype)
     rows, blocks, size = packing.parts(*look_up.shape)[DATA].shape
     parts = _part_inputs(model, look_up, packing, **{DATA: (rows, blocks * size)})
-    attributes = {"bits": settings.bits, "block_size": settings.block_size, "gather_axis": 0, "quantize_axis": 1}
-    inputs = [parts[DATA], look_up.x, parts[SCALES]]
-    if ZERO_POINTS in parts:
-        inputs.append(parts[ZERO_POINTS])
-    return [ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)]
+    lead = (0,) * len(look_up.x.shape or ())  # as many indices as there are
+    nodes = restore_rows(look_up.rows.parameter, parts, look_up.x, settings, lead, blocks)
+    if look_up.dtype == ir.DataType.FLOAT:
+        return nodes
+    return [*nodes, ir.node("Cast", nodes[-1].outputs, {"to": int(look_up.dtype)})]
 
 
 def build_dequantized_matmul(model: ir.Model, product: WeightReader, settings: BlockSettings) -> list[ir.Node]:

@@ -1,6 +1,7 @@
 """The quantized weights of a graph in float32, by the names of their parameters.
 
-Finds the operators that read them, in either target's forms; `operator.py` dequantizes.
+Finds the operators that read them, in either target's forms; `operator.py` dequantizes. What graphs gather and restore
+by themselves, rows of a table and experts, goes through the product that reads the same bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.runtime.arrays import Floats
 
-from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows, table_rows
+from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows
 from .probe import module_of
 
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
-TABLES = ("GatherBlockQuantized",)
 INTEGER_PRODUCT = "MatMulInteger"  # one scale per column, in standard operators; a Mul applies the scales after it
 
 
@@ -29,20 +29,20 @@ def dequantized_weights(
     """Parameter, block size and float32 rows [N, K] of every quantized weight of a graph, or of the selected ones."""
     model = onnx.load(path, load_external_data=False)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    yield from gathered_rows(model.graph.node, stored, path, selected)
     for node in model.graph.node:
         if node.op_type == "QMoE":
             yield from operator_rows(node, stored, path, selected)
             continue
         if node.op_type == "Loop":
-            yield from loop_rows(node, stored, path, selected)
+            body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
+            yield from gathered_rows(body.node, stored, path, selected)
             continue
         source = weight_of(node, stored)
         if source is None or not selected(source):
             continue
         size = number_of(node, "block_size")
-        if node.op_type in TABLES:
-            rows = table_rows(node, stored, path)
-        elif node.op_type in PRODUCTS:
+        if node.op_type in PRODUCTS:
             rows = product_rows(node, stored, path)
         elif node.op_type == DEQUANTIZE:
             rows = dequantized_rows(node, stored, path)
@@ -60,7 +60,7 @@ def place_of(parameter: str) -> tuple[str | None, str]:
 
 def weight_of(node: NodeProto, stored: dict[str, TensorProto]) -> str | None:
     """The quantized weight that a node reads; None if it reads none."""
-    if node.op_type in TABLES or (node.op_type == DEQUANTIZE and node.input[0] in stored):
+    if node.op_type == DEQUANTIZE and node.input[0] in stored:
         return str(node.input[0])
     if node.op_type in PRODUCTS or (node.op_type == INTEGER_PRODUCT and node.input[1] in stored):
         return str(node.input[1])
@@ -93,35 +93,42 @@ def operator_rows(
         yield parts[0], values["block_size"], weight.reshape(experts * rows, width)
 
 
-def loop_rows(
-    loop: NodeProto, stored: dict[str, TensorProto], path: Path, selected: Callable[[str], bool]
+def gathered_rows(
+    nodes: Sequence[NodeProto], stored: dict[str, TensorProto], path: Path, selected: Callable[[str], bool]
 ) -> Iterator[tuple[str, int, Floats]]:
-    """The weights of a layer of experts that a Loop dequantizes one by one; none if it has no such weights."""
-    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
-    gathered = [node.input[0] for node in body.node if node.op_type == "Gather"]
-    bits = 4 if any(node.op_type == "BitShift" for node in body.node) else 8
+    """The weights of which nodes gather packed rows or experts, to restore them; none if there are no such weights."""
+    gathered = [node.input[0] for node in nodes if node.op_type == "Gather"]
+    bits = 4 if any(node.op_type == "BitShift" for node in nodes) else 8
     for data in (name for name in gathered if name in stored and name.endswith(f".{DATA}") and selected(name)):
         parameter = data.removesuffix(DATA)
         parts = [name for part in (DATA, SCALES, ZERO_POINTS) if (name := parameter + part) in stored]
         weight = expert_rows([stored[part] for part in parts], bits, path)
         experts, rows, width = weight.shape
-        yield data, width // stored[parts[1]].dims[2], weight.reshape(experts * rows, width)
+        yield data, width // stored[parts[1]].dims[-1], weight.reshape(experts * rows, width)
 
 
 def expert_rows(parts: Sequence[TensorProto], bits: int, path: Path) -> Floats:
-    """float32 [E, N, K] from integers, scales and maybe zero points of E experts; each expert runs as one product."""
+    """float32 [E, N, K] from integers, scales and maybe zero points of E experts, each run as one product; of a table E
+    is 1."""
     arrays = [numpy_helper.to_array(part, str(path.parent)) for part in parts]
+    arrays = [array if array.ndim == 3 else array[None] for array in arrays]
     experts, rows, width = len(arrays[0]), arrays[0].shape[1], arrays[0].shape[2] * 8 // bits
     size = width // arrays[1].shape[2]
     names = [f"part_{index}" for index in range(len(parts))]
     attributes = {"N": rows, "K": width, "bits": bits, "block_size": size}
     product = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **attributes)
-    weights = np.empty((experts, rows, width), np.float32)
-    for expert in range(experts):
+
+    def expert_weight(expert: int) -> Floats:
         data, *rest = (array[expert] for array in arrays)
         tensors = {
             name: numpy_helper.from_array(np.ascontiguousarray(array), name)
             for name, array in zip(names, (data.reshape(rows, width // size, -1), *rest), strict=True)
         }
-        weights[expert] = product_rows(product, tensors, path)
+        return product_rows(product, tensors, path)
+
+    if experts == 1:
+        return expert_weight(0)[None]  # a table takes no second copy
+    weights = np.empty((experts, rows, width), np.float32)
+    for expert in range(experts):
+        weights[expert] = expert_weight(expert)
     return weights

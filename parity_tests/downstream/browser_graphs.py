@@ -1,0 +1,198 @@
+"""The graphs of an artifact in a browser, run one by one on given inputs, and how far they are from those on a CPU.
+
+Both sides run the same files on the same inputs, those of the CPU: tower, token table, prompt and one step. So limits
+are those of what the graphs compute in, whatever their weights cost (`tolerances.yaml`). Knows numbers and what
+`browser_graphs.js` takes; nothing about adapters.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_export import contract
+from qwen3vl_export.packaging.browsers import NEEDS_HALF, WASM, WEBGPU, browser_support
+from qwen3vl_export.runtime import Prepared, Qwen3VL
+from qwen3vl_export.runtime.arrays import Floats
+from qwen3vl_export.runtime.cache import layer_parts
+from qwen3vl_export.runtime.decoder import decode, embed_generated, empty_cache
+from qwen3vl_export.runtime.positions import next_positions
+
+from ..harness.checks.stages import vision_finding
+from ..harness.judging.measures import differences, logit_closeness
+from ..harness.judging.outcome import Finding, Outcome, judge
+from ..harness.judging.verdicts import load_compute_profile
+from .chromium import HIDE_SUBGROUPS
+from .site import Site
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SCRIPT = Path(__file__).with_suffix(".js")
+DEVICES = {WASM: "wasm", WEBGPU: "webgpu"}  # transformers.js's name of each
+VISION, EMBEDDINGS, PREFILL, DECODE = "vision", "embeddings", "prefill", "decode"  # stages of `tolerances.yaml`
+MILLISECONDS = 120_000
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a graph.
+
+    Attributes:
+        inputs: all but the cache, which is that of the run before.
+        expected: the output, computed on a CPU.
+    """
+
+    graph: str
+    inputs: Mapping[str, Array]
+    output: str
+    expected: Floats
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a browser computed.
+
+    Attributes:
+        outputs: by stage.
+        seconds: of loading (`load`) and of each stage.
+    """
+
+    outputs: Mapping[str, Floats]
+    seconds: Mapping[str, float]
+
+
+def runs_of(model: Qwen3VL, prepared: Prepared, rows: int = 0) -> dict[str, Run]:
+    """The runs that a browser repeats, by stage, computed by this package's runtime on the CPU.
+
+    Args:
+        prepared: one prompt with its pictures.
+        rows: of logits of the prompt; 0 is all.
+    """
+    sessions, ids = model.sessions, prepared.input_ids
+    features = model.encode_images(prepared.pixel_values, prepared.image_grid_thw)
+    table_rows = sessions.run(contract.EMBED_TOKENS, {contract.INPUT_IDS: ids}, [contract.INPUTS_EMBEDS])[0]
+    embeds, mask, positions = model.embed_inputs(ids, features), prepared.attention_mask, prepared.position_ids
+    cache = empty_cache(sessions, 1, ids.shape[1] + 1)
+    logits = decode(sessions, embeds, mask, positions, cache, rows)
+    token = logits[:, -1].argmax(-1)
+    step_embeds = embed_generated(sessions, token)
+    step_mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+    step_positions = next_positions(prepared.rope_deltas, ids.shape[1])
+    step_logits = decode(sessions, step_embeds, step_mask, step_positions, cache, 1)
+    facts, dtype = model.facts, sessions.dtypes(contract.DECODER)[contract.INPUTS_EMBEDS]
+    no_cache = np.zeros((1, facts.num_key_value_heads, 0, facts.head_dim), dtype)
+    past = {contract.past_name(*part): no_cache for part in layer_parts(facts)}
+    prompt = {**decoder_inputs(embeds.astype(dtype), mask, positions, rows), **past}
+    step = decoder_inputs(step_embeds.astype(dtype), step_mask, step_positions, 1)
+    pictures: dict[str, Array] = {
+        contract.PIXEL_VALUES: prepared.pixel_values,
+        contract.IMAGE_GRID_THW: prepared.image_grid_thw,
+    }
+    return {
+        VISION: Run(contract.VISION_ENCODER, pictures, contract.IMAGE_FEATURES, features),
+        EMBEDDINGS: Run(contract.EMBED_TOKENS, {contract.INPUT_IDS: ids}, contract.INPUTS_EMBEDS, table_rows),
+        PREFILL: Run(contract.DECODER, prompt, contract.LOGITS, logits),
+        DECODE: Run(contract.DECODER, step, contract.LOGITS, step_logits),
+    }
+
+
+def decoder_inputs(embeds: Array, mask: Array, positions: Array, rows: int) -> dict[str, Array]:
+    """All inputs of the decoder but its cache."""
+    return {
+        contract.INPUTS_EMBEDS: embeds,
+        contract.ATTENTION_MASK: mask,
+        contract.POSITION_IDS: positions,
+        contract.NUM_LOGITS_TO_KEEP: np.array(rows),
+    }
+
+
+def compute(
+    browser: Browser, site: Site, folder: str, runs: Mapping[str, Run], device: str, dtype: str = ""
+) -> Computed | str:
+    """What a browser makes of the runs, in a page of its own, or what it says why it cannot.
+
+    Args:
+        site: has the artifact in `folder`, and the npm packages in `node_modules`.
+        device: a key of `DEVICES`.
+        dtype: the precision, by transformers.js's name; "" is the one without a suffix.
+    """
+    job = {
+        "library": f"{site.url}/node_modules/@huggingface/transformers/dist/transformers.min.js",
+        "wasm": f"{site.url}/node_modules/onnxruntime-web/dist/",
+        "models": site.url,
+        "name": folder,
+        "device": DEVICES[device],
+        "dtype": dtype,
+        "runs": {stage: as_json(run) for stage, run in runs.items()},
+    }
+    context = browser.new_context()
+    try:
+        context.add_init_script(HIDE_SUBGROUPS)
+        page = context.new_page()
+        page.set_default_timeout(MILLISECONDS)
+        page.goto(f"{site.url}/{SCRIPT.name}")
+        result = page.evaluate(f"async (job) => (await import('/{SCRIPT.name}')).run(job)", job)
+    finally:
+        context.close()
+    if "error" in result:
+        return str(result["error"])
+    return Computed({stage: from_json(tensor) for stage, tensor in result["results"].items()}, result["seconds"])
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    inputs = {
+        name: {"type": array.dtype.name, "dims": array.shape, "data": base64.b64encode(array.tobytes()).decode()}
+        for name, array in run.inputs.items()
+    }
+    return {"graph": run.graph, "inputs": inputs, "output": run.output, "keeps": run.graph == contract.DECODER}
+
+
+def from_json(tensor: Mapping[str, Any]) -> Floats:
+    array: Floats = np.frombuffer(base64.b64decode(tensor["data"]), tensor["type"]).reshape(tensor["dims"])
+    return array
+
+
+def judge_runs(model: Qwen3VL, runs: Mapping[str, Run], computed: Computed) -> list[Outcome]:
+    """Every run judged by what the graphs compute in."""
+    profile = load_compute_profile(model.artifact.manifest.recipe["dtype"])
+    judged = []
+    for stage, run in runs.items():
+        output = computed.outputs[stage]
+        if stage == VISION:
+            grid = run.inputs[contract.IMAGE_GRID_THW]
+            finding = vision_finding(output, run.expected, model.facts.num_deepstack, grid)
+        elif stage == EMBEDDINGS:
+            wrong = differences(output, run.expected)
+            finding = Finding({"differences": wrong, "scaled_max_abs": float(wrong or 0)}, output.size)
+        else:
+            finding = Finding(logit_closeness(output, run.expected), output.size)
+        judged.append(judge(stage, model.artifact.manifest.name, finding, profile, computed.seconds[stage]))
+    return judged
+
+
+def complaints(
+    model: Qwen3VL, runs: Mapping[str, Run], device: str, result: Computed | str, has_half: bool
+) -> list[str]:
+    """How a browser contradicts the packaging, or the CPU; nothing if it does not.
+
+    Args:
+        device: a key of `DEVICES`.
+        has_half: whether the adapter has `shader-f16`.
+    """
+    answer = browser_support(model.artifact)[device]
+    expected = answer.startswith("yes") and (has_half or NEEDS_HALF not in answer)
+    where = f"{model.artifact.manifest.name}, {device}: the packaging says {answer}"
+    if isinstance(result, str):
+        return [f"{where}, the browser {result}"] if expected else []
+    if not expected:
+        return [f"{where}, the browser loads it"]
+    return [f"{device}: {outcome.message}" for outcome in judge_runs(model, runs, result) if not outcome.passed]

@@ -1,0 +1,71 @@
+"""Precisions in a browser: what the packaging says loads, loads, and computes what onnxruntime computes on a CPU.
+
+`scripts/check_browsers.py` does the same with every precision, and with an adapter that has float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser
+
+from qwen3vl_export.packaging.browsers import WASM, WEBGPU
+from qwen3vl_export.runtime import Qwen3VL
+
+from ..fixtures.tiny_builds import build_once
+from ..harness.cases.matrix import load_matrix
+from ..harness.sides.bench import conversation
+from .browser_graphs import DEVICES, SCRIPT, Computed, Run, complaints, compute, judge_runs, runs_of
+from .npm import node_modules
+from .site import Site, serve
+
+RECIPES = ("tiny", "tiny-int8", "tiny-bf16")
+CASE = "users-case-16x16-after-24x24"  # 64 image tokens: a wrong attention shows from 32 on
+
+
+@cache
+def model_and_runs(recipe: str) -> tuple[Qwen3VL, dict[str, Run]]:
+    model, matrix = Qwen3VL.load(build_once(recipe), check=False), load_matrix()
+    case = next(case for case in matrix.of_tier("quick") if case.name == CASE)
+    return model, runs_of(model, model.prepare([conversation(matrix.draw(case)[0])]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folders = {recipe: build_once(recipe) for recipe in RECIPES}
+    shared = {"node_modules": node_modules(), SCRIPT.name: SCRIPT}
+    with serve(tmp_path_factory.mktemp("site"), {**folders, **shared}) as served:
+        yield served
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_browser_does_what_the_packaging_says_and_what_a_cpu_does(
+    browser: Browser, site: Site, recipe: str, device: str
+) -> None:
+    model, runs = model_and_runs(recipe)
+    result = compute(browser, site, recipe, runs, device)
+    assert complaints(model, runs, device, result, has_half=False) == []
+
+
+@pytest.mark.parametrize("stage", ["vision", "embeddings", "prefill", "decode"])
+def test_numbers_that_differ_are_complained_about(stage: str) -> None:
+    model, runs = model_and_runs("tiny")
+    outputs = {name: run.expected.copy() for name, run in runs.items()}
+    seconds = dict.fromkeys(outputs, 0.0)
+    assert all(outcome.passed for outcome in judge_runs(model, runs, Computed(outputs, seconds)))
+    outputs[stage].reshape(-1)[7] += 0.01
+    (message,) = complaints(model, runs, WASM, Computed(outputs, seconds), has_half=False)
+    assert message.startswith(f"{WASM}: {stage}[")
+
+
+@pytest.mark.parametrize(("recipe", "loads"), [("tiny", True), ("tiny-bf16", False)])
+def test_a_browser_that_contradicts_the_packaging_is_complained_about(recipe: str, loads: bool) -> None:
+    model, runs = model_and_runs(recipe)
+    outputs = {name: np.zeros_like(run.expected) for name, run in runs.items()}
+    result = "load: no" if loads else Computed(outputs, dict.fromkeys(outputs, 0.0))
+    (message,) = complaints(model, runs, WEBGPU, result, has_half=False)
+    assert "the packaging says" in message and ("load: no" in message) is loads
