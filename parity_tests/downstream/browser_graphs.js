@@ -1,47 +1,85 @@
-// Runs the graphs of one artifact in a browser, as transformers.js loads them: tower, token table, prompt, one step.
+// Runs an artifact in a browser, as transformers.js loads it: its graphs one by one (`run`), or a question (`answer`).
 //
-// job: {library, wasm, models, name, device, dtype, pastDims, inputs, outputs}; `inputs` has for each run the tensors that
-// it is given, by name: {type, dims, data}, data in base64; `outputs` the name of what each run returns. The step gets
-// the cache that the prompt left.
+// job: {library, wasm, models, name, device, dtype} and what the function needs. A tensor is {type, dims, data}, data in
+// base64. Both return seconds of each stage, and `error`, stage and message, where something failed.
 const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array, int64: BigInt64Array };
 
-/** Outputs by run, as the inputs are given, and seconds; or the message of what failed. */
-export async function run(job) {
-  const { AutoConfig, Qwen3VLForConditionalGeneration, Tensor, env } = await import(job.library);
+/** job.runs: stage -> {graph, inputs, output, keeps}. Returns the output of each; a run that keeps leaves its cache. */
+export function run(job) {
+  return staged(job, async ({ Qwen3VLForConditionalGeneration, Tensor }, timed) => {
+    const { sessions } = await timed('load', () => Qwen3VLForConditionalGeneration.from_pretrained(...source(job)));
+    const results = {};
+    let cache = {};
+    for (const [stage, { graph, inputs, output, keeps }] of Object.entries(job.runs)) {
+      const feeds = { ...cache };
+      for (const [name, tensor] of Object.entries(inputs)) feeds[name] = decode(Tensor, tensor);
+      const given = Object.fromEntries(sessions[graph].inputNames.map((name) => [name, feeds[name]]));
+      await timed(stage, async () => {
+        const outputs = await sessions[graph].run(given);
+        results[stage] = encode(outputs[output], await outputs[output].getData());
+        if (keeps) cache = asPast(outputs);
+      });
+    }
+    return { results };
+  });
+}
+
+/** job.picture: a URL; job.question; job.new_tokens. Returns greedy tokens and the logits that each was chosen from. */
+export function answer(job) {
+  return staged(job, async (library, timed) => {
+    const { AutoProcessor, LogitsProcessor, LogitsProcessorList, Qwen3VLForConditionalGeneration, RawImage } = library;
+    const [processor, model] = await timed('load', async () => [
+      await AutoProcessor.from_pretrained(...source(job)),
+      await Qwen3VLForConditionalGeneration.from_pretrained(...source(job)),
+    ]);
+    const content = [{ type: 'image' }, { type: 'text', text: job.question }];
+    const prompt = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
+    const inputs = await processor(prompt, await RawImage.read(job.picture));
+    const rows = [];
+    const times = [performance.now()];
+    class Recorder extends LogitsProcessor {
+      _call(inputIds, logits) {
+        times.push(performance.now());
+        rows.push(encode({ type: 'float32', dims: logits.dims }, Float32Array.from(logits.data)));
+        return logits;
+      }
+    }
+    const recorder = new LogitsProcessorList();
+    recorder.push(new Recorder());
+    const options = { max_new_tokens: job.new_tokens, do_sample: false, logits_processor: recorder };
+    const sequence = await timed('answer', () => model.generate({ ...inputs, ...options }));
+    const tokens = sequence.slice(null, [inputs.input_ids.dims.at(-1), null]).tolist()[0].map(Number);
+    const steps = times.slice(1).map((time, index) => (time - times[index]) / 1000);
+    return { tokens, logits: rows, prompt: inputs.input_ids.dims.at(-1), steps };
+  });
+}
+
+async function staged(job, compute) {
+  const library = await import(job.library);
+  const { env } = library;
   env.allowLocalModels = false;
   env.remoteHost = job.models;
   env.remotePathTemplate = '{model}';
   env.useBrowserCache = false;
   env.backends.onnx.wasm.wasmPaths = job.wasm;
   const seconds = {};
-  const timed = async (name, compute) => {
+  let stage = '';
+  const timed = async (name, task) => {
+    stage = name;
     const start = performance.now();
-    const result = await compute();
+    const result = await task();
     seconds[name] = (performance.now() - start) / 1000;
     return result;
   };
-  let stage = 'load';
   try {
-    const options = { device: job.device, ...(job.dtype && { dtype: job.dtype }) };
-    const { sessions } = await timed(stage, () => Qwen3VLForConditionalGeneration.from_pretrained(job.name, options));
-    const results = {};
-    let cache = {};
-    for (const [run, { graph, inputs, output, keeps }] of Object.entries(job.runs)) {
-      stage = run;
-      const session = sessions[graph];
-      const feeds = { ...cache };
-      for (const [name, tensor] of Object.entries(inputs)) feeds[name] = decode(Tensor, tensor);
-      const given = Object.fromEntries(session.inputNames.map((name) => [name, feeds[name]]));
-      await timed(run, async () => {
-        const outputs = await session.run(given);
-        results[run] = encode(outputs[output], await outputs[output].getData());
-        if (keeps) cache = asPast(outputs);
-      });
-    }
-    return { results, seconds };
+    return { ...(await compute(library, timed)), seconds };
   } catch (error) {
     return { error: `${stage}: ${error?.message ?? error}`, seconds };
   }
+}
+
+function source({ name, device, dtype }) {
+  return [name, { device, ...(dtype && { dtype }) }];
 }
 
 /** What the decoder returns of its cache, under the names by which it takes it. */

@@ -8,7 +8,8 @@ are those of what the graphs compute in, whatever their weights cost (`tolerance
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_export import contract
-from qwen3vl_export.packaging.browsers import NEEDS_HALF, WASM, WEBGPU, browser_support
+from qwen3vl_export.packaging.browsers import NEEDS_HALF, WASM, WEBGPU, YES, browser_support
 from qwen3vl_export.runtime import Prepared, Qwen3VL
 from qwen3vl_export.runtime.arrays import Floats
 from qwen3vl_export.runtime.cache import layer_parts
@@ -29,7 +30,8 @@ from ..harness.judging.measures import differences, logit_closeness
 from ..harness.judging.outcome import Finding, Outcome, judge
 from ..harness.judging.verdicts import load_compute_profile
 from .chromium import HIDE_SUBGROUPS
-from .site import Site
+from .npm import node_modules
+from .site import Site, serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).with_suffix(".js")
 DEVICES = {WASM: "wasm", WEBGPU: "webgpu"}  # transformers.js's name of each
 VISION, EMBEDDINGS, PREFILL, DECODE = "vision", "embeddings", "prefill", "decode"  # stages of `tolerances.yaml`
-MILLISECONDS = 120_000
 
 Array = NDArray[Any]
 
@@ -118,12 +119,25 @@ def decoder_inputs(embeds: Array, mask: Array, positions: Array, rows: int) -> d
 def compute(
     browser: Browser, site: Site, folder: str, runs: Mapping[str, Run], device: str, dtype: str = ""
 ) -> Computed | str:
-    """What a browser makes of the runs, in a page of its own, or what it says why it cannot.
+    """What a browser makes of the runs, or what it says why it cannot; the arguments are those of `call`."""
+    named = {stage: as_json(run) for stage, run in runs.items()}
+    result = call(browser, site, "run", folder, device, dtype, runs=named)
+    if "error" in result:
+        return str(result["error"])
+    return Computed({stage: from_json(tensor) for stage, tensor in result["results"].items()}, result["seconds"])
+
+
+def call(
+    browser: Browser, site: Site, function: str, folder: str, device: str, dtype: str = "", **needs: Any
+) -> dict[str, Any]:
+    """The result of a function of `browser_graphs.js`, in a page of its own.
 
     Args:
-        site: has the artifact in `folder`, and the npm packages in `node_modules`.
+        site: of `serve_artifacts`.
+        folder: the artifact's.
         device: a key of `DEVICES`.
         dtype: the precision, by transformers.js's name; "" is the one without a suffix.
+        needs: what else the function takes.
     """
     job = {
         "library": f"{site.url}/node_modules/@huggingface/transformers/dist/transformers.min.js",
@@ -132,20 +146,28 @@ def compute(
         "name": folder,
         "device": DEVICES[device],
         "dtype": dtype,
-        "runs": {stage: as_json(run) for stage, run in runs.items()},
+        **needs,
     }
     context = browser.new_context()
     try:
         context.add_init_script(HIDE_SUBGROUPS)
         page = context.new_page()
-        page.set_default_timeout(MILLISECONDS)
         page.goto(f"{site.url}/{SCRIPT.name}")
-        result = page.evaluate(f"async (job) => (await import('/{SCRIPT.name}')).run(job)", job)
+        result: dict[str, Any] = page.evaluate(f"async (job) => (await import('/{SCRIPT.name}')).{function}(job)", job)
+        return result
     finally:
         context.close()
-    if "error" in result:
-        return str(result["error"])
-    return Computed({stage: from_json(tensor) for stage, tensor in result["results"].items()}, result["seconds"])
+
+
+@contextmanager
+def serve_artifacts(root: Path, artifacts: Mapping[str, Path]) -> Iterator[Site]:
+    """A site with artifacts, by folder, and what `call` needs.
+
+    Args:
+        root: an empty directory.
+    """
+    with serve(root, {**artifacts, "node_modules": node_modules(), SCRIPT.name: SCRIPT}) as site:
+        yield site
 
 
 def as_json(run: Run) -> dict[str, Any]:
@@ -189,7 +211,7 @@ def complaints(
         has_half: whether the adapter has `shader-f16`.
     """
     answer = browser_support(model.artifact)[device]
-    expected = answer.startswith("yes") and (has_half or NEEDS_HALF not in answer)
+    expected = answer.startswith(YES) and (has_half or NEEDS_HALF not in answer)
     where = f"{model.artifact.manifest.name}, {device}: the packaging says {answer}"
     if isinstance(result, str):
         return [f"{where}, the browser {result}"] if expected else []

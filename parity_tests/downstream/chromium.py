@@ -8,16 +8,22 @@ Knows Chromium's switches; nothing about pages.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .npm import CHROMIUM, program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+DISGUISE = Path(__file__).with_name("disguise.c")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ SWIFTSHADER = Adapter(  # in Chromium; it has no float16 (`shader-f16`)
     )
 )
 
+NATIVE = ("--enable-unsafe-webgpu", "--enable-features=Vulkan,WebGPU", "--use-vulkan=native", "--use-angle=vulkan")
+LAYER = "VK_LAYER_disguise"
+
 HIDE_SUBGROUPS = """
 if (globalThis.GPUAdapter) {
   const { prototype } = GPUAdapter;
@@ -55,6 +64,22 @@ if (globalThis.GPUAdapter) {
   };
 }
 """
+
+
+def disguised(icd: Path, folder: Path) -> Adapter:
+    """Another Vulkan driver of a CPU, behind a layer that makes Chromium take it (`disguise.c`).
+
+    Args:
+        icd: the file that names the driver.
+        folder: where the layer is built, with gcc and the headers of Vulkan.
+    """
+    library = folder / "libdisguise.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", str(DISGUISE), "-o", str(library)], check=True)
+    layer = {"name": LAYER, "type": "GLOBAL", "library_path": str(library), "api_version": "1.3.0"}
+    layer |= {"implementation_version": "1", "description": "SwiftShader's ids, no subgroups"}
+    (folder / f"{LAYER}.json").write_text(json.dumps({"file_format_version": "1.2.0", "layer": layer}))
+    variables = {"VK_ICD_FILENAMES": str(icd), "VK_LAYER_PATH": str(folder), "VK_INSTANCE_LAYERS": LAYER}
+    return Adapter(NATIVE, variables)
 
 
 @contextmanager

@@ -18,9 +18,8 @@ from qwen3vl_export.runtime import Qwen3VL
 from ..fixtures.tiny_builds import build_once
 from ..harness.cases.matrix import load_matrix
 from ..harness.sides.bench import conversation
-from .browser_graphs import DEVICES, SCRIPT, Computed, Run, complaints, compute, judge_runs, runs_of
-from .npm import node_modules
-from .site import Site, serve
+from .browser_graphs import DEVICES, Computed, Run, complaints, compute, judge_runs, runs_of, serve_artifacts
+from .site import Site
 
 RECIPES = ("tiny", "tiny-int8", "tiny-bf16")
 CASE = "users-case-16x16-after-24x24"  # 64 image tokens: a wrong attention shows from 32 on
@@ -35,9 +34,7 @@ def model_and_runs(recipe: str) -> tuple[Qwen3VL, dict[str, Run]]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folders = {recipe: build_once(recipe) for recipe in RECIPES}
-    shared = {"node_modules": node_modules(), SCRIPT.name: SCRIPT}
-    with serve(tmp_path_factory.mktemp("site"), {**folders, **shared}) as served:
+    with serve_artifacts(tmp_path_factory.mktemp("site"), {recipe: build_once(recipe) for recipe in RECIPES}) as served:
         yield served
 
 

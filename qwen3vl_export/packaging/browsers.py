@@ -13,25 +13,26 @@ from . import transformers_js
 
 WASM, WEBGPU = "WebAssembly", "WebGPU"
 LARGEST_IN_WASM = 7 << 29  # bytes of weights: of its 4 GiB, activations and logits take the rest. 3.7 GiB ran out of it
+YES, NO = "yes", "no"
 NEEDS_HALF = "with `shader-f16`"
 
 
 def browser_support(artifact: Artifact) -> Mapping[str, str]:
-    """What a browser says to one precision of an artifact, by device: `yes`, `yes, with …` or `no: …`; empty if it is
-    not packaged for transformers.js."""
+    """Whether a browser loads one precision of an artifact, by device: `yes` or `yes, with …`, `no: …`, or `untested: …`.
+    Empty if the artifact is not packaged for transformers.js."""
     recipe = artifact.manifest.recipe
     if TRANSFORMERS_JS not in recipe["packaging"]["runtimes"]:
         return {}
     if recipe["dtype"] == "bfloat16":
-        return dict.fromkeys((WASM, WEBGPU), "no: weights in bfloat16, which only Node casts")
-    return {
-        WASM: "yes" if weight_bytes(artifact) <= LARGEST_IN_WASM else "no: weights above 3.5 GiB, of 4 with all else",
-        WEBGPU: f"yes, {NEEDS_HALF}" if recipe["dtype"] == "float16" else "yes",
-    }
+        return dict.fromkeys((WASM, WEBGPU), f"{NO}: weights in bfloat16, which only Node casts")
+    if weight_bytes(artifact) > LARGEST_IN_WASM:
+        large = "weights above 3.5 GiB"
+        return {WASM: f"{NO}: {large}, of 4 for all", WEBGPU: f"untested: {large}"}
+    return {WASM: YES, WEBGPU: f"{YES}, {NEEDS_HALF}" if recipe["dtype"] == "float16" else YES}
 
 
 def describe(artifact: Artifact) -> str:
-    """What a browser says to every precision, on one line; empty if it is not packaged for transformers.js."""
+    """What is said of every precision, on one line; empty if the artifact is not packaged for transformers.js."""
     lines = (
         f"{precision.precision or 'default'}: {', '.join(f'{device} {answer}' for device, answer in support.items())}"
         for precision in artifact.every_precision
@@ -40,9 +41,9 @@ def describe(artifact: Artifact) -> str:
     return "; ".join(lines)
 
 
-def loads(support: Mapping[str, str]) -> bool:
-    """Whether any device loads it."""
-    return any(answer.startswith("yes") for answer in support.values())
+def may_load(support: Mapping[str, str]) -> bool:
+    """Whether there is a device that is not known to refuse."""
+    return any(not answer.startswith(NO) for answer in support.values())
 
 
 def weight_bytes(artifact: Artifact) -> int:

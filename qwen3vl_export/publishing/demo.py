@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..artifact import Artifact
 from ..errors import PublishError
-from ..packaging.browsers import WASM, browser_support, loads
+from ..packaging.browsers import WASM, browser_support, may_load
 from ..promise import TRANSFORMERS_JS
 
 PAGE = "index.html"
@@ -33,7 +33,7 @@ def demo_files(artifact: Artifact) -> dict[str, bytes]:
             f"{artifact.root}: is not packaged for {TRANSFORMERS_JS}, which the demo page runs it with",
             "Publish it without --demo, or rebuild it with vision.grid: dynamic",
         )
-    if not any(loads(browser_support(precision)) for precision in artifact.every_precision):
+    if not any(may_load(browser_support(precision)) for precision in artifact.every_precision):
         raise PublishError(
             f"{artifact.root}: loads in no browser ({browser_support(artifact)[WASM]})",
             "Publish it without --demo, or rebuild it with --precision web",

@@ -1,0 +1,82 @@
+"""What an artifact says about browsers: in its card, in `inspect`, and to whom asks for a page. Chromium is asked in
+`parity_tests/downstream/test_browser_graphs.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen3vl_export.artifact import Artifact, FileRecord, open_artifact
+from qwen3vl_export.errors import PublishError
+from qwen3vl_export.packaging.browsers import (
+    LARGEST_IN_WASM,
+    WASM,
+    WEBGPU,
+    browser_support,
+    describe,
+    may_load,
+    weight_bytes,
+)
+from qwen3vl_export.publishing.demo import demo_files
+from qwen3vl_export.publishing.model_card import browsers
+
+from ...fixtures.commands import invoke
+
+
+def changed(root: Path, files: Mapping[str, FileRecord] | None = None, **recipe: Any) -> Artifact:
+    """An artifact whose manifest has another recipe or other files."""
+    artifact = open_artifact(root, check=False)
+    manifest = artifact.manifest
+    changes = {"recipe": {**manifest.recipe, **recipe}, "files": {**manifest.files, **(files or {})}}
+    return replace(artifact, manifest=replace(manifest, **changes))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wasm", "webgpu"),
+    [
+        ("float32", "yes", "yes"),
+        ("float16", "yes", "yes, with `shader-f16`"),
+        (
+            "bfloat16",
+            "no: weights in bfloat16, which only Node casts",
+            "no: weights in bfloat16, which only Node casts",
+        ),
+    ],
+)
+def test_a_browser_is_said_to_load_what_it_casts(tiny_artifact: Path, dtype: str, wasm: str, webgpu: str) -> None:
+    artifact = changed(tiny_artifact, dtype=dtype)
+    assert browser_support(artifact) == {WASM: wasm, WEBGPU: webgpu}
+    assert describe(artifact) == f"default: {WASM} {wasm}, {WEBGPU} {webgpu}"
+    assert f"| default (`fp32` in transformers.js) | {wasm} | {webgpu} |" in list(browsers(artifact))
+
+
+def test_weights_that_fill_the_memory_of_webassembly_are_said_not_to_load_there(tiny_artifact: Path) -> None:
+    name = "onnx/decoder_model_merged.onnx_data"
+    smaller = weight_bytes(open_artifact(tiny_artifact, check=False))
+    large = "weights above 3.5 GiB"
+    for count, wasm, webgpu in (
+        (LARGEST_IN_WASM - smaller, "yes", "yes"),
+        (LARGEST_IN_WASM, f"no: {large}", f"untested: {large}"),
+    ):
+        support = browser_support(changed(tiny_artifact, {name: FileRecord(count, "0" * 64)}))
+        assert support[WASM].startswith(wasm) and support[WEBGPU].startswith(webgpu) and may_load(support)
+
+
+def test_nothing_is_said_of_an_artifact_that_is_not_for_browsers(tiny_artifact: Path) -> None:
+    artifact = changed(tiny_artifact, packaging={"runtimes": ["onnxruntime"]})
+    assert (describe(artifact), list(browsers(artifact)), may_load(browser_support(artifact))) == ("", [], False)
+
+
+def test_a_page_for_what_no_browser_loads_is_refused(tiny_artifact: Path) -> None:
+    with pytest.raises(PublishError, match=r"loads in no browser \(no: weights in bfloat16, .*--precision web"):
+        demo_files(changed(tiny_artifact, dtype="bfloat16"))
+    assert demo_files(changed(tiny_artifact, dtype="float16"))
+
+
+def test_inspect_tells_it(tiny_artifact: Path) -> None:
+    shown = " ".join(invoke("inspect", str(tiny_artifact)).stdout.split())
+    assert f"in browsers default: {WASM} yes, {WEBGPU} yes" in shown

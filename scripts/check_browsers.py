@@ -1,0 +1,212 @@
+"""Runs artifacts in Chromium, in WebAssembly and in WebGPU, and compares every number with onnxruntime on this CPU.
+
+    python scripts/check_browsers.py precisions                  # the tiny model in every precision
+    python scripts/check_browsers.py precisions --icd ICD.json   # with another Vulkan driver: float16 in WebGPU
+    python scripts/check_browsers.py answer ARTIFACT             # one answer about a picture: seconds and memory
+
+Without `--icd` the adapter is SwiftShader, which is in Chromium and has no float16. Mesa's lavapipe has: Mesa 25 of
+bookworm-backports (`mesa-vulkan-drivers`), whose file is `/usr/share/vulkan/icd.d/lvp_icd.x86_64.json`; gcc and
+`libvulkan-dev` build the layer that lets Chromium take it. Ends with 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from parity_tests.downstream.browser_graphs import (
+    DEVICES,
+    Computed,
+    Run,
+    call,
+    complaints,
+    compute,
+    from_json,
+    judge_runs,
+    runs_of,
+    serve_artifacts,
+)
+from parity_tests.downstream.chromium import SWIFTSHADER, Adapter, disguised, open_browser
+from parity_tests.downstream.pictures import png
+from parity_tests.fixtures.paths import TINY
+from parity_tests.fixtures.tiny_builds import build_once
+from parity_tests.harness.cases.matrix import load_matrix
+from parity_tests.harness.cases.picture_kinds import photograph
+from parity_tests.harness.judging.measures import logit_closeness
+from parity_tests.harness.sides.bench import conversation
+from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.packaging.browsers import browser_support
+from qwen3vl_export.recipe import list_precisions, load_recipe
+from qwen3vl_export.runtime import GREEDY, Image, Qwen3VL
+from qwen3vl_export.runtime.prompts.messages import as_messages
+
+CASE = "as-traced-24x24"
+SIDE_BY_SIDE = ("tiny-precisions", "tiny-portable")  # besides every file of recipes/precisions
+CARRIED = "source"  # a precision of quantized checkpoints only
+QUESTION = "What is this?"
+KIND = re.compile("chromium.*--type=(renderer|gpu-process)", re.DOTALL)  # of a process, in its command line
+PEAK = re.compile(r"VmHWM:\s+(\d+)")
+
+console = Console(highlight=False, soft_wrap=True)
+app = typer.Typer(add_completion=False)
+Icd = Annotated[Path | None, typer.Option(help="The file that names a Vulkan driver, such as lavapipe's.")]
+
+
+@app.command()
+def precisions(
+    icd: Icd = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this precision; can be repeated.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(DEVICES)}.")] = None,
+) -> None:
+    """The tiny model in every precision."""
+    matrix = load_matrix()
+    case = next(case for case in matrix.of_tier("quick") if case.name == CASE)
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = adapter_of(icd, Path(folder))
+        artifacts = {name: path for name, path in built(Path(folder)).items() if not only or name in only}
+        (Path(folder) / "site").mkdir()
+        with open_browser(adapter) as browser, serve_artifacts(Path(folder) / "site", artifacts) as site:
+            for name, path in artifacts.items():
+                for artifact in open_artifact(path).every_precision:
+                    model = Qwen3VL(artifact)
+                    runs = runs_of(model, model.prepare([conversation(matrix.draw(case)[0])]))
+                    for where in device or DEVICES:
+                        result = compute(browser, site, name, runs, where, artifact.precision)
+                        console.print(describe(model, runs, where, result))
+                        wrong += complaints(model, runs, where, result, has_half=icd is not None)
+    for line in wrong:
+        console.print(f"WRONG: {line}")
+    raise typer.Exit(bool(wrong))
+
+
+@app.command()
+def answer(
+    artifact: Path,
+    icd: Icd = None,
+    precision: Annotated[str, typer.Option(help="By transformers.js's name; the default one if none is named.")] = "",
+    device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "WebAssembly",
+    side: Annotated[int, typer.Option(help="Of the picture, in pixels.")] = 512,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of the answer.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """One greedy answer about a photograph, its logits compared with the CPU's."""
+    picture = photograph().resize((side, side))
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = adapter_of(icd, Path(folder))
+        (Path(folder) / "site").mkdir()
+        with open_browser(adapter) as browser, serve_artifacts(Path(folder) / "site", {"model": artifact}) as site:
+            (site.root / "picture.png").write_bytes(png(picture))
+            needs = {"picture": f"{site.url}/picture.png", "question": QUESTION, "new_tokens": new_tokens}
+            with Peaks() as peaks:
+                result = call(browser, site, "answer", "model", device, precision, **needs)
+    if "error" in result:
+        console.print(f"{artifact}, {device}: {result['error']}")
+        raise typer.Exit(1)
+    model = Qwen3VL.load(artifact, precision=precision, check=False)
+    prepared = model.prepare([as_messages([Image(picture), QUESTION])])
+    start = time.perf_counter()
+    steps = list(model.generate_steps(prepared, len(result["tokens"]), GREEDY, stop_ids=frozenset()))
+    logits = np.concatenate([from_json(row) for row in result["logits"]])
+    same = common_steps(result["tokens"], [int(step.tokens[0]) for step in steps])
+    closeness = logit_closeness(logits[:same], np.concatenate([step.logits for step in steps])[:same])
+    figures = {
+        "device": device,
+        "adapter": "none" if device == "WebAssembly" else "SwiftShader" if icd is None else icd.stem,
+        "prompt_tokens": result["prompt"],
+        "cpu_prompt_tokens": prepared.input_ids.shape[1],
+        "load_seconds": result["seconds"]["load"],
+        "first_token_seconds": result["steps"][0],
+        "next_token_seconds": float(np.mean(result["steps"][1:])),
+        "peak_bytes": peaks.bytes,
+        "tokens": result["tokens"],
+        "cpu_tokens": [int(step.tokens[0]) for step in steps],
+        "cpu_seconds": time.perf_counter() - start,
+        "max_abs": closeness["max_abs"],
+        "peak_logit": closeness["peak"],
+        "steps_compared": same,
+    }
+    console.print(json.dumps(figures, indent=1))
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+def built(folder: Path) -> dict[str, Path]:
+    """Artifacts of the tiny checkpoint: every precision that any recipe has, and some recipes of the tiny model."""
+    base = folder / "base.yaml"
+    base.write_text(f"extends: {TINY.parents[1] / 'tiny.yaml'}\n", "utf-8")
+    artifacts = {name: build_once(name) for name in SIDE_BY_SIDE}
+    for precision in list_precisions():
+        if precision != CARRIED:
+            recipe = load_recipe(base.with_name(f"base-{precision}.yaml"))
+            out = folder / precision
+            artifacts[precision] = build(recipe, checkpoint=str(TINY), out=out, log=lambda line: None)
+    return artifacts
+
+
+def describe(model: Qwen3VL, runs: Mapping[str, Run], device: str, result: Computed | str) -> str:
+    """One line: what the packaging says, seconds of loading, the largest difference of each stage."""
+    name = model.artifact.manifest.name
+    line = f"{name:22} {device:12} {browser_support(model.artifact)[device]:18.18}"
+    if isinstance(result, str):
+        return f"{line} {' '.join(result.split())[:120]}"
+    stages = judge_runs(model, runs, result)
+    numbers = (
+        f"{stage.stage} {stage.measures.get('max_abs', stage.measures.get('differences')):.1e}" for stage in stages
+    )
+    seconds = sum(result.seconds.values()) - result.seconds["load"]
+    return f"{line} load {result.seconds['load']:.1f} s, run {seconds:.1f} s: {', '.join(numbers)}"
+
+
+def adapter_of(icd: Path | None, folder: Path) -> Adapter:
+    """SwiftShader, or the driver of a file behind a layer that is built in the folder."""
+    return SWIFTSHADER if icd is None else disguised(icd, folder)
+
+
+@dataclass
+class Peaks:
+    """Most memory of Chromium's processes while it is entered, in bytes, by kind: `renderer`, `gpu-process`."""
+
+    bytes: dict[str, int] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.5):
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):  # it has ended
+                    kind = KIND.search((process / "cmdline").read_text())
+                    peak = PEAK.search((process / "status").read_text())
+                    if kind and peak:
+                        self.bytes[kind[1]] = max(self.bytes.get(kind[1], 0), int(peak[1]) * 1024)
+
+
+def common_steps(tokens: list[int], expected: list[int]) -> int:
+    """Steps at which both sides have the same history: one more than they have tokens in common."""
+    same = next((index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]), None)
+    return len(tokens) if same is None else same + 1
+
+
+if __name__ == "__main__":
+    app()
