@@ -16,7 +16,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,8 @@ from parity_tests.downstream.browser_graphs import (
 )
 from parity_tests.downstream.chromium import SWIFTSHADER, Adapter, disguised, open_browser
 from parity_tests.downstream.pictures import png
-from parity_tests.fixtures.paths import TINY
+from parity_tests.fixtures.loud_checkpoint import write_loud_checkpoint
+from parity_tests.fixtures.paths import RECIPES, TINY
 from parity_tests.fixtures.tiny_builds import build_once
 from parity_tests.harness.cases.matrix import load_matrix
 from parity_tests.harness.cases.picture_kinds import photograph
@@ -55,6 +56,7 @@ from qwen3vl_export.runtime.prompts.messages import as_messages
 
 CASE = "as-traced-24x24"
 SIDE_BY_SIDE = ("tiny-precisions", "tiny-portable")  # besides every file of recipes/precisions
+LOUD = "loud"
 CARRIED = "source"  # a precision of quantized checkpoints only
 QUESTION = "What is this?"
 KIND = re.compile("chromium.*--type=(renderer|gpu-process)", re.DOTALL)  # of a process, in its command line
@@ -68,7 +70,7 @@ Icd = Annotated[Path | None, typer.Option(help="The file that names a Vulkan dri
 @app.command()
 def precisions(
     icd: Icd = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this precision; can be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this artifact, such as web; can be repeated.")] = None,
     device: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(DEVICES)}.")] = None,
 ) -> None:
     """The tiny model in every precision."""
@@ -77,7 +79,7 @@ def precisions(
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
         adapter = adapter_of(icd, Path(folder))
-        artifacts = {name: path for name, path in built(Path(folder)).items() if not only or name in only}
+        artifacts = built(Path(folder), only or [])
         (Path(folder) / "site").mkdir()
         with open_browser(adapter) as browser, serve_artifacts(Path(folder) / "site", artifacts) as site:
             for name, path in artifacts.items():
@@ -144,16 +146,19 @@ def answer(
         out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
-def built(folder: Path) -> dict[str, Path]:
-    """Artifacts of the tiny checkpoint: every precision that any recipe has, and some recipes of the tiny model."""
-    base = folder / "base.yaml"
-    base.write_text(f"extends: {TINY.parents[1] / 'tiny.yaml'}\n", "utf-8")
-    artifacts = {name: build_once(name) for name in SIDE_BY_SIDE}
-    for precision in list_precisions():
-        if precision != CARRIED:
-            recipe = load_recipe(base.with_name(f"base-{precision}.yaml"))
-            out = folder / precision
-            artifacts[precision] = build(recipe, checkpoint=str(TINY), out=out, log=lambda line: None)
+def built(folder: Path, only: Sequence[str]) -> dict[str, Path]:
+    """Artifacts by name, all or some: the tiny checkpoint in every precision that any recipe has and by some recipes of
+    its own, and one whose activations float16 hardly holds."""
+    base = folder / "tiny-in.yaml"
+    base.write_text(f"extends: {RECIPES / 'tiny.yaml'}\n", "utf-8")
+    sources = {name: (name, TINY) for name in list_precisions() if name != CARRIED}
+    sources |= {f"{LOUD}-{name}": (name, folder / LOUD) for name in ("fp16", "web")}
+    write_loud_checkpoint(folder / LOUD)
+    artifacts = {name: build_once(name) for name in SIDE_BY_SIDE if not only or name in only}
+    for name, (precision, checkpoint) in sources.items():
+        if not only or name in only:
+            recipe = load_recipe(base.with_name(f"{base.stem}-{precision}.yaml"))
+            artifacts[name] = build(recipe, checkpoint=str(checkpoint), out=folder / name, log=lambda line: None)
     return artifacts
 
 

@@ -18,8 +18,8 @@ NEEDS_HALF = "with `shader-f16`"
 
 
 def browser_support(artifact: Artifact) -> Mapping[str, str]:
-    """Whether a browser loads one precision of an artifact, by device: `yes` or `yes, with …`, `no: …`, or `untested: …`.
-    Empty if the artifact is not packaged for transformers.js."""
+    """Whether a browser loads one precision of an artifact, by device: `yes`, `yes, with …`, `no: …` or `untested: …`;
+    empty if the artifact is not packaged for transformers.js."""
     recipe = artifact.manifest.recipe
     if TRANSFORMERS_JS not in recipe["packaging"]["runtimes"]:
         return {}
