@@ -6,13 +6,16 @@
 
 Without `--icd` the adapter is SwiftShader, which is in Chromium and has no float16. Mesa's lavapipe has: Mesa 25 of
 bookworm-backports (`mesa-vulkan-drivers`), whose file is `/usr/share/vulkan/icd.d/lvp_icd.x86_64.json`; gcc and
-`libvulkan-dev` build the layer that lets Chromium take it. Ends with 1 if anything differs.
+`libvulkan-dev` build the layer that lets Chromium take it. With `--python PYTHON`, one that has onnxruntime-webgpu,
+the graphs run without a browser as well. Ends with 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import tempfile
 import threading
 import time
@@ -20,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import typer
@@ -48,12 +51,15 @@ from parity_tests.harness.cases.picture_kinds import photograph
 from parity_tests.harness.judging.measures import logit_closeness
 from parity_tests.harness.sides.bench import conversation
 from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.contract import DECODER
 from qwen3vl_export.exporter.pipeline import build
-from qwen3vl_export.packaging.browsers import browser_support
+from qwen3vl_export.packaging.browsers import WEBGPU
+from qwen3vl_export.promise import suffixed
 from qwen3vl_export.recipe import list_precisions, load_recipe
 from qwen3vl_export.runtime import GREEDY, Image, Qwen3VL
 from qwen3vl_export.runtime.prompts.messages import as_messages
 
+NATIVE_RUNS = Path(__file__).with_name("webgpu_runs.py")
 CASE = "as-traced-24x24"
 SIDE_BY_SIDE = ("tiny-precisions", "tiny-portable")  # besides every file of recipes/precisions
 LOUD = "loud"
@@ -72,6 +78,9 @@ def precisions(
     icd: Icd = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this artifact, such as web; can be repeated.")] = None,
     device: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(DEVICES)}.")] = None,
+    python: Annotated[
+        Path | None, typer.Option(help="A Python with onnxruntime-webgpu, in which the graphs run as well.")
+    ] = None,
 ) -> None:
     """The tiny model in every precision."""
     matrix = load_matrix()
@@ -88,8 +97,12 @@ def precisions(
                     runs = runs_of(model, model.prepare([conversation(matrix.draw(case)[0])]))
                     for where in device or DEVICES:
                         result = compute(browser, site, name, runs, where, artifact.precision)
-                        console.print(describe(model, runs, where, result))
+                        console.print(describe(name, model, runs, where, result))
                         wrong += complaints(model, runs, where, result, has_half=icd is not None)
+                    if python is not None:
+                        result = compute_natively(python, adapter, model, runs)
+                        console.print(describe(name, model, runs, "Python", result))
+                        wrong += complaints(model, runs, WEBGPU, result, has_half=icd is not None)
     for line in wrong:
         console.print(f"WRONG: {line}")
     raise typer.Exit(bool(wrong))
@@ -119,7 +132,8 @@ def answer(
         console.print(f"{artifact}, {device}: {result['error']}")
         raise typer.Exit(1)
     model = Qwen3VL.load(artifact, precision=precision, check=False)
-    prepared = model.prepare([as_messages([Image(picture), QUESTION])])
+    asked: list[Any] = [Image(picture), QUESTION]
+    prepared = model.prepare([as_messages(asked)])
     start = time.perf_counter()
     steps = list(model.generate_steps(prepared, len(result["tokens"]), GREEDY, stop_ids=frozenset()))
     logits = np.concatenate([from_json(row) for row in result["logits"]])
@@ -162,10 +176,29 @@ def built(folder: Path, only: Sequence[str]) -> dict[str, Path]:
     return artifacts
 
 
-def describe(model: Qwen3VL, runs: Mapping[str, Run], device: str, result: Computed | str) -> str:
-    """One line: what the packaging says, seconds of loading, the largest difference of each stage."""
-    name = model.artifact.manifest.name
-    line = f"{name:22} {device:12} {browser_support(model.artifact)[device]:18.18}"
+def compute_natively(python: Path, adapter: Adapter, model: Qwen3VL, runs: Mapping[str, Run]) -> Computed | str:
+    """What the WebGPU provider makes of the runs without a browser, or what it says why it cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = {}
+        for stage, run in runs.items():
+            inputs: dict[str, Any] = {**run.inputs}
+            np.savez(Path(folder) / f"{stage}.npz", **inputs)
+            path = str(model.artifact.graph_path(run.graph))
+            jobs[stage] = {"graph": path, "output": run.output, "keeps": run.graph == DECODER}
+        (Path(folder) / "runs.json").write_text(json.dumps(jobs))
+        command = [str(python), str(NATIVE_RUNS), folder]
+        environment = {**os.environ, **adapter.environment}
+        environment.pop("PYTHONPATH", None)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if result.returncode:
+            return result.stderr.strip().splitlines()[-1]
+        outputs = {stage: np.load(Path(folder) / f"{stage}.npy") for stage in runs}
+        return Computed(outputs, json.loads((Path(folder) / "seconds.json").read_text()))
+
+
+def describe(name: str, model: Qwen3VL, runs: Mapping[str, Run], where: str, result: Computed | str) -> str:
+    """One line: seconds, and the largest difference of each stage; or why it did not load."""
+    line = f"{suffixed(name, model.artifact.precision):22} {where:12}"
     if isinstance(result, str):
         return f"{line} {' '.join(result.split())[:120]}"
     stages = judge_runs(model, runs, result)
