@@ -49,4 +49,5 @@ def may_load(support: Mapping[str, str]) -> bool:
 def weight_bytes(artifact: Artifact) -> int:
     """Bytes of the weights of the graphs that transformers.js loads."""
     graphs, files = artifact.manifest.graphs, artifact.manifest.files
-    return sum(files[file].bytes for graph in transformers_js.GRAPHS for file in graphs[graph]["data"])
+    loaded = [graphs[name] for name in transformers_js.GRAPHS if name in graphs]  # a stranger's manifest may lack some
+    return sum(files[file].bytes for graph in loaded for file in graph["data"])

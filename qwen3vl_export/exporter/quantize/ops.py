@@ -80,7 +80,8 @@ def build_gather(model: ir.Model, look_up: WeightReader, settings: BlockSettings
     packing = blockwise_packing(settings, look_up.dtype)
     rows, blocks, size = packing.parts(*look_up.shape)[DATA].shape
     parts = _part_inputs(model, look_up, packing, **{DATA: (rows, blocks * size)})
-    lead = (0,) * len(look_up.x.shape or ())  # as many indices as there are
+    assert look_up.x.shape is not None
+    lead = (0,) * len(look_up.x.shape)  # as many indices as there are
     nodes = restore_rows(look_up.rows.parameter, parts, look_up.x, settings, lead, blocks)
     if look_up.dtype == ir.DataType.FLOAT:
         return nodes
