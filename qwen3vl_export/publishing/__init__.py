@@ -22,6 +22,7 @@ from ..errors import PublishError, SpaceError, errno_of, first_line
 from ..hub import REPOSITORY, SCHEME, TIMEOUT
 from ..output import FULL, link, remove_abandoned, workspace
 from ..replaceable import check_output, whole_directory
+from .demo import unloadable_precisions
 from .provenance import sign
 from .publication import Publication, prepare
 from .verify_artifact import NOT_FETCHED, check_strangers, verify_artifact
@@ -90,6 +91,8 @@ def publish(
             log(f"{format_size(count):>10}  {name}")
     total = sum(count for name, count in sizes.items() if name not in publication.artifact.manifest.second_names)
     log(f"{root}: {len(sizes)} files, {format_size(total)}, proven and ready for {to}")
+    for line in unloadable_precisions(publication.artifact) if demo else ():
+        log(line)
     if dry_run:
         return
     if repository is None:

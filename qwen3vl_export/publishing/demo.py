@@ -7,6 +7,7 @@ about their content.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..artifact import Artifact
@@ -42,3 +43,12 @@ def demo_files(artifact: Artifact) -> dict[str, bytes]:
     if folder is None:
         raise PublishError("the demo page is not part of this installation", "Install qwen3vl-export again")
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def unloadable_precisions(artifact: Artifact) -> Iterator[str]:
+    """A warning for every precision that no browser loads, so that the page cannot either."""
+    for precision in artifact.every_precision:
+        support = browser_support(precision)
+        if not may_load(support):
+            name = f"?dtype={precision.precision}" if precision.precision else "the default precision"
+            yield f"warning: the page cannot load {name} ({support[WASM]})"

@@ -21,7 +21,7 @@ from qwen3vl_export.packaging.browsers import (
     may_load,
     weight_bytes,
 )
-from qwen3vl_export.publishing.demo import demo_files
+from qwen3vl_export.publishing.demo import demo_files, unloadable_precisions
 from qwen3vl_export.publishing.model_card import browsers
 
 from ...fixtures.commands import invoke
@@ -75,6 +75,23 @@ def test_a_page_for_what_no_browser_loads_is_refused(tiny_artifact: Path) -> Non
     with pytest.raises(PublishError, match=r"loads in no browser \(no: weights in bfloat16, .*--precision web"):
         demo_files(changed(tiny_artifact, dtype="bfloat16"))
     assert demo_files(changed(tiny_artifact, dtype="float16"))
+
+
+def test_a_precision_that_the_page_cannot_load_is_named(tiny_artifact: Path) -> None:
+    artifact = changed(tiny_artifact, dtype="bfloat16")
+    manifest = artifact.manifest
+    precisions = {
+        name: {"recipe": {**manifest.recipe, "dtype": dtype}, "graphs": manifest.graphs}
+        for name, dtype in (("fp16", "float16"), ("int8", "bfloat16"))
+    }
+    mixed = replace(artifact, manifest=replace(manifest, precisions=precisions))
+    assert demo_files(mixed)
+    reason = "(no: weights in bfloat16, which only Node casts)"
+    assert list(unloadable_precisions(mixed)) == [
+        f"warning: the page cannot load the default precision {reason}",
+        f"warning: the page cannot load ?dtype=int8 {reason}",
+    ]
+    assert list(unloadable_precisions(changed(tiny_artifact))) == []
 
 
 def test_inspect_tells_it(tiny_artifact: Path) -> None:
