@@ -56,11 +56,12 @@ class Provider:
     number: str = ""
 
 
-CUDA = "an NVIDIA GPU, its driver, and CUDA: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+CUDA_PACKAGE = "onnxruntime-gpu"
+CUDA = f"an NVIDIA GPU, its driver, and CUDA: pip install '{CUDA_PACKAGE}[cuda,cudnn]'"
 PROVIDERS: dict[str, Provider] = {  # by the name of the device
     "cpu": Provider("CPUExecutionProvider", "onnxruntime", memory=HOST),
-    "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu", CUDA, "cuda", "device_id"),
-    "tensorrt": Provider("TensorrtExecutionProvider", "onnxruntime-gpu", f"TensorRT, {CUDA}", number="device_id"),
+    "cuda": Provider("CUDAExecutionProvider", CUDA_PACKAGE, CUDA, "cuda", "device_id"),
+    "tensorrt": Provider("TensorrtExecutionProvider", CUDA_PACKAGE, f"TensorRT, {CUDA}", number="device_id"),
     "webgpu": Provider(
         "WebGpuExecutionProvider", "onnxruntime-webgpu", "a GPU and its driver, on Linux also libvulkan.so.1", "webgpu"
     ),
@@ -114,7 +115,7 @@ def choose_device(name: str = "cpu", options: Mapping[str, Any] | None = None) -
         raise InputError(
             f"device {name}: onnxruntime {ort.__version__} has no {provider.name} here", how_to_install(provider)
         )
-    if provider.requires.endswith(CUDA) and hasattr(ort, "preload_dlls"):
+    if provider.package == CUDA_PACKAGE and hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
             ort.preload_dlls()  # from NVIDIA's packages on PyPI, where nothing else looks for them
     with quiet_log():
