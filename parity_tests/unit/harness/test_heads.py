@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, Qwen3VLModel
 from qwen3vl_export.artifact import Manifest
 from qwen3vl_export.contract import DECODER, EMBEDDING, HEADS, RERANKER, TEXT
 from qwen3vl_export.evidence.answers import answer
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.checkpoint.adapter import open_adapter
 from qwen3vl_export.promise import (
     DEQUANTIZED,
     HEAD_STAGES,
@@ -30,6 +32,7 @@ from qwen3vl_export.promise import (
 )
 from qwen3vl_export.recipe import load_recipe
 
+from ...fixtures.adapters import write_adapter
 from ...fixtures.paths import TINY
 from ...harness import verify
 from ...harness.budget.activations import results_of
@@ -44,7 +47,7 @@ from ...harness.sides.pytorch.head_reference import last_rows, right_padded
 from ...harness.sides.pytorch.inputs import Inputs, tokens_compared
 from ...harness.sides.pytorch.reference import Deferred, Reference
 from ...harness.sides.pytorch.reference_cache import Store
-from ...harness.sides.pytorch.torch_model import read_config
+from ...harness.sides.pytorch.torch_model import load_model, read_config, stream_model
 
 IDS = [[513, 3, 40, 7, 514], [513, 9, 514]]
 NO_PICTURES = np.zeros((0, 1536), np.float32), np.zeros((0, 3), np.int64)
@@ -98,6 +101,25 @@ def test_a_reranker_gives_the_logits_of_yes_and_no_in_this_order(
     assert np.abs(reference.decoder(*call) - outputs).max() < 1e-4
     expected = hidden @ table[[vocabulary["yes"], vocabulary["no"]]].T
     assert np.abs(last_rows(outputs, INPUTS.attention_mask) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("form", "head"), [("tied", EMBEDDING), ("tied", RERANKER), ("headless", EMBEDDING)], ids=lambda value: value
+)
+def test_adapters_are_merged_whatever_the_head(
+    form: str, head: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Whole and a module at a time as the exporter merges them, also into an output head that nothing is read from."""
+    base: Path = TINY if form == "tied" else request.getfixturevalue(form)
+    settings: dict[str, Any] = {"modules_to_save": ["lm_head"]} if form == "tied" else {}
+    adapters = [write_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "down_proj"], **settings)]
+    expected = open_checkpoint(str(base)).adapted([open_adapter(str(adapter)) for adapter in adapters])
+    whole, streamed = (load(base, adapters, head=head) for load in (load_model, stream_model))
+    names = [name for name, _ in whole.named_parameters()]
+    assert ("lm_head.weight" in names) == (head == RERANKER)
+    for name in names:
+        assert torch.equal(whole.get_parameter(name), expected.read(name).float()), name
+        assert torch.equal(streamed.parameter(name), whole.get_parameter(name)), name
 
 
 def test_the_last_token_is_found_on_either_side() -> None:

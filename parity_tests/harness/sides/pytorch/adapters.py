@@ -60,7 +60,8 @@ def merge_adapters(
     peft = import_peft()
     tensors = open_checkpoint(str(checkpoint)).tensors
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(tensors[name].dtype)
+        if name in tensors:  # all but the output head of a checkpoint without one
+            parameter.data = parameter.data.to(tensors[name].dtype)
     for adapter in adapters:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
             warnings.simplefilter("ignore")  # about tied weights: they are untied; and about what is not loaded

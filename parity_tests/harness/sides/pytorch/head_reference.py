@@ -70,12 +70,17 @@ def pair_of(prompt: Prompt, fps: float) -> Pair:
 
 
 class HeadPrompts(PromptReference):
-    """The prompts of one checkpoint, whose model has another head than that for answers."""
+    """The prompts of one checkpoint, whose model has another head than that for answers.
 
-    def __init__(self, checkpoint: Path, fps: float, head: str) -> None:
+    Args:
+        instruction: of an embedding model.
+    """
+
+    def __init__(self, checkpoint: Path, fps: float, head: str, instruction: str = EMBEDDING_SYSTEM) -> None:
         super().__init__(checkpoint, fps)
         self.videos.do_sample_frames = False
         self.head = head
+        self.instruction = instruction
 
     def text(self, prompt: Prompt, grids: list[NDArray[np.int64]]) -> str:
         return super().text(replace(prompt, frames=chosen_frames(prompt.frames)), grids)
@@ -83,7 +88,7 @@ class HeadPrompts(PromptReference):
     def messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         pictures: list[Any] = [{"type": "video"}] * bool(prompt.frames) + [{"type": "image"}] * len(prompt.images)
         if self.head == EMBEDDING:
-            return chat(EMBEDDING_SYSTEM, [*pictures, prompt.ask])
+            return chat(self.instruction, [*pictures, prompt.ask])
         document = pictures or [prompt.ask]
         return chat(RERANKER_SYSTEM, [RERANKER_INSTRUCT, "<Query>:", prompt.ask, "\n<Document>:", *document])
 

@@ -58,6 +58,7 @@ class StreamedModel:
             returns the model with the checkpoint's adapters merged into it.
         change: is applied to each module once it is loaded, under its name.
         device: that a module is moved to once it is loaded.
+        end: gives the model the output of its head; adapters are merged into the one it was trained with.
 
     Raises:
         ParityError: a module has no tensors in the checkpoint.
@@ -71,8 +72,10 @@ class StreamedModel:
         merge: Merge | None = None,
         change: Change | None = None,
         device: torch.device = CPU,
+        end: Callable[[Any], Any] = lambda model: model,
     ) -> None:
-        self.model = model
+        self._blank = copy.deepcopy(model) if merge is not None else None  # without the hooks
+        self.model = model = end(model)
         self._device = device
         self._restore = restore
         self._merge = merge
@@ -83,7 +86,6 @@ class StreamedModel:
         self._mapping = get_model_conversion_mapping(model)  # of the checkpoint's names and layouts to the model's
         self._keys = self._find_keys()
         self._tied = self._keys[HEAD] == self._keys[TABLE]
-        self._blank = copy.deepcopy(model) if merge is not None else None  # without the hooks
         for buffers in (module._buffers for module in model.modules()):
             buffers.update({name: buffer.to(device) for name, buffer in buffers.items() if buffer is not None})
         for name, module in self._modules.items():

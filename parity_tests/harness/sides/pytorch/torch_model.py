@@ -7,6 +7,7 @@ computed with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,13 +88,12 @@ def stream_model(
         model = MODELS[config.model_type]._from_config(config, dtype=torch.float32, **EAGER).eval()
     compute_buffers(model)
     set_generation_config(model, checkpoint)
-    end_in(model, checkpoint, head)
 
     def merge(model: Any, is_loaded: Callable[[str], bool]) -> Any:
         return merge_adapters(model, checkpoint, adapters, is_loaded)
 
-    restore = restoring(checkpoint, settings)
-    return StreamedModel(model, checkpoint, restore, merge if adapters else None, change, device)
+    restore, end = restoring(checkpoint, settings), partial(end_in, checkpoint=checkpoint, head=head)
+    return StreamedModel(model, checkpoint, restore, merge if adapters else None, change, device, end)
 
 
 class AnswerHead(nn.Linear):
