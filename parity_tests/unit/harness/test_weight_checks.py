@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from parity_tests.harness.sides.artifact import operator
 from parity_tests.harness.sides.artifact.dequantization import dequantized_weights
 from parity_tests.harness.sides.artifact.operator import block_rows, columns_of, open_operator, product_rows
 from parity_tests.harness.sides.artifact.probe import module_of
+from qwen3vl_export.contract import EMBED_TOKENS
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.promise import WEIGHTS
 
@@ -25,9 +27,9 @@ GRAPH = "decoder_model_merged"
 PROFILES = {"int8": "int8", "int4": "int4", "int8_dynamic": "int8"}
 
 
-def write_graph(work: Path, target: str, method: str) -> Path:
-    build_graph(work, GRAPH, target, method=method)
-    return work / f"{GRAPH}-{target}-{method}" / "model.onnx"
+def write_graph(work: Path, target: str, method: str, graph: str = GRAPH, **settings: Any) -> Path:
+    build_graph(work, graph, target, method=method, **settings)
+    return work / f"{graph}-{target}-{method}" / "model.onnx"
 
 
 def checkpoint_weights() -> dict[str | None, np.ndarray]:
@@ -46,6 +48,18 @@ def test_every_product_is_read_back(target: str, method: str, tmp_path: Path) ->
     worst = {name: block_errors(rows, truth[module_of(name)], block).max() for name, block, rows in weights}
     (rule,) = (rule for rule in load_profile(PROFILES[method]).rules[WEIGHTS] if rule.measure == "worst_block_error")
     assert rule.holds(max(worst.values())), worst
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])
+@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("target", ["ort", "portable"])
+def test_every_row_of_a_table_is_read_back(target: str, method: str, symmetric: bool, tmp_path: Path) -> None:
+    truth = checkpoint_weights()["embed_tokens"]
+    path = write_graph(tmp_path, target, method, EMBED_TOKENS, symmetric=symmetric)
+    ((_, block, rows),) = dequantized_weights(path)
+    (rule,) = (rule for rule in load_profile(method).rules[WEIGHTS] if rule.measure == "worst_block_error")
+    assert rule.holds(block_errors(rows, truth, block).max())
+    assert {node.domain for node in onnx.load(path).graph.node} == {""}
 
 
 @pytest.mark.parametrize("method", PROFILES)
