@@ -1,6 +1,6 @@
-"""The operator set of onnxruntime's own operators, and its declaration in a model.
+"""The operator sets that a model declares.
 
-Knows node domains; nothing about what operators compute.
+Knows node domains and operators' names; nothing about what operators compute.
 """
 
 from __future__ import annotations
@@ -8,9 +8,21 @@ from __future__ import annotations
 import onnx_ir as ir
 
 MICROSOFT = "com.microsoft"
+BRANCHING = 21  # the operator set of graphs with an If
 
 
 def declare_microsoft(model: ir.Model) -> None:
     """Import the operator set in a model with a node that needs it."""
     if any(node.domain == MICROSOFT for node in model.graph.all_nodes()):
         model.graph.opset_imports[MICROSOFT] = 1
+
+
+def lower_opset(model: ir.Model) -> ir.Model:
+    """Let a model that branches declare the newest operator set whose If runs on every provider.
+
+    onnxruntime 1.27 to 1.31 register no If for WebGPU beyond opset 21: a newer one runs on CPU, and the GPU waits for
+    two copies at each. The other operators of a tower mean the same in both sets.
+    """
+    if any(node.op_type == "If" for node in model.graph):
+        model.graph.opset_imports[""] = BRANCHING
+    return model

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .lowering import lower
+from .opsets import lower_opset
+from .rewrites.host import compute_on_host
 from .rewrites.layout import drop_identity_reshapes, rotate_in_place
 from .rewrites.norms import fuse_skip_norms
 from .simplify import clean
@@ -35,7 +37,16 @@ def forget_tracing(model: ir.Model) -> ir.Model:
 
 PASSES: dict[str, tuple[Rewrite, ...]] = {
     # The rewrites rely on the tracer's shapes, so they run before these are dropped.
-    "ort": (lower("ort"), rotate_in_place, drop_identity_reshapes, fuse_skip_norms, clean, forget_tracing),
+    "ort": (
+        lower("ort"),
+        rotate_in_place,
+        drop_identity_reshapes,
+        fuse_skip_norms,
+        compute_on_host,
+        clean,
+        lower_opset,
+        forget_tracing,
+    ),
     "portable": (lower("portable"), drop_identity_reshapes, clean, forget_tracing),
 }
 

@@ -52,6 +52,24 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:
     return rotated[0]
 
 
+def rotate_by_table(x: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:
+    """The same by `com.microsoft::RotaryEmbedding`, which is not bound to opset 23; row p of the table rotates patch p.
+
+    The operator reads the rows from a position on, which is 0.
+    """
+    cos, sin = rotary
+    rows = x.to(torch.float32)[None]
+    rotated = torch.onnx.ops.symbolic(
+        "com.microsoft::RotaryEmbedding",
+        (rows, torch.zeros(1, dtype=torch.int64), cos, sin),
+        {"num_heads": heads},
+        dtype=torch.float32,
+        shape=rows.shape,
+        version=1,
+    )
+    return rotated[0]
+
+
 def grid_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, heads: int, scale: float) -> Tensor:
     """Block attention of the vision tower: every frame of every image attends to itself only.
 

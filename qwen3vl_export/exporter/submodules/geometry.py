@@ -59,7 +59,7 @@ def guard_patches(
         bound: the only (h, w) a fixed encoder takes, or None.
     """
     t, h, w = image_grid_thw.unbind(1)
-    bad = (t < 1) | (h < 1) | (w < 1) | (h % merge != 0) | (w % merge != 0)
+    bad = (t < 1) | (h < 1) | (w < 1) | (h % merge > 0) | (w % merge > 0)
     message = f"image_grid_thw needs at least one row, all entries positive, height and width multiples of {merge}"
     if bound is not None:
         bad = bad | (t != 1) | (h != bound[0]) | (w != bound[1])
@@ -69,6 +69,14 @@ def guard_patches(
     image_grid_thw = guard_rows(image_grid_thw, (bad.sum() + no_images) * IMPOSSIBLE + images, message)
     total = image_grid_thw.prod(1).sum()
     return guard_rows(pixel_values, total, "image_grid_thw does not add up to the rows of pixel_values"), image_grid_thw
+
+
+def _divide(x: Tensor, divisor: Tensor | int) -> Tensor:
+    """`x // divisor` of integers that are not negative, of the shape of `x`: one node.
+
+    PyTorch's own floor division becomes nine nodes, which correct the quotients of negative numbers.
+    """
+    return torch.onnx.ops.symbolic("Div", (x, torch.as_tensor(divisor)), dtype=x.dtype, shape=x.shape)
 
 
 def locate_patches(image_grid_thw: Tensor, num_patches: int, merge: int) -> Patches:
@@ -86,10 +94,10 @@ def locate_patches(image_grid_thw: Tensor, num_patches: int, merge: int) -> Patc
     height, width = h.index_select(0, image), w.index_select(0, image)
     start = (ends - t * h * w).index_select(0, image)
     within = (index - start) % (height * width)  # position inside its frame
-    block, inner = within // merge**2, within % merge**2
-    blocks_per_row = width // merge
+    block, inner = _divide(within, merge**2), within % merge**2
+    blocks_per_row = _divide(width, merge)
     return Patches(
-        row=block // blocks_per_row * merge + inner // merge,
+        row=_divide(block, blocks_per_row) * merge + _divide(inner, merge),
         column=block % blocks_per_row * merge + inner % merge,
         height=height,
         width=width,

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from ..checkpoint.rotary import vision_rotary
 from . import geometry
-from .attention import grid_attention, rotate
+from .attention import grid_attention, rotate, rotate_by_table
 from .half_range import guard_range
 
 SEGMENTS = {"ort": geometry.image_segments, "portable": geometry.chunk_segments}
+ROTATIONS = {"ort": rotate_by_table, "portable": rotate}
 
 
 class VisionEncoder(nn.Module):
@@ -36,7 +37,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         config = visual.config
         self.visual: Any = visual
-        self.segments = SEGMENTS[target]
+        self.segments, self.rotate = SEGMENTS[target], ROTATIONS[target]
         self.grid = grid
         self.merge = config.spatial_merge_size
         self.side = int(config.num_position_embeddings**0.5)  # rows that do not fill a square are never read
@@ -68,10 +69,9 @@ class VisionEncoder(nn.Module):
         features = torch.cat([visual.merger(hidden), *maps], dim=-1)
         return guard_range(features, features)
 
-    @staticmethod
-    def _attend(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], segments: Tensor) -> Tensor:
+    def _attend(self, attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], segments: Tensor) -> Tensor:
         """[P, width] -> [P, width]: the HF module's projections around rotation and block attention."""
         query, key, value = torch.split(attention.qkv(hidden), attention.dim, dim=-1)
         heads = attention.num_heads
-        query, key = rotate(query, rotary, heads), rotate(key, rotary, heads)
+        query, key = self.rotate(query, rotary, heads), self.rotate(key, rotary, heads)
         return attention.proj(grid_attention(query, key, value, segments, heads, attention.scaling))  # type: ignore[no-any-return]
