@@ -220,7 +220,7 @@ def attention_across_frames(model: ModelProto, facts: Facts) -> None:
 
 def segments_of(model: ModelProto) -> str:
     """The name of the table of attention segments: what the first Loop's body gathers from and does not compute."""
-    for loop in model.graph.node:
+    for loop in all_nodes(model.graph):
         if loop.op_type != "Loop":
             continue
         body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
@@ -245,11 +245,19 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
                 yield from all_nodes(attribute.g)
 
 
+def before_casts(name: str, makers: dict[str, NodeProto]) -> str:
+    """The value that Casts alone lead from to the value `name`."""
+    while makers[name].op_type == "Cast":
+        name = makers[name].input[0]
+    return name
+
+
 def half_pixel_interpolation(model: ModelProto, facts: Facts) -> None:
     """align_corners=False: patch i reads at `(i + 0.5) * side / size - 0.5`, not at `i * (side - 1) / (size - 1)`."""
     makers = {output: node for node in model.graph.node for output in node.output}
-    floors = [node for node in model.graph.node if node.op_type == "Floor"]
-    sources = {node.input[0] for node in floors if makers.get(node.input[0], NodeProto()).op_type == "Div"}
+    floors = [node.input[0] for node in model.graph.node if node.op_type == "Floor"]
+    sources = {name for floor in floors if makers[name := before_casts(floor, makers)].op_type == "Div"}
+    dtype = np.float32 if sources <= set(floors) else np.float64
     if len(sources) != 2:
         raise PieceNotFound(
             f"{len(sources)} interpolation coordinates (a Floor after a Div), expected one for each axis"
@@ -257,7 +265,7 @@ def half_pixel_interpolation(model: ModelProto, facts: Facts) -> None:
     table = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("pos_embed.weight"))
     side = round(table.dims[0] ** 0.5)
     half, unit, zero, last, sides = (
-        add_constant(model, f"fault_{name}", np.array(value, np.float32))
+        add_constant(model, f"fault_{name}", np.array(value, dtype))
         for name, value in {"half": 0.5, "one": 1, "zero": 0, "most": side - 1, "side": side}.items()
     )
     for source in sources:

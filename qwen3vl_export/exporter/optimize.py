@@ -15,6 +15,7 @@ from .opsets import lower_opset
 from .rewrites.host import compute_on_host
 from .rewrites.layout import drop_identity_reshapes, rotate_in_place
 from .rewrites.norms import fuse_skip_norms
+from .rewrites.rotary import fuse_rotations
 from .simplify import clean
 
 Rewrite = Callable[[ir.Model], ir.Model]
@@ -39,6 +40,7 @@ PASSES: dict[str, tuple[Rewrite, ...]] = {
     # The rewrites rely on the tracer's shapes, so they run before these are dropped.
     "ort": (
         lower("ort"),
+        fuse_rotations,
         rotate_in_place,
         drop_identity_reshapes,
         fuse_skip_norms,

@@ -1,4 +1,4 @@
-"""Arithmetic on positions in float64, which no GPU provider computes. `ir.Model -> ir.Model`.
+"""Arithmetic on positions in float64, which WebGPU does not have. `ir.Model -> ir.Model`.
 
     Mul (positions, frequencies)   becomes   Cast<float32> (Mul (Cast<float64> positions, Cast<float64> frequencies))
     Cos (angles)                   becomes   Cast<float32> (Sin (Cast<float64> angles + pi / 2))
@@ -23,13 +23,13 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-ROUNDS = ("Add", "Cast", "Cos", "Div", "Exp", "Mul", "Pow", "Reciprocal", "Sin", "Sqrt", "Sub")
+ROUNDS = ("Add", "Cos", "Div", "Exp", "Mul", "Pow", "Reciprocal", "Sin", "Sqrt", "Sub")
 KEEPS = (  # their results are among their inputs, or whole numbers
     *("Abs", "Ceil", "Clip", "Concat", "Expand", "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Neg"),
     *("ReduceMax", "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
 )
 TESTS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-KNOWN = {*ROUNDS, *KEEPS, *TESTS}
+KNOWN = {"Cast", *ROUNDS, *KEEPS, *TESTS}
 FLOAT, DOUBLE = ir.DataType.FLOAT, ir.DataType.DOUBLE
 QUARTER_TURN = "quarter_turn"
 
@@ -55,11 +55,12 @@ class _HostArithmetic:
         return value is None or value in self.host or value.const_value is not None
 
     def _visit(self, node: ir.Node) -> None:
-        inputs, outputs = [[value.dtype for value in values if value] for values in (node.inputs, node.outputs)]
-        if FLOAT not in (*inputs, *outputs) or node.op_type == "Shape":
+        inputs, outputs = [
+            [value.dtype for value in values if value is not None] for values in (node.inputs, node.outputs)
+        ]
+        if node.op_type == "Shape" or FLOAT not in inputs:  # a Cast of integers is computed where they are
             self.host.update(node.outputs)
         elif node.domain == "" and node.op_type in KNOWN and ir.DataType.FLOAT16 not in outputs:
-            self.host.update(node.outputs)
             self._replace(node)
 
     def _replace(self, node: ir.Node) -> None:
@@ -67,28 +68,17 @@ class _HostArithmetic:
         inputs = [
             self._widen(value, node) if value is not None and value.dtype == FLOAT else value for value in node.inputs
         ]
-        if node.op_type == "Cos":
-            inputs = [self._insert(node, "Add", [inputs[0], self._quarter_turn()])]
-        attributes = dict(node.attributes)
-        if node.op_type == "Cast" and node.outputs[0].dtype == FLOAT:
-            attributes["to"] = ir.AttrInt64("to", DOUBLE)
-        new = ir.node(
-            "Sin" if node.op_type == "Cos" else node.op_type,
-            inputs,
-            attributes,
-            num_outputs=len(node.outputs),
-            name=node.name,
-        )
+        op_type = node.op_type
+        if op_type == "Cos":
+            op_type, inputs = "Sin", [self._insert(node, "Add", [inputs[0], self._quarter_turn()])]
+        new = ir.node(op_type, inputs, dict(node.attributes), num_outputs=len(node.outputs), name=node.name)
         self.model.graph.insert_before(node, new)
         for old, result in zip(node.outputs, new.outputs, strict=True):
             if old.dtype == FLOAT:
                 result.dtype, result.shape = DOUBLE, old.shape
-                narrow = ir.node("Cast", [result], {"to": FLOAT})
-                self.model.graph.insert_before(node, narrow)
-                (rounded,) = narrow.outputs
+                exact, result = result, self._insert(node, "Cast", [result], {"to": FLOAT})
                 if node.op_type not in ROUNDS:
-                    self.exact[rounded] = result
-                result = rounded
+                    self.exact[result] = exact
             result.name, result.shape, result.type = old.name, old.shape, old.type
             self.host.add(result)
             old.replace_all_uses_with(result, replace_graph_outputs=True)
@@ -98,15 +88,15 @@ class _HostArithmetic:
         """A float32 value in float64."""
         if value not in self.exact:
             self.exact[value] = self._insert(user, "Cast", [value], {"to": DOUBLE})
+            self.exact[value].dtype = DOUBLE
         return self.exact[value]
 
     def _insert(
         self, before: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, int] | None = None
     ) -> ir.Value:
-        """The float64 result of a new node."""
+        """The result of a new node."""
         node = ir.node(op_type, inputs, attributes)
         self.model.graph.insert_before(before, node)
-        node.outputs[0].dtype = DOUBLE
         return node.outputs[0]
 
     def _quarter_turn(self) -> ir.Value:
