@@ -20,7 +20,7 @@ ELEMENTWISE = ("Cast", "Cos", "Mul", "Sin")  # what a table is computed by; a Mu
 
 def fuse_rotations(model: ir.Model) -> ir.Model:
     """Fuse every rotation of [B, N, S, E] by tables [B, 1, S, E] whose two halves are equal."""
-    halves: dict[ir.Value, ir.Value] = {}
+    halves: dict[ir.Value | None, ir.Value] = {}
     for total in list(model.graph):
         factors = [_inputs_of(value, "Mul") for value in _inputs_of(total.outputs[0], "Add")]
         if len(factors) != 2 or not all(factors):
@@ -79,16 +79,16 @@ def _before_heads(table: ir.Value | None) -> ir.Value | None:
     return inputs[0] if inputs and _constant(inputs[1]) == [1] else None
 
 
-def _half_of(table: ir.Value | None, halves: dict[ir.Value, ir.Value]) -> ir.Value | None:
+def _half_of(table: ir.Value | None, halves: dict[ir.Value | None, ir.Value]) -> ir.Value | None:
     """The first half of a table on its last axis, computed apart; None if its halves may differ.
 
     Args:
         halves: those computed before.
     """
-    if table is None or table in halves:
-        return halves.get(table) if table is not None else None
-    node = table.producer()
-    if node is None or node.graph is None:
+    if table in halves:
+        return halves[table]
+    node = table.producer() if table is not None else None
+    if table is None or node is None or node.graph is None:
         return None
     if node.op_type == "Concat" and node.attributes.get_int("axis", 0) in (-1, len(table.shape or ()) - 1):
         first, *others = node.inputs
