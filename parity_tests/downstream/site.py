@@ -44,11 +44,11 @@ class Site:
 
 
 @contextmanager
-def serve(root: Path, folders: Mapping[str, Path]) -> Iterator[Site]:
+def serve(root: Path, folders: Mapping[str, Path], handler: type[Quiet] = Quiet) -> Iterator[Site]:
     """A server of a directory with links to these folders, by the name of each."""
     for name, target in folders.items():
         (root / name).symlink_to(target)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(root)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -128,7 +128,9 @@ def write(publication: Publication, directory: Path, signed: bool, refer: bool =
         else:
             shutil.copyfile(source, target)
     for name, data in publication.generated.items():
-        (directory / name).write_bytes(data)
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
     if signed:
         sign(directory)
 

@@ -23,7 +23,7 @@ FOLDERS = (
 
 
 def demo_files(artifact: Artifact) -> dict[str, bytes]:
-    """The page's files, by name.
+    """The page's files, by their path from `index.html`.
 
     Raises:
         PublishError: the artifact is not packaged for transformers.js, no browser loads it in any of its precisions, or
@@ -42,7 +42,8 @@ def demo_files(artifact: Artifact) -> dict[str, bytes]:
     folder = next((folder for folder in FOLDERS if (folder / PAGE).is_file()), None)
     if folder is None:
         raise PublishError("the demo page is not part of this installation", "Install qwen3vl-export again")
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def unloadable_precisions(artifact: Artifact) -> Iterator[str]:

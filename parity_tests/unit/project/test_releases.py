@@ -36,7 +36,7 @@ def test_a_pinned_release_is_allowed_and_newer_ones_too(pin: Requirement) -> Non
     assert f"{major}.{int(minor) + 1}.0" in ALLOWED[pin.name]
 
 
-@pytest.mark.parametrize("document", ["docs/downstream.md", "docs/demo/worker.js"])
+@pytest.mark.parametrize("document", ["docs/downstream.md", "docs/demo/page/worker.js"])
 def test_documents_name_the_transformers_js_that_is_tested(document: str) -> None:
     package = json.loads((ROOT / "parity_tests" / "downstream" / "package.json").read_text("utf-8"))
     named = re.findall(r"transformers(?:\.js |@)(\d+\.\d+\.\d+)", (ROOT / document).read_text("utf-8"))

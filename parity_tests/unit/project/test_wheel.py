@@ -91,4 +91,4 @@ def test_what_is_installed_builds_verifies_and_publishes_from_another_directory(
     chosen = ["-k", "vision and minimum-64x64", "-p", "no:cacheprovider"]
     assert "1 passed" in run("python", "-m", "pytest", "--artifact", "tiny", *chosen)
     run("qwen3vl-export", "publish", "tiny", "--to", "published", "--demo")
-    assert (elsewhere / "published" / "index.html").is_file()
+    assert all((elsewhere / "published" / name).is_file() for name in ("index.html", "page/worker.js"))

@@ -67,8 +67,9 @@ def test_the_demo_page_is_published_beside_the_artifact(proven: Path, tmp_path: 
     out = tmp_path / "site"
     result = invoke("publish", str(proven), "--to", str(out), "--demo")
     assert result.exit_code == 0 and f"python -m http.server --directory {out}" in " ".join(result.stdout.split())
-    page = {path.name: path.read_bytes() for path in (ROOT / "docs" / "demo").iterdir()}
-    assert "index.html" in page and all((out / name).read_bytes() == data for name, data in page.items())
+    demo = ROOT / "docs" / "demo"
+    page = {path.relative_to(demo): path.read_bytes() for path in demo.rglob("*") if path.is_file()}
+    assert Path("page/worker.js") in page and all((out / name).read_bytes() == data for name, data in page.items())
     assert invoke("verify-artifact", str(out)).exit_code == 0
     with (out / "index.html").open("a") as file:
         file.write(" ")
