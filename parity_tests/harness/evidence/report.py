@@ -284,7 +284,7 @@ def show(report: Report, screen: Terminal, command: str = "") -> None:
         if ties := outcome.measures.get("routing_ties"):
             screen.print(
                 f"[yellow]near-tied routes[/] {escape(outcome.id)}: {ties} choices of experts are not PyTorch's, whose "
-                f"router logits differ by {outcome.measures['routing_gap']:.1e} at most; compared on the same routes"
+                f"router logits differ by {outcome.measures['routing_gap']:.1e} of the largest; routes are made alike"
             )
     for outcome in report.failures[:SHOWN_FAILURES]:
         screen.print(f"[bold red]failed[/] {escape(outcome.message)}", soft_wrap=True)

@@ -53,7 +53,8 @@ class RoutedLogits:
     Attributes:
         logits: [B, S, V], on the artifact's routes if every choice that differs is a near-tie, else on PyTorch's.
         ties: number of tokens and layers at which the choices differ.
-        gap: the largest difference of PyTorch's router logits between an expert it chose and the one chosen instead.
+        gap: the largest difference of PyTorch's router logits between an expert it chose and the one chosen instead, in
+            units of that router's largest logit.
         explained: whether all of them are near-ties.
     """
 
@@ -125,16 +126,16 @@ def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np
     """How much PyTorch prefers its own choice at each token at which the choices [N, K] differ as sets.
 
     The largest of the router logits [N, E] of an expert that only PyTorch chose, less the smallest of one that only the
-    artifact chose: [N'].
+    artifact chose, in units of the router's largest logit at any token: [N'].
     """
-    gaps = []
+    gaps, scale = [], float(np.abs(logits).max(initial=0.0))
     for chosen, preferred, values in zip(
         candidate.tolist(), reference.tolist(), logits.astype(np.float64), strict=True
     ):
         missed, extra = set(preferred) - set(chosen), set(chosen) - set(preferred)
         if missed:
             gaps.append(max(values[list(missed)]) - min(values[list(extra)]))
-    return np.array(gaps, np.float64)
+    return np.array(gaps, np.float64) / max(scale, np.finfo(np.float32).tiny)
 
 
 def record_choices(bench: Bench, calls: Sequence[DecoderCall]) -> Choices:

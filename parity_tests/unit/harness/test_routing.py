@@ -35,7 +35,8 @@ def test_gaps_are_of_tokens_whose_experts_differ() -> None:
     logits = np.array([[3.0, 2.0, 1.0, 0.0], [5.0, 4.99, 4.98, 0.0], [1.0, 2.0, 3.0, 4.0]], np.float32)
     preferred = np.array([[0, 1], [0, 1], [3, 2]])
     chosen = np.array([[1, 0], [0, 2], [3, 0]])  # another order only; a near-tie; far off
-    np.testing.assert_allclose(routing_gaps(chosen, preferred, logits), [0.01, 2.0], atol=1e-6)
+    np.testing.assert_allclose(routing_gaps(chosen, preferred, logits), [0.002, 0.4], atol=1e-6)
+    np.testing.assert_allclose(routing_gaps(chosen, preferred, 1000 * logits), [0.002, 0.4], atol=1e-6)
 
 
 def own_choices(reference: Reference, rows: Any) -> tuple[Choices, Any]:
@@ -68,7 +69,7 @@ def swap_expert(reference: Reference, rows: Any, rank: int) -> tuple[Choices, in
     token = int(gaps.argmin())
     last = choices[-1].copy()
     last[0, token] = [*order[token, : CHOSEN - 1], order[token, rank]]
-    return [*choices[:-1], last], token, float(gaps[token])
+    return [*choices[:-1], last], token, float(gaps[token] / np.abs(logits).max())
 
 
 @pytest.mark.parametrize(("rank", "explained"), [(2, True), (7, False)], ids=["near-tie", "far-off"])
