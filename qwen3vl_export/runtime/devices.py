@@ -47,6 +47,7 @@ class Provider:
         memory: onnxruntime's name of the memory in which graphs can read and write a cache in place; empty if none is
             known. In any other, past and present would be copies, and the whole buffer be taken for tokens.
         number: its option that chooses one of several devices; empty if it has none.
+        mixes_lengths: whether it decodes rows of different lengths in one batch, as far as is known.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Provider:
     requires: str = ""
     memory: str = ""
     number: str = ""
+    mixes_lengths: bool = True
 
 
 CUDA_PACKAGE = "onnxruntime-gpu"
@@ -63,7 +65,11 @@ PROVIDERS: dict[str, Provider] = {  # by the name of the device
     "cuda": Provider("CUDAExecutionProvider", CUDA_PACKAGE, CUDA, "cuda", "device_id"),
     "tensorrt": Provider("TensorrtExecutionProvider", CUDA_PACKAGE, f"TensorRT, {CUDA}", number="device_id"),
     "webgpu": Provider(
-        "WebGpuExecutionProvider", "onnxruntime-webgpu", "a GPU and its driver, on Linux also libvulkan.so.1", "webgpu"
+        "WebGpuExecutionProvider",
+        "onnxruntime-webgpu",
+        "a GPU and its driver, on Linux also libvulkan.so.1",
+        "webgpu",
+        mixes_lengths=False,  # GroupQueryAttention of 1.27: logits of a second token off by 2 of 18, of a prompt right
     ),
     "directml": Provider("DmlExecutionProvider", "onnxruntime-directml", "Windows and a GPU", number="device_id"),
     "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino", "hardware that OpenVINO supports"),

@@ -136,7 +136,8 @@ def generate(
         image_features, cache: as for `prefill`; the cache is empty or holds the prompt's first tokens.
 
     Raises:
-        InputError: `max_new_tokens` is below 1, or as `prefill`.
+        InputError: `max_new_tokens` is below 1, rows of different lengths where the device cannot have them, or as
+            `prefill`.
         ArtifactError: logits that are NaN or infinite.
     """
     if max_new_tokens < 1:
@@ -147,6 +148,11 @@ def generate(
     chooser = Chooser(sampling, batch)
     seen = [ids[mask == 1] for ids, mask in zip(prepared.input_ids, prepared.attention_mask, strict=True)]
     lengths = prepared.attention_mask.sum(axis=1, keepdims=True)
+    if np.ptp(lengths) and not sessions.device.provider.mixes_lengths:
+        raise InputError(
+            f"device {sessions.device.name}: its provider decodes rows of different lengths wrongly in one batch",
+            "Ask one question at a time, or use another device",
+        )
     mask = np.concatenate((prepared.attention_mask, np.ones((batch, steps), np.int64)), axis=1)
     alive, tokens = np.ones(batch, np.bool_), np.zeros(batch, np.int64)
     logits, cache = prefill(sessions, prepared, image_features, prefill_chunk, cache)

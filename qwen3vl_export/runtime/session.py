@@ -59,6 +59,7 @@ class Sessions:
         check_onnxruntime(artifact)
         self.artifact = artifact
         self.threads = threads
+        self.device = device
         self.opener = opener or partial(load_session, device=device)
         self.memory = memory_of(device)
         self._sessions: dict[str, Any] = {}

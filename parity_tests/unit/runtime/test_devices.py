@@ -216,6 +216,18 @@ def test_without_a_memory_to_share_a_cache_is_joined(model: Qwen3VL, expected: l
     np.testing.assert_allclose(joined, shared, atol=1e-4)
 
 
+def test_a_batch_that_a_provider_would_decode_wrongly_is_refused_before_it_is_read(
+    model: Qwen3VL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Qwen3VL(model.artifact, threads=1, device=Device("mine", Provider(HOST, memory="cpu", mixes_lengths=False)))
+    same, other = "What is 2+3?", "What is 4+1?"
+    assert len(model.generate_batch([same, other], 2)) == 2
+    assert model.generate(QUESTIONS[1], 2)
+    monkeypatch.setattr(model.sessions, "run", lambda *arguments: pytest.fail("computed"))
+    with pytest.raises(InputError, match=r"^device mine: its provider decodes rows of different lengths wrongly"):
+        model.generate_batch(QUESTIONS, 2)
+
+
 @pytest.mark.parametrize(
     "command", [("run", "-p", "Hi"), ("chat",), ("embed", "-t", "Hi"), ("rerank", "-q", "a", "-t", "b")]
 )
