@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from ..contract import MOST_FORCED_PIXELS, TEXT
+from ..contract import DECODER, MOST_FORCED_PIXELS, TEXT
 from ..hub import SCHEME
 from ..packaging import RUNTIMES, loadable_runtimes
 from .quantize import PROFILES, MethodSettings, Quantization, profile_of
@@ -258,7 +258,7 @@ class Recipe(StrictModel):
 
     def _weight_format(self, graph: str) -> tuple[str, str, MethodSettings]:
         """What the bytes of a graph depend on besides checkpoint and target."""
-        return self.dtype, self.experts, self.quantization_of(graph)
+        return self.dtype, self.experts if graph == DECODER else "auto", self.quantization_of(graph)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain JSON values with every default filled in. An absolute source keeps its last name only: the same recipe

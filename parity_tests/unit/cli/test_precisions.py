@@ -11,6 +11,7 @@ from parity_tests.fixtures.commands import assert_one_line, invoke
 from parity_tests.fixtures.paths import RECIPES
 from parity_tests.harness.judging.verdicts import load_profile
 from qwen3vl_export.cli.fleet import in_precisions
+from qwen3vl_export.contract import DECODER
 from qwen3vl_export.errors import RecipeError
 from qwen3vl_export.recipe import find_recipe, in_precision, list_precisions, list_recipes, load_recipe
 from qwen3vl_export.recipe.model import Recipe
@@ -54,6 +55,16 @@ def test_every_shipped_recipe_can_be_built_in_every_precision(precision: str) ->
         assert storage(recipe) == STORAGE[precision]
         assert (recipe.checkpoint, recipe.graphs, recipe.target) == (base.checkpoint, base.graphs, base.target)
         assert load_profile(recipe.parity.tolerances)
+
+
+def test_precisions_that_differ_in_experts_share_all_but_the_decoder() -> None:
+    recipe = load_recipe("tiny-precisions")
+    half = recipe.precisions["fp16"]
+    twice = {"fp16": half, "q4f16": half.model_copy(update={"experts": "operator"})}
+    recipe = recipe.model_copy(update={"precisions": twice})
+    files = {graph: recipe.file_precision("q4f16", graph) for graph in recipe.graphs}
+    assert files == {graph: "q4f16" if graph == DECODER else "fp16" for graph in recipe.graphs}
+    assert recipe.at("q4f16").experts == "operator" and recipe.at("fp16").experts == "auto"
 
 
 def test_the_default_of_published_sizes_is_lossless() -> None:
