@@ -119,6 +119,7 @@ def answer(
     device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "WebAssembly",
     side: Annotated[int, typer.Option(help="Of the picture, in pixels.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens of the answer.")] = 4,
+    arena: Annotated[bool, typer.Option(help="Let onnxruntime keep memory that it has freed, as by default.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
     """One greedy answer about a photograph, its logits compared with the CPU's."""
@@ -128,7 +129,13 @@ def answer(
         (Path(folder) / "site").mkdir()
         with open_browser(adapter) as browser, serve_artifacts(Path(folder) / "site", {"model": artifact}) as site:
             (site.root / "picture.png").write_bytes(png(picture))
-            needs = {"picture": f"{site.url}/picture.png", "question": QUESTION, "new_tokens": new_tokens}
+            needs: dict[str, Any] = {
+                "picture": f"{site.url}/picture.png",
+                "question": QUESTION,
+                "new_tokens": new_tokens,
+            }
+            if not arena:
+                needs["session_options"] = {"enableCpuMemArena": False, "enableMemPattern": False}
             with Peaks() as peaks:
                 result = call(browser, site, "answer", "model", device, precision, **needs)
     if "error" in result:
@@ -147,8 +154,10 @@ def answer(
         "adapter": "none" if device == "WebAssembly" else "SwiftShader" if icd is None else icd.stem,
         "prompt_tokens": result["prompt"],
         "cpu_prompt_tokens": prepared.input_ids.shape[1],
+        "arena": arena,
         "load_seconds": result["seconds"]["load"],
         "first_token_seconds": result["steps"][0],
+        "tower_seconds": result["seconds"]["vision_encoder"],
         "next_token_seconds": float(np.mean(result["steps"][1:])),
         "peak_bytes": peaks.bytes,
         "tokens": result["tokens"],

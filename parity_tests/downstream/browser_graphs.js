@@ -1,6 +1,6 @@
 // Runs an artifact in a browser, as transformers.js loads it: its graphs one by one (`run`), or a question (`answer`).
 //
-// job: {library, wasm, models, name, device, dtype} and what the function needs. A tensor is {type, dims, data}, data in
+// job: {library, wasm, models, name, device, dtype, session_options} and what the function needs. A tensor is {type, dims, data}, data in
 // base64. Both return seconds of each stage, and `error`, stage and message, where something failed.
 const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array, int64: BigInt64Array };
 
@@ -32,6 +32,10 @@ export function answer(job) {
       await AutoProcessor.from_pretrained(...source(job)),
       await Qwen3VLForConditionalGeneration.from_pretrained(...source(job)),
     ]);
+    for (const [name, session] of Object.entries(model.sessions)) {
+      const run = session.run.bind(session);
+      session.run = (...given) => timed(name, () => run(...given));
+    }
     const content = [{ type: 'image' }, { type: 'text', text: job.question }];
     const prompt = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
     const inputs = await processor(prompt, await RawImage.read(job.picture));
@@ -78,8 +82,8 @@ async function staged(job, compute) {
   }
 }
 
-function source({ name, device, dtype }) {
-  return [name, { device, ...(dtype && { dtype }) }];
+function source({ name, device, dtype, session_options }) {
+  return [name, { device, ...(dtype && { dtype }), ...(session_options && { session_options }) }];
 }
 
 /** What the decoder returns of its cache, under the names by which it takes it. */

@@ -12,14 +12,16 @@ from ..promise import TRANSFORMERS_JS
 from . import transformers_js
 
 WASM, WEBGPU = "WebAssembly", "WebGPU"
-LARGEST_IN_WASM = 7 << 29  # bytes of weights: of its 4 GiB, activations and logits take the rest. 3.7 GiB ran out of it
+# Bytes of weights. Activations and logits share its 4 GiB: 3.7 GiB of weights ran out of it, and 2.3 over a picture of
+# 512x512 pixels.
+LARGEST_IN_WASM, TIGHT_IN_WASM = 7 << 29, 2 << 30
 YES, NO = "yes", "no"
 NEEDS_HALF = "with `shader-f16`"
 
 
 def browser_support(artifact: Artifact) -> Mapping[str, str]:
-    """Whether a browser loads one precision of an artifact, by device: `yes`, `yes, with …`, `no: …` or `untested: …`;
-    empty if the artifact is not packaged for transformers.js."""
+    """Whether a browser loads one precision of an artifact, by device: `yes`, `yes, …`, `no: …` or `untested: …`; empty
+    if the artifact is not packaged for transformers.js."""
     recipe = artifact.manifest.recipe
     if TRANSFORMERS_JS not in recipe["packaging"]["runtimes"]:
         return {}
@@ -28,7 +30,11 @@ def browser_support(artifact: Artifact) -> Mapping[str, str]:
     if weight_bytes(artifact) > LARGEST_IN_WASM:
         large = "weights above 3.5 GiB"
         return {WASM: f"{NO}: {large}, of 4 for all", WEBGPU: f"untested: {large}"}
-    return {WASM: YES, WEBGPU: f"{YES}, {NEEDS_HALF}" if recipe["dtype"] == "float16" else YES}
+    is_tight = weight_bytes(artifact) > TIGHT_IN_WASM
+    return {
+        WASM: f"{YES}, until memory runs out: weights above 2 GiB, of 4 for all" if is_tight else YES,
+        WEBGPU: f"{YES}, {NEEDS_HALF}" if recipe["dtype"] == "float16" else YES,
+    }
 
 
 def describe(artifact: Artifact) -> str:
