@@ -67,7 +67,15 @@ def preprocessor(package: Package) -> dict[str, Any]:
 
 
 def tokenizer(package: Package) -> dict[str, Any]:
-    """`tokenizer_config.json` with the chat template, the only place where its processor of this model reads it."""
+    """`tokenizer_config.json` with the chat template, the only place where its processor of this model reads it.
+
+    It pads on the right by default. Of another head than that for answers the last token counts, which its pipeline
+    `feature-extraction` takes from the last column: padding goes to the left.
+    """
     settings = package.settings("tokenizer_config.json")
     template = package.chat_template()
-    return settings if template is None else {**settings, "chat_template": template}
+    if template is not None:
+        settings["chat_template"] = template
+    if package.facts.head != contract.TEXT:
+        settings["padding_side"] = "left"
+    return settings
