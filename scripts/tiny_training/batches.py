@@ -28,6 +28,7 @@ class Batch:
     labels: np.ndarray  # (B, S), IGNORE outside answers
     position_ids: np.ndarray  # (3, B, S)
     segments: np.ndarray  # (B, S): 0 is seen by all, question i only by itself
+    lengths: np.ndarray  # (B,) tokens of each row; the rest is padding
     kinds: list[str]  # of every answer, in order
     patches: np.ndarray | None  # (P, 1536) uint8
     grids: np.ndarray | None  # (pictures and clips, 3)
@@ -115,24 +116,30 @@ class Encoder:
     def batch(self, samples: list[Sample]) -> Batch:
         media = [(medium, sample.positions) for sample in samples for medium in sample.media]
         patched = [to_patches(medium.frames) for medium, _ in media]
-        grids = [grid for _, grid in patched]
-        remaining = iter(grids)
+        remaining = iter([grid for _, grid in patched])
         rows = [self.row(sample, [next(remaining) for _ in sample.media]) for sample in samples]
-        shape = len(rows), max(len(row.ids) for row in rows)
+        batch = self.pad_rows(rows, patched)
+        batch.kinds = [turn.kind for sample in samples for turn in sample.turns]
+        if media:
+            batch.positions = np.array([positions for _, positions in media])
+            every = zip(media, patched, strict=True)
+            batch.token_labels = np.concatenate([token_labels(medium, grid) for (medium, _), (_, grid) in every])
+        return batch
+
+    def pad_rows(self, rows: list[Row], patched: list[tuple[np.ndarray, Grid]]) -> Batch:
+        """Rows of any length, padded behind their tokens, with the patches and grids of their media."""
+        lengths = np.array([len(row.ids) for row in rows])
+        shape = len(rows), lengths.max()
         input_ids, labels = np.full(shape, self.pad), np.full(shape, IGNORE)
         position_ids, segments = np.zeros((3, *shape), int), np.zeros(shape, int)
-        for index, row in enumerate(rows):
-            end = len(row.ids)
+        for index, (row, end) in enumerate(zip(rows, lengths, strict=True)):
             input_ids[index, :end], labels[index, :end], segments[index, :end] = row.ids, row.labels, row.segments
             position_ids[:, index, :end] = np.concatenate(row.positions, axis=1)
-        kinds = [turn.kind for sample in samples for turn in sample.turns]
-        batch = Batch(input_ids, labels, position_ids, segments, kinds, None, None, None, None)
-        if media:
+        batch = Batch(input_ids, labels, position_ids, segments, lengths, [], None, None, None, None)
+        if patched:
             batch.patches = np.concatenate([patches for patches, _ in patched])
-            batch.grids = np.array(grids)
-            batch.positions = np.array([positions for _, positions in media])
-            every = zip(media, grids, strict=True)
-            batch.token_labels = np.concatenate([token_labels(medium, grid) for (medium, _), grid in every])
+            batch.grids = np.array([grid for _, grid in patched])
+            batch.positions = np.ones(len(patched), bool)
         return batch
 
     def estimate_length(self, sample: Sample) -> int:

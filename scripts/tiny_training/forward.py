@@ -128,9 +128,9 @@ def vision_attention(attention: nn.Module, x: Tensor, rotary: tuple[Tensor, Tens
     return attention.proj(layout.unpad(attend(*padded, layout.mask, attention.scaling)))
 
 
-def forward(model: Qwen3VLForConditionalGeneration, batch: Batch) -> Output:
-    """Logits where answers are learnt, and only there."""
-    input_ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
+def hidden_states(model: Qwen3VLForConditionalGeneration, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """Last hidden states (B, S, H) after the final norm, and the features of the pictures as in `Output.visual`."""
+    input_ids = torch.from_numpy(batch.input_ids)
     embeddings = model.get_input_embeddings()(input_ids)
     pads = (input_ids == model.config.image_token_id) | (input_ids == model.config.video_token_id)
     features: list[Tensor] = []
@@ -147,10 +147,23 @@ def forward(model: Qwen3VLForConditionalGeneration, batch: Batch) -> Output:
         visual_pos_masks=pads if features else None,
         deepstack_visual_embeds=features[1:] or None,
     ).last_hidden_state
+    return hidden, features
+
+
+def forward(model: Qwen3VLForConditionalGeneration, batch: Batch) -> Output:
+    """Logits where answers are learnt, and only there."""
+    labels = torch.from_numpy(batch.labels)
+    hidden, features = hidden_states(model, batch)
     learnt = labels[:, 1:] != IGNORE  # (B, S - 1): positions whose next token is part of an answer
     starts = learnt & ~F.pad(learnt, (1, 0))[:, :-1]
     answer = (starts.flatten().cumsum(0) - 1)[learnt.flatten()]
     return Output(model.lm_head(hidden[:, :-1][learnt]), labels[:, 1:][learnt], answer, features)
+
+
+def last_states(model: Qwen3VLForConditionalGeneration, batch: Batch) -> Tensor:
+    """Last hidden states (B, H) of each row's last token, the pictures' features without gradients."""
+    hidden, _ = hidden_states(model, batch)
+    return hidden[torch.arange(len(hidden)), torch.from_numpy(batch.lengths) - 1]
 
 
 def right_answers(output: Output) -> Tensor:

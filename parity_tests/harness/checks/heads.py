@@ -7,17 +7,19 @@ own side, pooled as the public code does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from qwen3vl_export.runtime.arrays import Float32
 
-from ..cases.matrix import Case
+from ..cases.matrix import Case, Prompt
 from ..judging.measures import check_shapes, closeness, max_abs, relative
 from ..judging.outcome import Finding
 from ..sides.bench import Bench
 from ..sides.pytorch.head_reference import last_rows, normalized, right_padded, scored
+from ..sides.pytorch.pixel_reference import Grid
+from ..sides.pytorch.prompt_reference import PromptReference
 
 
 def hidden_states(bench: Bench, case: Case) -> Finding:
@@ -64,13 +66,24 @@ def score(bench: Bench, case: Case) -> Finding:
 
 
 def last_outputs(bench: Bench, case: Case) -> Float32:
-    """PyTorch's output [B, width] at the last token of each prompt, from inputs of its own."""
-    prompts = bench.prompts(case)
+    """PyTorch's output [B, width] at the last token of each prompt of a case."""
     bound = [tuple(grid[1:]) for grid in bench.inputs(case).image_grid_thw.tolist()] if bench.fixed_grids else None
+    return outputs_of(bench, bench.prompts(case), bench.prompt_reference, bound)
+
+
+def outputs_of(
+    bench: Bench, prompts: Sequence[Prompt], tokens: PromptReference, bound: Sequence[Grid] | None = None
+) -> Float32:
+    """PyTorch's output [B, width] at the last token of each prompt, from inputs of its own.
+
+    Args:
+        tokens: what makes tokens of a prompt.
+        bound: (h, w) in patches for each picture, where the artifact is bound to fixed grids.
+    """
     grids, pixels = np.zeros((0, 3), np.int64), np.zeros((0, bench.artifact.manifest.facts.patch_dim), np.float32)
-    if case.has_pictures:
+    if any(prompt.images or prompt.frames for prompt in prompts):
         grids, pixels = bench.pixel_reference(prompts, bound)
-    rows = bench.prompt_reference(prompts, grids)
+    rows = tokens(prompts, grids)
     inputs = right_padded(rows, bench.runtime.preparer.pad_id, pixels, grids)
     return last_rows(bench.reference.prefill(inputs).logits, inputs.attention_mask)
 

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from parity_tests.harness.cases.gallery import gallery
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH, draw_picture
 from qwen3vl_export.contract import DECODER_OUTPUTS
 from qwen3vl_export.runtime import Image, Qwen3VL
@@ -75,6 +76,17 @@ def test_the_search_finds_what_is_closest_and_embeds_a_picture_once(
     draw(folder / "new.png")
     names["search"](model, folder, Image(folder / "new.png"))
     assert lengths == [1, 1]
+
+
+def test_the_search_finds_the_right_picture_for_nine_of_ten_captions(folder: Path) -> None:
+    for path in folder.glob("*.png"):
+        path.unlink()
+    pictures = gallery()
+    for index, picture in enumerate(pictures):
+        picture.image.save(folder / f"{index}.png")
+    names = run(BLOCKS[1])
+    best = [names["search"](names["model"], folder, picture.caption, 1)[0][0] for picture in pictures]
+    assert sum(name == f"{index}.png" for index, name in enumerate(best)) >= 0.9 * len(pictures)
 
 
 @pytest.mark.parametrize("name", sorted({*inspect.signature(Qwen3VL.embed).parameters} - {"self", "inputs"}))
