@@ -6,12 +6,15 @@ Knows HTTP; nothing about pages.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
 from .site import Quiet
+
+ARRIVAL = 0.3  # seconds until what was sent was read: Chromium drops what it holds when a connection is cut
 
 
 @dataclass
@@ -59,6 +62,8 @@ def faulty(faults: Faults) -> type[Quiet]:
             self.end_headers()
             cuts = faults.cuts.get(path.name)
             self.wfile.write(data[start : start + cuts.pop(0)] if cuts else data[start:])
+            if path.name in faults.cuts:
+                time.sleep(ARRIVAL)
             return None
 
     return Faulty
