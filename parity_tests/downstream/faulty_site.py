@@ -57,6 +57,7 @@ def faulty(faults: Faults) -> type[Quiet]:
             self.send_response(HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK)
             if wanted:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Cache-Control", "no-store")
             self.send_header("Content-Type", self.guess_type(str(path)))
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()

@@ -152,20 +152,6 @@ def test_it_fits_and_can_be_read(page: Page, bench: Bench, tmp_path: Path) -> No
         assert len(page.screenshot(path=tmp_path / f"{size[0]}-{scheme}.png", full_page=True)) > 10_000
 
 
-@pytest.mark.parametrize("size", [PHONE, SMALL], ids=["phone", "small"])
-def test_nothing_moves_by_itself_while_it_loads_and_answers(
-    browser: Browser, site: Site, bench: Bench, size: tuple[int, int]
-) -> None:
-    page = loaded_page(browser, demo_url(site), size)
-    places = "['picture', 'form', 'ask', 'question'].map((id) => document.getElementById(id).getBoundingClientRect().y)"
-    before = page.evaluate(places)
-    drop(page, file_of(bench, case_named(EXACT[1])))
-    assert page.evaluate(places) == before
-    ask(page, "What is this?")
-    assert page.evaluate(places)[1:] == before[1:]
-    assert page.evaluate("seen.shift") < 0.01
-
-
 def test_a_published_directory_holds_its_own_page(
     browser: Browser, site: Site, bench: Bench, tiny_artifact: Path
 ) -> None:

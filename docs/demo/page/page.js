@@ -8,6 +8,8 @@ const element = (id) => document.getElementById(id);
 const [form, question, ask, stop, clear] = ['form', 'question', 'ask', 'stop', 'clear'].map(element);
 const [go, again] = ['go', 'again'].map(element);
 
+const AGAIN = 'The model is loaded again. If this happens again, take another device, precision or picture';
+
 let worker;
 let ready = false;
 let answering = false;
@@ -29,7 +31,7 @@ const handlers = {
   },
   failed({ message, usable }) {
     if (!answering) return giveUp(message);
-    transcript.fail(message);
+    transcript.fail(usable ? message : `${message.replace(/\.$/, '')}. ${AGAIN}`);
     answered();
     return usable || start('Starting the model again');
   },

@@ -1,7 +1,7 @@
-"""The demo page when something is wrong: networks, servers, addresses, files, models and GPUs.
+"""The demo page apart from its model: faults of networks, servers, addresses, files and GPUs, conversations, layout.
 
-Every fault must be said, and must leave a way on. Faults of downloads are tried on transformers.js itself; what happens
-after loading, on a stand-in that answers without a model.
+Every fault must be said, and must leave a way on. Faults of downloads are tried on transformers.js itself; all else is
+on a stand-in that answers without a model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from ..fixtures.paths import DOCS
-from .demo_page import LAST, MILLISECONDS, answered, ask, drop, loaded_page, open_page, status
+from .demo_page import DESKTOP, LAST, MILLISECONDS, PHONE, SMALL, answered, ask, drop, loaded_page, open_page, status
 from .faulty_site import Faults, faulty
 from .npm import node_modules
 from .pictures import png
@@ -42,6 +42,17 @@ def site(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory, faults: 
         (library / "transformers.min.js").symlink_to(FOLDER / "transformers_stand_in.js")
         write_stand_in(served.root / "small")
         yield served
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Browser) -> Page:
+    """A page for visits that neither keep nor need anything in the browser's cache."""
+    return open_page(browser, "about:blank")
+
+
+def visit(page: Page, url: str) -> Page:
+    page.goto(url)
+    return page
 
 
 @pytest.fixture(autouse=True)
@@ -104,39 +115,32 @@ def flipped(data: bytes) -> bytes:
     return bytes([data[0] ^ 1]) + data[1:]
 
 
-REFUSALS: Mapping[str, tuple[str, Callable[[Faults], None], str]] = {
+REFUSALS: Mapping[str, tuple[Callable[[Faults], None], str]] = {
     "weights are missing": (
-        WEIGHTS,
         lambda faults: faults.statuses.update({WEIGHTS: HTTPStatus.NOT_FOUND}),
         f"onnx/{WEIGHTS} is missing on the server (404). Publish the artifact again",
     ),
     "a graph is missing": (
-        "embed_tokens.onnx",
         lambda faults: faults.statuses.update({"embed_tokens.onnx": HTTPStatus.NOT_FOUND}),
         "onnx/embed_tokens.onnx is missing on the server (404). Publish the artifact again",
     ),
     "the tokenizer is missing": (
-        "tokenizer.json",
         lambda faults: faults.statuses.update({"tokenizer.json": HTTPStatus.NOT_FOUND}),
         "tokenizer.json is missing on the server (404). Publish the artifact again",
     ),
     "the server is out of order": (
-        WEIGHTS,
         lambda faults: faults.statuses.update({WEIGHTS: HTTPStatus.SERVICE_UNAVAILABLE}),
         f"onnx/{WEIGHTS} is not given by the server (503). Try again later",
     ),
     "a bit is wrong": (
-        WEIGHTS,
         lambda faults: faults.altered.update({WEIGHTS: flipped}),
         f"onnx/{WEIGHTS} is not the file that manifest.json lists: its sha256 differs. Try again",
     ),
     "another page in place of a file": (
-        WEIGHTS,
         lambda faults: faults.altered.update({WEIGHTS: lambda data: b"<html>"}),
         f"onnx/{WEIGHTS} is not the file that manifest.json lists: it has 6 bytes. Try again",
     ),
     "more than there should be": (
-        WEIGHTS,
         lambda faults: faults.altered.update({WEIGHTS: lambda data: data + b"1"}),
         f"onnx/{WEIGHTS} is not the file that manifest.json lists: it is larger than ",
     ),
@@ -145,7 +149,7 @@ REFUSALS: Mapping[str, tuple[str, Callable[[Faults], None], str]] = {
 
 @pytest.mark.parametrize("fault", REFUSALS)
 def test_a_file_that_does_not_come_as_listed_is_named(browser: Browser, site: Site, faults: Faults, fault: str) -> None:
-    _, break_it, message = REFUSALS[fault]
+    break_it, message = REFUSALS[fault]
     break_it(faults)
     assert wrong(open_page(browser, real(site))).startswith(message)
 
@@ -191,27 +195,26 @@ def test_a_connection_that_stays_cut_is_said_and_can_be_tried_again(
     ],
 )
 def test_an_address_that_asks_for_what_is_not_there_is_told(
-    browser: Browser, site: Site, faults: Faults, options: Mapping[str, str], message: str
+    visitor: Page, site: Site, faults: Faults, options: Mapping[str, str], message: str
 ) -> None:
     with_gpu(faults, features=())
     parameters = {"model": "../small", "library": "../stand_in", **options}
     query = "&".join(f"{name}={value.replace(' ', '%20')}" for name, value in parameters.items())
-    page = open_page(browser, f"{site.url}/demo/?{query}")
+    page = visit(visitor, f"{site.url}/demo/?{query}")
     assert wrong(page).startswith(message)
     assert page.title() == "Qwen3-VL in the browser"
     assert WEIGHTS not in faults.requested
 
 
-def test_a_cdn_that_is_away_is_said(browser: Browser, site: Site) -> None:
-    page = browser.new_context().new_page()
-    page.context.route("https://cdn.jsdelivr.net/**", lambda route: route.abort())
-    page.goto(f"{site.url}/demo/?model=../small")
+def test_a_cdn_that_is_away_is_said(visitor: Page, site: Site) -> None:
+    visitor.context.route("https://cdn.jsdelivr.net/**", lambda route: route.abort())
+    page = visit(visitor, f"{site.url}/demo/?model=../small")
     assert wrong(page).startswith("transformers.js cannot be loaded from https://cdn.jsdelivr.net/npm/")
 
 
-def test_the_pages_own_files_that_are_missing_are_said(browser: Browser, site: Site, faults: Faults) -> None:
+def test_the_pages_own_files_that_are_missing_are_said(visitor: Page, site: Site, faults: Faults) -> None:
     faults.statuses["artifact.js"] = HTTPStatus.NOT_FOUND
-    assert wrong(open_page(browser, small(site))).startswith("The page's own files cannot be loaded")
+    assert wrong(visit(visitor, small(site))).startswith("The page's own files cannot be loaded")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_the_pages_own_files_that_are_missing_are_said(browser: Browser, site: S
     ],
 )
 def test_webgpu_is_chosen_where_it_is_real_and_computes_in_float16(
-    browser: Browser,
+    visitor: Page,
     site: Site,
     faults: Faults,
     features: tuple[str, ...],
@@ -237,35 +240,38 @@ def test_webgpu_is_chosen_where_it_is_real_and_computes_in_float16(
     dtype: str,
 ) -> None:
     with_gpu(faults, features, fallback)
-    page = loaded_page(browser, small(site, **options))
+    page = visit(visitor, small(site, **options))
+    page.wait_for_selector("#ask:enabled")
     name = {"webgpu": "WebGPU", "wasm": "WebAssembly"}[device]
     assert status(page) == f"small is ready on {name} in {'float32' if dtype == 'default' else 'float16'}"
     assert (page.input_value("#device"), page.input_value("#dtype")) == (device, dtype)
 
 
-def test_float16_is_refused_on_a_gpu_without_it(browser: Browser, site: Site, faults: Faults) -> None:
+def test_float16_is_refused_on_a_gpu_without_it(visitor: Page, site: Site, faults: Faults) -> None:
     with_gpu(faults, ("timestamp-query",))
-    page = open_page(browser, small(site, device="webgpu", dtype="fp16"))
+    page = visit(visitor, small(site, device="webgpu", dtype="fp16"))
     assert wrong(page).startswith("?dtype=fp16: the GPU here does not compute in float16 (shader-f16).")
 
 
-def test_a_default_precision_that_does_not_run_here_is_not_chosen(browser: Browser, site: Site) -> None:
+def test_a_default_precision_that_does_not_run_here_is_not_chosen(visitor: Page, site: Site) -> None:
     write_stand_in(site.root / "brain", dtype="bfloat16")
-    page = loaded_page(browser, small(site, "brain"))
-    assert status(page) == "small is ready on WebAssembly in float16"
-    asked = open_page(browser, small(site, "brain", dtype="default"))
-    assert wrong(asked).startswith("?dtype=default: no browser computes in bfloat16.")
+    visit(visitor, small(site, "brain")).wait_for_selector("#ask:enabled")
+    assert status(visitor) == "small is ready on WebAssembly in float16"
+    assert wrong(visit(visitor, small(site, "brain", dtype="default"))).startswith(
+        "?dtype=default: no browser computes in bfloat16."
+    )
 
 
-def test_weights_that_webassembly_cannot_hold_are_refused(browser: Browser, site: Site, faults: Faults) -> None:
+def test_weights_that_webassembly_cannot_hold_are_refused(visitor: Page, site: Site, faults: Faults) -> None:
     write_stand_in(site.root / "huge", size=4_000_000_000)
-    page = open_page(browser, small(site, "huge", dtype="default"))
+    page = visit(visitor, small(site, "huge", dtype="default"))
     assert wrong(page).startswith("?dtype=default: its 4.0 GB do not fit into WebAssembly (4 GB). Take ?device=webgpu")
     assert WEIGHTS not in faults.requested
 
 
-def test_another_precision_can_be_chosen_on_the_page(browser: Browser, site: Site) -> None:
-    page = loaded_page(browser, small(site))
+def test_another_precision_can_be_chosen_on_the_page(visitor: Page, site: Site) -> None:
+    page = visit(visitor, small(site))
+    page.wait_for_selector("#ask:enabled")
     page.select_option("#dtype", "q4f16")
     page.wait_for_url("**dtype=q4f16**")
     page.wait_for_function("document.getElementById('status').textContent.endsWith('in float16')")
@@ -398,7 +404,9 @@ def test_after_a_run_that_failed_or_hangs_a_new_worker_answers(
         assert answered(page).note == "Stopped"
     else:
         turn = ask(page, question)
-        assert turn.answer == "" and turn.note == '[WebGPU] Kernel "[Guard] checked" failed.'
+        assert turn.answer == "" and turn.note.startswith(
+            '[WebGPU] Kernel "[Guard] checked" failed. The model is loaded again.'
+        )
     page.wait_for_selector("#ask:enabled")
     assert "Starting the model again…" in page.evaluate("seen.status")
     assert status(page) == "small is ready on WebGPU in float32"
@@ -411,3 +419,18 @@ def test_every_text_has_a_live_region_or_a_label(page: Page) -> None:
           node.getAttribute('role') ?? '', node.labels?.[0]?.innerText ?? node.ariaLabel ?? '']]))""")
     assert snapshot["status"][0] == "status" and snapshot["complaint"][0] == "alert" and snapshot["turns"][0] == "log"
     assert all(snapshot[name][1] for name in ("file", "device", "dtype", "question", "turns"))
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE, SMALL], ids=["desktop", "phone", "small"])
+def test_nothing_moves_by_itself_while_it_loads_and_answers(
+    browser: Browser, site: Site, size: tuple[int, int]
+) -> None:
+    page = loaded_page(browser, small(site), size)
+    places = "['picture', 'form', 'ask', 'question'].map((id) => document.getElementById(id).getBoundingClientRect().y)"
+    before = page.evaluate(places)
+    drop(page, red())
+    assert page.evaluate(places) == before
+    ask(page, "What is this?")
+    ask(page, "What else?")
+    assert page.evaluate(places)[1:] == before[1:]
+    assert page.evaluate("seen.shift") < 0.01
