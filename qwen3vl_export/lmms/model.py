@@ -57,7 +57,7 @@ class ArtifactModel(lmms):  # type: ignore[misc]  # without lmms-eval it is Any
         if device not in (None, "cpu"):
             raise InputError(f"device is {device}, artifacts run on the CPU here", "Pass --device cpu, or leave it out")
         self.model = Qwen3VL.load(
-            artifact, threads, precision=str(precision), min_pixels=min_pixels, max_pixels=max_pixels
+            str(artifact), threads, precision=str(precision), min_pixels=min_pixels, max_pixels=max_pixels
         )
         self.system_prompt = system_prompt
         self.max_new_tokens = max_new_tokens

@@ -31,7 +31,7 @@ from parity_tests.harness.verify import run
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import CheckpointSource
-from qwen3vl_export.promise import FROM_SOURCE, PACKAGED
+from qwen3vl_export.promise import FROM_SOURCE, PACKAGED, TASK
 
 from ...fixtures.torch_sessions import torch_bench
 
@@ -113,7 +113,7 @@ def test_a_stage_without_rules_is_refused() -> None:
 def test_every_stage_has_rules_with_a_reason_and_a_source() -> None:
     downstream = {"resized_elsewhere"}
     stages = {*STAGES, *HEAD_STAGES}
-    assert {"sampling", FROM_SOURCE, PACKAGED, *stages, *downstream, "exam", "accuracy"} == set(PROFILE.rules)
+    assert {"sampling", FROM_SOURCE, PACKAGED, *stages, *downstream, "exam", "accuracy", TASK} == set(PROFILE.rules)
     assert all(rule.reason and rule.source for rules in PROFILE.rules.values() for rule in rules)
 
 

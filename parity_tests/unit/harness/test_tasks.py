@@ -170,7 +170,9 @@ def test_a_changed_task_is_not_resumed(tiny_artifact: Path, task_file: Path) -> 
 def test_outcomes_keep_their_answers_on_disk(tiny_artifact: Path, task_file: Path) -> None:
     bench = harness.open_bench(tiny_artifact, "quick", tasks=[load_task(task_file)], cases=NAMES)
     for outcome in outcomes_of(bench, NAMES):
-        assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome and outcome.answers
+        written = outcome.to_json()
+        read = Outcome.from_json(json.loads(json.dumps(written)))
+        assert read.to_json() == written and read.answers == outcome.answers and read.answers
 
 
 def outcomes_of(bench: harness.Bench, names: Sequence[str]) -> list[Outcome]:
