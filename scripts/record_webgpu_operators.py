@@ -85,9 +85,11 @@ def record(graphs: list[Path]) -> dict[str, dict[str, list[str]]]:
     for graph in graphs:
         provider_of = {name: provider for provider, nodes in placements(graph, False).items() for _, name in nodes}
         model = onnx.load(graph, load_external_data=False)
-        activations = {id(node) for node in activation_nodes(model)}
+        activations = {node.output[0] for node in activation_nodes(model)}
         for number, node in enumerate(all_nodes(model.graph)):
-            if id(node) in activations and str(number) in provider_of:  # onnxruntime merges some, whatever the options
+            if (
+                node.output[0] in activations and str(number) in provider_of
+            ):  # onnxruntime merges some, whatever the options
                 places.setdefault(operator_of(node, model), set()).add(provider_of[str(number)])
     operators: dict[str, dict[str, list[str]]] = {"gpu": {}, "cpu": {}}
     for (opset, op), providers in sorted(places.items()):

@@ -247,7 +247,7 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 def before_casts(name: str, makers: dict[str, NodeProto]) -> str:
     """The value that Casts alone lead from to the value `name`."""
-    while makers[name].op_type == "Cast":
+    while name in makers and makers[name].op_type == "Cast":
         name = makers[name].input[0]
     return name
 
@@ -256,7 +256,8 @@ def half_pixel_interpolation(model: ModelProto, facts: Facts) -> None:
     """align_corners=False: patch i reads at `(i + 0.5) * side / size - 0.5`, not at `i * (side - 1) / (size - 1)`."""
     makers = {output: node for node in model.graph.node for output in node.output}
     floors = [node.input[0] for node in model.graph.node if node.op_type == "Floor"]
-    sources = {name for floor in floors if makers[name := before_casts(floor, makers)].op_type == "Div"}
+    uncast = {before_casts(name, makers) for name in floors}
+    sources = {name for name in uncast if makers.get(name, NodeProto()).op_type == "Div"}
     dtype = np.float32 if sources <= set(floors) else np.float64
     if len(sources) != 2:
         raise PieceNotFound(

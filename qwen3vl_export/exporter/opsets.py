@@ -20,8 +20,8 @@ def declare_microsoft(model: ir.Model) -> None:
 def lower_opset(model: ir.Model) -> ir.Model:
     """Let a model that branches declare the newest operator set whose If runs on every provider.
 
-    onnxruntime 1.27 to 1.31 register no If for WebGPU beyond opset 21: a newer one runs on CPU, and the GPU waits for
-    two copies at each. The other operators of a tower mean the same in both sets.
+    onnxruntime's WebGPU provider has If up to that of opset 21 (seen in 1.27): a newer one runs on CPU, and the GPU
+    waits for two copies at each. The other operators of a tower mean the same in both sets.
     """
     if any(node.op_type == "If" for node in model.graph):
         model.graph.opset_imports[""] = BRANCHING
