@@ -135,7 +135,7 @@ def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np
         missed, extra = set(preferred) - set(chosen), set(chosen) - set(preferred)
         if missed:
             gaps.append(max(values[list(missed)]) - min(values[list(extra)]))
-    return np.array(gaps, np.float64) / max(scale, np.finfo(np.float32).tiny)
+    return np.array(gaps, np.float64) / max(scale, float(np.finfo(np.float32).tiny))
 
 
 def record_choices(bench: Bench, calls: Sequence[DecoderCall]) -> Choices:
