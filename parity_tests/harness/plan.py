@@ -52,7 +52,7 @@ from .diagnosis.diagnose import diagnose
 from .judging.measures import ShapeMismatch
 from .judging.outcome import Finding, Outcome, judge
 from .sides.bench import Bench
-from .sides.pytorch.reference import Deferred
+from .sides.pytorch.results import Deferred
 
 ORDER = (
     sampling_checks.STAGE,

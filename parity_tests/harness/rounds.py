@@ -16,7 +16,7 @@ from .budget.split import split_in_order
 from .judging.outcome import Outcome
 from .plan import Check, carry_out
 from .sides.bench import Bench
-from .sides.pytorch.reference import Deferred
+from .sides.pytorch.results import Deferred
 
 Track = Callable[[Sequence[Check]], Iterable[Check]]
 ReportModule = Callable[[str, int], None]

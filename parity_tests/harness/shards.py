@@ -121,7 +121,7 @@ def verify_part(
         seed=report.seed,
         units=tuple(names),
         seconds={"total": report.seconds["total"], **{key: after[key] - before[key] for key in COUNTED[1:]}},
-        reference_results={key: int(after[key] - before[key]) for key in bench.reference.counts},
+        reference_results={key: int(after[key] - before[key]) for key in bench.reference.results.counts},
         speed=bench.clock.since(clock_before).speed(bench.runtime.sessions.threads),
         versions=versions(),
         hardware=hardware(),
@@ -237,7 +237,7 @@ def read_counters(bench: Bench) -> dict[str, float]:
     return {
         "pytorch": reference.seconds,
         "artifact": bench.candidate_seconds,
-        **reference.counts,
+        **reference.results.counts,
     }
 
 

@@ -305,7 +305,7 @@ def run(
     seconds = {"total": total, "pytorch": pytorch, "artifact": sum(side.candidate_seconds for side in benches)}
     counts = Counter[str]()
     for reference in references:
-        counts.update(reference.counts)
+        counts.update(reference.results.counts)
     result = report_of(bench.artifact, bench.profile, planned, outcomes, seconds, bench.matrix.seed, dict(counts))
     pieces = dict(bench.results.pieces.counts) if bench.results.pieces is not None else None
     speed = bench.clock.speed(bench.runtime.sessions.threads)

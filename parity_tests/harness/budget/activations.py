@@ -13,7 +13,7 @@ from qwen3vl_export.contract import TEXT
 from ..judging.measures import BLOCK
 from ..sides.artifact.artifact_results import REMEMBERED
 from ..sides.pytorch.attention import MOST_SCORES
-from ..sides.pytorch.reference import REMEMBERED_BYTES
+from ..sides.pytorch.results import REMEMBERED_BYTES
 from .sizes import Call, CaseSizes, ModelSizes
 
 FLOAT32 = 4  # bytes

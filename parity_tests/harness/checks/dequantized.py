@@ -109,7 +109,7 @@ def dequantized_bench(bench: Bench) -> Bench:
         artifact, first = bench.artifact, bench.reference
         profile = load_compute_profile(artifact.manifest.recipe["dtype"])
         graphs = {name: record.sha256 for name, record in artifact.manifest.files.items() if name.startswith("onnx/")}
-        store = first.store
+        store = first.results.store
         if store is not None:
             files = {**recorded_files(artifact.manifest.checkpoint), **graphs}
             files |= {"precision": artifact.precision, "head": bench.head}

@@ -37,7 +37,8 @@ from .pytorch.head_reference import HeadPixels, HeadPrompts, input_of, pair_of
 from .pytorch.inputs import Inputs, array_key, tokens_compared
 from .pytorch.pixel_reference import PixelReference
 from .pytorch.prompt_reference import PromptReference
-from .pytorch.reference import REMEMBERED_CASES, Greedy, Reference
+from .pytorch.reference import Greedy, Reference
+from .pytorch.results import REMEMBERED_CASES
 
 Result = TypeVar("Result")
 FPS = 2.0  # frames per second of every clip in the matrix
@@ -303,12 +304,12 @@ class Bench:
         of the artifact; until then checks may ask for more that PyTorch answers in the same pass."""
         sides = [self, *([self.dequantized] if self.dequantized is not None else [])]
         asked = [side for side in sides if side.results.requests]
-        if not asked and not any(side.reference.requests for side in sides):
+        if not asked and not any(side.reference.results.requests for side in sides):
             return
         for side in sides:  # what they computed is on disk
             side.runtime.sessions.close()
             side.results.forget()
-            side.reference.forget()
+            side.reference.results.forget()
         release_memory()
         for side in asked:
             with side.timing():

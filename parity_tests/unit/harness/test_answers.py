@@ -16,8 +16,9 @@ from parity_tests.harness.judging.verdicts import load_profile
 from parity_tests.harness.sides.answers import agreed, answer
 from parity_tests.harness.sides.artifact.artifact_results import ask_all
 from parity_tests.harness.sides.bench import Bench, as_inputs
-from parity_tests.harness.sides.pytorch.reference import Deferred, Reference
+from parity_tests.harness.sides.pytorch.reference import Reference
 from parity_tests.harness.sides.pytorch.reference_cache import Store
+from parity_tests.harness.sides.pytorch.results import Deferred
 from qwen3vl_export.contract import DECODER
 
 from ...fixtures.torch_sessions import torch_bench
@@ -35,7 +36,7 @@ def shared_bench() -> Bench:
 def bench(shared_bench: Bench) -> Bench:
     """A bench without mistakes and without memory."""
     shared_bench.results.forget()
-    shared_bench.reference._cache.clear()
+    shared_bench.reference.results._cache.clear()
     sessions: Any = shared_bench.runtime.sessions
     sessions.after.clear()
     return shared_bench
@@ -152,7 +153,7 @@ def test_a_streamed_model_answers_all_questions_in_step(bench: Bench, tmp_path: 
                 answers = ask_all(lambda each=each: answer(bench, each, TOKENS) for each in prepared)
                 break
             except Deferred:
-                passes.append(len(bench.reference.requests))
+                passes.append(len(bench.reference.results.requests))
                 bench.reference.settle()
     finally:
         bench.reference, bench.results.keep_all = whole, False

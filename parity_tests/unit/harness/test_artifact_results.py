@@ -11,7 +11,8 @@ import pytest
 
 from parity_tests.harness.sides.artifact import artifact_results
 from parity_tests.harness.sides.artifact.artifact_results import WORK, ArtifactResults, ask_all, open_store
-from parity_tests.harness.sides.pytorch.reference import Deferred, Greedy
+from parity_tests.harness.sides.pytorch.reference import Greedy
+from parity_tests.harness.sides.pytorch.results import Deferred
 from qwen3vl_export.runtime.arrays import Floats
 
 GREEDY = Greedy(np.arange(6).reshape(2, 3), np.ones((2, 3, 4), np.float32))

@@ -23,7 +23,7 @@ from parity_tests.harness.sides.artifact.cut_sessions import WITHOUT_PACKING, Pi
 from parity_tests.harness.sides.artifact.graph_pieces import CutGraph
 from parity_tests.harness.sides.artifact.probe import open_reader
 from parity_tests.harness.sides.bench import conversation
-from parity_tests.harness.sides.pytorch.reference import Deferred
+from parity_tests.harness.sides.pytorch.results import Deferred
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER
 from qwen3vl_export.errors import InputError

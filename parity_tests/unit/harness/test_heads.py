@@ -46,8 +46,9 @@ from ...harness.judging.verdicts import load_profile
 from ...harness.plan import Subject, plan
 from ...harness.sides.pytorch.head_reference import last_rows, right_padded
 from ...harness.sides.pytorch.inputs import Inputs, tokens_compared
-from ...harness.sides.pytorch.reference import Deferred, Reference
+from ...harness.sides.pytorch.reference import Reference
 from ...harness.sides.pytorch.reference_cache import Store
+from ...harness.sides.pytorch.results import Deferred
 from ...harness.sides.pytorch.torch_model import load_model, read_config, stream_model
 
 IDS = [[513, 3, 40, 7, 514], [513, 9, 514]]

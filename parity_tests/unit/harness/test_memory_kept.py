@@ -28,7 +28,8 @@ from parity_tests.harness.budget.memory import LIBRARIES, LOADING, SLACK, Memory
 from parity_tests.harness.budget.resources import Resources
 from parity_tests.harness.budget.sizes import CaseSizes, ModelSizes
 from parity_tests.harness.sides.pytorch.inputs import Inputs
-from parity_tests.harness.sides.pytorch.reference import Deferred, Reference
+from parity_tests.harness.sides.pytorch.reference import Reference
+from parity_tests.harness.sides.pytorch.results import Deferred
 from parity_tests.harness.sides.pytorch.reference_cache import Store
 from parity_tests.harness.sides.pytorch.torch_model import read_config
 

@@ -100,7 +100,7 @@ def test_a_second_reference_computes_nothing(tmp_path: Path) -> None:
     computed = first.prefill(inputs)
     recalled = second.prefill(inputs)
     assert (computed.logits == recalled.logits).all()
-    assert (first.computed, first.from_disk, second.computed, second.from_disk) == (1, 0, 0, 1)
+    assert [(side.results.computed, side.results.from_disk) for side in (first, second)] == [(1, 0), (0, 1)]
     assert "model" not in vars(second)  # the checkpoint was not even loaded
     assert second.seconds == 0
 
@@ -116,4 +116,4 @@ def test_features_are_shared_where_the_tower_is_the_same(tmp_path: Path) -> None
     for tower, computed in ((first, 1), (None, 2)):
         second = Reference(TINY, Store(tmp_path, f"second {computed}"), tower=tower)
         assert (second.prefill(inputs).image_features == features).all()
-        assert (second.computed, second.from_disk) == (computed, 0)
+        assert (second.results.computed, second.results.from_disk) == (computed, 0)

@@ -27,8 +27,9 @@ from parity_tests.harness.sides.pytorch import attention
 from parity_tests.harness.sides.pytorch import reference as references
 from parity_tests.harness.sides.pytorch.forward import encode, read, rope_index
 from parity_tests.harness.sides.pytorch.inputs import Inputs, model_arguments
-from parity_tests.harness.sides.pytorch.reference import Deferred, Reference
+from parity_tests.harness.sides.pytorch.reference import Reference
 from parity_tests.harness.sides.pytorch.reference_cache import Store
+from parity_tests.harness.sides.pytorch.results import Deferred
 from parity_tests.harness.sides.pytorch.streamed_model import units_of
 from qwen3vl_export.contract import DECODER
 from qwen3vl_export.errors import ParityError
@@ -163,7 +164,7 @@ def test_one_module_has_weights_at_a_time_and_each_is_loaded_once(tmp_path: Path
     assert all(value.is_meta for value in reference.model.parameters())
     for question in questions:
         question()
-    assert reference.computed == len(questions) + 1  # the features of the prompt that nobody asked for alone
+    assert reference.results.computed == len(questions) + 1  # the features of the prompt that nobody asked for alone
 
 
 def test_calls_that_do_not_fit_together_take_another_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,13 +283,16 @@ def test_a_tower_that_is_not_quantized_is_computed_once_for_both_references(
     built: Callable[[str], Path], tmp_path: Path
 ) -> None:
     bench = verify.open_bench(built("tiny-int4"), "quick", cache=tmp_path)
-    assert dequantized_bench(bench).reference.tower is None
+    assert dequantized_bench(bench).reference.results.tower is None
     manifest = bench.artifact.manifest
     decoder_alone = {DECODER: manifest.recipe["quantization"][DECODER]}
     artifact = replace(
         bench.artifact, manifest=replace(manifest, recipe={**manifest.recipe, "quantization": decoder_alone})
     )
-    assert dequantized_bench(replace(bench, artifact=artifact, dequantized=None)).reference.tower is bench.reference
+    assert (
+        dequantized_bench(replace(bench, artifact=artifact, dequantized=None)).reference.results.tower
+        is bench.reference.results
+    )
 
 
 def test_both_sides_are_never_in_memory_together(

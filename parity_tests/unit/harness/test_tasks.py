@@ -200,8 +200,8 @@ def test_a_streamed_pytorch_answers_in_rounds_as_the_whole_model_does(
     settle = bench.reference.settle
 
     def counted(*arguments: object) -> None:
-        settled.append(len(bench.reference.requests))
-        assert not bench.reference.requests or not bench.runtime.sessions._sessions
+        settled.append(len(bench.reference.results.requests))
+        assert not bench.reference.results.requests or not bench.runtime.sessions._sessions
         settle(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(bench.reference, "settle", counted)

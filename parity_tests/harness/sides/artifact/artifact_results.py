@@ -26,8 +26,8 @@ from qwen3vl_export.errors import ParityError
 
 from ...budget.split import within
 from ..lockstep import run_in_step
-from ..pytorch.reference import Deferred
 from ..pytorch.reference_cache import Key, Store
+from ..pytorch.results import Deferred
 from .cut_sessions import Pieces
 
 REMEMBERED = 1 << 26  # bytes of results in memory

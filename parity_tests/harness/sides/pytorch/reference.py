@@ -1,8 +1,8 @@
 """The PyTorch side: transformers' Qwen3-VL in float32 with eager attention.
 
 Takes prepared inputs (ids, mask, pixels, grids) and returns numpy arrays; `forward.py` calls the model. Knows nothing
-about the artifact or its runtime. Results are cached by the content of the inputs: a few in memory, all of them on disk
-(`reference_cache.py`). The checkpoint is loaded when something has to be computed.
+about the artifact or its runtime. Results are cached by the content of the inputs (`results.py`). The checkpoint is
+loaded when something has to be computed.
 
 Legend: B batch, S tokens, T new tokens, V vocabulary; P patches, I images, N image tokens; H hidden size, D DeepStack
 maps, W = (1 + D) * H.
@@ -11,7 +11,6 @@ maps, W = (1 + D) * H.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,20 +35,14 @@ from .choices import Choices, read_choices
 from .device import CPU
 from .forward import Continuation, Prefill, encode, read, to_numpy
 from .inputs import Inputs, array_key, model_arguments, tokens_compared
-from .reference_cache import Key, Store, arrays_of
+from .reference_cache import Key, Store
+from .results import VISION, Deferred, Results
 from .streamed_model import Change, StreamedModel
 from .torch_model import WholeModel, load_model, stream_model
 
 SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
-VISION = "vision"  # in the key of a result of the tower alone
-REMEMBERED_CASES = 6  # results cached in memory; the plan goes case by case, so a few are enough
-REMEMBERED_BYTES = 1 << 28  # of them together, but for the last
 
 Result = TypeVar("Result")
-
-
-class Deferred(Exception):
-    """A result of PyTorch is not there yet: `Reference.settle` computes it."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +89,15 @@ class Reference:
         if not (checkpoint / "config.json").is_file():
             raise ParityError(f"{checkpoint}: no checkpoint here", "Pass --checkpoint DIR")
         self.checkpoint = checkpoint
-        self.store = store
+        self.results: Results = Results(checkpoint, store, streamed, tower.results if tower is not None else None)
         self.change = change
         self.neighbours = list(neighbours)
         self.adapters = tuple(adapters)
         self.streamed = streamed
-        self.tower = tower
         self.room = room
         self.device = device
         self.head = head
-        self.requests: dict[Key, Request] = {}  # deferred results
-        self._computed: set[Key] = set()  # keys of results that this run computed
         self.seconds = 0.0  # spent in PyTorch
-        self.from_disk = 0  # results an earlier run had computed
-        self._cache: OrderedDict[Key, Any] = OrderedDict()
         self._computing = False  # what is asked for meanwhile is part of a computation
 
     stop_ids: list[int]  # known once the model is loaded
@@ -215,20 +203,6 @@ class Reference:
         logits: Float32 = to_numpy(self.model.lm_head(output.last_hidden_state[:, -kept:]))
         return logits
 
-    @property
-    def computed(self) -> int:
-        """How many results PyTorch had to compute."""
-        return len(self._computed)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many results were computed, how many an earlier run had computed, how many of the former streamed."""
-        return {
-            "computed": self.computed,
-            "from_disk": self.from_disk,
-            "streamed": self.computed if self.streamed else 0,
-        }
-
     def parameter(self, name: str) -> Float32:
         """A weight of the model, by its name there."""
         values: Float32 = to_numpy(self.loaded.parameter(name))
@@ -245,8 +219,8 @@ class Reference:
         if not inputs.has_pictures:
             return None
         key = vision_key(inputs)
-        features = self._find(key, np.ndarray)
-        return self._keep(key, encode(self.model, inputs, self.device)) if features is None else features
+        features = self.results.find(key, np.ndarray)
+        return self.results.keep(key, encode(self.model, inputs, self.device)) if features is None else features
 
     def _generate(self, inputs: Inputs, new_tokens: int, stop: bool) -> Greedy:
         output = self.model.generate(
@@ -273,66 +247,14 @@ class Reference:
 
     def _recall(self, key: Key, kind: type[Result], request: Request) -> Result:
         """As `remember`; a deferred request may be joined with others."""
-        result = self._find(key, kind)
+        result = self.results.find(key, kind)
         if result is not None:
             return result
         if not self.streamed:
-            computed: Result = self._keep(key, self._compute(request.compute))
+            computed: Result = self.results.keep(key, self._compute(request.compute))
             return computed
-        if key in self._owner(key)._computed:
-            raise ParityError("PyTorch's results do not fit into their cache", "Free disk space, or name fewer --case")
-        self.requests[key] = request
+        self.results.defer(key, request)
         raise Deferred
-
-    def _find(self, key: Key, kind: type[Result]) -> Result | None:
-        """A result that is in memory or on disk."""
-        if key not in self._cache:
-            owner = self._owner(key)
-            stored = owner.store.get(key, kind) if owner.store is not None else None
-            if stored is None:
-                return None
-            self.from_disk += key not in owner._computed
-            self._cache[key] = stored
-        self._cache.move_to_end(key)
-        self._bound_cache()
-        result: Result = self._cache[key]
-        return result
-
-    def _keep(self, key: Key, result: Result) -> Result:
-        """A new result, stored; where it will be read from disk alone, it has to be there.
-
-        Raises:
-            ParityError: the disk refuses a result of a streamed model.
-        """
-        owner = self._owner(key)
-        owner._computed.add(key)
-        store = owner.store
-        if store is not None:
-            store.put(key, result)
-        if not self.streamed:
-            self._cache[key] = result
-            self._bound_cache()
-        elif store is None or not store.path(key).is_file():
-            where = store.root if store is not None else self.checkpoint
-            raise ParityError(f"{where}: the disk refused a result of PyTorch", "Free some space, or --cache DIR")
-        return result
-
-    def _owner(self, key: Key) -> Reference:
-        """The reference that stores a result."""
-        return self.tower if self.tower is not None and key[0] == VISION else self
-
-    def forget(self) -> None:
-        """Drop results from memory."""
-        self._cache.clear()
-
-    def _bound_cache(self) -> None:
-        """Drop the results from memory that were not used for the longest time."""
-        while len(self._cache) > 1 and (
-            len(self._cache) > REMEMBERED_CASES
-            or sum(array.nbytes for result in self._cache.values() for array in arrays_of(result).values())
-            > REMEMBERED_BYTES
-        ):
-            self._cache.popitem(last=False)
 
     def settle(self, report: Callable[[str, int], None] = lambda *_: None) -> None:
         """Compute every result that was deferred, in as few passes over the checkpoint as memory allows; store them.
@@ -343,9 +265,9 @@ class Reference:
         Raises:
             ParityError: the disk refuses a result.
         """
-        if not self.requests:
+        requests = self.results.take_requests()
+        if not requests:
             return
-        requests, self.requests = self.requests, {}
         model = ModelSizes.of(self.model.config, self.head)
         computations: list[tuple[Callable[[], Any], int]] = [
             (partial(self._answer, call), call.waiting_bytes(model)) for call in join(requests)
@@ -371,12 +293,12 @@ class Reference:
         texts = [request.ids for request in call.texts.values() if request.ids is not None]
         prefill, continuations = read(self.model, call.inputs, features, self.device, texts, count)
         if call.prompt is not None:
-            self._keep(call.prompt, prefill)
+            self.results.keep(call.prompt, prefill)
         for (key, request), continuation in zip(call.texts.items(), continuations, strict=True):
-            self._keep(key, request.keep(continuation))
+            self.results.keep(key, request.keep(continuation))
 
     def _answer_alone(self, key: Key, request: Request) -> None:
-        self._keep(key, request.compute())
+        self.results.keep(key, request.compute())
 
     def together(self, computations: Sequence[Callable[[], Result]]) -> list[Result]:
         """Results of computations that ask for what is not stored, in one pass over a streamed checkpoint."""
