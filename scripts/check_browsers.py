@@ -1,12 +1,12 @@
 """Runs artifacts in Chromium, in WebAssembly and in WebGPU, and compares every number with onnxruntime on this CPU.
 
     python scripts/check_browsers.py precisions                  # the tiny model in every precision
-    python scripts/check_browsers.py precisions --icd ICD.json   # with another Vulkan driver: float16 in WebGPU
+    python scripts/check_browsers.py precisions --icd ICD.json   # with another Vulkan driver
     python scripts/check_browsers.py checkpoint DIR --size 2b    # random weights to build a published size from
     python scripts/check_browsers.py answer ARTIFACT             # one answer about a picture: seconds and memory
 
-Without `--icd` the adapter is SwiftShader, which is in Chromium and has no float16. Mesa's lavapipe has: Mesa 25 of
-bookworm-backports (`mesa-vulkan-drivers`), whose file is `/usr/share/vulkan/icd.d/lvp_icd.x86_64.json`; gcc and
+Without `--icd` the adapter is SwiftShader, which is in Chromium and has no float16. Mesa's lavapipe has, and offers it
+to onnxruntime-webgpu; Chromium 156, started as here, did not offer it to pages. It is Mesa 25 of bookworm-backports (`mesa-vulkan-drivers`), whose file is `/usr/share/vulkan/icd.d/lvp_icd.x86_64.json`; gcc and
 `libvulkan-dev` build the layer that lets Chromium take it. With `--python PYTHON`, one that has onnxruntime-webgpu,
 the graphs run without a browser as well. Ends with 1 if anything differs.
 """
@@ -38,6 +38,7 @@ from parity_tests.downstream.browser_graphs import (
     complaints,
     compute,
     from_json,
+    has_half,
     judge_runs,
     runs_of,
     serve_artifacts,
@@ -94,6 +95,7 @@ def precisions(
         artifacts = built(Path(folder), only or [])
         (Path(folder) / "site").mkdir()
         with open_browser(adapter) as browser, serve_artifacts(Path(folder) / "site", artifacts) as site:
+            half = has_half(browser, site)
             for name, path in artifacts.items():
                 for artifact in open_artifact(path).every_precision:
                     model = Qwen3VL(artifact)
@@ -101,7 +103,7 @@ def precisions(
                     for where in device or DEVICES:
                         result = compute(browser, site, name, runs, where, artifact.precision)
                         console.print(describe(name, model, runs, where, result))
-                        wrong += complaints(model, runs, where, result, has_half=icd is not None)
+                        wrong += complaints(model, runs, where, result, half)
                     if python is not None:
                         result = compute_natively(python, adapter, model, runs)
                         console.print(describe(name, model, runs, "Python", result))

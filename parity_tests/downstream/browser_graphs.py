@@ -159,6 +159,16 @@ def call(
         context.close()
 
 
+def has_half(browser: Browser, site: Site) -> bool:
+    """Whether the adapter has `shader-f16`."""
+    page = browser.new_page()
+    page.goto(f"{site.url}/{SCRIPT.name}")
+    features = "async () => (await navigator.gpu?.requestAdapter())?.features.has('shader-f16') ?? false"
+    answer: bool = page.evaluate(features)
+    page.close()
+    return answer
+
+
 @contextmanager
 def serve_artifacts(root: Path, artifacts: Mapping[str, Path]) -> Iterator[Site]:
     """A site with artifacts, by folder, and what `call` needs.

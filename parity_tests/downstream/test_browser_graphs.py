@@ -1,6 +1,6 @@
 """Precisions in a browser: what the packaging says loads, loads, and computes what onnxruntime computes on a CPU.
 
-`scripts/check_browsers.py` does the same with every precision, and with an adapter that has float16.
+`scripts/check_browsers.py` does the same with every precision, and on other adapters.
 """
 
 from __future__ import annotations
