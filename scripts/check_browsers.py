@@ -6,9 +6,10 @@
     python scripts/check_browsers.py answer ARTIFACT             # one answer about a picture: seconds and memory
 
 Without `--icd` the adapter is SwiftShader, which is in Chromium and has no float16. Mesa's lavapipe has, and offers it
-to onnxruntime-webgpu; Chromium 156, started as here, did not offer it to pages. It is Mesa 25 of bookworm-backports (`mesa-vulkan-drivers`), whose file is `/usr/share/vulkan/icd.d/lvp_icd.x86_64.json`; gcc and
-`libvulkan-dev` build the layer that lets Chromium take it. With `--python PYTHON`, one that has onnxruntime-webgpu,
-the graphs run without a browser as well. Ends with 1 if anything differs.
+to onnxruntime-webgpu; Chromium 156, started as here, did not offer it to pages. It is in Mesa 25 of bookworm-backports
+(`mesa-vulkan-drivers`; its file is `/usr/share/vulkan/icd.d/lvp_icd.x86_64.json`). gcc and `libvulkan-dev` build the
+layer that disguises it. With `--python PYTHON`, one that has onnxruntime-webgpu, the graphs run without a browser as
+well, in float16 if the driver has it. Ends with 1 if anything differs.
 """
 
 from __future__ import annotations
