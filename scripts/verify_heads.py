@@ -2,7 +2,7 @@
 
     python scripts/verify_heads.py --out DIR [--matrix quick] [NAME ...]
 
-Prints the table of docs/retrieval.md and exits with 1 if any check fails. NAMEs are of artifacts, as
+Prints a line of docs/retrieval.md's table for each and exits with 1 if any check fails. NAMEs are of artifacts, as
 `tiny-embedding-ort-float32`; by default all. An artifact that DIR holds is not built again.
 """
 

@@ -161,7 +161,7 @@ def forward(model: Qwen3VLForConditionalGeneration, batch: Batch) -> Output:
 
 
 def last_states(model: Qwen3VLForConditionalGeneration, batch: Batch) -> Tensor:
-    """Last hidden states (B, H) of each row's last token, the pictures' features without gradients."""
+    """Last hidden states (B, H) of each row's last token."""
     hidden, _ = hidden_states(model, batch)
     return hidden[torch.arange(len(hidden)), torch.from_numpy(batch.lengths) - 1]
 

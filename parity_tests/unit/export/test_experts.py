@@ -36,6 +36,7 @@ from qwen3vl_export.exporter.submodules.geometry import PLACEHOLDER_DOMAIN
 from qwen3vl_export.exporter.trace import OPSET
 from qwen3vl_export.exporter.weights.inputs import weight_inputs
 from qwen3vl_export.promise import EXPERTS_AS_OPERATOR as OPERATOR
+from qwen3vl_export.promise import HEAD_STAGES
 from qwen3vl_export.recipe import load_recipe
 
 from ...fixtures.kernels import CUDA, ON_THE_CPU, kinds, load_graph, read_record, without_kernel
@@ -74,6 +75,14 @@ def test_text_pictures_video_batches_and_caches_equal_pytorch(build_for: BuildFo
     """The quick matrix through the shipped runtime: left padding, chunked prefill, decoding, greedy tokens."""
     artifact, checkpoint = build_for(target)
     assert verify(artifact, Options(matrix="quick", checkpoint=checkpoint)) == 0
+
+
+@pytest.mark.parametrize(("head", "target"), [(contract.EMBEDDING, "ort"), (contract.RERANKER, "portable")])
+def test_a_mixture_embeds_and_ranks_as_pytorch_does(head: str, target: str, tmp_path: Path) -> None:
+    """No such checkpoint is published; the head is the recipe's. Without a tower, which experts have no part in."""
+    artifact, checkpoint = build_moe(tmp_path, target=target, head=head, graphs="[embed_tokens, decoder_model_merged]")
+    report = run(open_bench(artifact, "quick", checkpoint), "quick", cases=("text-only",))
+    assert report.passed and HEAD_STAGES[head][0] in {outcome.stage for outcome in report.outcomes}
 
 
 def test_half_precision_parts_from_pytorch_at_near_tied_routes_only(tmp_path: Path) -> None:
