@@ -432,5 +432,5 @@ def test_nothing_moves_by_itself_while_it_loads_and_answers(
     assert page.evaluate(places) == before
     ask(page, "What is this?")
     ask(page, "What else?")
-    assert page.evaluate(places)[1:] == before[1:]
+    assert page.evaluate(places)[1:] == pytest.approx(before[1:], abs=0.9)  # a scrolled page may lie between pixels
     assert page.evaluate("seen.shift") < 0.01
