@@ -111,7 +111,7 @@ def test_few_values_cross_between_layers(built: Callable[[str], Path]) -> None:
 def test_casts_of_weights_count_with_what_they_make(built: Callable[[str], Path]) -> None:
     """onnxruntime casts bfloat16 weights to float32 when it opens a graph, and keeps both."""
     float32, bfloat16 = decoder_of(built("tiny")), decoder_of(built("tiny-bf16"))
-    assert float32.folded == 0
+    assert float32.folded < 1000  # frequencies alone
     assert bfloat16.largest == pytest.approx(1.5 * float32.largest, rel=0.01)
 
 

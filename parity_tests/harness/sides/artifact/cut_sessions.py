@@ -140,6 +140,12 @@ class PiecedBinding:
     def bind_output(self, name: str, *memory: Any) -> None:
         self.outputs[name] = memory
 
+    def synchronize_inputs(self) -> None:
+        """Nothing: all memory is the CPU's."""
+
+    def synchronize_outputs(self) -> None:
+        """As `synchronize_inputs`."""
+
 
 class PiecedSession:
     """A graph whose pieces are run one after another.
