@@ -12,7 +12,6 @@ from onnx_ir.passes import common as passes
 
 from .lowering import lower
 from .opsets import lower_opset
-from .rewrites.host import compute_on_host
 from .rewrites.layout import drop_identity_reshapes, rotate_in_place
 from .rewrites.norms import fuse_skip_norms
 from .rewrites.rotary import fuse_rotations
@@ -44,7 +43,6 @@ PASSES: dict[str, tuple[Rewrite, ...]] = {
         rotate_in_place,
         drop_identity_reshapes,
         fuse_skip_norms,
-        compute_on_host,
         clean,
         lower_opset,
         forget_tracing,
