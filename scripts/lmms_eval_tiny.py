@@ -55,11 +55,11 @@ metric_list:
 FUNCTIONS = """\
 from pathlib import Path
 
-from PIL import Image
+from qwen3vl_export.runtime.pictures.images import read_file
 
 
 def doc_to_visual(doc):
-    return [Image.open(Path(__file__).parent / name).convert("RGB") for name in doc["images"]]
+    return [read_file(Path(__file__).parent / name) for name in doc["images"]]
 """
 
 
