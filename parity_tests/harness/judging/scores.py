@@ -19,7 +19,7 @@ from qwen3vl_export.runtime.grounding import BOX, find_regions
 
 from ..cases.tasks import LETTERS, Box, Metric, Question
 
-ANLS_THRESHOLD = 0.5  # the largest distance of an answer that counts, exclusive: τ of the paper
+ANLS_THRESHOLD = 0.5  # τ of the paper: larger distances do not count. At τ itself the paper says no, DocVQA's code yes
 LETTER = re.compile(r"\(?([A-Z])(?:[.):]+(?:\s|$)|$)")  # "B", "(B)", "B. a ring"; not "A ring"
 NAMED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b(?!\s+[a-z])", re.IGNORECASE)
 
@@ -39,7 +39,7 @@ def contains(answer: str, question: Question) -> float:
 
 def anls(answer: str, question: Question) -> float:
     distances = (normalized_distance(plain(answer), plain(accepted)) for accepted in question.answers)
-    return max(1 - distance if distance < ANLS_THRESHOLD else 0.0 for distance in distances)
+    return max(1 - distance if distance <= ANLS_THRESHOLD else 0.0 for distance in distances)
 
 
 def choice(answer: str, question: Question) -> float:

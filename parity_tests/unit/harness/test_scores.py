@@ -33,7 +33,8 @@ def question(metric: Metric, *answers: str, choices: tuple[str, ...] = ()) -> Qu
         ("contains", ("12.50",), "12,50", 0),
         ("anls", ("Hello",), "hello", 1),
         ("anls", ("hello",), "hallo", 0.8),
-        ("anls", ("abcd",), "abxx", 0),  # a distance of one half does not count
+        ("anls", ("abcd",), "abxx", 0.5),  # a distance of one half counts, as in DocVQA's own code and in lmms-eval
+        ("anls", ("abcd",), "axxx", 0),
         ("anls", ("abcde",), "abcxx", 0.6),
         ("anls", ("nothing", "hallo"), "hello", 0.8),
         ("anls", ("hello",), "", 0),
