@@ -16,14 +16,14 @@ import typer
 from ..console import say, write_json
 from ..errors import InputError
 from ..output import whole_file
-from .devices import Device, ProviderOption, provider_options
+from .devices import Device, ProviderOption
+from .loading import load
 from .paths import expand
 from .run import AllowPrivateUrls, Artifact, MaxPixels, MinPixels, Precision, Threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..runtime import Qwen3VL
 
 NPY, JSON_LINES = ".npy", ".jsonl"
 Texts = Annotated[list[str] | None, typer.Option("--text", "-t", metavar="TEXT", help="A text; can be repeated.")]
@@ -130,31 +130,6 @@ def rerank(
     scores = model.rerank(asked, [value for _, value in given], instruction=instruction, batch_size=batch_size)
     for index in (-scores).argsort(kind="stable").tolist():
         write_json({"score": float(scores[index]), "index": index, "document": given[index][0]})
-
-
-def load(
-    artifact: Path,
-    threads: int | None,
-    allow_private_urls: bool,
-    precision: str,
-    min_pixels: int | None,
-    max_pixels: int | None,
-    device: str,
-    provider_option: list[str] | None,
-) -> Qwen3VL:
-    from ..runtime import Qwen3VL, UrlRules
-
-    rules = UrlRules(allow_private=allow_private_urls)
-    return Qwen3VL.load(
-        artifact,
-        threads,
-        url_rules=rules,
-        precision=precision,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        device=device,
-        provider_options=provider_options(provider_option),
-    )
 
 
 def gather(

@@ -16,7 +16,8 @@ from rich.text import Text
 from ..console import console, neutralize, say, write, write_json
 from ..contract import TEXT
 from ..errors import InputError
-from .devices import Device, ProviderOption, provider_options
+from .devices import Device, ProviderOption
+from .loading import load
 from .paths import expand
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def run(
     Example: `qwen3vl-export run ARTIFACT -i cat.jpg -p "Find the cat: bbox_2d in JSON." --draw out.png`
     """
     from ..chat.screen import reason_of_end
-    from ..runtime import Image, Qwen3VL, UrlRules, Video
+    from ..runtime import Image, UrlRules, Video
     from ..runtime.grounding import check_drawing, save_drawing
     from ..runtime.pictures.images import open_image
     from ..runtime.sampling import resolve
@@ -191,21 +192,12 @@ def run(
         check_drawing(draw, len(images))
     text = DESCRIBE if prompt is None else read_question() if prompt == "-" else prompt
     functions = None if tools is None else read_tools(tools)
-    rules = UrlRules(allow_private=allow_private_urls)
-    model = Qwen3VL.load(
-        artifact,
-        threads,
-        url_rules=rules,
-        precision=precision,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        device=device,
-        provider_options=provider_options(provider_option),
-    )
+    model = load(artifact, threads, allow_private_urls, precision, min_pixels, max_pixels, device, provider_option)
     settings = answer_settings(context)
     sampling = resolve(model.sampling, settings)
     if sampling.do_sample:
         say(f"the answer is drawn with {sampling}", stderr=True)
+    rules = UrlRules(allow_private=allow_private_urls)
     pictures = [open_image(path, rules) for path in images]
     media: list[Image | Video] = [*map(Image, pictures), *map(Video, videos)]
     shown = [show_tokens(model, name, medium) for name, medium in zip(images + videos, media, strict=True)]
@@ -318,20 +310,9 @@ def chat(
     """
     from ..chat import Chat
     from ..chat.screen import edit_lines, listen_to_ctrl_c, tolerate_bytes
-    from ..runtime import Qwen3VL, UrlRules
     from .errors import ending
 
-    rules = UrlRules(allow_private=allow_private_urls)
-    model = Qwen3VL.load(
-        artifact,
-        threads,
-        url_rules=rules,
-        precision=precision,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        device=device,
-        provider_options=provider_options(provider_option),
-    )
+    model = load(artifact, threads, allow_private_urls, precision, min_pixels, max_pixels, device, provider_option)
     model.require_head(TEXT)
     session = Chat(model, console(), answer_settings(context), report=lambda error: ending(error, "chat")[1])
     edit_lines([*session.commands, "/quit"])
