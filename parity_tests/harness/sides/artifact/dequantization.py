@@ -16,9 +16,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.runtime.arrays import Floats
 
-from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows
+from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows, table_rows
 from .probe import module_of
 
+TABLES = ("GatherBlockQuantized",)  # of artifacts that an earlier version built, and of other exporters
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
 INTEGER_PRODUCT = "MatMulInteger"  # one scale per column, in standard operators; a Mul applies the scales after it
 
@@ -42,7 +43,9 @@ def dequantized_weights(
         if source is None or not selected(source):
             continue
         size = number_of(node, "block_size")
-        if node.op_type in PRODUCTS:
+        if node.op_type in TABLES:
+            rows = table_rows(node, stored, path)
+        elif node.op_type in PRODUCTS:
             rows = product_rows(node, stored, path)
         elif node.op_type == DEQUANTIZE:
             rows = dequantized_rows(node, stored, path)
@@ -60,7 +63,7 @@ def place_of(parameter: str) -> tuple[str | None, str]:
 
 def weight_of(node: NodeProto, stored: dict[str, TensorProto]) -> str | None:
     """The quantized weight that a node reads; None if it reads none."""
-    if node.op_type == DEQUANTIZE and node.input[0] in stored:
+    if node.op_type in TABLES or (node.op_type == DEQUANTIZE and node.input[0] in stored):
         return str(node.input[0])
     if node.op_type in PRODUCTS or (node.op_type == INTEGER_PRODUCT and node.input[1] in stored):
         return str(node.input[1])

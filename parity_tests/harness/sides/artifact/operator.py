@@ -1,8 +1,9 @@
 """The weights of one quantized operator in float32, as onnxruntime dequantizes them.
 
-The operator that reads a weight is run on the identity matrix (or without input if it only dequantizes), so that the
-packing is not implemented a second time here. The identity matrix of a large `MatMulNBits` takes minutes: there
-`DequantizeLinear` reads the same bytes, and the operator is run on one column of each block, which must come out alike.
+The operator that reads a weight is run on the identity matrix (or on every index of a table, or without input if it
+only dequantizes), so that the packing is not implemented a second time here. The identity matrix of a large
+`MatMulNBits` takes minutes: there `DequantizeLinear` reads the same bytes, and the operator is run on one column of
+each block, which must come out alike.
 
 Knows onnxruntime's operators; nothing about graphs or names.
 """
@@ -109,6 +110,12 @@ def agrees(weight: Floats, run: Callable[[NDArray[Any]], NDArray[Any]], size: in
         if not (differences[part] <= rounding * largest).all():
             return False
     return True
+
+
+def table_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
+    """The rows [N, K] of a table: every index looked up."""
+    run = open_operator(node, node.input[1], TensorProto.INT64, stored, path, node.input[2])
+    return run(np.arange(stored[node.input[0]].dims[0])).astype(np.float32, copy=False)
 
 
 def dequantized_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
