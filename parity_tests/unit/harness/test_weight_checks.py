@@ -112,3 +112,20 @@ def random_product(bits: int, with_points: bool, kind: int, width: int) -> tuple
     attributes = {"K": width, "N": 24, "bits": bits, "block_size": 32}
     node = helper.make_node("MatMulNBits", ["x", *arrays], ["y"], domain="com.microsoft", **attributes)
     return node, {name: numpy_helper.from_array(array, name) for name, array in arrays.items()}
+
+
+def test_tables_of_other_exporters_are_read_back(tmp_path: Path) -> None:
+    """`GatherBlockQuantized`: 4-bit integers, two in a byte, and a scale for each block of 32."""
+    random = np.random.default_rng(0)
+    codes, scales = random.integers(0, 256, (10, 32), np.uint8), random.uniform(0.5, 1, (10, 2)).astype(np.float32)
+    attributes = {"block_size": 32, "bits": 4, "quantize_axis": 1, "gather_axis": 0}
+    inputs = ["table.weight.quantized", "ids", "table.weight.scales"]
+    node = helper.make_node("GatherBlockQuantized", inputs, ["rows"], domain="com.microsoft", **attributes)
+    stored = [numpy_helper.from_array(codes, inputs[0]), numpy_helper.from_array(scales, inputs[2])]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 64])
+    onnx.save(helper.make_model(helper.make_graph([node], "table", [ids], [rows], stored)), tmp_path / "model.onnx")
+    ((name, block, weight),) = dequantized_weights(tmp_path / "model.onnx")
+    integers = np.stack([codes & 15, codes >> 4], -1).reshape(10, 64).astype(np.float32)
+    assert (name, block) == (inputs[0], 32)
+    np.testing.assert_array_equal(weight, (integers - 8) * scales.repeat(32, axis=1))
