@@ -30,7 +30,7 @@ from parity_tests.harness.rounds import carry_out_all
 from parity_tests.harness.sides.pytorch.torch_model import read_config
 from parity_tests.harness.unfinished import identity_of
 from parity_tests.harness.verify import HTML
-from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, open_artifact
+from qwen3vl_export.artifact import JUNIT, PARITY, open_artifact
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.evidence import Evidence
 from qwen3vl_export.evidence.answers import lines
@@ -52,17 +52,6 @@ def task_file(tmp_path: Path) -> Path:
     path.parent.mkdir()
     write_task(path, [*DRAWN, WRONG])
     return path
-
-
-@pytest.fixture
-def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny artifact whose recipe asks for no exam."""
-    copy = tmp_path / "tiny"
-    shutil.copytree(tiny_artifact, copy)
-    manifest = json.loads((copy / MANIFEST).read_text("utf-8"))
-    manifest["recipe"]["parity"]["held_out"] = False
-    (copy / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-    return copy
 
 
 @pytest.fixture

@@ -33,17 +33,6 @@ FAULT = next(fault for fault in FAULTS if fault.name == "deepstack-dropped")
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")
 
 
-@pytest.fixture
-def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny artifact whose recipe asks for no exam."""
-    copy = tmp_path / "tiny"
-    shutil.copytree(tiny_artifact, copy)
-    manifest = json.loads((copy / MANIFEST).read_text("utf-8"))
-    manifest["recipe"]["parity"]["held_out"] = False
-    (copy / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-    return copy
-
-
 @pytest.fixture(autouse=True)
 def small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three cases instead of thirteen."""
