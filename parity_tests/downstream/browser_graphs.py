@@ -28,6 +28,7 @@ from qwen3vl_export.runtime.positions import next_positions
 from ..harness.checks.stages import vision_finding
 from ..harness.judging.measures import differences, logit_closeness
 from ..harness.judging.outcome import Finding, Outcome, judge
+from ..harness.judging.scales import tower_blocks
 from ..harness.judging.verdicts import load_compute_profile
 from .chromium import HIDE_SUBGROUPS
 from .npm import node_modules
@@ -201,7 +202,7 @@ def judge_runs(model: Qwen3VL, runs: Mapping[str, Run], computed: Computed) -> l
         output = computed.outputs[stage]
         if stage == VISION:
             grid = run.inputs[contract.IMAGE_GRID_THW]
-            finding = vision_finding(output, run.expected, model.facts.num_deepstack, grid)
+            finding = vision_finding(output, run.expected, tower_blocks(model.artifact.json_file("config.json")), grid)
         elif stage == EMBEDDINGS:
             wrong = differences(output, run.expected)
             finding = Finding({"differences": wrong, "scaled_max_abs": float(wrong or 0)}, output.size)

@@ -59,7 +59,7 @@ def test_the_vision_encoder_agrees(bench: Bench, graph: Callable[[str], Run]) ->
     for case in selected:
         pixels, grid = bench.vision_inputs(case)
         (features,) = graph(contract.VISION_ENCODER)(pixel_values=pixels, image_grid_thw=grid)
-        finding = vision_finding(features, bench.reference.vision(pixels, grid), bench.num_maps, grid)
+        finding = vision_finding(features, bench.reference.vision(pixels, grid), bench.reference.blocks, grid)
         messages.append(judge("vision", case.name, finding, bench.profile, 0.0).message)
     assert not any(messages), messages
 

@@ -25,7 +25,7 @@ def rounded_vision(case: Case, bench: Bench) -> Finding:
     """Features and each DeepStack map, of the same patches."""
     pixels, grid = bench.vision_inputs(case)
     candidate, reference = on_both(bench, lambda side: side.encode(pixels, grid))
-    return vision_finding(candidate, reference, bench.num_maps, grid)
+    return vision_finding(candidate, reference, bench.reference.blocks, grid)
 
 
 def rounded_decoder(case: Case, bench: Bench) -> Finding:

@@ -26,7 +26,7 @@ from ..cases.matrix import Case, Prompt
 from ..judging import measures
 from ..judging.measures import closeness, differences, logit_closeness, max_abs, token_max_abs
 from ..judging.outcome import Finding
-from ..judging.scales import channel_scales, in_units, largest_in_channels, rms
+from ..judging.scales import channel_scales, growth, in_units, largest_in_channels, rms
 from ..sides import routing
 from ..sides.artifact.artifact_results import ask_all
 from ..sides.bench import Bench, DecoderCall
@@ -104,13 +104,17 @@ def vision(bench: Bench, case: Case) -> Finding:
     """Features and each DeepStack map of the vision encoder, on the same patches."""
     pixels, grid = bench.vision_inputs(case)
     expected = bench.reference.vision(pixels, grid)
-    return vision_finding(bench.encode(pixels, grid), expected, bench.num_maps, grid)
+    return vision_finding(bench.encode(pixels, grid), expected, bench.reference.blocks, grid)
 
 
-def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: Ints) -> Finding:
-    """Measures for each part of wide features [N, W], and the worst over the parts."""
+def vision_finding(candidate: Floats, reference: Floats, blocks: Sequence[int], grid: Ints) -> Finding:
+    """Measures for each part of wide features [N, W], and the worst over the parts.
+
+    Args:
+        blocks: of the tower before each part, as `tower_blocks` returns them.
+    """
     measures.check_shapes(candidate, reference)
-    names = ["features", *(f"deepstack_{index}" for index in range(num_maps))]
+    names = ["features", *(f"deepstack_{index}" for index in range(len(blocks) - 1))]
     split = [np.split(side, len(names), -1) for side in (candidate, reference)]
     parts = list(zip(*split, strict=True))
     by_part = {name: closeness(*pair) for name, pair in zip(names, parts, strict=True)}
@@ -119,7 +123,8 @@ def vision_finding(candidate: Floats, reference: Floats, num_maps: int, grid: In
     values["max_abs"] = by_part[worst]["max_abs"]
     ceiling = rms(reference) or 0.0
     scaled = (
-        largest_in_channels(guess.astype(np.float64) - truth, channel_scales(truth, ceiling)) for guess, truth in parts
+        largest_in_channels(guess.astype(np.float64) - truth, channel_scales(truth, ceiling) * growth(depth))
+        for (guess, truth), depth in zip(parts, blocks, strict=True)
     )
     values["scaled_max_abs"] = max(scaled, key=_badness)
     cosines = [part["worst_token_cosine"] for part in by_part.values()]

@@ -7,12 +7,16 @@ float64. A scale without values is None, and so is a difference in units of it o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating] | NDArray[np.integer]
 BULK = 2.0  # times the median channel is the most that the scale of an ordinary channel can be
 MASSIVE = 4.0  # times the scale of ordinary channels: from here on, a channel is measured by itself
+SHALLOW = 4  # blocks of the tower on which the limits on features were measured
 
 
 def rms(reference: Array) -> float | None:
@@ -52,3 +56,20 @@ def largest_in_channels(difference: Array, scales: NDArray[np.float64]) -> float
     if not difference.size or not scales.all():
         return None
     return float((np.abs(difference.reshape(-1, difference.shape[-1])).max(0) / scales).max())
+
+
+def growth(blocks: int) -> float:
+    """How much larger rounding may be after this many blocks than after the few on which limits were measured: each
+    block adds its own, so that the sum grows at most in proportion (Higham 2002, Accuracy and Stability of Numerical
+    Algorithms, section 4.2). Measured, it grows as the square root (docs/parity.md, Scales)."""
+    return max(1.0, blocks / SHALLOW)
+
+
+def tower_blocks(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Blocks of the tower before its features and before each DeepStack map.
+
+    Args:
+        config: a checkpoint's config.json.
+    """
+    vision = config["vision_config"]
+    return (vision["depth"], *(index + 1 for index in vision["deepstack_visual_indexes"]))

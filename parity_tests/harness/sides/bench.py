@@ -326,10 +326,6 @@ class Bench:
         tokens: int = cache * (mask.shape[1] + new_tokens) + facts.vocab_size * new_tokens
         return 4 * len(mask) * tokens
 
-    @property
-    def num_maps(self) -> int:
-        return self.artifact.manifest.facts.num_deepstack
-
     def no_features(self) -> Floats:
         return np.empty((0, self.artifact.manifest.facts.wide_size), np.float32)
 

@@ -7,8 +7,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
+from transformers import Qwen3VLVisionModel
 
+from parity_tests.fixtures.official import config, narrow, random_tensors
+from parity_tests.harness.checks.stages import vision_finding
 from parity_tests.harness.judging import measures, scales
+from parity_tests.harness.judging.verdicts import load_profile
 
 ROWS = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
 
@@ -222,3 +227,36 @@ def test_the_best_tokens_are_those_of_argpartition(tokens: int, step: float, bad
         logits[::2, ::7] = bad
     expected = np.sort(np.argpartition(-logits, 9)[:, :10])
     assert (np.sort(measures.best_tokens(logits, 10)) == expected).all()
+
+
+def test_the_limit_on_features_allows_for_the_rounding_of_every_block() -> None:
+    assert scales.growth(1) == scales.growth(scales.SHALLOW) == 1 and scales.growth(24) == 6
+    config = {"vision_config": {"depth": 24, "deepstack_visual_indexes": [5, 11, 17]}}
+    assert scales.tower_blocks(config) == (24, 6, 12, 18)
+    generator = np.random.default_rng(0)
+    truth = generator.standard_normal((50, 8))
+    guess = truth + 1e-3 * generator.standard_normal((50, 8))
+    candidate, reference = (np.concatenate([side, side], axis=1) for side in (guess, truth))
+    grid = np.ones((1, 3), np.int64)
+    shallow = vision_finding(candidate, reference, (4, 2), grid).measures["scaled_max_abs"]
+    deep = vision_finding(candidate, reference, (24, 2), grid).measures["scaled_max_abs"]
+    assert shallow == pytest.approx(deep), "a map is measured by the blocks before it"
+    assert vision_finding(candidate, reference, (24, 12), grid).measures["scaled_max_abs"] == pytest.approx(shallow / 3)
+
+
+@pytest.mark.parametrize("depth", [4, 16, 32])
+def test_rounding_in_a_tower_grows_no_faster_than_its_limit(depth: int) -> None:
+    """PyTorch in float32 against PyTorch in float64, on random towers; what onnxruntime rounds comes on top."""
+    model_config = narrow(config("2b", layers=1, depth=depth))
+    tower = Qwen3VLVisionModel(model_config.vision_config).eval()
+    tensors = ((name.removeprefix("model.visual."), tensor) for name, tensor in random_tensors(model_config))
+    tower.load_state_dict({name: tensor for name, tensor in tensors if name in tower.state_dict()})
+    grid = torch.tensor([[1, 16, 16], [1, 8, 24], [2, 8, 8]])
+    patches = torch.rand(int(grid.prod(1).sum()), 1536, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        rounded = tower(patches, grid_thw=grid).pooler_output.numpy()
+        truth = tower.double()(patches.double(), grid_thw=grid).pooler_output.numpy()
+    limit = next(rule.limit for rule in load_profile("float32").rules["vision"] if rule.measure == "scaled_max_abs")
+    finding = vision_finding(rounded, truth, (depth,), grid.numpy())
+    scaled = finding.measures["scaled_max_abs"] or math.inf
+    assert limit / 10 < scaled < limit

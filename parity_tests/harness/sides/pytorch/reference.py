@@ -10,6 +10,7 @@ maps, W = (1 + D) * H.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from qwen3vl_export.runtime.arrays import Float32, Ints
 
 from ...budget.sizes import ModelSizes
 from ...budget.split import within
+from ...judging.scales import tower_blocks
 from .calls import WAITING, Call, Request, join
 from .choices import Choices, read_choices
 from .device import CPU
@@ -132,6 +134,11 @@ class Reference:
         return threads_for(self.model.num_parameters())
 
     # Results the checks need.
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """As `tower_blocks`, without loading the model."""
+        return tower_blocks(json.loads((self.checkpoint / "config.json").read_text("utf-8")))
 
     @property
     def hidden_size(self) -> int:
