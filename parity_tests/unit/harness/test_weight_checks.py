@@ -91,6 +91,24 @@ def test_blocks_are_read_as_the_operator_computes(bits: int, with_points: bool, 
     np.testing.assert_allclose(product_rows(product, stored, Path("model.onnx")), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("external", [False, True])
+def test_a_large_weight_is_dequantized_some_rows_at_a_time(
+    bits: int, external: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    product, stored = random_product(bits, True, TensorProto.FLOAT, 96)
+    expected = block_rows(product, stored, path)
+    assert expected is not None
+    if external:
+        graph = helper.make_graph([product], "graph", [], [], [*stored.values()])
+        data = {"save_as_external_data": True, "location": "data", "size_threshold": 0}
+        onnx.save(helper.make_model(graph), path, **data)
+        stored = {tensor.name: tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer}
+    monkeypatch.setattr(operator, "VALUES", 5 * 96)  # 24 rows are four parts of 5 and one of 4
+    np.testing.assert_array_equal(block_rows(product, stored, path), expected)
+
+
 @pytest.mark.parametrize("block", [0, 1, 2])
 def test_what_the_operator_does_not_compute_with_is_not_taken(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever `DequantizeLinear` says something else, even in one block, the identity matrix decides."""

@@ -10,7 +10,8 @@ Knows onnxruntime's operators; nothing about graphs or names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from qwen3vl_export.runtime.session import DATA_FOLDER
 BLOCK_TYPES = {4: TensorProto.UINT4, 8: TensorProto.UINT8}  # of a `MatMulNBits`' integers, by their bits
 DEQUANTIZE = "DequantizeLinear"  # blocks in standard operators
 ROWS = 512  # of the identity matrix, and of a weight, at a time: bounds the memory beside the weight
+VALUES = 1 << 25  # of a weight that one session dequantizes: it holds them twice, 256 MB
 
 
 def product_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
@@ -70,29 +72,48 @@ def block_rows(product: NodeProto, stored: dict[str, TensorProto], path: Path) -
         return None
     kind, rows = BLOCK_TYPES[bits], number_of(product, "N")
     blocks = -(-width // size)
-    count = rows * blocks
-    zero_points = np.full(count, 1 << bits - 1, np.uint8)
+    zero_points = np.full((rows, blocks), 1 << bits - 1, np.uint8)
     if points is not None:
         octets = numpy_helper.to_array(points, str(path.parent)).reshape(rows, -1)
         integers = octets if bits == 8 else np.stack([octets & 15, octets >> 4], -1).reshape(rows, -1)
-        zero_points = integers[:, :blocks].ravel()
-    tensors = {
-        "codes": as_stored(stored[names[0]], kind, [count, size]),
-        "scales": as_stored(stored[names[1]], stored[names[1]].data_type, [count]),
-        "zero_points": helper.make_tensor("zero_points", kind, [count], zero_points),
-    }
-    node = helper.make_node(DEQUANTIZE, [*tensors], ["y"], axis=0)
-    for name, tensor in tensors.items():
-        tensor.name = name
-    return dequantized_rows(node, tensors, path).reshape(rows, blocks * size)[:, :width]
+        zero_points = integers[:, :blocks]
+    node = helper.make_node(DEQUANTIZE, ["codes", "scales", "zero_points"], ["y"], axis=0)
+    weight: Floats = np.empty((rows, width), np.float32)
+    for part in slices(rows, max(1, VALUES // width)):
+        count = (part.stop - part.start) * blocks
+        tensors = {
+            "codes": stored_rows(stored[names[0]], rows, part, kind, [count, size]),
+            "scales": stored_rows(stored[names[1]], rows, part, stored[names[1]].data_type, [count]),
+            "zero_points": helper.make_tensor("zero_points", kind, [count], zero_points[part].ravel()),
+        }
+        for name, tensor in tensors.items():
+            tensor.name = name
+        weight[part] = dequantized_rows(node, tensors, path).reshape(-1, blocks * size)[:, :width]
+    return weight
 
 
-def as_stored(tensor: TensorProto, kind: int, dims: Sequence[int]) -> TensorProto:
-    """The bytes of a tensor as one of another type and shape."""
+def slices(count: int, size: int) -> Iterator[slice]:
+    """`count` rows, `size` at a time."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def stored_rows(tensor: TensorProto, rows: int, part: slice, kind: int, dims: Sequence[int]) -> TensorProto:
+    """The bytes of some of a tensor's rows, as a tensor of another type and shape."""
     view = TensorProto()
     view.CopyFrom(tensor)
     view.data_type = kind
     view.dims[:] = dims
+    if tensor.data_location != TensorProto.EXTERNAL:
+        data = numpy_helper.to_array(tensor).reshape(rows, -1)[part]
+        view.raw_data = np.ascontiguousarray(data).tobytes()
+        return view
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    length = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize // rows
+    offset = int(entries.get("offset", 0)) + part.start * length
+    view.ClearField("external_data")
+    for key, value in {**entries, "offset": offset, "length": (part.stop - part.start) * length}.items():
+        view.external_data.add(key=key, value=str(value))
     return view
 
 
@@ -104,8 +125,7 @@ def agrees(weight: Floats, run: Callable[[NDArray[Any]], NDArray[Any]], size: in
     columns = np.minimum(starts + np.arange(len(starts)) % size, width - 1)
     differences = np.abs(columns_of(run, columns, width) - weight[:, columns])
     rounding = 2**bits * np.finfo(np.float32).eps
-    for row in range(0, len(weight), ROWS):
-        part = slice(row, row + ROWS)
+    for part in slices(len(weight), ROWS):
         largest = np.maximum.reduceat(np.abs(weight[part]), starts, axis=1)
         if not (differences[part] <= rounding * largest).all():
             return False
