@@ -37,7 +37,7 @@ class BlockSettings(StrictModel):
     bits: ClassVar[int]
     """Bits of one weight."""
 
-    block_size: Literal[16, 32, 64, 128] = 32
+    block_size: Literal[16, 32, 64, 128, 256] = 32
     """Weights that share one scale."""
     symmetric: bool = True
     """Whether zero is the middle of the range; if not, every block stores a zero point."""
