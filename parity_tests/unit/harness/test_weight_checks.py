@@ -104,6 +104,7 @@ def test_a_large_weight_is_dequantized_some_rows_at_a_time(
         graph = helper.make_graph([product], "graph", [], [], [*stored.values()])
         data = {"save_as_external_data": True, "location": "data", "size_threshold": 0}
         onnx.save(helper.make_model(graph), path, **data)
+        (tmp_path / "second_name").hardlink_to(tmp_path / "data")
         stored = {tensor.name: tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer}
     monkeypatch.setattr(operator, "VALUES", 5 * 96)  # 24 rows are four parts of 5 and one of 4
     np.testing.assert_array_equal(block_rows(product, stored, path), expected)

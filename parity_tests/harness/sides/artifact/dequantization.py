@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.runtime.arrays import Floats
 
-from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows, table_rows
+from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows, stored_array, table_rows
 from .probe import module_of
 
 TABLES = ("GatherBlockQuantized",)  # of artifacts that an earlier version built, and of other exporters
@@ -113,7 +113,7 @@ def gathered_rows(
 def expert_rows(parts: Sequence[TensorProto], bits: int, path: Path) -> Floats:
     """float32 [E, N, K] from integers, scales and maybe zero points of E experts, each run as one product; of a table E
     is 1."""
-    arrays = [numpy_helper.to_array(part, str(path.parent)) for part in parts]
+    arrays = [stored_array(part, path) for part in parts]
     arrays = [array if array.ndim == 3 else array[None] for array in arrays]
     experts, rows, width = len(arrays[0]), arrays[0].shape[1], arrays[0].shape[2] * 8 // bits
     size = width // arrays[1].shape[2]

@@ -74,7 +74,7 @@ def block_rows(product: NodeProto, stored: dict[str, TensorProto], path: Path) -
     blocks = -(-width // size)
     zero_points = np.full((rows, blocks), 1 << bits - 1, np.uint8)
     if points is not None:
-        octets = numpy_helper.to_array(points, str(path.parent)).reshape(rows, -1)
+        octets = stored_array(points, path).reshape(rows, -1)
         integers = octets if bits == 8 else np.stack([octets & 15, octets >> 4], -1).reshape(rows, -1)
         zero_points = integers[:, :blocks]
     node = helper.make_node(DEQUANTIZE, ["codes", "scales", "zero_points"], ["y"], axis=0)
@@ -96,6 +96,16 @@ def slices(count: int, size: int) -> Iterator[slice]:
     """`count` rows, `size` at a time."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def stored_array(tensor: TensorProto, path: Path) -> NDArray[Any]:
+    """The values of a tensor of a graph at `path`, not copied from its data file. onnx's own reader refuses a file that
+    has several hard links, as copies in some stores have; onnxruntime does not."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(path.parent / entries["location"], dtype, "r", int(entries.get("offset", 0)), tuple(tensor.dims))
 
 
 def stored_rows(tensor: TensorProto, rows: int, part: slice, kind: int, dims: Sequence[int]) -> TensorProto:
