@@ -1,10 +1,9 @@
 """Logits to the next token: greedy, or sampled with temperature, top-k, top-p, min-p and two penalties.
 
-Order and semantics of the steps are those of transformers' `RepetitionPenaltyLogitsProcessor`,
-`TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper` and `MinPLogitsWarper`. The presence penalty, which
+The repetition penalty is that of transformers' `RepetitionPenaltyLogitsProcessor`. The presence penalty, which
 transformers does not have, is the OpenAI API's as vLLM computes it: after the repetition penalty, over generated tokens
-only. Random numbers come from numpy, so a seed gives the same text on every machine that computes the same logits,
-though not the text that torch would sample.
+only. What follows is in `warpers`. Random numbers come from numpy, so a seed gives the same text on every machine that
+computes the same logits, though not the text that torch would sample.
 
 Knows numbers; nothing about graphs or text.
 """
@@ -12,6 +11,7 @@ Knows numbers; nothing about graphs or text.
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -20,7 +20,8 @@ import numpy as np
 
 from ..errors import ArtifactError, InputError
 from ..json_form import from_settings
-from .arrays import Bools, Floats, Ints
+from .arrays import Floats, Ints
+from .warpers import softmax, warp
 
 MAX_PRESENCE_PENALTY = 2  # the range of the OpenAI API
 FACTORS = (1e-6, 1e6)  # of logits: within them float32 holds the products
@@ -201,9 +202,10 @@ def choose_token(
     scores = penalize_presence(scores, seen[len(seen) - generated :], sampling.presence_penalty)
     if not sampling.do_sample:
         return int(scores.argmax())
-    ids, scores = warp(scores, sampling)
-    cumulative = np.cumsum(softmax(scores), dtype=np.float64)
-    return int(ids[np.searchsorted(cumulative / cumulative[-1], generator.random(), side="right")])
+    ids, scores = warp(scores, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    cumulative = softmax(scores).astype(np.float64).cumsum()
+    total = cumulative[-1]
+    return int(ids[bisect_right(cumulative, generator.random(), key=lambda part: part / total)])
 
 
 def penalize_repetition(logits: Floats, seen: Ints, penalty: float) -> Floats:
@@ -223,41 +225,3 @@ def penalize_presence(logits: Floats, answer: Ints, penalty: float) -> Floats:
     scores = logits.astype(np.float32)
     scores[answer] -= np.float32(penalty)  # fancy indexing: an id that occurs twice is lowered once
     return scores
-
-
-def warp(scores: Floats, sampling: Sampling) -> tuple[Ints, Floats]:
-    """Apply temperature, top-k, top-p and min-p to scores [V]: the ids of the remaining tokens, ascending, and scores.
-
-    Few of 151,936 tokens remain after top-k, so the later steps and the draw take almost no time.
-    """
-    scores = scores.astype(np.float32) / np.float32(sampling.temperature)
-    ids = np.arange(len(scores))
-    if 0 < sampling.top_k < len(scores):
-        ids = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
-    if sampling.top_p < 1:
-        ids = ids[select_nucleus(softmax(scores[ids]), sampling.top_p)]
-    if sampling.min_p > 0:
-        probabilities = softmax(scores[ids])
-        ids = ids[probabilities >= np.float32(sampling.min_p) * probabilities.max()]
-    return ids, scores[ids]
-
-
-def select_nucleus(probabilities: Floats, top_p: float) -> Bools:
-    """A mask [N] of the likeliest tokens whose probabilities add up to `top_p`; at least one is selected.
-
-    Tokens below (1 - top_p) / N can all be dropped without exceeding 1 - top_p, so only the others are sorted.
-    """
-    selected = probabilities >= (1 - top_p) / len(probabilities)
-    order = np.flatnonzero(selected)
-    order = order[np.argsort(probabilities[order], kind="stable")]  # least likely first
-    dropped = probabilities[~selected].sum() + np.cumsum(probabilities[order]) <= 1 - top_p
-    dropped[-1] = False
-    selected[order[dropped]] = False
-    return selected
-
-
-def softmax(scores: Floats) -> Floats:
-    """Softmax of [V]."""
-    exponentials = np.exp(scores - scores.max())
-    result: Floats = exponentials / exponentials.sum()
-    return result

@@ -26,9 +26,8 @@ from qwen3vl_export.runtime.sampling import (
     penalize_presence,
     penalize_repetition,
     resolve,
-    softmax,
-    warp,
 )
+from qwen3vl_export.runtime.warpers import softmax, warp
 
 RNG = np.random.default_rng(2)
 LOGITS = (RNG.standard_normal((8, 500)) * 4).astype(np.float32)
@@ -41,7 +40,6 @@ SEEN = RNG.integers(0, 500, (8, 30))
 @pytest.mark.parametrize("min_p", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
 def test_scores_equal_transformers(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float) -> None:
-    sampling = Sampling(True, temperature, top_k, top_p, min_p, penalty)
     expected, ids = torch.from_numpy(LOGITS), torch.from_numpy(SEEN)
     steps: list[Any] = [RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(temperature)]
     steps += [TopKLogitsWarper(top_k)] if top_k else []
@@ -51,7 +49,7 @@ def test_scores_equal_transformers(temperature: float, top_k: int, top_p: float,
         expected = step(ids, expected)
     for row, seen, reference in zip(LOGITS, SEEN, expected.numpy(), strict=True):
         before = row.copy()
-        left, scores = warp(penalize_repetition(row, seen, penalty), sampling)
+        left, scores = warp(penalize_repetition(row, seen, penalty), temperature, top_k, top_p, min_p)
         np.testing.assert_array_equal(left, np.flatnonzero(reference > -np.inf))
         np.testing.assert_allclose(scores, reference[left], rtol=1e-6)
         np.testing.assert_array_equal(row, before)  # the caller's logits are left alone
