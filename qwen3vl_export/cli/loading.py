@@ -24,7 +24,7 @@ def load(
     device: str,
     provider_option: list[str] | None,
 ) -> Qwen3VL:
-    """The model of an artifact.
+    """The model of an artifact, whose graphs are being opened.
 
     Args:
         provider_option: `KEY=VALUE` pairs.
@@ -44,4 +44,5 @@ def load(
         max_pixels=max_pixels,
         device=device,
         provider_options=provider_options(provider_option),
+        open_ahead=True,
     )

@@ -1,4 +1,8 @@
-"""The `recipes` commands: list, show, check, schema, pin. Knows nothing about building."""
+"""The `recipes` commands: list, show, check, schema, pin.
+
+Knows nothing about building. Recipes are read with pydantic, which takes longer to import than `run` to start, so it is
+imported when a command is called.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from ..console import console, print_error, say, table, write, write_json
 from ..errors import Qwen3VLExportError, RecipeError
-from ..recipe import Recipe, find_recipe, in_precision, list_precisions, list_recipes, load_recipe, recipe_schema
-from ..recipe.yaml import read_merged
 from .paths import expand
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +41,8 @@ def list_() -> None:
 
     Example: `qwen3vl-export recipes list`
     """
+    from ..recipe import list_precisions, list_recipes, load_recipe
+
     rows = []
     for name, file in list_recipes().items():
         try:
@@ -66,6 +72,10 @@ def show(
 
     Example: `qwen3vl-export recipes show qwen3-vl-8b-instruct --precision int4`
     """
+    import yaml
+
+    from ..recipe import in_precision, load_recipe
+
     values = load_recipe(recipe if precision is None else in_precision(recipe, precision)).to_json_dict()
     if as_json:
         write_json(values, indent=1)
@@ -86,6 +96,8 @@ def check(
 
     Example: `qwen3vl-export recipes check recipes/mine.yaml`
     """
+    from ..recipe import find_recipe, list_recipes, load_recipe
+
     names = recipes or [str(file) for file in list_recipes().values()]
     if not names:
         raise RecipeError("no recipes in ./recipes", "Name one: qwen3vl-export recipes check FILE")
@@ -111,6 +123,8 @@ def schema(
 
     Example: `qwen3vl-export recipes schema --out recipes/recipe.schema.json`
     """
+    from ..recipe import recipe_schema
+
     values = recipe_schema()
     text = json.dumps(values, indent=2, ensure_ascii=False)
     if out is None:
@@ -150,6 +164,8 @@ def pin(
 
 def _described(file: Path) -> str:
     """What the file of a precision says of it, or why it cannot be read."""
+    from ..recipe.yaml import read_merged
+
     try:
         return str(read_merged(file).data.get("description", ""))
     except RecipeError as error:

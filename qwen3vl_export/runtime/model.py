@@ -56,6 +56,7 @@ class Qwen3VL(Stages):
         max_pixels: int | None = None,
         device: str = CPU.name,
         provider_options: Mapping[str, Any] | None = None,
+        open_ahead: bool = False,
     ) -> Qwen3VL:
         """Open an artifact directory, which may be a snapshot in huggingface_hub's cache.
 
@@ -70,6 +71,7 @@ class Qwen3VL(Stages):
             device: where the graphs run: `"cpu"`, `"cuda"`, `"cuda:1"`, `"webgpu"` or another name in
                 `devices.PROVIDERS`, or what onnxruntime calls a provider, such as `"CUDAExecutionProvider"`.
             provider_options: of the device's provider, as onnxruntime takes them.
+            open_ahead: begin at once to open the graphs that every prompt needs, in threads of their own.
 
         Raises:
             ArtifactError: no artifact, no such precision, an altered file, or an onnxruntime that is too old.
@@ -78,7 +80,7 @@ class Qwen3VL(Stages):
         """
         chosen = choose_device(device, provider_options)  # before files are read
         artifact = open_artifact(Path(path), check, precision)
-        return cls(artifact, threads, url_rules, min_pixels, max_pixels, chosen)
+        return cls(artifact, threads, url_rules, min_pixels, max_pixels, chosen, open_ahead)
 
     # Answers as text.
 

@@ -1,4 +1,4 @@
-"""onnxruntime sessions of one artifact: opened when first used, with readable errors.
+"""onnxruntime sessions of one artifact: opened when first used or ahead of it, with readable errors.
 
 Knows files, onnxruntime and its exceptions; nothing about what the graphs mean.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Sessions:
         self.device = device
         self.opener = opener or partial(load_session, device=device)
         self.memory = memory_of(device)
+        self._locks = {graph: Lock() for graph in artifact.manifest.graphs}
         self._sessions: dict[str, Any] = {}
         self._dtypes: dict[str, dict[str, np.dtype[Any]]] = {}
 
@@ -89,13 +91,31 @@ class Sessions:
         """
         if graph not in self._sessions:
             path = self.artifact.graph_path(graph)
-            check_external_data(path, self.artifact.root, self.artifact.manifest.files)
-            session = self.load(path, session_options(graph, self.threads))
-            inputs: list[Any] = [*session.get_inputs(), *session.get_overridable_initializers()]
-            check_signature(path, self.artifact.manifest.graphs[graph], inputs, session.get_outputs())
-            self._dtypes[graph] = {node.name: DTYPES[node.type] for node in inputs}
-            self._sessions[graph] = session
+            with self._locks[graph]:
+                if graph not in self._sessions:
+                    self._open(graph, path)
         return self._sessions[graph]
+
+    def _open(self, graph: str, path: Path) -> None:
+        check_external_data(path, self.artifact.root, self.artifact.manifest.files)
+        session = self.load(path, session_options(graph, self.threads))
+        inputs: list[Any] = [*session.get_inputs(), *session.get_overridable_initializers()]
+        check_signature(path, self.artifact.manifest.graphs[graph], inputs, session.get_outputs())
+        self._dtypes[graph] = {node.name: DTYPES[node.type] for node in inputs}
+        self._sessions[graph] = session
+
+    def open_ahead(self, graphs: Iterable[str]) -> None:
+        """Begin to open graphs that will soon be used, each in a thread of its own; `open` waits for the one it needs.
+
+        A graph that cannot be opened raises when it is used.
+        """
+
+        def attempt(graph: str) -> None:
+            with contextlib.suppress(Exception):
+                self.open(graph)
+
+        for graph in graphs:
+            Thread(target=attempt, args=(graph,), name=f"open {graph}", daemon=True).start()
 
     def load(self, path: Path, options: Any) -> Any:
         """A new session of a graph's file."""

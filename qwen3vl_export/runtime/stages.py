@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..artifact import Artifact
-from ..contract import EMBEDDING, RERANKER, TEXT, Facts
+from ..contract import DECODER, EMBEDDING, EMBEDDINGS, RERANKER, TEXT, Facts
 from ..errors import ArtifactError, InputError
 from . import decoder, encoders
 from .answer import Limits
@@ -31,16 +31,17 @@ from .sampling import Sampling, from_generation_config, stop_ids
 from .session import Sessions
 
 SETTINGS = "generation_config.json"
+TEXT_GRAPHS = (DECODER, EMBEDDINGS)  # what every prompt needs
 MAX_NEW_TOKENS = Limits().max_new_tokens
 PURPOSES = {TEXT: "answers, by stream()", EMBEDDING: "embeddings, by embed()", RERANKER: "scores, by rerank()"}
 
 
 class Stages:
-    """What an artifact computes, step by step. Graphs are opened when first used.
+    """What an artifact computes, step by step. Graphs are opened when first used, or ahead of it.
 
     Args:
         artifact: as returned by `open_artifact`.
-        threads, url_rules, min_pixels, max_pixels: as for `Qwen3VL.load`.
+        threads, url_rules, min_pixels, max_pixels, open_ahead: as for `Qwen3VL.load`.
         device: as returned by `choose_device`.
 
     Raises:
@@ -55,9 +56,12 @@ class Stages:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         device: Device = CPU,
+        open_ahead: bool = False,
     ) -> None:
         self.artifact = artifact
         self.sessions = Sessions(artifact, threads, device=device)
+        if open_ahead:
+            self.sessions.open_ahead(TEXT_GRAPHS)
         self.preparer = Preparer(artifact, url_rules, min_pixels, max_pixels)
         self.tokenizer = self.preparer.tokenizer
         config = artifact.json_file(SETTINGS)

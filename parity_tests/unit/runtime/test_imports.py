@@ -1,4 +1,4 @@
-"""The runtime, publishing and fetching need neither torch nor the tools that export."""
+"""Starting the command line, the runtime, publishing and fetching need neither torch nor the tools that export."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError:
 else:
     raise SystemExit("the block does not hold")
 import pkgutil
-import qwen3vl_export.cli.run
+import qwen3vl_export.cli.main
 import qwen3vl_export.publishing
 import qwen3vl_export.runtime
 for module in pkgutil.iter_modules(qwen3vl_export.runtime.__path__):

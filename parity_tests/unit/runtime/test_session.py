@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
+from threading import Event, Timer
+from threading import enumerate as threads_running
 from typing import Any
 
 import numpy as np
@@ -13,9 +17,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.cli.loading import load
 from qwen3vl_export.errors import ArtifactError, InputError
+from qwen3vl_export.runtime import session
 from qwen3vl_export.runtime.external import check_external_data, external_locations
-from qwen3vl_export.runtime.session import Sessions, check_onnxruntime, translate_guards, version_tuple
+from qwen3vl_export.runtime.session import Sessions, check_onnxruntime, load_session, translate_guards, version_tuple
 
 from ...fixtures.standin import artifact_without_graphs
 
@@ -53,6 +59,51 @@ def test_a_graph_is_opened_once_and_casts_its_inputs(artifact: Artifact) -> None
     np.testing.assert_array_equal(result, [1, 2, 3, 4])
     assert sessions.open("g") is sessions.open("g")
     assert sessions.dtypes("g") == {"x": np.float32}
+
+
+def test_a_graph_opened_ahead_is_waited_for_and_opened_once(artifact: Artifact) -> None:
+    begun, ready = Event(), Event()
+    opened = []
+
+    def opener(path: Path, options: Any) -> Any:
+        opened.append(path.name)
+        begun.set()
+        assert ready.wait(10)
+        return load_session(path, options)
+
+    sessions = Sessions(artifact, 1, opener)
+    sessions.open_ahead(["g"])
+    assert begun.wait(10)
+    Timer(0.05, ready.set).start()
+    assert sessions.dtypes("g") == {"x": np.float32} and opened == ["g.onnx"]
+
+
+def test_what_cannot_be_opened_ahead_raises_when_it_is_used(artifact: Artifact) -> None:
+    (artifact.root / "onnx" / "g.onnx_data").unlink()
+    sessions = Sessions(artifact)
+    sessions.open_ahead(["g", "vision_encoder"])
+    for thread in threads_running():
+        if thread.name.startswith("open "):
+            thread.join()
+    for graph in ("g", "vision_encoder"):
+        with pytest.raises(ArtifactError):
+            sessions.open(graph)
+
+
+def test_commands_open_what_every_prompt_needs_before_there_is_one(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: Queue[str] = Queue()
+    opener: Callable[..., Any] = session.load_session
+
+    def watched(path: Path, *arguments: Any, **named: Any) -> Any:
+        opened.put(path.stem)
+        return opener(path, *arguments, **named)
+
+    monkeypatch.setattr(session, "load_session", watched)
+    model = load(tiny_artifact, 1, False, "", None, None, "cpu", None)
+    assert {opened.get(timeout=10), opened.get(timeout=10)} == {"decoder_model_merged", "embeddings"}
+    assert model.generate("What is 2+3?", 4) and opened.empty()
 
 
 def test_a_guard_becomes_its_message(artifact: Artifact) -> None:
