@@ -11,8 +11,8 @@ Data flow: `messages`, `items` (one format) → `templates`, `template_data`, `p
 (features) → `decoder`, `generate`, `sampling`, `warpers` (tokens) → `answer`, `repetition` (text), `reply` and
 `grounding` (parsed text). `retrieval` makes conversations of what is embedded or scored, `heads` vectors and scores of
 the decoder's output. `cache` and `conversation` store what was read, `memory` on which device. `stages` and `model`
-combine them; `devices`, `session` and `external` open the graphs, `locate` and `fetch` open files and URLs; `sandbox`
-bounds what a template may compute.
+combine them; `devices`, `session`, `opening` and `external` open the graphs, `locate` and `fetch` open files and URLs;
+`sandbox` bounds what a template may compute.
 """
 
 from .answer import Answer, Limits

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +24,7 @@ from ..errors import ArtifactError, InputError
 from .devices import CPU, HOST, Device, start_session
 from .external import check_external_data
 from .memory import memory_of
+from .opening import open_in_threads, stop_opening
 
 MAX_THREADS = 1024  # onnxruntime takes minutes to start 100,000, if it can
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"  # of external data, where a model has no file
@@ -64,6 +66,8 @@ class Sessions:
         self.opener = opener or partial(load_session, device=device)
         self.memory = memory_of(device)
         self._locks = {graph: Lock() for graph in artifact.manifest.graphs}
+        self._threads: list[Thread] = []
+        self._options: dict[str, Any] = {}
         self._sessions: dict[str, Any] = {}
         self._dtypes: dict[str, dict[str, np.dtype[Any]]] = {}
 
@@ -98,7 +102,8 @@ class Sessions:
 
     def _open(self, graph: str, path: Path) -> None:
         check_external_data(path, self.artifact.root, self.artifact.manifest.files)
-        session = self.load(path, session_options(graph, self.threads))
+        self._options[graph] = session_options(graph, self.threads)
+        session = self.load(path, self._options[graph])
         inputs: list[Any] = [*session.get_inputs(), *session.get_overridable_initializers()]
         check_signature(path, self.artifact.manifest.graphs[graph], inputs, session.get_outputs())
         self._dtypes[graph] = {node.name: DTYPES[node.type] for node in inputs}
@@ -109,13 +114,9 @@ class Sessions:
 
         A graph that cannot be opened raises when it is used.
         """
-
-        def attempt(graph: str) -> None:
-            with contextlib.suppress(Exception):
-                self.open(graph)
-
-        for graph in graphs:
-            Thread(target=attempt, args=(graph,), name=f"open {graph}", daemon=True).start()
+        if not self._threads:
+            finalize(self, stop_opening, self._threads, self._options)
+        self._threads += open_in_threads(self.open, graphs)
 
     def load(self, path: Path, options: Any) -> Any:
         """A new session of a graph's file."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
@@ -88,6 +90,43 @@ def test_what_cannot_be_opened_ahead_raises_when_it_is_used(artifact: Artifact) 
     for graph in ("g", "vision_encoder"):
         with pytest.raises(ArtifactError):
             sessions.open(graph)
+
+
+LEAVING = """
+import sys
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from qwen3vl_export.runtime.session import Sessions, load_session
+begun = Event()
+def opener(path, options):
+    begun.set()
+    return load_session(path, options)
+root = Path(sys.argv[1])
+manifest = SimpleNamespace(min_onnxruntime="1.23", graphs={"g": {}}, files={})
+artifact = SimpleNamespace(root=root, manifest=manifest, graph_path=lambda name: root / "onnx" / "g.onnx")
+sessions = Sessions(artifact, opener=opener)
+sessions.open_ahead(["g"])
+begun.wait()
+"""
+
+
+def test_a_process_can_end_while_a_graph_is_being_opened(tmp_path: Path) -> None:
+    """onnxruntime aborts it otherwise. The weight is large enough to be packed for longer than the process lasts."""
+    side = 8192
+    write_graph(tmp_path / "onnx" / "g.onnx")
+    model = onnx.load(tmp_path / "onnx" / "g.onnx", load_external_data=False)
+    model.graph.node[0].op_type = "MatMul"
+    weight = model.graph.initializer[0]
+    weight.dims[:] = [side, side]
+    weight.external_data[2].value = str(4 * side**2)
+    for value in (*model.graph.input, *model.graph.output):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["n", side]))
+    (tmp_path / "onnx" / "g.onnx").write_bytes(model.SerializeToString())
+    with (tmp_path / "onnx" / "g.onnx_data").open("wb") as data:
+        data.truncate(4 * side**2)
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_commands_open_what_every_prompt_needs_before_there_is_one(
