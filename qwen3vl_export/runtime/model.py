@@ -71,7 +71,8 @@ class Qwen3VL(Stages):
             device: where the graphs run: `"cpu"`, `"cuda"`, `"cuda:1"`, `"webgpu"` or another name in
                 `devices.PROVIDERS`, or what onnxruntime calls a provider, such as `"CUDAExecutionProvider"`.
             provider_options: of the device's provider, as onnxruntime takes them.
-            open_ahead: begin at once to open the graphs that every prompt needs, in threads of their own.
+            open_ahead: begin at once to open the graphs that every prompt needs, in threads of their own, and to open
+                the vision encoder once `picture` is called.
 
         Raises:
             ArtifactError: no artifact, no such precision, an altered file, or an onnxruntime that is too old.

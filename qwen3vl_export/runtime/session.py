@@ -116,7 +116,7 @@ class Sessions:
         """
         if not self._threads:
             finalize(self, stop_opening, self._threads, self._options)
-        self._threads += open_in_threads(self.open, graphs)
+        self._threads += open_in_threads(self.open, [graph for graph in graphs if graph not in self._sessions])
 
     def load(self, path: Path, options: Any) -> Any:
         """A new session of a graph's file."""

@@ -60,6 +60,7 @@ class Stages:
     ) -> None:
         self.artifact = artifact
         self.sessions = Sessions(artifact, threads, device=device)
+        self.opens_ahead = open_ahead
         if open_ahead:
             self.sessions.open_ahead(TEXT_GRAPHS)
         self.preparer = Preparer(artifact, url_rules, min_pixels, max_pixels)
@@ -100,7 +101,13 @@ class Stages:
         Raises:
             InputError: as `images.open_image` and `video.open_video`.
         """
-        return self.preparer.picture(medium)
+        picture = self.preparer.picture(medium)
+        if self.opens_ahead:
+            grids = (None, picture.grid[1:])
+            self.sessions.open_ahead(
+                encoder.graph for encoder in self.artifact.manifest.encoders if encoder.grid in grids
+            )
+        return picture
 
     def prepare(
         self, conversations: Sequence[Sequence[Message]], plain_text: bool = False, **variables: Any

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.cli.loading import load
 from qwen3vl_export.errors import ArtifactError, InputError
-from qwen3vl_export.runtime import session
+from qwen3vl_export.runtime import Image, session
 from qwen3vl_export.runtime.external import check_external_data, external_locations
 from qwen3vl_export.runtime.session import Sessions, check_onnxruntime, load_session, translate_guards, version_tuple
 
@@ -143,6 +143,11 @@ def test_commands_open_what_every_prompt_needs_before_there_is_one(
     model = load(tiny_artifact, 1, False, "", None, None, "cpu", None)
     assert {opened.get(timeout=10), opened.get(timeout=10)} == {"decoder_model_merged", "embeddings"}
     assert model.generate("What is 2+3?", 4) and opened.empty()
+    for _ in range(2):
+        model.picture(Image(np.zeros((64, 64, 3), np.uint8)))
+    assert opened.get(timeout=10) == "vision_encoder"
+    model.generate([Image(np.zeros((64, 64, 3), np.uint8)), "What is this?"], 1)
+    assert opened.empty()
 
 
 def test_a_guard_becomes_its_message(artifact: Artifact) -> None:
