@@ -34,7 +34,8 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from bench_vision import ROOT, cpu_name, resident
+from bench_vision import ROOT
+from hardware import cpu_name, resident
 from rich.console import Console
 
 EMBEDDINGS_AND_DECODER = "quantization: {{embeddings: {{method: {0}}}, decoder_model_merged: {{method: {0}}}}}"

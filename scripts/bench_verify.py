@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from bench_export import PRECISIONS, ROOT, TOOLS, add, measured, version_of
-from bench_vision import cpu_name, resident
+from hardware import cpu_name, resident
 from rich.console import Console
 
 SETTINGS = ROOT / "recipes" / "checkpoints" / "tiny"  # tokenizer and processor settings

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from hardware import cpu_name, resident
 from rich.console import Console
 from vision_sides import SIDES, Refused, gemm_peak
 
@@ -106,12 +107,6 @@ def gemm(case: str, work: Path, threads: int) -> None:
 def patches(grid: list[list[int]]) -> tuple[Any, Any]:
     rows = np.array(grid, np.int64)
     return np.random.default_rng(0).standard_normal((int(rows.prod(1).sum()), 1536), np.float32), rows
-
-
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 @app.command(hidden=True)
@@ -278,15 +273,6 @@ def chart(figures: Path) -> None:
     axes.legend(frameon=False, ncols=min(len(sides), 5), loc="upper left", bbox_to_anchor=(0, -0.08))
     figure.savefig(figures.with_suffix(".png"), dpi=130)
     pyplot.close(figure)
-
-
-def cpu_name() -> str:
-    """Model name of the processor, from /proc/cpuinfo where there is one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The decoder's bench carries out a whole run, small, and says why a side is missing."""
+"""The bench of the pipeline carries out a whole run, small, and says why a side is missing."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -20,11 +21,11 @@ def ran(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """The figures of a run over the tiny model, with one side whose maker fails."""
     work = tmp_path_factory.mktemp("bench")
     (work / "checkpoint").symlink_to(ROOT / "recipes" / "checkpoints" / "tiny")
-    (work / "float32").symlink_to(tiny_artifact)
-    (work / "float32.made").touch()
+    (work / "fp32").symlink_to(tiny_artifact)
+    (work / "fp32.made").touch()
     (work / "genai").write_text("in the way of the side's folder")
     (work / "qwen3").write_text("in the way of its source")
-    sides = ["--side", "float32", "--side", "genai"]
+    sides = ["--side", "fp32", "--side", "genai"]
     options = ["--context", "24", "--context", "40", "--repeats", "1", "--threads", "1", "--photo"]
     out = work / "figures.json"
     command = [sys.executable, str(BENCH), "run", "--size", "tiny", *sides, *options, "--work", str(work)]
@@ -38,13 +39,16 @@ def test_a_run_measures_what_it_says(ran: tuple[Path, str]) -> None:
     figures = json.loads(ran[0].read_text())
     assert list(figures["contexts"]) == ["24", "40"]
     for sides in figures["contexts"].values():
-        assert set(sides) == {"float32"}
-        assert all(value > 0 for value in sides["float32"].values())
-    assert figures["photograph"]["float32"]["first_token"] > 0
+        assert set(sides) == {"fp32"}
+        assert all(value > 0 for value in sides["fp32"].values())
+    photograph = figures["photograph"]["fp32"]
+    assert photograph["tokens"] > (1024 // 32) ** 2 and all(value > 0 for value in photograph.values())
     assert figures["roofline"]["bandwidth"] > 1e8 and figures["roofline"]["gemm"] > 1e8
-    data = (ran[0].parent / "float32" / "onnx").glob("decoder_model_merged.onnx_data*")
-    assert figures["weights"]["float32"] == sum(file.stat().st_size for file in data)
-    assert figures["cache_values"] == 2 * 4 * 2 * 32
+    data = (ran[0].parent / "fp32" / "onnx").glob("decoder_model_merged.onnx_data*")
+    weights, cache = sum(file.stat().st_size for file in data), 2 * 4 * 2 * 32 * 4
+    for context, sides in figures["contexts"].items():
+        limit = (weights + int(context) * cache) / figures["roofline"]["bandwidth"]
+        assert sides["fp32"]["limit"] == pytest.approx(limit)
     assert ran[0].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -56,3 +60,28 @@ def test_a_side_that_cannot_be_made_says_why(ran: tuple[Path, str]) -> None:
 def test_an_unknown_side_is_refused() -> None:
     done = subprocess.run([sys.executable, str(BENCH), "run", "--side", "gguf"], capture_output=True, text=True)
     assert done.returncode == 2 and "no side gguf" in done.stderr
+
+
+def test_a_side_can_have_an_interpreter_and_a_checkout_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    bench = importlib.import_module("bench")
+    told = tmp_path / "python"
+    told.write_text('#!/bin/sh\necho "[\\"$1\\", \\"$2\\", \\"$3\\", \\"$PYTHONPATH\\"]"\n')
+    told.chmod(0o755)
+    places = bench.Places([f"int4@before={told}", f"int4={told}"], [f"int4@before={tmp_path}"])
+    worker, command, side, path = places.run("read", "int4@before")
+    assert Path(worker).name == "bench_side.py" and (command, side) == ("read", "int4@before")
+    assert path.split(os.pathsep)[0] == str(tmp_path)
+    assert places.run("read", "int4")[3].split(os.pathsep)[0] == str(ROOT)
+
+
+def test_names_of_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    sides = importlib.import_module("bench_sides")
+    precisions = [file.stem for file in (ROOT / "recipes" / "precisions").glob("*.yaml")]
+    assert precisions and all(sides.is_side(name) and sides.is_ours(name) for name in precisions)
+    assert all(map(sides.is_side, [*sides.NAMES, "int4@before", "genai:fp32", "openvino-genai@b"]))
+    assert not any(map(sides.is_side, ["gguf", "genai:gguf", "", "@int4"])) and not sides.is_ours("genai:int4")
+    assert set(sides.PEERS) == set(importlib.import_module("peer_models").MAKERS)
