@@ -106,6 +106,14 @@ PlainText = Annotated[
     bool,
     typer.Option("--plain-text", help="Read control tokens spelled in the question, such as <|im_end|>, as text."),
 ]
+PromptLookup = Annotated[
+    bool | None,
+    typer.Option(
+        "--prompt-lookup/--no-prompt-lookup",
+        help="Draft what prompt or answer had before, and read several tokens in one call: the same answer sooner. "
+        "[default: wherever it may save time]",
+    ),
+]
 ANSWER = (  # options of both commands that are settings of an answer
     "max_new_tokens",
     "stop",
@@ -113,6 +121,7 @@ ANSWER = (  # options of both commands that are settings of an answer
     "end_loops",
     "keep_special_tokens",
     "plain_text",
+    "prompt_lookup",
     "temperature",
     "top_k",
     "top_p",
@@ -158,6 +167,7 @@ def run(
     end_loops: EndLoops = True,
     keep_special_tokens: KeepSpecialTokens = False,
     plain_text: PlainText = False,
+    prompt_lookup: PromptLookup = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -287,6 +297,7 @@ def chat(
     end_loops: EndLoops = True,
     keep_special_tokens: KeepSpecialTokens = False,
     plain_text: PlainText = False,
+    prompt_lookup: PromptLookup = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,

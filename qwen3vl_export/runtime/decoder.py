@@ -50,15 +50,14 @@ def embed(sessions: Sessions, input_ids: Ints, image_features: Floats) -> Floats
 
 
 def embed_generated(sessions: Sessions, tokens: Ints) -> Floats:
-    """Wide rows [B, 1, W] for tokens int64 [B] that the model generated.
+    """Wide rows [B, N, W] for tokens int64 [B, N] that the model generated.
 
     A generated image or video token is text, as in transformers: no features belong to it. The graph for that case is
     opened only when it occurs.
     """
-    input_ids = tokens[:, None]
-    if not visual_tokens(input_ids, sessions.facts).any():
-        return embed(sessions, input_ids, no_features(sessions))
-    rows: Floats = sessions.run(EMBED_TOKENS, {INPUT_IDS: input_ids}, [INPUTS_EMBEDS])[0]
+    if not visual_tokens(tokens, sessions.facts).any():
+        return embed(sessions, tokens, no_features(sessions))
+    rows: Floats = sessions.run(EMBED_TOKENS, {INPUT_IDS: tokens}, [INPUTS_EMBEDS])[0]
     return rows
 
 

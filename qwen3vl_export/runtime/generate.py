@@ -1,4 +1,5 @@
-"""The generation loop: the prompt through the decoder once, then one token of every row at a time.
+"""The generation loop: the prompt through the decoder once, then one token of every row at a time, or
+several of a single row by prompt lookup.
 
 Positions of generated tokens continue from the largest position of the prompt (the rope delta), not from its number of
 tokens: a picture takes fewer positions than tokens.
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import ArtifactError, InputError
 from .arrays import Bools, Floats, Ints
 from .cache import Cache, SharedCache
 from .decoder import decode, embed, embed_generated, empty_cache
@@ -21,6 +22,7 @@ from .positions import next_positions, visual_tokens
 from .prepare import Prepared
 from .sampling import Chooser, Sampling
 from .session import Sessions
+from .speculation import PromptLookup
 
 PREFILL_CHUNK = 512  # default number of prompt tokens per call; bounds the memory of a long prompt
 
@@ -125,6 +127,7 @@ def generate(
     stop_ids: frozenset[int],
     prefill_chunk: int | None = PREFILL_CHUNK,
     cache: Cache | None = None,
+    prompt_lookup: bool = False,
 ) -> Iterator[Step]:
     """Tokens of all rows until every row has produced one of `stop_ids` or the context is full.
 
@@ -133,7 +136,10 @@ def generate(
 
     Args:
         stop_ids: if empty, every row gets all `max_new_tokens`.
-        image_features, cache: as for `prefill`; the cache is empty or holds the prompt's first tokens.
+        image_features, cache: as for `prefill`; the cache is empty or holds the prompt's first tokens. At each step it
+            holds all tokens before this step's, and perhaps a draft of those after them.
+        prompt_lookup: read drafts of several tokens in one call, as `speculation` finds them; of a single row. Tokens
+            are chosen one by one from the same logits, but for rounding, with the same random numbers.
 
     Raises:
         InputError: `max_new_tokens` is below 1, rows of different lengths where the device cannot have them, or as
@@ -155,14 +161,46 @@ def generate(
         )
     mask = np.concatenate((prepared.attention_mask, np.ones((batch, steps), np.int64)), axis=1)
     alive, tokens = np.ones(batch, np.bool_), np.zeros(batch, np.int64)
-    logits, cache = prefill(sessions, prepared, image_features, prefill_chunk, cache)
+    lookup: PromptLookup | None = None
+    if prompt_lookup:
+        facts = sessions.facts
+        lookup = PromptLookup(seen[0].tolist(), {*stop_ids, facts.image_token_id, facts.video_token_id})
+    accepted = 0  # tokens that were chosen as they had been drafted, and read, in the last call
+    last, cache = prefill(sessions, prepared, image_features, prefill_chunk, cache)
+    logits = last[:, None]
     for step in range(steps):
-        tokens = np.where(alive, chooser(logits, seen, step), tokens)
-        yield Step(tokens, logits, alive)
+        last = logits[:, accepted]
+        tokens = np.where(alive, chooser(last, seen, step), tokens)
+        yield Step(tokens, last, alive)
         alive = alive & ~np.isin(tokens, list(stop_ids))
         if not alive.any() or step + 1 == steps:
             return
         seen = [np.append(ids, token) for ids, token in zip(seen, tokens, strict=True)]
-        inputs_embeds = embed_generated(sessions, tokens)
-        positions = next_positions(prepared.rope_deltas, lengths + step)
-        logits = decode(sessions, inputs_embeds, mask[:, : length + step + 1], positions, cache, 1)[:, -1]
+        if lookup is not None and lookup.push(int(tokens[0])):
+            accepted += 1
+            continue
+        if accepted < logits.shape[1] - 1:
+            cache.truncate(length + step)
+        accepted, draft = 0, [] if lookup is None else lookup.draft(steps - step - 2)
+        try:
+            logits = read_generated(sessions, prepared, tokens, draft, lengths + step, mask, cache)
+        except ArtifactError:  # activations beyond the range of float16, which may be the draft's
+            if lookup is None or not draft:
+                raise
+            logits = read_generated(sessions, prepared, tokens, lookup.draft(0), lengths + step, mask, cache)
+
+
+def read_generated(
+    sessions: Sessions, prepared: Prepared, tokens: Ints, draft: list[int], lengths: Ints, mask: Ints, cache: Cache
+) -> Floats:
+    """Logits [B, 1 + D, V] after the latest token of each row, int64 [B], and after each of a draft of D tokens.
+
+    Args:
+        lengths: int64 [B, 1], the number of tokens of each row before these, without padding.
+        mask: int64 [B, S], of which S may be longer than the row is by then.
+    """
+    ids = np.concatenate((tokens[:, None], np.tile(np.array(draft, np.int64), (len(tokens), 1))), axis=1)
+    count = ids.shape[1]
+    positions = next_positions(prepared.rope_deltas, lengths, count)
+    inputs_embeds = embed_generated(sessions, ids)
+    return decode(sessions, inputs_embeds, mask[:, : cache.length + count], positions, cache, count)

@@ -95,6 +95,7 @@ class Qwen3VL(Stages):
         end_loops: bool = False,
         keep_special_tokens: bool = False,
         plain_text: bool = False,
+        prompt_lookup: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
@@ -110,6 +111,8 @@ class Qwen3VL(Stages):
             end_loops: end an answer that repeats itself without end, as `repetition` defines that.
             keep_special_tokens: special tokens that the model writes, such as `<|box_start|>`, are part of the text.
             plain_text: control tokens spelled in the messages are ordinary text, as `plain_text` defines that.
+            prompt_lookup: draft tokens that the prompt or answer has had in such a place, and read several in one call:
+                the same answer sooner, as `speculation` defines that. Default: wherever it may save time.
             tools: functions the model may call, in the format of the OpenAI API; calls are in `Answer.reply`.
             chat_template_kwargs: further variables of the chat template, such as `documents` or `enable_thinking`.
             settings: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
@@ -123,7 +126,7 @@ class Qwen3VL(Stages):
         limits = Limits.of(max_new_tokens, stop, max_time, end_loops)
         sampling = override(self.sampling, **settings)
         prepared = self.prepare([as_messages(content)], plain_text, tools=tools, **(chat_template_kwargs or {}))
-        return self.answer(prepared, sampling, limits, started, keep_special_tokens)
+        return self.answer(prepared, sampling, limits, started, keep_special_tokens, prompt_lookup)
 
     def generate(self, content: Content, max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any) -> str:
         """The whole answer; arguments as for `stream`."""
@@ -145,6 +148,7 @@ class Qwen3VL(Stages):
         end_loops: bool = False,
         keep_special_tokens: bool = False,
         plain_text: bool = False,
+        prompt_lookup: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
@@ -160,7 +164,7 @@ class Qwen3VL(Stages):
         prepared = self.prepare(
             [as_messages(content) for content in contents], plain_text, tools=tools, **(chat_template_kwargs or {})
         )
-        steps = self.generate_steps(prepared, max_new_tokens, sampling)
+        steps = self.generate_steps(prepared, max_new_tokens, sampling, prompt_lookup=prompt_lookup)
         return read_texts(steps, len(contents), self.tokenizer, self.stop_ids, limits, started, keep_special_tokens)
 
     def answer(
@@ -170,10 +174,14 @@ class Qwen3VL(Stages):
         limits: Limits = DEFAULT_LIMITS,
         started: float | None = None,
         keep_special_tokens: bool = False,
+        prompt_lookup: bool | None = None,
     ) -> Answer:
         """The answer to the first row of a prepared prompt; `started` and `keep_special_tokens` as for `Answer`."""
         started = time.perf_counter() if started is None else started
-        steps = self.generate_steps(prepared, limits.max_new_tokens, sampling, conversation=self.conversation)
+        lookup = self.decide_lookup(len(prepared.input_ids), prompt_lookup)
+        steps = self.generate_steps(
+            prepared, limits.max_new_tokens, sampling, conversation=self.conversation, prompt_lookup=lookup
+        )
         thinking = prepared.texts[0].rstrip().endswith("<think>")
         length = prepared.input_ids.shape[1]
         return Answer(steps, self.tokenizer, self.stop_ids, limits, started, thinking, length, keep_special_tokens)

@@ -96,11 +96,11 @@ def picture_positions(start: int, grid: Ints, merge: int) -> Ints:
     return start + np.stack((time, row, column)).reshape(3, -1)
 
 
-def next_positions(deltas: Ints, lengths: Ints) -> Ints:
-    """Positions int64 [3, B, 1] of the next token of each row.
+def next_positions(deltas: Ints, lengths: Ints, count: int = 1) -> Ints:
+    """Positions int64 [3, B, count] of the next tokens of each row, which are text.
 
     Args:
         deltas: int64 [B, 1], as `rope_index` returns them.
         lengths: int64 [B, 1], the number of tokens of each row, without padding.
     """
-    return np.broadcast_to((deltas + lengths)[None], (3, *deltas.shape)).copy()
+    return np.tile(deltas + lengths + np.arange(count), (3, 1, 1))

@@ -33,6 +33,7 @@ from .session import Sessions
 SETTINGS = "generation_config.json"
 TEXT_GRAPHS = (DECODER, EMBEDDINGS)  # what every prompt needs
 MAX_NEW_TOKENS = Limits().max_new_tokens
+EXPERTS = "qwen3_vl_moe"  # the model type of mixtures of experts
 PURPOSES = {TEXT: "answers, by stream()", EMBEDDING: "embeddings, by embed()", RERANKER: "scores, by rerank()"}
 
 
@@ -151,6 +152,7 @@ class Stages:
         prefill_chunk: int | None = PREFILL_CHUNK,
         stop_ids: frozenset[int] | None = None,
         conversation: Conversation | None = None,
+        prompt_lookup: bool | None = False,
     ) -> Iterator[Step]:
         """Tokens of all rows, step by step, each with its logits.
 
@@ -159,14 +161,17 @@ class Stages:
             prefill_chunk: tokens of the prompt per call of the decoder; None reads all of them in one call.
             stop_ids: default: the checkpoint's; with an empty set only `max_new_tokens` and the context end a row.
             conversation: a cache to reuse and to update; None reads the whole prompt. Only used for a single row.
+            prompt_lookup: as for `decide_lookup`.
         """
         self.require_head(TEXT)
+        lookup = self.decide_lookup(len(prepared.input_ids), prompt_lookup)
         sampling = self.sampling if sampling is None else sampling
         stop_ids = self.stop_ids if stop_ids is None else stop_ids
         digests = picture_digests(prepared)
         if conversation is None or len(prepared.input_ids) != 1:
             features = self.features(prepared, digests)
-            yield from generate(self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk)
+            arguments = (self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk)
+            yield from generate(*arguments, prompt_lookup=lookup)
             return
         ids = prepared.input_ids[0]
         spans = picture_spans(prepared, digests, self.facts)
@@ -175,14 +180,35 @@ class Stages:
         try:
             features = self.features(prepared, digests, sum(span.end <= read for span in spans))
             for step in generate(
-                self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk, cache
+                self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk, cache, lookup
             ):
+                read = len(ids)
                 ids = np.append(ids, step.tokens)
-                read = cache.length
                 yield step
         finally:  # also if the answer is cut short, or a step fails half-way
             cache.truncate(read)
             conversation.keep(cache, ids, spans)
+
+    def decide_lookup(self, rows: int, prompt_lookup: bool | None) -> bool:
+        """Whether answers are generated with prompt lookup decoding, which `generate.generate` defines.
+
+        Args:
+            rows: of the batch.
+            prompt_lookup: None is yes where it gives the same tokens and may save time: for a single row, of a model
+                whose tokens do not each read experts of their own.
+
+        Raises:
+            InputError: it is asked for and would not give the same tokens.
+        """
+        if self.sessions.rounds_by_call:
+            obstacle = "the tokens of a call are rounded together by int8_dynamic, so drafts would change the answer"
+        elif rows > 1:
+            obstacle = f"{rows} rows in a batch would each accept another number of tokens"
+        else:
+            return self.facts.model_type != EXPERTS if prompt_lookup is None else prompt_lookup
+        if prompt_lookup:
+            raise InputError(f"prompt_lookup: {obstacle}", "Leave it out")
+        return False
 
     def features(self, prepared: Prepared, digests: Sequence[bytes], first: int = 0) -> Floats:
         """Features [T, W] of the pictures from index `first` on; only those not in the feature cache are encoded."""

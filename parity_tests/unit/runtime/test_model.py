@@ -174,8 +174,8 @@ def test_the_answer_ends_with_the_context(tiny_artifact: Path) -> None:
 
 
 def test_an_image_token_the_model_wrote_is_text(model: Qwen3VL) -> None:
-    tokens = np.array([model.facts.image_token_id, 3])
-    rows = model.sessions.run(EMBED_TOKENS, {INPUT_IDS: tokens[:, None]}, [INPUTS_EMBEDS])[0]
+    tokens = np.array([[model.facts.image_token_id, 7], [3, 4]])
+    rows = model.sessions.run(EMBED_TOKENS, {INPUT_IDS: tokens}, [INPUTS_EMBEDS])[0]
     np.testing.assert_array_equal(embed_generated(model.sessions, tokens), rows)
     np.testing.assert_array_equal(embed_generated(model.sessions, tokens[1:]), rows[1:])
 

@@ -1,0 +1,380 @@
+"""Prompt lookup decoding: the answer of plain decoding in every way that a draft can be right, wrong or cut short."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parity_tests.fixtures.commands import invoke
+from qwen3vl_export.artifact import Artifact, open_artifact
+from qwen3vl_export.errors import ArtifactError, InputError
+from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Sampling
+from qwen3vl_export.runtime import generate as generate_module
+from qwen3vl_export.runtime.conversation import Conversation
+from qwen3vl_export.runtime.prompts.messages import as_messages
+from qwen3vl_export.runtime.speculation import CREDIT, LONGEST_DRAFT, MOST_LOSS, ROW_COST, PromptLookup
+
+RNG = np.random.default_rng(83)
+PICTURE = RNG.integers(0, 256, (64, 128, 3), np.uint8)
+QUESTIONS: list[Any] = ["Count to nine.", [Image(PICTURE), "Describe the picture."], "Say: red blue red blue red blue"]
+SAMPLINGS = [
+    GREEDY,
+    Sampling(repetition_penalty=1.3, presence_penalty=0.7),
+    Sampling(True, 0.7, top_k=20, top_p=0.8, seed=5),
+    Sampling(True, 2.5, min_p=0.01, repetition_penalty=1.1, presence_penalty=-0.5, seed=6),
+]
+NEVER = frozenset[int]()
+TOKENS = 40
+
+
+# What is drafted.
+
+
+def drafts_of(lookup: PromptLookup, tokens: list[int], limit: int = 99) -> Iterator[tuple[int, list[int]]]:
+    """Generate tokens: the index and the draft of every call."""
+    index = 0
+    while index < len(tokens):
+        if lookup.push(tokens[index]):
+            index += 1
+            continue
+        index += 1
+        yield index, lookup.draft(min(limit, len(tokens) - index))
+
+
+def calls_and_rows(prompt: list[int], tokens: list[int]) -> tuple[int, int]:
+    drafts = [len(draft) for _, draft in drafts_of(PromptLookup(prompt), tokens)]
+    return len(drafts), len(drafts) + sum(drafts)
+
+
+def cost(calls: int, rows: int) -> float:
+    """In calls with one token."""
+    return calls + ROW_COST * (rows - calls)
+
+
+def test_a_quotation_of_the_prompt_is_read_in_long_calls() -> None:
+    text = RNG.integers(0, 1000, 400).tolist()
+    calls, rows = calls_and_rows(text, text[100:300])
+    assert calls < 200 / 8
+    assert rows == 200 or rows == 201  # what is drafted is right
+
+
+def test_every_draft_is_what_followed_the_same_tokens() -> None:
+    text = [int(number) for number in RNG.integers(0, 5, 600)]
+    seen: list[int] = []
+    lookup = PromptLookup([])
+    drafted = 0
+    for token in text + text:
+        lookup.push(token)
+        seen.append(token)
+        draft = lookup.draft(99)
+        assert len(draft) <= LONGEST_DRAFT
+        spots = range(len(seen) - len(draft) + 1)
+        assert any(seen[spot : spot + len(draft)] == draft for spot in spots)
+        drafted += len(draft)
+    assert drafted > 0
+
+
+def test_rows_of_one_form_are_drafted_across_what_differs() -> None:
+    """A table: its rows differ in a value of three tokens that no n-gram predicts, and the form goes on behind it."""
+    form = list(range(100, 112))
+    table = [token for _ in range(40) for token in (*form[:6], *RNG.integers(0, 90, 3).tolist(), *form[6:])]
+    calls, read = calls_and_rows([], table)
+    assert calls < 40 * 8 and cost(calls, read) < 40 * 15 / 1.5
+
+
+@pytest.mark.parametrize(
+    ("barred", "limit", "draft"),
+    [({}, 99, [60, 61, 62]), ({62}, 99, [60, 61]), ({60}, 99, []), ({}, 2, [60, 61]), ({}, 0, []), ({}, -1, [])],
+)
+def test_a_draft_ends_at_its_limit_and_before_barred_tokens(barred: set[int], limit: int, draft: list[int]) -> None:
+    text = list(range(50, 90))
+    lookup = PromptLookup([*text, *text[:2]], barred)
+    for token in text[2:10]:
+        lookup.push(token)
+    assert lookup.draft(limit) == draft
+
+
+def test_where_nothing_is_predicted_nothing_is_drafted() -> None:
+    """Neither in new text nor, soon, where n-grams recur and always go on in another way."""
+    assert calls_and_rows([], list(range(2000))) == (2000, 2000)
+    pairs = [token for number in range(500) for token in (7, 8, 1000 + number)]
+    lookup = PromptLookup([])
+    for index, token in enumerate(pairs):
+        lookup.push(token)
+        assert token != 8 or index < 60 or not lookup.draft(99)
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 10, 200])
+def test_drafts_that_are_always_wrong_cost_two_percent_and_a_call(alphabet: int) -> None:
+    """An enemy who knows every draft: it is right while nothing is drafted and wrong whenever something is."""
+    lookup, spare = PromptLookup([]), 0
+    tokens: list[int] = []
+    rows = 0
+    for number in range(3000):
+        draft = lookup.draft(99)
+        rows += 1 + len(draft)
+        if draft:
+            spare = (spare + 1) % alphabet
+            token = spare if spare != draft[0] else spare + 1
+        else:
+            token = number % alphabet
+        assert not lookup.push(token)
+        tokens.append(token)
+        assert cost(len(tokens), rows) <= len(tokens) * (1 + MOST_LOSS) + CREDIT
+    assert rows > len(tokens)
+
+
+def test_drafts_stop_soon_after_they_turn_wrong_and_begin_again() -> None:
+    block = RNG.integers(0, 1000, 60).tolist()
+    random = RNG.integers(0, 4, 600).tolist()
+    lookup = PromptLookup(block)
+    lengths = [(index, len(draft)) for index, draft in drafts_of(lookup, block * 5 + random + block * 5)]
+    in_random = [length for index, length in lengths if 300 < index < 900]
+    assert max(length for index, length in lengths if index <= 300) == LONGEST_DRAFT
+    assert sum(in_random) * ROW_COST < 0.35 * 600
+    assert max(length for index, length in lengths if index > 900) == LONGEST_DRAFT
+
+
+def test_a_token_costs_less_than_a_tenth_of_a_millisecond() -> None:
+    text = RNG.integers(0, 30, 8192).tolist()
+    start = time.process_time()
+    lookup = PromptLookup(text)
+    for token in text:
+        lookup.push(token)
+        lookup.draft(99)
+    assert time.process_time() - start < 8192 * 1e-4
+
+
+# What is generated.
+
+
+class Drafts:
+    """In place of `PromptLookup`: drafts made from the answer, which is known.
+
+    Args:
+        wrong: of how many drafted tokens one is wrong; 0 is none.
+    """
+
+    def __init__(self, answer: list[int], wrong: int, seed: int) -> None:
+        self.answer, self.wrong = answer, wrong
+        self.rng = np.random.default_rng(seed)
+        self.index = 0
+        self.left: list[int] = []
+        self.given: list[list[int]] = []
+
+    def push(self, token: int) -> bool:
+        self.index += 1
+        accepted = self.left[:1] == [token]
+        self.left = self.left[1:] if accepted else []
+        return accepted
+
+    def draft(self, limit: int) -> list[int]:
+        length = max(0, min(limit, int(self.rng.integers(0, 8))))
+        self.left = [
+            token + 1 if self.wrong and self.rng.integers(self.wrong) == 0 else token
+            for token in self.answer[self.index : self.index + length]
+        ]
+        self.given.append(self.left)
+        return self.left
+
+
+@pytest.fixture(params=["tiny_artifact", "tiny_portable_artifact"])
+def model(request: pytest.FixtureRequest) -> Qwen3VL:
+    return Qwen3VL.load(request.getfixturevalue(request.param), threads=1, check=False)
+
+
+def steps_of(model: Qwen3VL, prepared: Prepared, lookup: bool, sampling: Sampling = GREEDY, **settings: Any) -> Any:
+    return list(model.generate_steps(prepared, TOKENS, sampling, prompt_lookup=lookup, **settings))
+
+
+def ids_of(steps: Any) -> list[int]:
+    return [int(step.tokens[0]) for step in steps]
+
+
+def draft_from(monkeypatch: pytest.MonkeyPatch, answer: list[int], wrong: int, seed: int = 0) -> Drafts:
+    drafts = Drafts(answer, wrong, seed)
+    monkeypatch.setattr(generate_module, "PromptLookup", lambda ids, barred: drafts)
+    return drafts
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each call of the decoder read."""
+    counts: list[int] = []
+    decode = generate_module.decode
+
+    def count_and_decode(sessions: Any, inputs_embeds: Any, *arguments: Any) -> Any:
+        counts.append(inputs_embeds.shape[1])
+        return decode(sessions, inputs_embeds, *arguments)
+
+    monkeypatch.setattr(generate_module, "decode", count_and_decode)
+    return counts
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 3], ids=["right", "wrong", "mixed"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_tokens_and_logits_are_those_of_plain_decoding(
+    model: Qwen3VL, sampling: Sampling, wrong: int, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    """Whatever is drafted: right tokens, wrong ones from the first, and drafts that are right for a while."""
+    for number, question in enumerate(QUESTIONS):
+        prepared = model.prepare([as_messages(question)])
+        plain = steps_of(model, prepared, False, sampling, stop_ids=NEVER)
+        calls.clear()
+        drafts = draft_from(monkeypatch, ids_of(plain), wrong, number)
+        ahead = steps_of(model, prepared, True, sampling, stop_ids=NEVER)
+        assert ids_of(ahead) == ids_of(plain)
+        stacks = [np.stack([step.logits for step in steps]) for steps in (ahead, plain)]
+        np.testing.assert_allclose(*stacks, atol=1e-4)
+        assert calls[1:] == [1 + len(draft) for draft in drafts.given]
+        assert len(calls) < TOKENS or wrong == 1
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_its_own_drafts_change_nothing(model: Qwen3VL, sampling: Sampling, calls: list[int]) -> None:
+    for question in QUESTIONS:
+        prepared = model.prepare([as_messages(question)])
+        settings = {"sampling": sampling, "stop_ids": NEVER}
+        plain = list(model.generate_steps(prepared, 120, **settings))
+        assert ids_of(model.generate_steps(prepared, 120, prompt_lookup=True, **settings)) == ids_of(plain)
+    assert max(calls[1:]) > 1
+
+
+def test_a_stop_token_ends_an_answer_wherever_a_draft_has_it(model: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = model.prepare([as_messages(QUESTIONS[0])])
+    free = ids_of(steps_of(model, prepared, False, stop_ids=NEVER))
+    for stop in dict.fromkeys(free):
+        for seed in range(3):
+            drafts = draft_from(monkeypatch, free, 0, seed)
+            assert ids_of(steps_of(model, prepared, True, stop_ids=frozenset({stop}))) == free[: free.index(stop) + 1]
+            assert drafts.given or free[0] == stop
+
+
+def test_the_token_limit_and_the_context_end_within_a_draft(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    artifact = open_artifact(tiny_artifact, check=False)
+    prepared = Qwen3VL(artifact, threads=1).prepare([as_messages(QUESTIONS[0])])
+    length = prepared.input_ids.shape[1]
+    answer = ids_of(steps_of(Qwen3VL(artifact, threads=1), prepared, False, stop_ids=NEVER))
+    for room in range(1, 12):
+        facts = dataclasses.replace(artifact.manifest.facts, max_position_embeddings=length + room)
+        small = Qwen3VL(Artifact(tiny_artifact, dataclasses.replace(artifact.manifest, facts=facts)), threads=1)
+        small.sessions._sessions = {}
+        for limit in (50, room):
+            calls.clear()
+            draft_from(monkeypatch, answer, 0, room)
+            tokens = ids_of(small.generate_steps(prepared, limit, stop_ids=NEVER, prompt_lookup=True))
+            assert tokens == answer[: min(limit, room + 1)]
+            assert sum(calls) == length + len(tokens) - 1  # nothing is read that cannot count
+
+
+@pytest.mark.parametrize("ended", ["closed", "interrupted"])
+def test_an_answer_cut_short_within_a_draft_is_built_on(
+    model: Qwen3VL, ended: str, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    """After any number of tokens the conversation has what was read and chosen, and no drafted token after it."""
+    prepared = model.prepare([as_messages(QUESTIONS[1])])
+    answer = ids_of(steps_of(model, prepared, False, stop_ids=NEVER))
+    for count in range(1, 14):
+        conversation = Conversation()
+        draft_from(monkeypatch, answer, 3, count)
+        steps = model.generate_steps(
+            prepared, TOKENS, GREEDY, stop_ids=NEVER, conversation=conversation, prompt_lookup=True
+        )
+        for _ in range(count):
+            next(steps)
+        if ended == "closed":
+            steps.close()  # type: ignore[attr-defined]
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                steps.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+        ids = np.append(prepared.input_ids[0], answer[:count])
+        cache = conversation._cache
+        assert cache is not None and cache.length == len(ids) - 1
+        np.testing.assert_array_equal(conversation._ids, ids[:-1])
+        calls.clear()
+        resumed = ids_of(steps_of(model, prepared, False, stop_ids=NEVER, conversation=conversation))
+        assert resumed == answer and calls[0] == 1
+        talk = [*as_messages(QUESTIONS[1]), {"role": "assistant", "content": model.tokenizer.decode(answer[:count])}]
+        follow = model.prepare([[*talk, {"role": "user", "content": "Why?"}]])
+        draft_from(monkeypatch, [], 0)
+        resumed = ids_of(steps_of(model, follow, True, stop_ids=NEVER, conversation=conversation))
+        assert resumed == ids_of(steps_of(model, follow, False, stop_ids=NEVER))
+
+
+def test_a_draft_beyond_the_range_of_float16_does_not_end_the_answer(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Qwen3VL.load(tiny_artifact, threads=1, check=False)
+    prepared = model.prepare([as_messages(QUESTIONS[0])])
+    answer = ids_of(steps_of(model, prepared, False, stop_ids=NEVER))
+    decode = generate_module.decode
+    refused = []
+
+    def decode_single(sessions: Any, embeds: Any, mask: Any, positions: Any, cache: Any, keep: int) -> Any:
+        if cache.length and embeds.shape[1] > 1:
+            refused.append(embeds.shape[1])
+            raise ArtifactError("decoder: out of range", "Use another")
+        return decode(sessions, embeds, mask, positions, cache, keep)
+
+    monkeypatch.setattr(generate_module, "decode", decode_single)
+    draft_from(monkeypatch, answer, 0)
+    assert ids_of(steps_of(model, prepared, True, stop_ids=NEVER)) == answer
+    assert refused
+
+
+# Where it is used.
+
+
+def test_it_is_refused_by_name_where_the_answer_would_change(tiny_artifact: Path) -> None:
+    model = Qwen3VL.load(tiny_artifact, threads=1, check=False)
+    with pytest.raises(InputError, match=r"^prompt_lookup: 2 rows in a batch .*Leave it out"):
+        model.generate_batch(["Hi", "Hello"], 2, prompt_lookup=True)
+    assert len(model.generate_batch(["Hi", "Hello"], 2)) == 2
+    recipe = {**model.artifact.manifest.recipe, "quantization": {"decoder_model_merged": {"method": "int8_dynamic"}}}
+    manifest = dataclasses.replace(model.artifact.manifest, recipe=recipe)
+    rounding = Qwen3VL(Artifact(tiny_artifact, manifest), threads=1)
+    with pytest.raises(InputError, match=r"^prompt_lookup: the tokens of a call are rounded together by int8_dynamic"):
+        rounding.stream("Hi", prompt_lookup=True)
+    assert not rounding.decide_lookup(1, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "model_type", "used"),
+    [
+        (1, None, "qwen3_vl", True),
+        (1, False, "qwen3_vl", False),
+        (2, None, "qwen3_vl", False),
+        (2, False, "qwen3_vl", False),
+        (1, None, "qwen3_vl_moe", False),
+        (1, True, "qwen3_vl_moe", True),
+    ],
+)
+def test_where_it_is_used(tiny_artifact: Path, rows: int, asked: bool | None, model_type: str, used: bool) -> None:
+    artifact = open_artifact(tiny_artifact, check=False)
+    facts = dataclasses.replace(artifact.manifest.facts, model_type=model_type)
+    model = Qwen3VL(Artifact(tiny_artifact, dataclasses.replace(artifact.manifest, facts=facts)), threads=1)
+    assert model.decide_lookup(rows, asked) is used
+
+
+def test_commands_and_calls_have_it_on_unless_told_otherwise(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(generate_module, "PromptLookup", lambda *given: made.append(given) or PromptLookup(*given))
+    options = ("run", tiny_artifact, "--prompt", "Count to nine.", "--max-new-tokens", 4)
+    texts = [invoke(*options, *more).stdout for more in ((), ("--no-prompt-lookup",), ("--prompt-lookup",))]
+    assert len(made) == 2 and len({*texts}) == 1
+    model = Qwen3VL.load(tiny_artifact, threads=1, check=False)
+    assert model.generate("Count to nine.", 4) == model.generate("Count to nine.", 4, prompt_lookup=False)
+    assert len(made) == 3
+    assert made[-1][1] == {*model.stop_ids, model.facts.image_token_id, model.facts.video_token_id}
+    list(model.generate_steps(model.prepare([as_messages("Hi")]), 2))  # as the harness calls it
+    assert len(made) == 3
