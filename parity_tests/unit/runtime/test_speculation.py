@@ -90,7 +90,14 @@ def test_rows_of_one_form_are_drafted_across_what_differs() -> None:
 
 @pytest.mark.parametrize(
     ("barred", "limit", "draft"),
-    [({}, 99, [60, 61, 62]), ({62}, 99, [60, 61]), ({60}, 99, []), ({}, 2, [60, 61]), ({}, 0, []), ({}, -1, [])],
+    [
+        (set(), 99, [60, 61, 62]),
+        ({62}, 99, [60, 61]),
+        ({60}, 99, []),
+        (set(), 2, [60, 61]),
+        (set(), 0, []),
+        (set(), -1, []),
+    ],
 )
 def test_a_draft_ends_at_its_limit_and_before_barred_tokens(barred: set[int], limit: int, draft: list[int]) -> None:
     text = list(range(50, 90))

@@ -1,0 +1,215 @@
+"""Times prompt lookup decoding beside plain decoding: the tiny model's answers, and a simulation at an artifact's cost.
+
+    python scripts/bench_speculation.py answers artifacts/tiny
+    python scripts/bench_speculation.py simulate ARTIFACT --tokenizer tokenizer.json --out docs/bench/speculation.json
+
+`answers` generates with both in turn and compares time and tokens. `simulate` times calls of 1 to 16 tokens of an
+artifact, whose weights may be random, and replays on them the drafts that `speculation` makes when an answer is one of
+the texts in `speculation_texts.py`, tokenized by a published tokenizer: a call costs what it was measured to.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnxruntime
+import typer
+from bench_vision import cpu_name
+from rich.console import Console
+from rich.table import Table
+from speculation_texts import KINDS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from parity_tests.harness.cases.exam import ANSWER_TOKENS, exam_groups
+from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
+from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Sampling
+from qwen3vl_export.runtime.decoder import decode, embed_generated, empty_cache
+from qwen3vl_export.runtime.prompts.messages import as_messages
+from qwen3vl_export.runtime.session import Sessions
+from qwen3vl_export.runtime.speculation import LONGEST_DRAFT, PromptLookup
+
+ROUNDS = 15
+CHUNK = 128  # tokens of a call that reads the prompt
+PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
+SAMPLED = Sampling(True, 0.7, top_k=20, top_p=0.8, seed=1)
+console = Console(highlight=False, soft_wrap=True)
+app = typer.Typer(add_completion=False)
+
+
+# The tiny model.
+
+
+@app.command()
+def answers(artifacts: list[Path], per_size: int = 1, repeats: int = 3, threads: int = 1) -> None:
+    """Answers with and without prompt lookup: seconds after the first token, and tokens that differ."""
+    for path in artifacts:
+        model = Qwen3VL.load(path, threads=threads, check=False)
+        table = Table(
+            "answers", "tokens", "a call", "ms a token", "with prompt lookup", "times", "differ", title=str(path)
+        )
+        for kind, asked in questions_of(model, per_size).items():
+            pairs = [compare(model, *given, repeats) for given in asked]
+            plain, ahead, tokens, calls, different = (sum(column) for column in zip(*pairs, strict=True))
+            each = [f"{seconds / tokens * 1e3:.2f}" for seconds in (plain, ahead)]
+            ratios = [f"{tokens / calls:.2f}", *each, f"{plain / ahead:.2f}"]
+            table.add_row(kind, f"{tokens:,}", *ratios, f"{different} of {len(pairs)}")
+        console.print(table)
+
+
+def questions_of(model: Qwen3VL, per_size: int) -> dict[str, list[tuple[Prepared, int, Sampling, bool]]]:
+    """Prompts by kind, each with a limit of tokens, how to choose them, and whether the model ends the answer."""
+    exam = [question for group in exam_groups(per_size).values() for question in group]
+    prompts = {question: [*map(Image, question.images), question.prompt] for question in exam}
+    shown = [model.prepare([as_messages(content)]) for content in prompts.values()]
+    again = []
+    for question, content in prompts.items():
+        turn = {"role": "user", "content": content}
+        said = {"role": "assistant", "content": question.answers[0]}
+        again.append(model.prepare([[turn, said, {"role": "user", "content": question.prompt}]]))
+    long = [prepared for question, prepared in zip(prompts, shown, strict=True) if len(question.answers[0]) > 40]
+    photograph = model.prepare([as_messages([Image(PHOTOGRAPH), "What is this?"])])
+    return {
+        "exam": [(prepared, ANSWER_TOKENS, GREEDY, True) for prepared in shown],
+        "descriptions": [(prepared, ANSWER_TOKENS, GREEDY, True) for prepared in long],
+        "the same question again": [(prepared, ANSWER_TOKENS, GREEDY, True) for prepared in again],
+        "long answers": [(prepared, 512, GREEDY, False) for prepared in [*long[:4], photograph]],
+        "long answers, drawn": [(prepared, 512, SAMPLED, False) for prepared in [*long[:4], photograph]],
+    }
+
+
+def compare(
+    model: Qwen3VL, prepared: Prepared, limit: int, sampling: Sampling, ends: bool, repeats: int
+) -> tuple[float, float, int, int, bool]:
+    """Median seconds without and with prompt lookup, tokens, calls of the second, and whether the tokens differ."""
+    runs: dict[bool, list[tuple[list[int], float, int]]] = {False: [], True: []}
+    for _ in range(repeats):
+        for lookup, results in runs.items():
+            results.append(generate(model, prepared, limit, sampling, ends, lookup))
+    seconds = [statistics.median(run[1] for run in results) for results in runs.values()]
+    (plain, *_), (ahead, _, calls) = runs[False][0], runs[True][0]
+    return *seconds, len(plain), calls, plain != ahead  # type: ignore[return-value]
+
+
+def generate(
+    model: Qwen3VL, prepared: Prepared, limit: int, sampling: Sampling, ends: bool, lookup: bool
+) -> tuple[list[int], float, int]:
+    """The tokens, the seconds after the first of them, and the calls."""
+    stop_ids = None if ends else frozenset[int]()
+    tokens, bases = [], []
+    for step in model.generate_steps(prepared, limit, sampling, stop_ids=stop_ids, prompt_lookup=lookup):
+        if not tokens:
+            start = time.perf_counter()
+        tokens.append(int(step.tokens[0]))
+        bases.append(step.logits.base)  # the steps of a call share its logits
+    seconds = time.perf_counter() - start
+    return tokens, seconds, sum(left is not right for left, right in pairwise(bases)) + 1
+
+
+# The simulation.
+
+
+@app.command()
+def simulate(
+    artifact: Path,
+    tokenizer: Annotated[Path, typer.Option(help="A published tokenizer.json.")],
+    context: Annotated[list[int], typer.Option(help="Tokens before the calls that are timed.")] = [512, 2048],  # noqa: B006
+    threads: int = 2,
+    seeds: int = 4,
+    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
+) -> None:
+    """Replay the drafts of texts at what calls of an artifact cost."""
+    figures: dict[str, Any] = {"about": describe(artifact, threads, seeds), "calls": {}, "texts": {}}
+    traces = {kind: [trace_of(kind, seed, tokenizer) for seed in range(seeds)] for kind in KINDS}
+    sessions = Sessions(open_artifact(artifact, check=False), threads)
+    figures["calls"] = {length: time_calls(sessions, length) for length in context}
+    for kind, recorded in traces.items():
+        tokens, calls = (
+            sum(column) for column in zip(*((count, len(drafted)) for count, drafted in recorded), strict=True)
+        )
+        ratios = {length: replay(recorded, seconds) for length, seconds in figures["calls"].items()}
+        figures["texts"][kind] = {"tokens": tokens, "calls": calls, "times_as_fast": ratios}
+    for table in tables(figures):
+        console.print(table)
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+Trace = tuple[int, list[int]]  # tokens after the first, and the drafted tokens of each call
+
+
+def trace_of(kind: str, seed: int, tokenizer: Path) -> Trace:
+    """The calls in which a model answers with a text."""
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(str(tokenizer))
+    question, answer = KINDS[kind](random.Random(f"{kind}-{seed}"))
+    prompt, ids = (encoder.encode(text).ids for text in (PROMPT.format(question), answer))
+    lookup, drafted = PromptLookup(prompt), []
+    for index, token in enumerate(ids[:-1]):
+        if not lookup.push(token):
+            drafted.append(len(lookup.draft(len(ids) - index - 2)))
+    return len(ids) - 1, drafted
+
+
+def time_calls(sessions: Sessions, context: int) -> dict[int, float]:
+    """Median seconds of a call with each number of tokens, after `context` tokens; sizes take turns."""
+    generator = np.random.default_rng(0)
+    cache = empty_cache(sessions, 1, context + LONGEST_DRAFT + 1)
+
+    def read(count: int) -> float:
+        start, length = time.perf_counter(), cache.length
+        embeds = embed_generated(sessions, generator.integers(3, 400, (1, count)))
+        positions = np.tile(np.arange(length, length + count), (3, 1, 1))
+        decode(sessions, embeds, np.ones((1, length + count), np.int64), positions, cache, count)
+        return time.perf_counter() - start
+
+    for start in range(0, context, CHUNK):
+        read(min(CHUNK, context - start))
+    seconds: dict[int, list[float]] = {count: [] for count in range(1, LONGEST_DRAFT + 2)}
+    for number in range(ROUNDS + 1):
+        for count, times in seconds.items():
+            elapsed = read(count)
+            cache.truncate(context)
+            if number:  # the first round warms up
+                times.append(elapsed)
+    return {count: statistics.median(times) for count, times in seconds.items()}
+
+
+def replay(recorded: list[Trace], seconds: dict[int, float]) -> float:
+    """How many times as fast texts are as without drafts."""
+    plain = sum(tokens for tokens, _ in recorded) * seconds[1]
+    return plain / sum(seconds[1 + drafted] for _, calls in recorded for drafted in calls)
+
+
+def describe(artifact: Path, threads: int, seeds: int) -> dict[str, Any]:
+    """The hardware, the versions and what is measured."""
+    of = {"artifact": artifact.name, "threads": threads, "texts": seeds, "rounds": ROUNDS}
+    return {**of, "cpu": cpu_name(), "python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
+
+
+def tables(figures: dict[str, Any]) -> list[Table]:
+    """The figures for people."""
+    calls, texts = figures["calls"], figures["texts"]
+    costs = Table("tokens of a call", *map(str, range(1, LONGEST_DRAFT + 2)), title="cost, in calls with one token")
+    for length, seconds in calls.items():
+        costs.add_row(f"after {length:,}", *(f"{value / seconds[1]:.2f}" for value in seconds.values()))
+    table = Table("text", "tokens", "tokens a call", *(f"times as fast after {length:,}" for length in calls))
+    for kind, of in texts.items():
+        ratios = (f"{ratio:.2f}" for ratio in of["times_as_fast"].values())
+        table.add_row(kind, f"{of['tokens']:,}", f"{of['tokens'] / of['calls']:.2f}", *ratios)
+    return [costs, table]
+
+
+if __name__ == "__main__":
+    app()
