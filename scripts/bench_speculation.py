@@ -33,11 +33,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from parity_tests.harness.cases.exam import ANSWER_TOKENS, exam_groups
 from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.artifact import open_artifact
+from qwen3vl_export.contract import DECODER
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Sampling
 from qwen3vl_export.runtime.decoder import decode, embed_generated, empty_cache
 from qwen3vl_export.runtime.prompts.messages import as_messages
 from qwen3vl_export.runtime.session import Sessions
-from qwen3vl_export.runtime.speculation import LONGEST_DRAFT, PromptLookup
+from qwen3vl_export.runtime.speculation import LONGEST_DRAFT, Cost, PromptLookup, cost_of
 
 ROUNDS = 15
 CHUNK = 128  # tokens of a call that reads the prompt
@@ -130,8 +131,9 @@ def simulate(
 ) -> None:
     """Replay the drafts of texts at what calls of an artifact cost."""
     figures: dict[str, Any] = {"about": describe(artifact, threads, seeds), "calls": {}, "texts": {}}
-    traces = {kind: [trace_of(kind, seed, tokenizer) for seed in range(seeds)] for kind in KINDS}
     sessions = Sessions(open_artifact(artifact, check=False), threads)
+    cost = cost_of(sessions.artifact.manifest.recipe["quantization"][DECODER])
+    traces = {kind: [trace_of(kind, seed, tokenizer, cost) for seed in range(seeds)] for kind in KINDS}
     figures["calls"] = {length: time_calls(sessions, length) for length in context}
     for kind, recorded in traces.items():
         tokens, calls = (
@@ -148,14 +150,14 @@ def simulate(
 Trace = tuple[int, list[int]]  # tokens after the first, and the drafted tokens of each call
 
 
-def trace_of(kind: str, seed: int, tokenizer: Path) -> Trace:
+def trace_of(kind: str, seed: int, tokenizer: Path, cost: Cost) -> Trace:
     """The calls in which a model answers with a text."""
     from tokenizers import Tokenizer
 
     encoder = Tokenizer.from_file(str(tokenizer))
     question, answer = KINDS[kind](random.Random(f"{kind}-{seed}"))
     prompt, ids = (encoder.encode(text).ids for text in (PROMPT.format(question), answer))
-    lookup, drafted = PromptLookup(prompt), []
+    lookup, drafted = PromptLookup(prompt, (), cost), []
     for index, token in enumerate(ids[:-1]):
         if not lookup.push(token):
             drafted.append(len(lookup.draft(len(ids) - index - 2)))

@@ -22,7 +22,7 @@ from .positions import next_positions, visual_tokens
 from .prepare import Prepared
 from .sampling import Chooser, Sampling
 from .session import Sessions
-from .speculation import PromptLookup
+from .speculation import Cost, PromptLookup
 
 PREFILL_CHUNK = 512  # default number of prompt tokens per call; bounds the memory of a long prompt
 
@@ -127,7 +127,7 @@ def generate(
     stop_ids: frozenset[int],
     prefill_chunk: int | None = PREFILL_CHUNK,
     cache: Cache | None = None,
-    prompt_lookup: bool = False,
+    draft_cost: Cost | None = None,
 ) -> Iterator[Step]:
     """Tokens of all rows until every row has produced one of `stop_ids` or the context is full.
 
@@ -138,8 +138,8 @@ def generate(
         stop_ids: if empty, every row gets all `max_new_tokens`.
         image_features, cache: as for `prefill`; the cache is empty or holds the prompt's first tokens. At each step it
             holds all tokens before this step's, and perhaps a draft of those after them.
-        prompt_lookup: read drafts of several tokens in one call, as `speculation` finds them; of a single row. Tokens
-            are chosen one by one from the same logits, but for rounding, with the same random numbers.
+        draft_cost: of drafts that `speculation` finds for a single row, to read several tokens in one call; None reads
+            none. Tokens are chosen one by one from the same logits, but for rounding, with the same random numbers.
 
     Raises:
         InputError: `max_new_tokens` is below 1, rows of different lengths where the device cannot have them, or as
@@ -162,9 +162,9 @@ def generate(
     mask = np.concatenate((prepared.attention_mask, np.ones((batch, steps), np.int64)), axis=1)
     alive, tokens = np.ones(batch, np.bool_), np.zeros(batch, np.int64)
     lookup: PromptLookup | None = None
-    if prompt_lookup:
-        facts = sessions.facts
-        lookup = PromptLookup(seen[0].tolist(), {*stop_ids, facts.image_token_id, facts.video_token_id})
+    if draft_cost is not None:
+        barred = {*stop_ids, sessions.facts.image_token_id, sessions.facts.video_token_id}
+        lookup = PromptLookup(seen[0].tolist(), barred, draft_cost)
     accepted = 0  # tokens that were chosen as they had been drafted, and read, in the last call
     last, cache = prefill(sessions, prepared, image_features, prefill_chunk, cache)
     logits = last[:, None]

@@ -178,9 +178,9 @@ class Qwen3VL(Stages):
     ) -> Answer:
         """The answer to the first row of a prepared prompt; `started` and `keep_special_tokens` as for `Answer`."""
         started = time.perf_counter() if started is None else started
-        lookup = self.decide_lookup(len(prepared.input_ids), prompt_lookup)
+        self.decide_lookup(len(prepared.input_ids), prompt_lookup)  # refused before the first piece
         steps = self.generate_steps(
-            prepared, limits.max_new_tokens, sampling, conversation=self.conversation, prompt_lookup=lookup
+            prepared, limits.max_new_tokens, sampling, conversation=self.conversation, prompt_lookup=prompt_lookup
         )
         thinking = prepared.texts[0].rstrip().endswith("<think>")
         length = prepared.input_ids.shape[1]

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..artifact import MANIFEST, Artifact
-from ..contract import DECODER, OUT_OF_RANGE, VISION_ENCODER, Facts
+from ..contract import OUT_OF_RANGE, VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
 from .devices import CPU, HOST, Device, start_session
 from .external import check_external_data
@@ -80,12 +80,6 @@ class Sessions:
         """Whether the decoder reads and writes its cache in place where both are one memory, which
         `GroupQueryAttention` does."""
         return bool(self.artifact.manifest.recipe.get("target") == "ort")
-
-    @property
-    def rounds_by_call(self) -> bool:
-        """Whether the decoder rounds activations with one scale for all tokens of a call, so they affect each other."""
-        quantization = self.artifact.manifest.recipe.get("quantization") or {}
-        return bool(quantization.get(DECODER, {}).get("method") == "int8_dynamic")
 
     def dtypes(self, graph: str) -> dict[str, np.dtype[Any]]:
         """The numpy dtype of each input, optional ones included."""

@@ -16,18 +16,44 @@ Knows token ids; nothing about graphs, logits or text.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from operator import eq
+from typing import Any
 
 SIZES = (4, 2)  # tokens of an n-gram
 LONGEST_DRAFT = 15
-ROW_COST = 0.3  # of each further token of a call, in calls with one
 LEAST_GAIN = 1.05  # expected tokens for the cost of one, below which nothing is drafted
 LONGEST_MATCH = 8  # equal tokens before a source; more do not tell more
 ALIGNMENT = 16  # tokens before a source that are compared to see how well the answer runs along it
 MEMORY = 0.98  # the weight of a prediction beside the next one
-MOST_LOSS = 0.02  # of the time without drafts that they may cost in all, if each costs what `ROW_COST` says
+MOST_LOSS = 0.02  # of the time without drafts that they may cost in all, if each costs what `Cost` says
 CREDIT = 1.0  # calls that they may cost besides, so that the first need not wait
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How much more a call with a draft takes than one with a single token, in times of one."""
+
+    once: float
+    each: float  # for each drafted token
+
+    def of(self, drafted: int) -> float:
+        return self.once + self.each * drafted if drafted else 0.0
+
+
+# By how onnxruntime multiplies on a CPU, as `scripts/bench_speculation.py` measures. Answers do not measure it, since
+# drafts that depend on the clock would make rounding depend on it.
+FLOAT = Cost(0.1, 0.09)  # weights are read once for all tokens, which takes longest
+EIGHT_BITS = Cost(0.0, 0.29)  # activations in blocks of 8 bits: computing takes as long as reading
+UNPACKED = Cost(1.0, 0.16)  # weights of 4 bits, which are unpacked in calls with several tokens
+
+
+def cost_of(plan: Mapping[str, Any]) -> Cost:
+    """The cost of drafts for a decoder, from what a manifest's recipe says under `quantization` of it."""
+    if plan.get("accuracy_level") == 4:
+        return EIGHT_BITS
+    return UNPACKED if plan.get("method") in ("int4", "source") else FLOAT
 
 
 class Odds:
@@ -55,12 +81,14 @@ class PromptLookup:
         ids: of the prompt.
         barred: ids that no draft contains: those that end an answer, since nothing after them counts, and those that
             are read in another way than text.
+        cost: of the decoder's calls.
     """
 
-    def __init__(self, ids: Iterable[int], barred: Collection[int] = ()) -> None:
+    def __init__(self, ids: Iterable[int], barred: Collection[int], cost: Cost) -> None:
         self._ids: list[int] = []
         self._next: dict[tuple[int, ...], int] = {}  # the index of the token after the latest occurrence of an n-gram
         self._barred = frozenset(barred)
+        self._cost = cost
         self._matches = [Odds() for _ in range(LONGEST_MATCH + 1)]  # by the number of equal tokens before a source
         self._by_match = [0.0] * (LONGEST_MATCH + 1)  # their estimates; each is the prior of the next
         self._by_token: dict[tuple[int, bool], Odds] = {}  # by the predicted token, and whether any token before equals
@@ -93,20 +121,22 @@ class PromptLookup:
     def draft(self, limit: int) -> list[int]:
         """At most `limit` ids that probably come next; none where they would not pay."""
         best, chosen = LEAST_GAIN, (0, 0)
-        limit = min(limit, LONGEST_DRAFT, int(self._budget / ROW_COST))
-        for source, match in self._sources:
+        limit = min(limit, LONGEST_DRAFT, int((self._budget - self._cost.once) / self._cost.each))
+        for source, match in self._sources if limit > 0 else ():
             expected = odds = 1.0
             for length, token in enumerate(self._ids[source : source + limit], 1):
                 odds *= self._odds(token, match)
-                if odds <= ROW_COST or token in self._barred:  # from here on each token costs more than it brings
+                if (
+                    odds <= self._cost.each or token in self._barred
+                ):  # from here on each token costs more than it brings
                     break
                 expected += odds
                 match = min(match + 1, LONGEST_MATCH)
-                if (gain := expected / (1 + ROW_COST * length)) > best:
+                if (gain := expected / (1 + self._cost.of(length))) > best:
                     best, chosen = gain, (source, length)
         source, length = chosen
         self._draft = self._ids[source : source + length]
-        self._budget -= ROW_COST * length
+        self._budget -= self._cost.of(length)
         return self._draft
 
     def _append(self, token: int) -> None:

@@ -29,6 +29,7 @@ from .prepare import Prepared, Preparer
 from .prompts.messages import Message
 from .sampling import Sampling, from_generation_config, stop_ids
 from .session import Sessions
+from .speculation import Cost, cost_of
 
 SETTINGS = "generation_config.json"
 TEXT_GRAPHS = (DECODER, EMBEDDINGS)  # what every prompt needs
@@ -164,14 +165,14 @@ class Stages:
             prompt_lookup: as for `decide_lookup`.
         """
         self.require_head(TEXT)
-        lookup = self.decide_lookup(len(prepared.input_ids), prompt_lookup)
+        draft_cost = self.decide_lookup(len(prepared.input_ids), prompt_lookup)
         sampling = self.sampling if sampling is None else sampling
         stop_ids = self.stop_ids if stop_ids is None else stop_ids
         digests = picture_digests(prepared)
         if conversation is None or len(prepared.input_ids) != 1:
             features = self.features(prepared, digests)
             arguments = (self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk)
-            yield from generate(*arguments, prompt_lookup=lookup)
+            yield from generate(*arguments, draft_cost=draft_cost)
             return
         ids = prepared.input_ids[0]
         spans = picture_spans(prepared, digests, self.facts)
@@ -180,7 +181,7 @@ class Stages:
         try:
             features = self.features(prepared, digests, sum(span.end <= read for span in spans))
             for step in generate(
-                self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk, cache, lookup
+                self.sessions, prepared, features, max_new_tokens, sampling, stop_ids, prefill_chunk, cache, draft_cost
             ):
                 read = len(ids)
                 ids = np.append(ids, step.tokens)
@@ -189,26 +190,29 @@ class Stages:
             cache.truncate(read)
             conversation.keep(cache, ids, spans)
 
-    def decide_lookup(self, rows: int, prompt_lookup: bool | None) -> bool:
-        """Whether answers are generated with prompt lookup decoding, which `generate.generate` defines.
+    def decide_lookup(self, rows: int, prompt_lookup: bool | None) -> Cost | None:
+        """What drafts cost where prompt lookup decoding is used, which `speculation` explains; None where it is not.
 
         Args:
             rows: of the batch.
-            prompt_lookup: None is yes where it gives the same tokens and may save time: for a single row, of a model
+            prompt_lookup: None uses it where it gives the same tokens and may save time: for a single row, of a model
                 whose tokens do not each read experts of their own.
 
         Raises:
-            InputError: it is asked for and would not give the same tokens.
+            InputError: it is asked for, and tokens of a call or rows of a batch would affect each other.
         """
-        if self.sessions.rounds_by_call:
-            obstacle = "the tokens of a call are rounded together by int8_dynamic, so drafts would change the answer"
+        plan = (self.artifact.manifest.recipe.get("quantization") or {}).get(DECODER, {})
+        if plan.get("method") == "int8_dynamic":
+            obstacle = "int8_dynamic rounds the tokens of a call together, so that drafts would change the answer"
         elif rows > 1:
-            obstacle = f"{rows} rows in a batch would each accept another number of tokens"
+            obstacle = f"of {rows} rows in a batch each would accept another number of tokens"
+        elif prompt_lookup is None and self.facts.model_type == EXPERTS:
+            return None
         else:
-            return self.facts.model_type != EXPERTS if prompt_lookup is None else prompt_lookup
+            return None if prompt_lookup is False else cost_of(plan)
         if prompt_lookup:
             raise InputError(f"prompt_lookup: {obstacle}", "Leave it out")
-        return False
+        return None
 
     def features(self, prepared: Prepared, digests: Sequence[bytes], first: int = 0) -> Floats:
         """Features [T, W] of the pictures from index `first` on; only those not in the feature cache are encoded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Sampling
 from qwen3vl_export.runtime import generate as generate_module
 from qwen3vl_export.runtime.conversation import Conversation
 from qwen3vl_export.runtime.prompts.messages import as_messages
-from qwen3vl_export.runtime.speculation import CREDIT, LONGEST_DRAFT, MOST_LOSS, ROW_COST, PromptLookup
+from qwen3vl_export.runtime.speculation import (
+    CREDIT,
+    EIGHT_BITS,
+    FLOAT,
+    LONGEST_DRAFT,
+    MOST_LOSS,
+    UNPACKED,
+    Cost,
+    PromptLookup,
+)
 
 RNG = np.random.default_rng(83)
 PICTURE = RNG.integers(0, 256, (64, 128, 3), np.uint8)
@@ -31,67 +40,63 @@ SAMPLINGS = [
 ]
 NEVER = frozenset[int]()
 TOKENS = 40
+COSTS = (FLOAT, EIGHT_BITS, UNPACKED)
 
 
 # What is drafted.
 
 
-def drafts_of(lookup: PromptLookup, tokens: list[int], limit: int = 99) -> Iterator[tuple[int, list[int]]]:
-    """Generate tokens: the index and the draft of every call."""
-    index = 0
-    while index < len(tokens):
-        if lookup.push(tokens[index]):
-            index += 1
-            continue
-        index += 1
-        yield index, lookup.draft(min(limit, len(tokens) - index))
+def look_up(prompt: list[int], barred: Collection[int] = (), cost: Cost = EIGHT_BITS) -> PromptLookup:
+    return PromptLookup(prompt, barred, cost)
 
 
-def calls_and_rows(prompt: list[int], tokens: list[int]) -> tuple[int, int]:
-    drafts = [len(draft) for _, draft in drafts_of(PromptLookup(prompt), tokens)]
-    return len(drafts), len(drafts) + sum(drafts)
+def drafts_of(lookup: PromptLookup, tokens: list[int]) -> Iterator[tuple[int, int]]:
+    """Generate tokens: of each call how many there were before it, and how many it drafts."""
+    for index, token in enumerate(tokens, 1):
+        if not lookup.push(token):
+            yield index, len(lookup.draft(len(tokens) - index))
 
 
-def cost(calls: int, rows: int) -> float:
-    """In calls with one token."""
-    return calls + ROW_COST * (rows - calls)
+def time_of(prompt: list[int], tokens: list[int], cost: Cost) -> float:
+    """In times of a call with one token."""
+    return sum(1 + cost.of(drafted) for _, drafted in drafts_of(look_up(prompt, cost=cost), tokens))
 
 
-def test_a_quotation_of_the_prompt_is_read_in_long_calls() -> None:
+@pytest.mark.parametrize("cost", COSTS, ids=str)
+def test_a_quotation_of_the_prompt_is_read_in_long_calls(cost: Cost) -> None:
     text = RNG.integers(0, 1000, 400).tolist()
-    calls, rows = calls_and_rows(text, text[100:300])
-    assert calls < 200 / 8
-    assert rows == 200 or rows == 201  # what is drafted is right
+    drafts = [drafted for _, drafted in drafts_of(look_up(text, cost=cost), text[100:300])]
+    assert len(drafts) < 200 / 6
+    assert len(drafts) + sum(drafts) in (200, 201)  # all that was drafted was right
 
 
 def test_every_draft_is_what_followed_the_same_tokens() -> None:
-    text = [int(number) for number in RNG.integers(0, 5, 600)]
+    text = RNG.integers(0, 5, 600).tolist()
     seen: list[int] = []
-    lookup = PromptLookup([])
+    lookup = look_up([])
     drafted = 0
     for token in text + text:
         lookup.push(token)
         seen.append(token)
         draft = lookup.draft(99)
         assert len(draft) <= LONGEST_DRAFT
-        spots = range(len(seen) - len(draft) + 1)
-        assert any(seen[spot : spot + len(draft)] == draft for spot in spots)
+        assert any(seen[start : start + len(draft)] == draft for start in range(len(seen) - len(draft) + 1))
         drafted += len(draft)
     assert drafted > 0
 
 
-def test_rows_of_one_form_are_drafted_across_what_differs() -> None:
+@pytest.mark.parametrize("cost", COSTS, ids=str)
+def test_rows_of_one_form_are_drafted_across_what_differs(cost: Cost) -> None:
     """A table: its rows differ in a value of three tokens that no n-gram predicts, and the form goes on behind it."""
     form = list(range(100, 112))
     table = [token for _ in range(40) for token in (*form[:6], *RNG.integers(0, 90, 3).tolist(), *form[6:])]
-    calls, read = calls_and_rows([], table)
-    assert calls < 40 * 8 and cost(calls, read) < 40 * 15 / 1.5
+    assert time_of([], table, cost) < len(table) / 1.4
 
 
 @pytest.mark.parametrize(
     ("barred", "limit", "draft"),
     [
-        (set(), 99, [60, 61, 62]),
+        (set(), 99, [60, 61, 62, 63]),
         ({62}, 99, [60, 61]),
         ({60}, 99, []),
         (set(), 2, [60, 61]),
@@ -101,57 +106,50 @@ def test_rows_of_one_form_are_drafted_across_what_differs() -> None:
 )
 def test_a_draft_ends_at_its_limit_and_before_barred_tokens(barred: set[int], limit: int, draft: list[int]) -> None:
     text = list(range(50, 90))
-    lookup = PromptLookup([*text, *text[:2]], barred)
+    lookup = look_up([*text, *text[:2]], barred)
     for token in text[2:10]:
         lookup.push(token)
     assert lookup.draft(limit) == draft
 
 
-def test_where_nothing_is_predicted_nothing_is_drafted() -> None:
+@pytest.mark.parametrize("cost", COSTS, ids=str)
+def test_where_nothing_is_predicted_nothing_is_drafted(cost: Cost) -> None:
     """Neither in new text nor, soon, where n-grams recur and always go on in another way."""
-    assert calls_and_rows([], list(range(2000))) == (2000, 2000)
-    pairs = [token for number in range(500) for token in (7, 8, 1000 + number)]
-    lookup = PromptLookup([])
-    for index, token in enumerate(pairs):
+    assert time_of([], list(range(2000)), cost) == 2000
+    lookup = look_up([], cost=cost)
+    for index, token in enumerate(token for number in range(500) for token in (7, 8, 1000 + number)):
         lookup.push(token)
         assert token != 8 or index < 60 or not lookup.draft(99)
 
 
 @pytest.mark.parametrize("alphabet", [2, 3, 10, 200])
-def test_drafts_that_are_always_wrong_cost_two_percent_and_a_call(alphabet: int) -> None:
+@pytest.mark.parametrize("cost", COSTS, ids=str)
+def test_drafts_that_are_always_wrong_cost_two_percent_and_a_call(cost: Cost, alphabet: int) -> None:
     """An enemy who knows every draft: it is right while nothing is drafted and wrong whenever something is."""
-    lookup, spare = PromptLookup([]), 0
-    tokens: list[int] = []
-    rows = 0
-    for number in range(3000):
+    lookup, spent, drafts = look_up([], cost=cost), 0.0, 0
+    for number in range(1, 3000):
         draft = lookup.draft(99)
-        rows += 1 + len(draft)
-        if draft:
-            spare = (spare + 1) % alphabet
-            token = spare if spare != draft[0] else spare + 1
-        else:
-            token = number % alphabet
-        assert not lookup.push(token)
-        tokens.append(token)
-        assert cost(len(tokens), rows) <= len(tokens) * (1 + MOST_LOSS) + CREDIT
-    assert rows > len(tokens)
+        drafts += bool(draft)
+        spent += 1 + cost.of(len(draft))
+        assert spent <= number * (1 + MOST_LOSS) + CREDIT
+        assert not lookup.push(draft[0] + 1 if draft else number % alphabet)
+    assert drafts > 5
 
 
-def test_drafts_stop_soon_after_they_turn_wrong_and_begin_again() -> None:
-    block = RNG.integers(0, 1000, 60).tolist()
-    random = RNG.integers(0, 4, 600).tolist()
-    lookup = PromptLookup(block)
-    lengths = [(index, len(draft)) for index, draft in drafts_of(lookup, block * 5 + random + block * 5)]
-    in_random = [length for index, length in lengths if 300 < index < 900]
-    assert max(length for index, length in lengths if index <= 300) == LONGEST_DRAFT
-    assert sum(in_random) * ROW_COST < 0.35 * 600
-    assert max(length for index, length in lengths if index > 900) == LONGEST_DRAFT
+def test_drafts_end_soon_after_they_turn_wrong_and_begin_again() -> None:
+    block, random = RNG.integers(0, 1000, 60).tolist(), RNG.integers(0, 4, 600).tolist()
+    calls = list(drafts_of(look_up(block, cost=FLOAT), block * 5 + random + block * 5))
+    for start, end in ((0, 300), (900, 1200)):
+        assert max(drafted for index, drafted in calls if start <= index < end) == LONGEST_DRAFT
+    spent = sum(FLOAT.of(drafted) for index, drafted in calls if 330 <= index < 900)
+    saved = 570 - sum(330 <= index < 900 for index, _ in calls)
+    assert spent < saved + 0.03 * 570
 
 
 def test_a_token_costs_less_than_a_tenth_of_a_millisecond() -> None:
     text = RNG.integers(0, 30, 8192).tolist()
     start = time.process_time()
-    lookup = PromptLookup(text)
+    lookup = look_up(text)
     for token in text:
         lookup.push(token)
         lookup.draft(99)
@@ -206,7 +204,7 @@ def ids_of(steps: Any) -> list[int]:
 
 def draft_from(monkeypatch: pytest.MonkeyPatch, answer: list[int], wrong: int, seed: int = 0) -> Drafts:
     drafts = Drafts(answer, wrong, seed)
-    monkeypatch.setattr(generate_module, "PromptLookup", lambda ids, barred: drafts)
+    monkeypatch.setattr(generate_module, "PromptLookup", lambda *_: drafts)
     return drafts
 
 
@@ -342,15 +340,21 @@ def test_a_draft_beyond_the_range_of_float16_does_not_end_the_answer(
 
 def test_it_is_refused_by_name_where_the_answer_would_change(tiny_artifact: Path) -> None:
     model = Qwen3VL.load(tiny_artifact, threads=1, check=False)
-    with pytest.raises(InputError, match=r"^prompt_lookup: 2 rows in a batch .*Leave it out"):
+    with pytest.raises(InputError, match=r"^prompt_lookup: of 2 rows in a batch .*Leave it out"):
         model.generate_batch(["Hi", "Hello"], 2, prompt_lookup=True)
     assert len(model.generate_batch(["Hi", "Hello"], 2)) == 2
-    recipe = {**model.artifact.manifest.recipe, "quantization": {"decoder_model_merged": {"method": "int8_dynamic"}}}
-    manifest = dataclasses.replace(model.artifact.manifest, recipe=recipe)
-    rounding = Qwen3VL(Artifact(tiny_artifact, manifest), threads=1)
-    with pytest.raises(InputError, match=r"^prompt_lookup: the tokens of a call are rounded together by int8_dynamic"):
+    rounding = model_of(model.artifact, {"method": "int8_dynamic"})
+    with pytest.raises(InputError, match=r"^prompt_lookup: int8_dynamic rounds the tokens of a call together"):
         rounding.stream("Hi", prompt_lookup=True)
-    assert not rounding.decide_lookup(1, None)
+    assert rounding.decide_lookup(1, None) is None
+
+
+def model_of(artifact: Artifact, plan: dict[str, Any], model_type: str = "qwen3_vl") -> Qwen3VL:
+    """The model as if its recipe quantized the decoder in this way."""
+    manifest = artifact.manifest
+    recipe = {**manifest.recipe, "quantization": {"decoder_model_merged": plan}}
+    facts = dataclasses.replace(manifest.facts, model_type=model_type)
+    return Qwen3VL(Artifact(artifact.root, dataclasses.replace(manifest, recipe=recipe, facts=facts)), threads=1)
 
 
 @pytest.mark.parametrize(
@@ -365,10 +369,23 @@ def test_it_is_refused_by_name_where_the_answer_would_change(tiny_artifact: Path
     ],
 )
 def test_where_it_is_used(tiny_artifact: Path, rows: int, asked: bool | None, model_type: str, used: bool) -> None:
-    artifact = open_artifact(tiny_artifact, check=False)
-    facts = dataclasses.replace(artifact.manifest.facts, model_type=model_type)
-    model = Qwen3VL(Artifact(tiny_artifact, dataclasses.replace(artifact.manifest, facts=facts)), threads=1)
-    assert model.decide_lookup(rows, asked) is used
+    model = model_of(open_artifact(tiny_artifact, check=False), {"method": "none"}, model_type)
+    assert model.decide_lookup(rows, asked) == (FLOAT if used else None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "cost"),
+    [
+        ({"method": "none"}, FLOAT),
+        ({"method": "int8", "accuracy_level": 0}, FLOAT),
+        ({"method": "int8", "accuracy_level": 4}, EIGHT_BITS),
+        ({"method": "int4", "accuracy_level": 4}, EIGHT_BITS),
+        ({"method": "int4", "accuracy_level": 0}, UNPACKED),
+        ({"method": "source", "accuracy_level": 1}, UNPACKED),
+    ],
+)
+def test_what_a_draft_costs_follows_from_the_recipe(tiny_artifact: Path, plan: dict[str, Any], cost: Cost) -> None:
+    assert model_of(open_artifact(tiny_artifact, check=False), plan).decide_lookup(1, None) == cost
 
 
 def test_commands_and_calls_have_it_on_unless_told_otherwise(
