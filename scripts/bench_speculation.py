@@ -35,12 +35,12 @@ from parity_tests.harness.cases.picture_kinds import PHOTOGRAPH
 from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.contract import DECODER
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Sampling
-from qwen3vl_export.runtime.decoder import decode, embed_generated, empty_cache
+from qwen3vl_export.runtime.decoder import decode, empty_cache
 from qwen3vl_export.runtime.prompts.messages import as_messages
 from qwen3vl_export.runtime.session import Sessions
 from qwen3vl_export.runtime.speculation import LONGEST_DRAFT, Cost, PromptLookup, cost_of
 
-ROUNDS = 15
+ROUNDS = 7
 CHUNK = 128  # tokens of a call that reads the prompt
 PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
 SAMPLED = Sampling(True, 0.7, top_k=20, top_p=0.8, seed=1)
@@ -122,25 +122,22 @@ def generate(
 
 @app.command()
 def simulate(
-    artifact: Path,
+    artifacts: list[Path],
     tokenizer: Annotated[Path, typer.Option(help="A published tokenizer.json.")],
-    context: Annotated[list[int], typer.Option(help="Tokens before the calls that are timed.")] = [512, 2048],  # noqa: B006
-    threads: int = 2,
-    seeds: int = 4,
+    context: Annotated[int, typer.Option(help="Tokens before the calls that are timed.")] = 512,
+    threads: Annotated[int, typer.Option(help="One is timed in CPU seconds, for a machine that is busy besides.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Texts of each kind.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
-    """Replay the drafts of texts at what calls of an artifact cost."""
-    figures: dict[str, Any] = {"about": describe(artifact, threads, seeds), "calls": {}, "texts": {}}
-    sessions = Sessions(open_artifact(artifact, check=False), threads)
-    cost = cost_of(sessions.artifact.manifest.recipe["quantization"][DECODER])
-    traces = {kind: [trace_of(kind, seed, tokenizer, cost) for seed in range(seeds)] for kind in KINDS}
-    figures["calls"] = {length: time_calls(sessions, length) for length in context}
-    for kind, recorded in traces.items():
-        tokens, calls = (
-            sum(column) for column in zip(*((count, len(drafted)) for count, drafted in recorded), strict=True)
-        )
-        ratios = {length: replay(recorded, seconds) for length, seconds in figures["calls"].items()}
-        figures["texts"][kind] = {"tokens": tokens, "calls": calls, "times_as_fast": ratios}
+    """Replay the drafts of texts at what calls of artifacts cost."""
+    figures: dict[str, Any] = {"about": describe(context, threads, seeds), "calls": {}, "texts": {}}
+    for path in artifacts:
+        sessions = Sessions(open_artifact(path, check=False), threads)
+        name, plan = path.name, sessions.artifact.manifest.recipe["quantization"][DECODER]
+        figures["calls"][name] = seconds = time_calls(sessions, context, threads)
+        for kind in KINDS:
+            traces = [trace_of(kind, seed, tokenizer, cost_of(plan)) for seed in range(seeds)]
+            figures["texts"].setdefault(kind, {})[name] = replay(traces, seconds)
     for table in tables(figures):
         console.print(table)
     if out is not None:
@@ -164,17 +161,19 @@ def trace_of(kind: str, seed: int, tokenizer: Path, cost: Cost) -> Trace:
     return len(ids) - 1, drafted
 
 
-def time_calls(sessions: Sessions, context: int) -> dict[int, float]:
+def time_calls(sessions: Sessions, context: int, threads: int) -> dict[int, float]:
     """Median seconds of a call with each number of tokens, after `context` tokens; sizes take turns."""
+    clock = time.process_time if threads == 1 else time.perf_counter
     generator = np.random.default_rng(0)
     cache = empty_cache(sessions, 1, context + LONGEST_DRAFT + 1)
 
     def read(count: int) -> float:
-        start, length = time.perf_counter(), cache.length
-        embeds = embed_generated(sessions, generator.integers(3, 400, (1, count)))
+        length = cache.length
+        rows = generator.standard_normal((1, count, sessions.facts.wide_size), np.float32)
         positions = np.tile(np.arange(length, length + count), (3, 1, 1))
-        decode(sessions, embeds, np.ones((1, length + count), np.int64), positions, cache, count)
-        return time.perf_counter() - start
+        start = clock()
+        decode(sessions, rows, np.ones((1, length + count), np.int64), positions, cache, count)
+        return clock() - start
 
     for start in range(0, context, CHUNK):
         read(min(CHUNK, context - start))
@@ -188,29 +187,29 @@ def time_calls(sessions: Sessions, context: int) -> dict[int, float]:
     return {count: statistics.median(times) for count, times in seconds.items()}
 
 
-def replay(recorded: list[Trace], seconds: dict[int, float]) -> float:
-    """How many times as fast texts are as without drafts."""
-    plain = sum(tokens for tokens, _ in recorded) * seconds[1]
-    return plain / sum(seconds[1 + drafted] for _, calls in recorded for drafted in calls)
+def replay(traces: list[Trace], seconds: dict[int, float]) -> dict[str, float]:
+    """Tokens, calls, and how many times as fast texts are as without drafts."""
+    tokens, calls = sum(tokens for tokens, _ in traces), [drafted for _, calls in traces for drafted in calls]
+    ahead = sum(seconds[1 + drafted] for drafted in calls)
+    return {"tokens": tokens, "calls": len(calls), "times_as_fast": tokens * seconds[1] / ahead}
 
 
-def describe(artifact: Path, threads: int, seeds: int) -> dict[str, Any]:
+def describe(context: int, threads: int, seeds: int) -> dict[str, Any]:
     """The hardware, the versions and what is measured."""
-    of = {"artifact": artifact.name, "threads": threads, "texts": seeds, "rounds": ROUNDS}
+    of = {"context": context, "threads": threads, "texts": seeds, "rounds": ROUNDS}
     return {**of, "cpu": cpu_name(), "python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:
-    """The figures for people."""
-    calls, texts = figures["calls"], figures["texts"]
-    costs = Table("tokens of a call", *map(str, range(1, LONGEST_DRAFT + 2)), title="cost, in calls with one token")
-    for length, seconds in calls.items():
-        costs.add_row(f"after {length:,}", *(f"{value / seconds[1]:.2f}" for value in seconds.values()))
-    table = Table("text", "tokens", "tokens a call", *(f"times as fast after {length:,}" for length in calls))
-    for kind, of in texts.items():
-        ratios = (f"{ratio:.2f}" for ratio in of["times_as_fast"].values())
-        table.add_row(kind, f"{of['tokens']:,}", f"{of['tokens'] / of['calls']:.2f}", *ratios)
-    return [costs, table]
+    """The figures for people: what calls cost in calls with one token, and what drafts gain by text."""
+    costs = Table("call of", *map(str, range(1, LONGEST_DRAFT + 2)))
+    for name, seconds in figures["calls"].items():
+        costs.add_row(name, *(f"{value / seconds[1]:.2f}" for value in seconds.values()))
+    gains = Table("text", "tokens", *(f"{name}: tokens a call, times as fast" for name in figures["calls"]))
+    for kind, of in figures["texts"].items():
+        cells = [f"{each['tokens'] / each['calls']:.2f}, {each['times_as_fast']:.2f}" for each in of.values()]
+        gains.add_row(kind, f"{next(iter(of.values()))['tokens']:,}", *cells)
+    return [costs, gains]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from operator import eq
 from typing import Any
 
@@ -120,23 +121,21 @@ class PromptLookup:
 
     def draft(self, limit: int) -> list[int]:
         """At most `limit` ids that probably come next; none where they would not pay."""
-        best, chosen = LEAST_GAIN, (0, 0)
+        best: tuple[float, list[int]] = (LEAST_GAIN, [])
         limit = min(limit, LONGEST_DRAFT, int((self._budget - self._cost.once) / self._cost.each))
         for source, match in self._sources if limit > 0 else ():
             expected = odds = 1.0
-            for length, token in enumerate(self._ids[source : source + limit], 1):
+            tokens = list(islice(cycle(self._ids[source : source + limit]), limit))  # what goes on at its end repeats
+            for length, token in enumerate(tokens, 1):
                 odds *= self._odds(token, match)
-                if (
-                    odds <= self._cost.each or token in self._barred
-                ):  # from here on each token costs more than it brings
-                    break
+                if odds <= self._cost.each or token in self._barred:
+                    break  # from here on each token costs more than it brings, or cannot be read ahead
                 expected += odds
                 match = min(match + 1, LONGEST_MATCH)
-                if (gain := expected / (1 + self._cost.of(length))) > best:
-                    best, chosen = gain, (source, length)
-        source, length = chosen
-        self._draft = self._ids[source : source + length]
-        self._budget -= self._cost.of(length)
+                if (gain := expected / (1 + self._cost.of(length))) > best[0]:
+                    best = gain, tokens[:length]
+        self._draft = best[1]
+        self._budget -= self._cost.of(len(self._draft))
         return self._draft
 
     def _append(self, token: int) -> None:
