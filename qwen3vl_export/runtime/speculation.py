@@ -86,8 +86,11 @@ class PromptLookup:
     """
 
     def __init__(self, ids: Iterable[int], barred: Collection[int], cost: Cost) -> None:
-        self._ids: list[int] = []
+        self._ids = list(ids)
         self._next: dict[tuple[int, ...], int] = {}  # the index of the token after the latest occurrence of an n-gram
+        for size in SIZES:
+            grams = zip(*(self._ids[start:] for start in range(size)), strict=False)
+            self._next.update(zip(grams, range(size, len(self._ids)), strict=False))
         self._barred = frozenset(barred)
         self._cost = cost
         self._matches = [Odds() for _ in range(LONGEST_MATCH + 1)]  # by the number of equal tokens before a source
@@ -96,8 +99,6 @@ class PromptLookup:
         self._aligned: int | None = None
         self._draft: list[int] = []  # what is left of the last one
         self._budget = CREDIT
-        for token in ids:
-            self._append(token)
         self._sources = self._find_sources()
 
     def push(self, token: int) -> bool:

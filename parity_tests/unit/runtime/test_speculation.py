@@ -17,6 +17,8 @@ from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Sampling
 from qwen3vl_export.runtime import generate as generate_module
 from qwen3vl_export.runtime.conversation import Conversation
+from qwen3vl_export.runtime.devices import CPU
+from qwen3vl_export.runtime.memory import DeviceMemory
 from qwen3vl_export.runtime.prompts.messages import as_messages
 from qwen3vl_export.runtime.speculation import (
     CREDIT,
@@ -245,6 +247,20 @@ def test_tokens_and_logits_are_those_of_plain_decoding(
         np.testing.assert_allclose(*stacks, atol=1e-4)
         assert calls[1:] == [1 + len(draft) for draft in drafts.given]
         assert len(calls) < TOKENS or wrong == 1
+
+
+@pytest.mark.parametrize("memory", [None, DeviceMemory(CPU)], ids=["none", "a device's"])
+def test_caches_wherever_they_are_forget_what_was_not_chosen(
+    tiny_artifact: Path, memory: DeviceMemory | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Qwen3VL.load(tiny_artifact, threads=1, check=False)
+    model.sessions.memory = memory
+    prepared = model.prepare([as_messages(QUESTIONS[1])])
+    plain = steps_of(model, prepared, False, stop_ids=NEVER)
+    drafts = draft_from(monkeypatch, ids_of(plain), 3)
+    ahead = steps_of(model, prepared, True, stop_ids=NEVER)
+    np.testing.assert_allclose(*([step.logits for step in steps] for steps in (ahead, plain)), atol=1e-4)
+    assert any(drafts.given)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
