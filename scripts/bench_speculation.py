@@ -16,6 +16,7 @@ import random
 import statistics
 import sys
 import time
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,16 +150,21 @@ Trace = tuple[int, list[int]]  # tokens after the first, and the drafted tokens 
 
 def trace_of(kind: str, seed: int, tokenizer: Path, cost: Cost) -> Trace:
     """The calls in which a model answers with a text."""
-    from tokenizers import Tokenizer
-
-    encoder = Tokenizer.from_file(str(tokenizer))
     question, answer = KINDS[kind](random.Random(f"{kind}-{seed}"))
-    prompt, ids = (encoder.encode(text).ids for text in (PROMPT.format(question), answer))
+    prompt, ids = (encoder(tokenizer).encode(text).ids for text in (PROMPT.format(question), answer))
     lookup, drafted = PromptLookup(prompt, (), cost), []
     for index, token in enumerate(ids[:-1]):
         if not lookup.push(token):
             drafted.append(len(lookup.draft(len(ids) - index - 2)))
     return len(ids) - 1, drafted
+
+
+@cache
+def encoder(tokenizer: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a file."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(tokenizer))
 
 
 def time_calls(sessions: Sessions, context: int, threads: int) -> dict[int, float]:

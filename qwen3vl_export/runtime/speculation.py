@@ -46,7 +46,7 @@ class Cost:
 # By how onnxruntime multiplies on a CPU, as `scripts/bench_speculation.py` measures. Answers do not measure it, since
 # drafts that depend on the clock would make rounding depend on it.
 FLOAT = Cost(0.1, 0.09)  # weights are read once for all tokens, which takes longest
-EIGHT_BITS = Cost(0.0, 0.29)  # activations in blocks of 8 bits: computing takes as long as reading
+EIGHT_BITS = Cost(0.0, 0.25)  # activations in blocks of 8 bits: computing takes as long as reading
 UNPACKED = Cost(1.0, 0.16)  # weights of 4 bits, which are unpacked in calls with several tokens
 
 
