@@ -17,6 +17,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from qwen3vl_export.contract import ATTENTION_MASK, IMAGE_FEATURES, IMAGE_GRID_THW, INPUTS_EMBEDS, POSITION_IDS, Facts
 
+from ..harness.sides.artifact.probe import readers_of, split_after
+
 RMS_NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 FAR = 1 << 31  # more patches than any picture has
 
@@ -172,6 +174,17 @@ def qk_norm_skipped(model: ModelProto, facts: Facts) -> None:
             if node.op_type not in RMS_NORMS:
                 raise PieceNotFound(f"{suffix} is read by a {node.op_type}")
             replace_by_identity(node)
+
+
+def gate_and_up_swapped(model: ModelProto, facts: Facts) -> None:
+    """The halves of every fused product of an MLP the other way round: the activation of `up`, times `gate`."""
+    readers = readers_of(model)
+    weights = [tensor.name for tensor in model.graph.initializer if ".mlp.gate_up_proj.weight" in tensor.name]
+    splits = [split for weight in weights if (split := split_after(weight, readers)) is not None]
+    if not splits:
+        raise PieceNotFound("no Split of a product of gate and up")
+    for split in splits:
+        split.output[:] = split.output[::-1]
 
 
 def grid_swapped(model: ModelProto, facts: Facts) -> None:

@@ -36,8 +36,9 @@ from .lowering.experts import (
     use_operator,
 )
 from .optimize import optimize
-from .quantize import quantize, store_as
+from .quantize import quantize, storage_of, store_as
 from .quantize.source import NOTHING_CARRIED, SourceWeights, find_source_weights
+from .rewrites.products import fuse_products
 from .rewrites.rows import use_gemm
 from .simplify import simplify
 from .stages import Stages
@@ -216,6 +217,8 @@ def quantize_and_store(
 ) -> Skeleton:
     """The second half: how the weights are stored. The model is changed in place."""
     model, stages = skeleton.model, skeleton.stages
+    if target == "ort":
+        model = fuse_products(model, partial(storage_of, settings=quantization, source_weights=source_weights))
     if quantization.method != "none":
         model = quantize(model, quantization, target, source_weights)
         if skeleton.calibration is not None:

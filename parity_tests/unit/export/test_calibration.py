@@ -24,6 +24,7 @@ from qwen3vl_export.exporter.calibration.layers import TEXT_PREFIX, build_text_m
 from qwen3vl_export.exporter.calibration.prompts import PROMPTS_FILE, Prompts, read_prompts
 from qwen3vl_export.exporter.calibration.results import CalibratedRows, CalibrationResults
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_export.exporter.checkpoint.names import members_of
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.weights import blockwise
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, Blockwise
@@ -244,12 +245,16 @@ def test_a_build_writes_what_calibration_found(tmp_path: Path, monkeypatch: pyte
     entry = open_artifact(built).manifest.graphs["decoder_model_merged"]
     assert entry["calibration"]["prompts"] == 3
     assert not (built / "calibrated").exists()
-    name = "language_model.layers.1.mlp.down_proj.weight"
-    packed = CalibrationResults(copy).read(name, 0, 128, 4, 384)
-    model = ir.load(built / "onnx" / "decoder_model_merged.onnx")
-    stored = model.graph.initializers[f"{name}.{DATA}"].const_value
-    assert stored is not None
-    assert torch.equal(torch.from_numpy(stored.numpy().copy()).reshape(packed.data.shape), packed.data)
+    model, calibrated = ir.load(built / "onnx" / "decoder_model_merged.onnx"), CalibrationResults(copy)
+    names = [name.removesuffix(f".{DATA}") for name in model.graph.initializers if name.endswith(f".{DATA}")]
+    assert len(names) == 4 * 4 + 1 and any(len(members_of(name)) == 3 for name in names)
+    for name in names:
+        stored = model.graph.initializers[f"{name}.{DATA}"].const_value
+        assert stored is not None
+        width = 2 * stored.numpy().size // len(stored.numpy())
+        parts = [calibrated.read(member, 0, calibrated.count(member), 4, width) for member in members_of(name)]
+        expected = torch.cat([packed.data for packed in parts])
+        assert torch.equal(torch.from_numpy(stored.numpy().copy()).reshape(expected.shape), expected), name
 
 
 MISTAKES = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from qwen3vl_export.contract import Graph
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.optimize import optimize
-from qwen3vl_export.exporter.quantize import quantize, store_as
+from qwen3vl_export.exporter.quantize import quantize, storage_of, store_as
 from qwen3vl_export.exporter.quantize.experts import build_qmoe
+from qwen3vl_export.exporter.rewrites.products import fuse_products
 from qwen3vl_export.exporter.simplify import simplify
 from qwen3vl_export.exporter.weights import WeightFile, attach
 from qwen3vl_export.exporter.weights.blockwise import pack_integers, quantize_nearest
@@ -58,7 +59,8 @@ def build_graph(
     folder = work / f"{graph}-{target}-{method}"
     folder.mkdir(exist_ok=True)
     with WeightFile.create(folder, graph) as data:
-        model = quantize(model.clone(), quantization, target)
+        model = fuse_products(model.clone(), partial(storage_of, settings=quantization))
+        model = quantize(model, quantization, target)
         model = model if stored == ir.DataType.FLOAT else store_as(model, stored)
         written = attach(model, contract, open_checkpoint(str(checkpoint)), data)
         ir.save(written, folder / "model.onnx")
@@ -216,9 +218,9 @@ def test_experts_whose_rows_are_no_whole_blocks_are_named() -> None:
 def test_kept_weights_stay_and_others_do_not(tmp_path: Path) -> None:
     model = build_graph(tmp_path, "decoder_model_merged", method="int4", keep=("lm_head.weight", "*.layers.0.*"))
     names = {tensor.name for tensor in model.graph.initializer}
-    assert "lm_head.weight" in names and "language_model.layers.0.mlp.up_proj.weight" in names
-    assert "language_model.layers.1.mlp.up_proj.weight.quantized" in names
-    assert "language_model.layers.1.mlp.up_proj.weight" not in names
+    assert "lm_head.weight" in names and "language_model.layers.0.mlp.gate_up_proj.weight" in names
+    assert "language_model.layers.1.mlp.gate_up_proj.weight.quantized" in names
+    assert "language_model.layers.1.mlp.gate_up_proj.weight" not in names
 
 
 def test_a_pattern_that_keeps_nothing_is_an_error(tmp_path: Path) -> None:

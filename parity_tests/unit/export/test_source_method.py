@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from qwen3vl_export.contract import DECODER, EMBED_TOKENS, VISION_ENCODER
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.formats.integers import IntegerMatrix
-from qwen3vl_export.exporter.checkpoint.names import TABLE
+from qwen3vl_export.exporter.checkpoint.names import TABLE, members_of
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.plan import estimate_writing
-from qwen3vl_export.exporter.quantize import quantize
+from qwen3vl_export.exporter.quantize import quantize, storage_of
 from qwen3vl_export.exporter.quantize.source import find_source_weights
+from qwen3vl_export.exporter.rewrites.products import fuse_products
 from qwen3vl_export.exporter.weights import WeightFile, attach, blockwise
 from qwen3vl_export.promise import FROM_SOURCE
 from qwen3vl_export.publishing.model_card import quantized
@@ -48,6 +51,7 @@ from ...fixtures.quantized_checkpoints import (
 from ...harness.checks.weights import block_errors
 from ...harness.judging.verdicts import load_profile
 from ...harness.sides.artifact.dequantization import dequantized_weights
+from ...harness.sides.artifact.probe import readers_of, split_after
 from ...harness.sides.pytorch.restored_weights import restored_weights
 from ...harness.verify import open_bench, run
 from .test_quantize import trace_skeleton
@@ -74,7 +78,9 @@ def quantize_graph(recipe: Recipe, checkpoint: Path, graph: str = DECODER, like:
     """
     weights = find_source_weights(recipe, open_checkpoint(str(checkpoint)), lambda line: None)
     _, model = trace_skeleton(like, graph, "ort", getattr(torch, recipe.compute_dtype))
-    return quantize(model.clone(), recipe.quantization_of(graph), "ort", weights)
+    settings = recipe.quantization_of(graph)
+    model = fuse_products(model.clone(), partial(storage_of, settings=settings, source_weights=weights))
+    return quantize(model, settings, "ort", weights)
 
 
 def write_graph(work: Path, recipe: Recipe, checkpoint: Path, graph: str = DECODER, like: Path = TINY) -> Path:
@@ -100,17 +106,23 @@ def halves(data: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
 
 
 def carried_arrays(path: Path) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
-    """Tensor, integers [N, B, size], zero points [N, B] and scales [N, B] of every `MatMulNBits`."""
+    """Tensor, integers [N, B, size], zero points [N, B] and scales [N, B] of every weight of a `MatMulNBits`."""
     model = onnx.load(path)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    readers = readers_of(model)
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
             bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
             data, scales, *zero_points = (stored[name] for name in node.input[1:4] if name)
             middle = np.full(scales.shape, 2 ** (bits - 1), np.float32)
             points = halves(zero_points[0], bits)[:, : scales.shape[1]] if zero_points else middle
-            name = "model." + node.input[1].removesuffix(".quantized")
-            yield name, halves(data, bits), points, scales.astype(np.float32)
+            arrays = halves(data, bits), points, scales.astype(np.float32)
+            split = split_after(node.output[0], readers)
+            counts = stored[split.input[1]] if split is not None else [len(data)]
+            members = members_of("model." + node.input[1].removesuffix(".quantized"))
+            for name, count, end in zip(members, counts, accumulate(counts), strict=True):
+                integers, zeros, factors = (array[end - count : end] for array in arrays)
+                yield name, integers, zeros, factors
 
 
 def values_of(integers: NDArray[Any], zero_points: NDArray[Any], scales: NDArray[Any], width: int) -> Tensor:

@@ -14,7 +14,7 @@ from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import Checkpoint
 from qwen3vl_export.exporter.checkpoint.files import SINGLE
 from qwen3vl_export.exporter.checkpoint.tensors import TransposedReader
-from qwen3vl_export.exporter.weights import is_transposed, stream
+from qwen3vl_export.exporter.weights import stream
 from qwen3vl_export.exporter.weights.inputs import TRANSPOSE_MATRIX, Source, WeightTransform
 from qwen3vl_export.exporter.weights.packing import TORCH_DTYPES, Blockwise, Packing, PerColumn
 from qwen3vl_export.exporter.weights.stream import Destination, ErrorSums, split_pieces, stream_piece
@@ -48,11 +48,11 @@ def write(checkpoint: Checkpoint, path: Path, name: str, source: Source, dtype: 
     with path.open("wb") as file:
         destinations = {}
         for part, (part_shape, part_dtype) in parts.items():
-            transposed = is_transposed(replace(source, part=part))
+            transposed = replace(source, part=part).is_transposed
             destinations[part] = Destination(file.fileno(), end, part_shape, part_dtype, transposed)
             end += destinations[part].length
         sums = ErrorSums()
-        for piece in split_pieces(shape, source.transform):
+        for piece in split_pieces(shape, source.read_transform):
             sums.add(stream_piece(checkpoint, name, source, destinations, piece, progress.append))
     assert sum(progress) == end == path.stat().st_size
     return path.read_bytes(), sums.relative

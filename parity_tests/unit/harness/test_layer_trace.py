@@ -63,6 +63,7 @@ def test_every_layer_of_a_good_artifact_is_found_and_agrees(tiny_artifact: Path)
         ("corrupted-byte-sealed", DECODER, "decoder layer 2, mlp.down_proj ("),
         ("epsilon-1e-5", DECODER, "decoder layer 0, input_layernorm ("),
         ("qk-norm-skipped", DECODER, "decoder layer 0, self_attn."),
+        ("gate-and-up-swapped", DECODER, "decoder layer 0, mlp.gate_proj (Gemm)"),
         ("deepstack-dropped", DECODER, "decoder layer 1, input_layernorm"),
         ("lm-head-order", DECODER, "decoder, lm_head"),
         ("gelu-exact", VISION_ENCODER, "vision block 0, mlp.linear_fc2, its input (made by Gelu)"),
@@ -124,14 +125,14 @@ def test_layers_that_lost_their_names_are_listed(tiny_artifact: Path, tmp_path: 
     shutil.copytree(tiny_artifact, copy)
     path = copy / "onnx" / f"{DECODER}.onnx"
     model = onnx.load(path, load_external_data=False)
-    old, new = "language_model.layers.1.mlp.up_proj.weight", "onnx::MatMul_77"
+    old, new = "language_model.layers.1.mlp.down_proj.weight", "onnx::MatMul_77"
     for node in model.graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
     for tensor in model.graph.initializer:
         tensor.name = new if tensor.name == old else tensor.name
     onnx.save(model, path)
     trail = trails(open_bench(copy, "quick", check_files=False))[DECODER]
-    assert trail.unmatched == ("layers.1.mlp.up_proj",)
+    assert trail.unmatched == ("layers.1.mlp.down_proj",)
     assert trail.first is None
 
 

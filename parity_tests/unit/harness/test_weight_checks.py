@@ -67,7 +67,7 @@ def test_a_scale_that_is_twice_as_large_is_found(method: str, tmp_path: Path) ->
     path = write_graph(tmp_path, "portable", method)
     good = {parameter: rows for parameter, _, rows in dequantized_weights(path)}
     model = onnx.load(path)
-    scales = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("up_proj.weight.scales"))
+    scales = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("down_proj.weight.scales"))
     changed = numpy_helper.to_array(scales).copy()
     changed.flat[3] *= 2
     scales.CopyFrom(numpy_helper.from_array(changed, scales.name))

@@ -7,6 +7,7 @@ the integers were computed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class CalibrationResults:
                 stored[first : first + len(values)] = values.numpy()
                 stored.flush()
 
+    def count(self, parameter: str) -> int:
+        """Rows of a weight, those of all matrices of a stack."""
+        return len(np.load(self.path(parameter, SCALES), mmap_mode="r"))
+
     def read(self, parameter: str, first: int, count: int, bits: int, width: int) -> PackedRows:
         """`count` rows of a weight [N, width], from row `first` on."""
 
@@ -62,6 +67,10 @@ class CalibratedRows:
 
     results: CalibrationResults
     parameter: str
+
+    @cached_property
+    def count(self) -> int:
+        return self.results.count(self.parameter)
 
     def read(self, index: Tensor, packing: Blockwise, width: int) -> PackedRows:
         start, end = int(index.min()), int(index.max()) + 1

@@ -1,4 +1,5 @@
-"""What tensors are called: in the files, in transformers' model, and as a submodule's parameters."""
+"""What tensors are called: in the files, in transformers' model, as a submodule's parameters, and where a graph fuses
+several of them into one weight."""
 
 from __future__ import annotations
 
@@ -19,6 +20,10 @@ PREFIXES = {  # of a submodule's parameters -> of the checkpoint's tensors
 TABLE, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 SCORE = "score.weight"  # two rows of the head, of a reranker: no file has it under this name
 BASE = "model."  # `base_model_prefix` of transformers' classes
+FUSED = {  # a product that stands in for several of one input -> those, in the order of their rows
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
 WRAPPED = (BASE, "model.language_model.", "model.visual.")  # prefixes that other programs write in another way
 
 
@@ -38,6 +43,36 @@ def parameter_name(tensor: str) -> str | None:
         if tensor.startswith(checkpoint_prefix):
             return prefix + tensor.removeprefix(checkpoint_prefix)
     return None
+
+
+def fused_name(name: str) -> str | None:
+    """The weight that one of `FUSED` belongs to: `layers.0.mlp.up_proj.weight` -> `layers.0.mlp.gate_up_proj.weight`;
+    None for any other."""
+    for fused, members in FUSED.items():
+        for member in members:
+            if (renamed := _replace_module(name, member, fused)) is not None:
+                return renamed
+    return None
+
+
+def members_of(name: str) -> tuple[str, ...]:
+    """The weights whose rows follow one another in that of this name: `layers.0.mlp.gate_up_proj.weight` ->
+    `layers.0.mlp.gate_proj.weight`, `layers.0.mlp.up_proj.weight`. One that is not fused is its own only member.
+
+    Args:
+        name: of a parameter or of a module, with any prefix.
+    """
+    for fused, members in FUSED.items():
+        renamed = [_replace_module(name, fused, member) for member in members]
+        if None not in renamed:
+            return tuple(filter(None, renamed))
+    return (name,)
+
+
+def _replace_module(name: str, module: str, new: str) -> str | None:
+    """A dotted name with one module in place of another; None if it does not have that module."""
+    before, match, after = f".{name}.".partition(f".{module}.")
+    return f"{before}.{new}.{after}".strip(".") if match else None
 
 
 def rename_tensors(stored: Iterable[str], model_type: str, source: str) -> dict[str, str]:

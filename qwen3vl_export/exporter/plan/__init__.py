@@ -32,9 +32,10 @@ from ...recipe.model import Recipe
 from ...replaceable import check_output
 from ..checkpoint import Checkpoint
 from ..checkpoint.files import SINGLE
+from ..checkpoint.names import members_of
 from ..settings import check_settings
 from ..skeletons import Log, Skeleton, build_skeletons, inputs_of, open_recipe_checkpoint, recipe_for, sort_for_writing
-from ..weights import WORKERS, ArrayKey, FilePlacement, is_transposed, key_of
+from ..weights import WORKERS, ArrayKey, FilePlacement, key_of
 from ..weights.inputs import Source, fold_transforms, shape_of, source_of, weight_inputs
 from ..weights.packing import Packing
 from ..weights.quantized_rows import QuantizedPacking
@@ -187,10 +188,11 @@ def estimate_memory(models: Sequence[ir.Model], checkpoint: Checkpoint) -> int:
     tied = checkpoint.tied
     largest = 0
     for (tensor, source, _), region in _weight_regions(models, tied).items():
-        shape = checkpoint.tensors[tensor].shape
-        rows = 4 * rows_per_read(shape, source.transform) * prod(shape[1:])
-        columns = max(cut.stop - cut.start for cut in split_pieces(shape, source.transform)) if region.transposed else 0
-        largest = max(largest, rows + columns * region.shape[0] * region.dtype.bitwidth // 8)
+        for shape in (checkpoint.tensors[member].shape for member in members_of(tensor)):
+            rows = 4 * rows_per_read(shape, source.read_transform) * prod(shape[1:])
+            cuts = split_pieces(shape, source.read_transform) if region.transposed else []
+            columns = max((cut.stop - cut.start for cut in cuts), default=0)
+            largest = max(largest, rows + columns * region.shape[0] * region.dtype.bitwidth // 8)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     return usage + WORKERS * (largest + 4 * STRIP_COPIES * STRIP_VALUES)
 
@@ -208,7 +210,8 @@ def estimate_writing(models: Sequence[ir.Model], checkpoint: Checkpoint, directo
         if weight not in counted:
             counted.add(weight)
             packing = source.packing.blockwise if isinstance(source.packing, QuantizedPacking) else source.packing
-            values[packing, ir.DataType.FLOAT if packing else dtype] += prod(checkpoint.tensors[tensor].shape)
+            count = sum(prod(checkpoint.tensors[member].shape) for member in members_of(tensor))
+            values[packing, ir.DataType.FLOAT if packing else dtype] += count
     with tempfile.TemporaryDirectory(dir=directory, prefix=".plan-") as folder:
         root = Path(folder)
         rows = torch.randn(PIECE_VALUES // SAMPLE_WIDTH, SAMPLE_WIDTH).to(torch.bfloat16)
@@ -231,7 +234,7 @@ def _weight_regions(models: Sequence[ir.Model], tied: bool) -> dict[ArrayKey, De
     for model in models:
         for value in weight_inputs(fold_transforms(model)):
             assert value.dtype is not None
-            region = Destination(-1, 0, shape_of(value), value.dtype, is_transposed(source_of(value)))
+            region = Destination(-1, 0, shape_of(value), value.dtype, source_of(value).is_transposed)
             regions.setdefault(key_of(value, tied), region)
     return regions
 
@@ -249,7 +252,7 @@ def _time_piece(sample: Checkpoint, packing: Packing | None, dtype: ir.DataType)
         for offset in (0, 4 * PIECE_VALUES):  # the first pass allocates buffers, which a build does once
             regions = {
                 name: Destination(
-                    file.fileno(), offset, part_shape, part_dtype, is_transposed(replace(source, part=name))
+                    file.fileno(), offset, part_shape, part_dtype, replace(source, part=name).is_transposed
                 )
                 for name, (part_shape, part_dtype) in parts.items()
             }

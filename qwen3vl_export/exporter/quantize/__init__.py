@@ -25,8 +25,8 @@ import onnx_ir as ir
 
 from ...contract import EMBED_TOKENS, EMBEDDINGS
 from ...errors import BuildError
-from ...recipe.quantize import MethodSettings
-from ..checkpoint.names import SCORE
+from ...recipe.quantize import BlockSettings, Int8Dynamic, MethodSettings
+from ..checkpoint.names import SCORE, members_of
 from ..opsets import declare_microsoft
 from ..simplify import clean
 from ..weights.inputs import (
@@ -74,14 +74,17 @@ def quantize(
         return model
     model = fold_transforms(model)
     weights = weight_inputs(model)
-    excluded = _match_parameters(model, weights, settings.keep)
-    excluded |= {name for weight in weights if is_exact(name := source_of(weight).parameter)}
-    quantized = {weight for weight in weights if source_of(weight).parameter not in excluded}
-    if settings.method == "source":
-        quantized = {weight for weight in quantized if source_of(weight).parameter in source_weights.settings}
+    _check_patterns(model, weights, settings.keep)
+
+    storage: dict[str, Any] = {}
+    for parameter in {source_of(weight).parameter for weight in weights}:
+        stored = storage_of(members_of(parameter)[0], settings, source_weights)
+        if stored is not None:
+            storage[parameter] = stored
+    quantized = {weight for weight in weights if source_of(weight).parameter in storage}
 
     def settings_of(weight: ir.Value | None) -> Any:
-        return source_weights.settings.get(source_of(weight).parameter, settings) if weight is not None else settings
+        return storage[source_of(weight).parameter] if weight is not None else None
 
     is_table = model.graph.name in (EMBED_TOKENS, EMBEDDINGS)
     match: Callable[[ir.Node, set[ir.Value]], WeightReader | None] = _match_look_up if is_table else _match_product
@@ -89,7 +92,7 @@ def quantize(
     for node in list(model.graph.all_nodes()):
         reader = match(node, quantized)
         if reader is not None:
-            _replace(node, build(model, reader, source_weights.settings.get(reader.rows.parameter, settings)))
+            _replace(node, build(model, reader, storage[reader.rows.parameter]))
         elif settings.method == "int8_dynamic":
             continue
         elif node.op_type == "MoE" and {node.inputs[2], node.inputs[4]} <= quantized:
@@ -118,6 +121,19 @@ def quantize(
     return clean(drop_unused(model))
 
 
+def storage_of(
+    parameter: str, settings: MethodSettings, source_weights: SourceWeights = NOTHING_CARRIED
+) -> BlockSettings | Int8Dynamic | None:
+    """How the weight of a parameter is quantized; None if it is not.
+
+    Args:
+        settings, source_weights: as for `quantize`.
+    """
+    if settings.method == "none" or is_exact(parameter) or any(fnmatchcase(parameter, p) for p in settings.keep):
+        return None
+    return source_weights.settings.get(parameter) if settings.method == "source" else settings
+
+
 def is_exact(parameter: str) -> bool:
     """Whether a product decides between few outcomes, so that its weights are never quantized."""
     return parameter == SCORE or fnmatchcase(parameter, ROUTER)
@@ -138,23 +154,19 @@ def store_as(model: ir.Model, dtype: ir.DataType) -> ir.Model:
     return model
 
 
-def _match_parameters(model: ir.Model, weights: Sequence[ir.Value], patterns: Sequence[str]) -> set[str]:
-    """The parameters that any of the patterns matches.
+def _check_patterns(model: ir.Model, weights: Sequence[ir.Value], patterns: Sequence[str]) -> None:
+    """Look for the weights that patterns name.
 
     Raises:
         BuildError: a pattern that matches none.
     """
-    parameters = sorted({source_of(weight).parameter for weight in weights})
-    matches: set[str] = set()
+    parameters = sorted({name for weight in weights for name in members_of(source_of(weight).parameter)})
     for pattern in patterns:
-        matched = {name for name in parameters if fnmatchcase(name, pattern)}
-        if not matched:
+        if not any(fnmatchcase(name, pattern) for name in parameters):
             raise BuildError(
                 f"{model.graph.name}: keep: {pattern} matches none of its weights",
                 f"They have names like {parameters[0]}; * matches any text",
             )
-        matches |= matched
-    return matches
 
 
 def _match_product(node: ir.Node, weights: set[ir.Value]) -> WeightReader | None:

@@ -47,6 +47,8 @@ def use_gemm(model: ir.Model) -> ir.Model:
             like[_replace_by_gemm(model, node, weight, inputs[0])] = inputs[0]
         elif node.op_type in LIKE_FIRST_INPUT:
             like |= {node.outputs[index]: inputs[0] for index in LIKE_FIRST_INPUT[node.op_type]}
+        elif node.op_type == "Split" and node.attributes.get_int("axis", 0) == -1:
+            like |= dict.fromkeys(node.outputs, inputs[0])
         elif (
             node.op_type in LIKE_ALL_INPUTS and len(shaped := {value for value in inputs if not _is_scalar(value)}) == 1
         ):
@@ -68,10 +70,10 @@ def _replace_by_gemm(model: ir.Model, node: ir.Node, transposed: ir.Value, like:
     assert x is not None and transposed.dtype is not None and node.graph is not None
     width, rows = shape_of(transposed)
     weight = weight_input(model, Source(source.parameter, source.transform[:-1]), transposed.dtype, (rows, width))
-    flat = ir.node("Reshape", [x, _constant(model, -1, width)])
+    flat = ir.node("Reshape", [x, integer_constant(model, -1, width)])
     product = ir.node("Gemm", [flat.outputs[0], weight], {"transB": 1}, name=node.name)
     outer = ir.node("Shape", [like], {"start": 0, "end": -1})
-    shape = ir.node("Concat", [outer.outputs[0], _constant(model, rows)], {"axis": 0})
+    shape = ir.node("Concat", [outer.outputs[0], integer_constant(model, rows)], {"axis": 0})
     result = ir.node("Reshape", [product.outputs[0], shape.outputs[0]])
     node.graph.insert_before(node, [flat, product, outer, shape, result])
     new = result.outputs[0]
@@ -85,7 +87,8 @@ def _is_scalar(value: ir.Value) -> bool:
     return value.const_value is not None and not value.const_value.shape.dims
 
 
-def _constant(model: ir.Model, *numbers: int) -> ir.Value:
+def integer_constant(model: ir.Model, *numbers: int) -> ir.Value:
+    """The int64 initializer [len(numbers)] of a graph that holds these numbers, added if there is none."""
     name = "shape_" + "x".join(map(str, numbers))
     if name not in model.graph.initializers:
         value = ir.Value(name=name, const_value=ir.tensor(numbers, ir.DataType.INT64, name))

@@ -21,7 +21,8 @@ from onnx_ir.passes import common as passes
 
 from ...contract import Graph
 from ..checkpoint import Checkpoint
-from .file import ArrayKey, FilePlacement, WeightFile, is_transposed, key_of, size_of
+from ..checkpoint.names import members_of
+from .file import ArrayKey, FilePlacement, WeightFile, key_of, size_of
 from .inputs import Source, fold_transforms, source_of, weight_inputs
 from .journal import FileRange, Journal, hash_of
 from .stream import Destination, ErrorSums, split_pieces, stream_piece
@@ -33,7 +34,6 @@ __all__ = [
     "Progress",
     "WeightFile",
     "attach",
-    "is_transposed",
     "key_of",
     "size_of",
 ]
@@ -41,7 +41,7 @@ __all__ = [
 WORKERS = 2
 
 Progress = Callable[[int], None]
-TensorSource = tuple[str, Source]  # a tensor of the checkpoint and how it is stored, all parts together
+TensorSource = tuple[str, Source]  # a tensor, which may be a fused one, and how it is stored, all parts together
 Destinations = Mapping[str, Destination]  # by part
 
 
@@ -92,31 +92,53 @@ def _write_all(
     checkpoint: Checkpoint, sources: Mapping[TensorSource, Destinations], journal: Journal | None, progress: Progress
 ) -> dict[str, float]:
     """Stream every tensor, `WORKERS` pieces at a time; returns the relative error of each quantized parameter."""
-    errors: dict[str, float | None] = {}
+    errors: dict[str, float] = {}
     with ThreadPoolExecutor(WORKERS) as pool, _single_torch_thread():
-        running: list[tuple[_Record, Source, list[Future[ErrorSums]]]] = []
+        running: list[tuple[_Record, Source, dict[str, list[Future[ErrorSums]]]]] = []
         for (tensor, source), destinations in sources.items():
             record = _Record.of(tensor, source, destinations)
             if journal is not None and (entry := journal.entries.get(record.digest)) is not None:
-                errors[source.parameter] = entry.error
+                errors |= entry.errors
                 continue
-            pieces = split_pieces(checkpoint.tensors[tensor].shape, source.transform)
-            futures = [
-                pool.submit(stream_piece, checkpoint, tensor, source, destinations, piece, progress) for piece in pieces
-            ]
+            futures = _start_streams(pool, checkpoint, tensor, source, destinations, progress)
             running.append((record, source, futures))
         try:
             for record, source, futures in running:
-                sums = ErrorSums()
-                for future in futures:
-                    sums.add(future.result())
-                errors[source.parameter] = sums.relative if source.packing is not None else None
+                relative: dict[str, float] = {}
+                for parameter, pieces in futures.items():
+                    sums = ErrorSums()
+                    for future in pieces:
+                        sums.add(future.result())
+                    if source.packing is not None:
+                        relative[parameter] = sums.relative
+                errors |= relative
                 if journal is not None:
-                    journal.add(record.digest, record.ranges, errors[source.parameter], record.descriptors)
+                    journal.add(record.digest, record.ranges, relative, record.descriptors)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {parameter: error for parameter, error in errors.items() if error is not None}
+    return errors
+
+
+def _start_streams(
+    pool: ThreadPoolExecutor,
+    checkpoint: Checkpoint,
+    tensor: str,
+    source: Source,
+    destinations: Destinations,
+    progress: Progress,
+) -> dict[str, list[Future[ErrorSums]]]:
+    """Start to write a tensor, or those that are fused in it, one below the other; the pieces of each parameter."""
+    futures: dict[str, list[Future[ErrorSums]]] = {}
+    above = 0
+    for member, parameter in zip(members_of(tensor), members_of(source.parameter), strict=True):
+        shape = checkpoint.tensors[member].shape
+        futures[parameter] = [
+            pool.submit(stream_piece, checkpoint, member, source, destinations, piece, progress, above)
+            for piece in split_pieces(shape, source.read_transform)
+        ]
+        above += shape[0] if shape else 0
+    return futures
 
 
 @dataclass(frozen=True)

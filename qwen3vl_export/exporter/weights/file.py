@@ -127,7 +127,7 @@ class WeightFile:
         descriptor = self._descriptor(name)
         if os.fstat(descriptor).st_size < offset + length:
             os.ftruncate(descriptor, offset + length)
-        return Destination(descriptor, offset, shape_of(value), value.dtype, is_transposed(source_of(value)), name)
+        return Destination(descriptor, offset, shape_of(value), value.dtype, source_of(value).is_transposed, name)
 
     def _descriptor(self, name: str) -> int:
         """An open file, truncated to what the journal records."""
@@ -165,8 +165,3 @@ def size_of(value: ir.Value) -> int:
     """Bytes of a weight input."""
     assert value.dtype is not None
     return Destination(-1, 0, shape_of(value), value.dtype).length
-
-
-def is_transposed(source: Source) -> bool:
-    """Whether the rows of the checkpoint's tensor are the columns of the stored array."""
-    return source.packing is not None and source.part in source.packing.transposed_parts

@@ -43,6 +43,18 @@ class Source:
         """The initializer's name: the parameter's, and the part's if there is one."""
         return f"{self.parameter}.{self.part}" if self.part else self.parameter
 
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the rows of the checkpoint's tensor are the columns of the stored array."""
+        if self.packing is None:
+            return self.transform == (TRANSPOSE_MATRIX,)
+        return self.part in self.packing.transposed_parts
+
+    @property
+    def read_transform(self) -> WeightTransform:
+        """The steps that are applied to rows as they are read; those that become columns are not transposed again."""
+        return () if self.packing is None and self.is_transposed else self.transform
+
 
 def weight_inputs(model: ir.Model) -> list[ir.Value]:
     """The lifted weights of a skeleton."""

@@ -30,10 +30,10 @@ FileRange = tuple[str, int, int]  # file, offset, bytes
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """One complete tensor: where its arrays are stored, and the relative error of its quantized values."""
+    """One complete tensor: where its arrays are stored, and the relative errors of quantized parameters."""
 
     ranges: Sequence[FileRange]
-    error: float | None
+    errors: Mapping[str, float]
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Journal:
         header, new = lines[0] if lines else {}, journal.dependencies
         changed = sorted(name for name in {*new, *header} if new.get(name) != header.get(name))
         journal.entries = {
-            line["made_of"]: JournalEntry([(*part,) for part in line["parts"]], line["error"]) for line in lines[1:]
+            line["made_of"]: JournalEntry([(*part,) for part in line["parts"]], line["errors"]) for line in lines[1:]
         }
         if not changed and not journal.fits(directory):
             changed = ["its files"]
@@ -100,11 +100,14 @@ class Journal:
         paths = {name: directory / name for name in self.files}
         return all(path.is_file() and path.stat().st_size >= self.end(name) for name, path in paths.items())
 
-    def add(self, digest: str, ranges: Sequence[FileRange], error: float | None, descriptors: Sequence[int]) -> None:
+    def add(
+        self, digest: str, ranges: Sequence[FileRange], errors: Mapping[str, float], descriptors: Sequence[int]
+    ) -> None:
         """Record a tensor whose bytes are all written; any thread may call.
 
         Args:
             digest: hash of everything that decides its bytes and offsets.
+            errors: by parameter, of what is quantized.
             descriptors: the files it was written to.
         """
         if self.dependencies["boot"] == UNKNOWN_BOOT:
@@ -112,10 +115,10 @@ class Journal:
                 os.fsync(descriptor)
         with self._lock:
             lines: list[Mapping[str, Any]] = [] if self.path.is_file() else [self.dependencies]
-            lines.append({"made_of": digest, "parts": ranges, "error": error})
+            lines.append({"made_of": digest, "parts": ranges, "errors": errors})
             with self.path.open("ab") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            self.entries[digest] = JournalEntry(ranges, error)
+            self.entries[digest] = JournalEntry(ranges, errors)
 
 
 def hash_of(value: object) -> str:

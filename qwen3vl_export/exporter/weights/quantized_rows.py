@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ..checkpoint.names import members_of
 from .blockwise import PackedRows
 from .inputs import SOURCE, WeightTransform, source_of, weight_inputs
 from .packing import Blockwise, PackedPart
@@ -21,6 +22,10 @@ from .packing import Blockwise, PackedPart
 
 class QuantizedRows(Protocol):
     """Where the integers of a weight are; instances are frozen and hashable."""
+
+    @property
+    def count(self) -> int:
+        """Rows of the weight, those of all matrices of a stack."""
 
     def read(self, index: Tensor, packing: Blockwise, width: int) -> PackedRows:
         """Rows of a weight [N, width], or of a stack of matrices [E, N, width] whose rows follow one another.
@@ -59,13 +64,34 @@ class QuantizedPacking:
         return self.blockwise.arrays(self.rows.read(index, self.blockwise, width), width)
 
 
+@dataclass(frozen=True)
+class FusedRows:
+    """The integers of several weights of one width, whose rows follow one another."""
+
+    members: tuple[QuantizedRows, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(rows.count for rows in self.members)
+
+    def read(self, index: Tensor, packing: Blockwise, width: int) -> PackedRows:
+        """As `QuantizedRows.read`, of rows of one member only: weights are written one member at a time."""
+        first = 0
+        for rows in self.members:
+            if int(index.max()) < first + rows.count:
+                return rows.read(index - first, packing, width)
+            first += rows.count
+        raise AssertionError(f"row {int(index.max())} of {first}")
+
+
 def use_rows(model: ir.Model, rows_of: Callable[[str], QuantizedRows]) -> ir.Model:
-    """Replace every blockwise packing of a skeleton by one that reads the integers of its parameter."""
+    """Replace every blockwise packing of a skeleton by one that reads the integers of its parameters."""
     for value in weight_inputs(model):
         source = source_of(value)
         if isinstance(source.packing, Blockwise):
-            rows, row_order = rows_of(source.parameter), find_row_order(source.transform)
-            value.meta[SOURCE] = replace(source, packing=QuantizedPacking(source.packing, rows, row_order))
+            rows, row_order = tuple(map(rows_of, members_of(source.parameter))), find_row_order(source.transform)
+            whole = FusedRows(rows) if len(rows) > 1 else rows[0]
+            value.meta[SOURCE] = replace(source, packing=QuantizedPacking(source.packing, whole, row_order))
     return model
 
 

@@ -29,6 +29,10 @@ class SourceRows:
     tensor: str
     matrices: Sequence[IntegerMatrix] = field(compare=False, repr=False)
 
+    @property
+    def count(self) -> int:
+        return sum(matrix.reader.shape[0] for matrix in self.matrices)
+
     def read(self, index: Tensor, packing: Blockwise, width: int) -> PackedRows:
         starts = torch.tensor([*accumulate((matrix.reader.shape[0] for matrix in self.matrices), initial=0)])
         places = torch.bucketize(index, starts, right=True) - 1

@@ -88,6 +88,7 @@ def stream_piece(
     destinations: Mapping[str, Destination],
     piece: slice,
     progress: Callable[[int], None],
+    above: int = 0,
 ) -> ErrorSums:
     """Write one piece of a tensor, transformed and packed as `source` describes.
 
@@ -96,6 +97,7 @@ def stream_piece(
         destinations: by part of the source's packing; the only key is "" without a packing.
         piece: one of the tensor's `split_pieces`.
         progress: called with the bytes of each write.
+        above: rows of the destination above the tensor's own, where several tensors are fused.
 
     Returns:
         The error of quantization; zeros if the values are only cast.
@@ -105,18 +107,18 @@ def stream_piece(
     """
     sums = ErrorSums()
     gathered: dict[str, Tensor] = {}
-    for first, rows in _read_strips(checkpoint, name, source.transform, piece):
-        arrays = _convert(rows, first, source, destinations, sums)
+    for first, rows in _read_strips(checkpoint, name, source.read_transform, piece):
+        arrays = _convert(rows, above + first, source, destinations, sums)
         for part, destination in destinations.items():
             if not destination.transposed:
-                progress(_write_rows(destination, first, arrays[part]))
+                progress(_write_rows(destination, above + first, arrays[part]))
                 continue
             if part not in gathered:
                 width = min(piece.stop - piece.start, destination.shape[1])
                 gathered[part] = BUFFERS.get(f"gathered {part}", (destination.shape[0], width), arrays[part].dtype)
             _transpose_into(gathered[part][:, first - piece.start :][:, : len(rows)], arrays[part])
     for part, columns in gathered.items():
-        progress(_write_columns(destinations[part], piece.start, columns))
+        progress(_write_columns(destinations[part], above + piece.start, columns))
     return sums
 
 

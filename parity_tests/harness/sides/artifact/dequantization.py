@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from qwen3vl_export.exporter.checkpoint.names import members_of
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.runtime.arrays import Floats
 
 from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows, stored_array, table_rows
-from .probe import module_of
+from .probe import module_of, readers_of, split_after
 
 TABLES = ("GatherBlockQuantized",)  # of artifacts that an earlier version built, and of other exporters
 PRODUCTS = ("MatMulNBits", "DynamicQuantizeMatMul")
@@ -27,8 +28,12 @@ INTEGER_PRODUCT = "MatMulInteger"  # one scale per column, in standard operators
 def dequantized_weights(
     path: Path, selected: Callable[[str], bool] = lambda parameter: True
 ) -> Iterator[tuple[str, int, Floats]]:
-    """Parameter, block size and float32 rows [N, K] of every quantized weight of a graph, or of the selected ones."""
+    """Parameter, block size and float32 rows [N, K] of every quantized weight of a graph, or of the selected ones.
+
+    The rows of a fused weight are those of several parameters; the Split of its product says how many each has.
+    """
     model = onnx.load(path, load_external_data=False)
+    readers = readers_of(model)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     yield from gathered_rows(model.graph.node, stored, path, selected)
     for node in model.graph.node:
@@ -40,7 +45,7 @@ def dequantized_weights(
             yield from gathered_rows(body.node, stored, path, selected)
             continue
         source = weight_of(node, stored)
-        if source is None or not selected(source):
+        if source is None or not any(map(selected, members_of(source))):
             continue
         size = number_of(node, "block_size")
         if node.op_type in TABLES:
@@ -52,7 +57,12 @@ def dequantized_weights(
         else:
             columns = helper.make_node(DEQUANTIZE, [source, scales_after(node, model, stored)], ["y"], axis=1)
             rows = dequantized_rows(columns, stored, path).T
-        yield source, size or rows.shape[1], rows
+        split = split_after(node.output[0], readers) if len(members_of(source)) > 1 else None
+        counts = numpy_helper.to_array(stored[split.input[1]]) if split is not None else [len(rows)]
+        members = members_of(source) if split is not None else [source]
+        for member, part in zip(members, np.split(rows, np.cumsum(counts)[:-1]), strict=True):
+            if selected(member):
+                yield member, size or rows.shape[1], part
 
 
 def place_of(parameter: str) -> tuple[str | None, str]:

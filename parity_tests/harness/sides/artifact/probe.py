@@ -1,15 +1,16 @@
 """Looks inside an ONNX graph: the values at its layers, which are found by the names of their weights.
 
 Optimizing drops the tracer's metadata and renames values, but a parameter keeps its name
-(`language_model.layers.3.self_attn.q_norm.weight`), so the node that reads it is the layer of that name. A layer whose
-weight was packed under another name is left out. Knows files and onnxruntime; nothing about PyTorch.
+(`language_model.layers.3.self_attn.q_norm.weight`), so the node that reads it is the layer of that name. A product that
+is fused of several layers' has the name of their fused weight, and a Split after it gives each layer its output. A
+layer whose weight was packed under another name is left out. Knows files and onnxruntime; nothing about PyTorch.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
+from qwen3vl_export.exporter.checkpoint.names import members_of
 from qwen3vl_export.runtime.session import DTYPES, Opener, load_session, session_options
 
 from .float_activations import Change, keep_products_in_float, leave
@@ -34,6 +36,7 @@ CARRIERS = (
     "Identity",
     "QuantizeLinear",
 )  # of a weight to its use
+PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger", "DynamicQuantizeMatMul", "Mul")  # Mul: by its scales
 FIRST_INPUT = (
     "MatMul",
     "Gemm",
@@ -76,13 +79,8 @@ def module_of(parameter: str) -> str | None:
 
 def layers_of(model: ModelProto) -> list[Layer]:
     """The layers of a graph in its order; of several nodes that read one module's parameters, the last is the layer."""
-    readers: dict[str, list[NodeProto]] = {}
-    makers: dict[str, NodeProto] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-        for name in node.output:
-            makers[name] = node
+    readers = readers_of(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
     order = {node.output[0]: index for index, node in enumerate(model.graph.node) if node.output}
     layers: dict[str, NodeProto] = {}
     for tensor in model.graph.initializer:
@@ -92,7 +90,34 @@ def layers_of(model: ModelProto) -> list[Layer]:
             if module not in layers or order[node.output[0]] > order[layers[module].output[0]]:
                 layers[module] = node
     ordered = sorted(layers.items(), key=lambda item: order[item[1].output[0]])
-    return [describe_layer(module, node, makers) for module, node in ordered]
+    return [layer for entry in ordered for layer in split_layer(describe_layer(*entry, makers), readers)]
+
+
+def readers_of(model: ModelProto) -> dict[str, list[NodeProto]]:
+    """The nodes that read each value of a graph."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def split_layer(layer: Layer, readers: Mapping[str, Sequence[NodeProto]]) -> list[Layer]:
+    """The layers that one is fused of; none if nothing splits its output. One that is not fused is returned."""
+    members = members_of(layer.module)
+    if len(members) == 1:
+        return [layer]
+    split = split_after(layer.output, readers)
+    outputs = zip(members, split.output, strict=True) if split is not None else ()
+    return [replace(layer, module=module, output=output) for module, output in outputs]
+
+
+def split_after(value: str, readers: Mapping[str, Sequence[NodeProto]]) -> NodeProto | None:
+    """The Split that a value leads to, as a weight or as a fused product's output; None if it is read otherwise."""
+    nodes = readers.get(value, ())
+    while len(nodes) == 1 and nodes[0].op_type in (*CARRIERS, *PRODUCTS):
+        nodes = readers.get(nodes[0].output[0], ())
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == "Split" else None
 
 
 def users_of(name: str, readers: Mapping[str, Sequence[NodeProto]]) -> list[NodeProto]:
