@@ -200,7 +200,7 @@ FAULTS = [
     in_graph("mask-ignored", DECODER, graphs.mask_ignored, "decoder", "attention mask ignored"),
     in_graph("epsilon-1e-5", DECODER, graphs.epsilon, "decoder", "epsilon 1e-5"),
     in_graph("qk-norm-skipped", DECODER, graphs.qk_norm_skipped, "decoder", "q and k norms left out"),
-    in_graph("gate-and-up-swapped", DECODER, graphs.gate_and_up_swapped, "decoder", "mlp.gate_proj"),
+    in_graph("gate-and-up-swapped", DECODER, graphs.gate_and_up_swapped, "decoder", "mlp.down_proj, its input"),
     in_weights("lm-head-order", DECODER, weights.lm_head_order, "decoder", "decoder"),
     in_weights("layer-duplicated", DECODER, weights.layer_duplicated, "decoder", "decoder"),
     Fault("corrupted-byte-sealed", "decoder", "decoder", FLIP, graphs=frozenset({DECODER})),

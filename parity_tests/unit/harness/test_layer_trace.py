@@ -63,7 +63,7 @@ def test_every_layer_of_a_good_artifact_is_found_and_agrees(tiny_artifact: Path)
         ("corrupted-byte-sealed", DECODER, "decoder layer 2, mlp.down_proj ("),
         ("epsilon-1e-5", DECODER, "decoder layer 0, input_layernorm ("),
         ("qk-norm-skipped", DECODER, "decoder layer 0, self_attn."),
-        ("gate-and-up-swapped", DECODER, "decoder layer 0, mlp.gate_proj (Gemm)"),
+        ("gate-and-up-swapped", DECODER, "decoder layer 0, mlp.down_proj, its input (made by Mul)"),
         ("deepstack-dropped", DECODER, "decoder layer 1, input_layernorm"),
         ("lm-head-order", DECODER, "decoder, lm_head"),
         ("gelu-exact", VISION_ENCODER, "vision block 0, mlp.linear_fc2, its input (made by Gelu)"),
