@@ -33,7 +33,8 @@ def graph_entry(skeleton: Skeleton, model: ir.Model, file: WeightFile, dtype: st
         model: the graph as it was written.
         dtype: what "float" means in its contract.
     """
-    graph = skeleton.graph
+    graph, calibrated = skeleton.graph, skeleton.calibration or skeleton.smoothing
+    prompts = calibrated.prompts if calibrated is not None else None
     tensors = {
         kind: {t.name: {"dtype": dtype if t.dtype == "float" else t.dtype, "shape": list(t.shape)} for t in declared}
         for kind, declared in (("inputs", graph.inputs), ("outputs", graph.outputs))
@@ -45,7 +46,7 @@ def graph_entry(skeleton: Skeleton, model: ir.Model, file: WeightFile, dtype: st
         "opset": dict(sorted(model.graph.opset_imports.items())),
         "stages": skeleton.stages.records,
         **({"weight_errors": summarize_errors(file.errors)} if file.errors else {}),
-        **({"calibration": skeleton.calibration.record} if skeleton.calibration is not None else {}),
+        **({"calibration": prompts.record} if prompts is not None else {}),
         **tensors,
     }
 

@@ -22,6 +22,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from ..contract import DECODER, VISION_ENCODER
 from ..errors import BuildError
 from ..packaging import storage_rules, write_packaging
 from ..promise import GRAPH_DIR
@@ -46,6 +47,7 @@ from .skeletons import (
     shared_graphs,
     sort_for_writing,
 )
+from .smoothing import plan_smoothings
 from .stages import Stages
 from .submodules import Submodule
 from .unfinished import resumable_directory
@@ -109,11 +111,17 @@ def prepare_build(
         log(f"adapter {adapter.source} ({adapter.revision}), {len(adapter.stored)} tensors")
     check_settings(checkpoint, recipe, log)
     calibrations = plan_calibrations(recipe, checkpoint, directory / CALIBRATED_DIR, log)
-    prompts = {precision: calibration.prompts.sha256 for precision, calibration in calibrations.items()}
+    smoothings = plan_smoothings(recipe, checkpoint, log)
+    prompts = {
+        f"{graph}, {precision}": plan.prompts.sha256
+        for graph, plans in ((DECODER, calibrations), (VISION_ENCODER, smoothings))
+        for precision, plan in plans.items()
+        if plan.prompts is not None
+    }
     journal = open_journal(directory, recipe, checkpoint, prompts, log)
     provenance = run_in_background(checkpoint.provenance)  # hashes gigabytes while this thread traces
     stages_dir = directory / STAGES_DIR if keep_stages else None
-    skeletons = build_skeletons(recipe, checkpoint, log, stages_dir, calibrations)
+    skeletons = build_skeletons(recipe, checkpoint, log, stages_dir, calibrations, smoothings)
     files = planned_files(skeletons, checkpoint, storage_rules(recipe.packaging.runtimes))
     return PreparedBuild(recipe, checkpoint, directory, journal, skeletons, files, provenance)
 

@@ -25,7 +25,7 @@ def open_journal(directory: Path, recipe: Recipe, checkpoint: Checkpoint, prompt
     """Open the journal of a build in `directory`, and remove everything there but the weight files it lists.
 
     Args:
-        prompts: sha256 of the prompts the decoder is calibrated with, by precision.
+        prompts: sha256 of the prompts that graphs are calibrated with, by graph and precision.
     """
     files = [(path.name, identity(path)) for path in checkpoint.files]
     made_of = {

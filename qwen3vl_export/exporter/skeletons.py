@@ -41,10 +41,12 @@ from .quantize.source import NOTHING_CARRIED, SourceWeights, find_source_weights
 from .rewrites.products import fuse_products
 from .rewrites.rows import use_gemm
 from .simplify import simplify
+from .smoothing import TowerSmoothing
 from .stages import Stages
 from .submodules import Submodule, build_submodule, check_tensors
 from .trace import trace
 from .weights import WeightFile, attach
+from .weights.inputs import use_factors
 from .weights.quantized_rows import use_rows
 
 Log = Callable[[str], None]
@@ -100,6 +102,7 @@ class Skeleton:
         stages: the build stages it went through.
         lender: stem of the token table's files, if its output head may read them.
         calibration: how its integers were found, if not by the packing itself.
+        smoothing: what its weights are multiplied with before they are quantized, if anything.
     """
 
     graph: Graph
@@ -108,6 +111,7 @@ class Skeleton:
     precision: str = DEFAULT
     lender: str | None = None
     calibration: DecoderCalibration | None = None
+    smoothing: TowerSmoothing | None = None
 
     @property
     def name(self) -> str:
@@ -126,12 +130,14 @@ def build_skeletons(
     log: Log,
     stages_dir: Path | None = None,
     calibrations: Mapping[str, DecoderCalibration] = MappingProxyType({}),
+    smoothings: Mapping[str, TowerSmoothing] = MappingProxyType({}),
 ) -> list[Skeleton]:
     """Every graph of a recipe in every precision, equal ones once, from the checkpoint's headers alone.
 
     Args:
         stages_dir: where to keep every stage of every graph, runnable; None keeps none.
         calibrations: of the decoder, by precision; each runs when its graph is quantized.
+        smoothings: of the tower, likewise.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape, or integers cannot be carried over.
@@ -171,6 +177,8 @@ def build_skeletons(
             if graph == contract.DECODER:
                 skeleton.lender = table_stem(recipe, precision, checkpoint)
                 skeleton.calibration = calibrations.get(precision)
+            elif data_stem(graph) == contract.VISION_ENCODER:
+                skeleton.smoothing = smoothings.get(precision)
             quantization = variant.quantization_of(graph)
             skeleton = quantize_and_store(
                 skeleton, variant.target, quantization, storage_dtype, source_weights[precision]
@@ -223,6 +231,8 @@ def quantize_and_store(
         model = quantize(model, quantization, target, source_weights)
         if skeleton.calibration is not None:
             model = use_rows(model, partial(CalibratedRows, skeleton.calibration.results))
+        if skeleton.smoothing is not None:
+            model = use_factors(model, skeleton.smoothing.factors)
         model = stages.record("quantized", model)
     model = use_gemm(model)
     if storage_dtype is not None:

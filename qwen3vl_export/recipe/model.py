@@ -58,7 +58,7 @@ class Checkpoint(StrictModel):
 
 
 class Calibration(StrictModel):
-    """The data of `algorithm: gptq`."""
+    """The data of `algorithm: gptq` and `smoothing: calibration`."""
 
     source: str = Field(pattern=r"^[./~][^\x00-\x1f]{0,3999}$")
     """A folder beside the recipe with prompts.jsonl and pictures: ./calibration."""
@@ -355,6 +355,17 @@ class Recipe(StrictModel):
                 )
 
     def _check_calibration(self, prefix: str) -> None:
+        for graph in ("embeddings", "decoder_model_merged"):
+            if getattr(getattr(self.quantization, graph), "smoothing", "none") != "none":
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.smoothing", "only the vision encoder is smoothed", "Remove it"
+                )
+        if getattr(self.quantization.vision_encoder, "smoothing", "none") == "calibration" and self.calibration is None:
+            raise FieldConflict(
+                "calibration",
+                "smoothing: calibration needs prompts with pictures",
+                "Write calibration: {source: ./calibration}, or smoothing: weights, which needs none",
+            )
         for graph in ("vision_encoder", "embeddings"):
             if getattr(getattr(self.quantization, graph), "algorithm", "") == "gptq":
                 raise FieldConflict(

@@ -23,10 +23,16 @@ class KeepPrecision(StrictModel):
 
 
 class Int8Dynamic(StrictModel):
-    """8-bit weights, one scale per output; activations are quantized to 8 bits at run time, one scale per call."""
+    """8-bit weights, one scale per output; activations are quantized to 8 bits at run time."""
 
     method: Literal["int8_dynamic"]
     """int8_dynamic: 8-bit weights and activations."""
+    activations: Literal["per_tensor", "per_token"] = "per_tensor"
+    """What shares a scale of activations: per_tensor, all of a call; per_token, those of a token."""
+    smoothing: Literal["none", "weights", "calibration"] = "none"
+    """Channels of activations that are larger than others are made smaller and the weights that read them larger, by
+    powers of two; the vision encoder only. weights: as norms and weights suggest, needs no data. calibration: as
+    measured on the pictures of `calibration`."""
     keep: Patterns = ()
     """Weights that are not quantized, by name: "visual.merger.*"."""
 

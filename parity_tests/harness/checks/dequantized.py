@@ -45,7 +45,9 @@ from ..judging.verdicts import Profile, load_compute_profile
 from ..sides.artifact.dequantization import dequantized_weights, place_of
 from ..sides.artifact.float_activations import ChangedSessions, float_activations
 from ..sides.artifact.probe import module_of
+from ..sides.artifact.smoothing import Exponents, find_exponents, fold_makers, is_smoothed
 from ..sides.bench import Bench
+from ..sides.pytorch.forward import to_numpy
 from ..sides.pytorch.reference import Reference
 from ..sides.pytorch.reference_cache import Store, recorded_files, scope_of
 from .induction import run_stage
@@ -153,16 +155,21 @@ def load_dequantized_weights(artifact: Artifact, prefix: str, module: nn.Module)
     """
     names = [".".join(filter(None, (prefix, name))) for name, _ in module.named_modules()]
     modules = {module_of(f"{name}.weight"): module.get_submodule(name[len(prefix) :].strip(".")) for name in names}
-    for path in graphs_of(artifact):
+    smoothed: dict[str, Exponents] = {}
+    for graph, path in graphs_of(artifact).items():
         for parameter, _, rows in dequantized_weights(path, lambda parameter: place_of(parameter)[0] in modules):
             name, attribute = place_of(parameter)
-            values = torch.from_numpy(rows).reshape(getattr(modules[name], attribute).shape)
+            replaced = getattr(modules[name], attribute)
+            if is_smoothed(artifact.manifest.recipe, graph_kind(graph)):
+                smoothed[str(name)] = find_exponents(str(name), rows, to_numpy(replaced).reshape(rows.shape))
+            values = torch.from_numpy(rows).reshape(replaced.shape)
             setattr(modules[name], attribute, nn.Parameter(values, requires_grad=False))
+    fold_makers(modules, smoothed)
 
 
-def graphs_of(artifact: Artifact) -> list[Path]:
+def graphs_of(artifact: Artifact) -> dict[str, Path]:
     """One graph for each weight file: all encoders share one, and so do both embedding graphs."""
     names = artifact.manifest.graphs
     encoder = artifact.manifest.encoders[0].graph if artifact.manifest.encoders else VISION_ENCODER
     heads = [name for name in (EMBEDDINGS, EMBED_TOKENS) if name in names][:1]
-    return [artifact.graph_path(name) for name in (encoder, *heads, DECODER) if name in names]
+    return {name: artifact.graph_path(name) for name in (encoder, *heads, DECODER) if name in names}

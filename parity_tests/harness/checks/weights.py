@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from qwen3vl_export.contract import VISION_ENCODER
 from qwen3vl_export.promise import CALIBRATED, FROM_SOURCE, WEIGHTS
@@ -21,6 +22,7 @@ from ..judging.measures import nmse
 from ..judging.outcome import Finding
 from ..sides.artifact.dequantization import dequantized_weights, place_of
 from ..sides.artifact.probe import module_of
+from ..sides.artifact.smoothing import find_exponents, is_smoothed
 from ..sides.bench import Bench
 
 STAGES = (WEIGHTS, CALIBRATED, FROM_SOURCE)
@@ -44,6 +46,8 @@ def weights(graph: str, bench: Bench) -> Finding:
     for parameter, block, dequantized in dequantized_weights(path):
         module, attribute = place_of(parameter)
         truth = bench.reference.parameter(f"{names[module]}.{attribute}").reshape(dequantized.shape)
+        if is_smoothed(bench.artifact.manifest.recipe, graph):
+            truth = find_exponents(names[module], dequantized, truth).apply(torch.from_numpy(truth)).numpy()
         errors.append(nmse(dequantized, truth) or 0.0)
         compared += truth.size
         for start in range(0, len(truth), ROWS):

@@ -162,6 +162,19 @@ MISTAKES = {
         TINY + "quantization: {embeddings: {method: int8_dynamic}}\n",
         "quantization.embeddings.method: int8_dynamic quantizes products",
     ),
+    "decoder smoothed": (
+        TINY + "quantization: {decoder_model_merged: {method: int8_dynamic, smoothing: weights}}\n",
+        "quantization.decoder_model_merged.smoothing: only the vision encoder is smoothed. Remove it",
+    ),
+    "smoothing without prompts": (
+        TINY + "quantization: {vision_encoder: {method: int8_dynamic, smoothing: calibration}}\n",
+        "calibration: smoothing: calibration needs prompts with pictures. Write calibration: {source: ./calibration}, "
+        "or smoothing: weights",
+    ),
+    "smoothing of a precision without prompts": (
+        TINY + "precisions: {int8: {quantization: {vision_encoder: {method: int8_dynamic, smoothing: calibration}}}}\n",
+        "calibration: smoothing: calibration needs prompts with pictures",
+    ),
     "portable experts": (
         TINY + "target: portable\nexperts: operator\n",
         "experts: no standard operator computes a mixture of experts. Write experts: auto",

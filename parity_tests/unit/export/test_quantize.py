@@ -150,15 +150,46 @@ def test_other_weights_may_be_stored_as_the_checkpoint_has_them(method: str, tar
 
 @pytest.mark.parametrize("target", ["ort", "portable"])
 @pytest.mark.parametrize("graph", ["vision_encoder", "decoder_model_merged"])
-def test_dynamic_products_are_close(graph: str, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("activations", ["per_tensor", "per_token"])
+def test_dynamic_products_are_close(activations: str, graph: str, target: str, tmp_path: Path) -> None:
     """Activations are rounded as well, so dequantized weights give only approximately the same result."""
-    quantized = build_graph(tmp_path, graph, target, method="int8_dynamic")
+    quantized = build_graph(tmp_path, graph, target, method="int8_dynamic", activations=activations)
+    assert target == "ort" or {opset.domain for opset in quantized.opset_import} == {""}
     plain = build_graph(tmp_path, graph)
     expected, computed = (
         run_seeded(dequantize_weights(plain, quantized, PerColumn(ir.DataType.FLOAT))),
         run_seeded(quantized),
     )
     assert np.linalg.norm(computed - expected) < 0.1 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("gain", [1000.0, 0.0], ids=["loud", "zero"])
+def test_tokens_with_scales_of_their_own_do_not_blur_others(gain: float, target: str, tmp_path: Path) -> None:
+    """The second picture is a thousand times as bright, or black: the first one's features are as close as before."""
+    expected = run_pictures(build_graph(tmp_path, "vision_encoder"), gain)
+    first = slice(0, 16)  # tokens of the first picture
+    errors = {}
+    for activations in ("per_tensor", "per_token"):
+        graph = build_graph(tmp_path, "vision_encoder", target, method="int8_dynamic", activations=activations)
+        features, usual = run_pictures(graph, gain), run_pictures(graph, 1.0)
+        assert np.isfinite(features).all()
+        errors[activations] = [np.linalg.norm(values[first] - expected[first]) for values in (usual, features)]
+    usual, changed = errors["per_token"]
+    assert changed < 1.5 * usual
+    usual, changed = errors["per_tensor"]
+    assert changed > 3 * usual or not gain, "nothing was loud"
+
+
+def run_pictures(model: onnx.ModelProto, gain: float) -> np.ndarray:
+    """Features of two pictures of noise, the second one multiplied."""
+    pixels = np.random.default_rng(0).uniform(-1, 1, (64 + 24, 1536)).astype(np.float32)
+    pixels[64:] *= gain
+    session: Any = ort.InferenceSession(model.SerializeToString())
+    features: np.ndarray = session.run(
+        None, {"pixel_values": pixels, "image_grid_thw": np.array([[1, 8, 8], [1, 4, 6]])}
+    )[0]
+    return features
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero-points"])

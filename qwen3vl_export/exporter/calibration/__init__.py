@@ -88,11 +88,6 @@ class DecoderCalibration:
         results = CalibrationResults(self.directory)
         return calibrate(self.checkpoint, self.settings, self.prompts, self.scale_dtype, results, self.log)
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """The manifest's record of it."""
-        return {"prompts": len(self.prompts.prepared), "tokens": self.prompts.tokens, "sha256": self.prompts.sha256}
-
 
 def plan_calibrations(
     recipe: Recipe, checkpoint: Checkpoint, directory: Path, log: Log

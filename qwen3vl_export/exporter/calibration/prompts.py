@@ -52,6 +52,11 @@ class Prompts:
         """Tokens of all prompts."""
         return sum(prompt.input_ids.size for prompt in self.prepared)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The manifest's record of them."""
+        return {"prompts": len(self.prepared), "tokens": self.tokens, "sha256": self.sha256}
+
 
 def read_prompts(folder: Path, checkpoint: Checkpoint) -> Prompts:
     """Read and prepare a folder of prompts.

@@ -22,11 +22,24 @@ READ_HIDDEN = ("down_proj", "linear_fc2")  # and those whose inputs may
 WARNED_PART = 0.5  # of a range: other prompts may go further than those of the calibration
 
 Watch = Callable[[nn.Module, str], AbstractContextManager[None]]
+Measure = Callable[[str, nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 def ignore(model: nn.Module, prefix: str) -> AbstractContextManager[None]:
     """A `Watch` that measures nothing."""
     return nullcontext()
+
+
+@contextmanager
+def watch_layers(model: nn.Module, prefix: str, measure: Measure) -> Iterator[None]:
+    """Call `measure` with every layer with weights that runs inside the context: its name, which begins with `prefix`,
+    the module, what goes in and what comes out."""
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if [*module.parameters(recurse=False)] and not [*module.children()]:
+                hook = partial(measure, f"{prefix}{name}".strip("."))
+                stack.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 class Ranges:
@@ -35,15 +48,9 @@ class Ranges:
     def __init__(self) -> None:
         self.largest: dict[str, tuple[float, float]] = {}  # layer -> part of the range, activation
 
-    @contextmanager
-    def watch(self, model: nn.Module, prefix: str) -> Iterator[None]:
-        """Measure every layer of a model that runs inside the context; `prefix` is what their names begin with."""
-        with ExitStack() as stack:
-            for name, module in model.named_modules():
-                if [*module.parameters(recurse=False)] and not [*module.children()]:
-                    hook = partial(self._measure, f"{prefix}{name}".strip("."))
-                    stack.callback(module.register_forward_hook(hook).remove)
-            yield
+    def watch(self, model: nn.Module, prefix: str) -> AbstractContextManager[None]:
+        """Measure a model that runs inside the context; `prefix` is what the names of its layers begin with."""
+        return watch_layers(model, prefix, self._measure)
 
     def _measure(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kind = name.rpartition(".")[2]

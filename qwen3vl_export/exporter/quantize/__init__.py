@@ -7,7 +7,8 @@ weight that a `keep` pattern matches.
     method         ort                                portable (standard operators)
     int8, int4     MatMulNBits, QMoE                  DequantizeLinear of blocks, then the product; experts restored
                                                       one at a time, as in float16 on both targets
-    int8_dynamic   DynamicQuantizeMatMul              DynamicQuantizeLinear, MatMulInteger
+    int8_dynamic   DynamicQuantizeMatMul              DynamicQuantizeLinear, MatMulInteger; on both between Div and Mul
+                                                      where tokens have scales of their own (`quantize/tokens.py`)
     source         as int8 and int4, with the integers of the checkpoint (`quantize/source.py`)
 
 Rows of a table are restored by standard operators on both (`quantize/restore.py`).
@@ -18,6 +19,7 @@ A new method takes a model in `recipe/quantize.py` and a line in `METHODS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -31,7 +33,6 @@ from ..opsets import declare_microsoft
 from ..simplify import clean
 from ..weights.inputs import (
     TRANSPOSE_MATRIX,
-    Source,
     drop_unused,
     fold_transforms,
     remove,
@@ -52,6 +53,7 @@ from .ops import (
     build_matmul_nbits,
 )
 from .source import NOTHING_CARRIED, SourceWeights
+from .tokens import scale_tokens
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
@@ -181,7 +183,7 @@ def _match_product(node: ir.Node, weights: set[ir.Value]) -> WeightReader | None
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return WeightReader(node, x, source, (shape[0], shape[1]), weight.dtype, bias)
     if source.transform[-1:] == (TRANSPOSE_MATRIX,):
-        rows = Source(source.parameter, source.transform[:-1])
+        rows = replace(source, transform=source.transform[:-1])
         return WeightReader(node, x, rows, (shape[1], shape[0]), weight.dtype)
     return None
 
@@ -209,8 +211,8 @@ METHODS: dict[tuple[str, str], NodeBuilder] = {  # by method and target
     ("int8", "ort"): build_matmul_nbits,
     ("int4", "ort"): build_matmul_nbits,
     ("source", "ort"): build_matmul_nbits,
-    ("int8_dynamic", "ort"): build_dynamic_matmul,
+    ("int8_dynamic", "ort"): scale_tokens(build_dynamic_matmul),
     ("int8", "portable"): build_dequantized_matmul,
     ("int4", "portable"): build_dequantized_matmul,
-    ("int8_dynamic", "portable"): build_integer_matmul,
+    ("int8_dynamic", "portable"): scale_tokens(build_integer_matmul),
 }

@@ -10,6 +10,7 @@ Legend: E experts, N rows of a matrix, K values of a row, B blocks of a row.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -70,7 +71,7 @@ def dequantize_expert(model: ir.Model, node: ir.Node, settings: BlockSettings) -
     assert weight is not None and expert is not None and weight.dtype is not None
     source, (stack, width, rows) = source_of(weight), shape_of(weight)
     assert source.transform[-1] == TRANSPOSE_STACK  # the Loop multiplies with columns
-    stored = Source(source.parameter, source.transform[:-1])
+    stored = replace(source, transform=source.transform[:-1])
     parts = _part_inputs(model, weight, stored, (stack, rows, width), settings)
     nodes = restore_rows(source.parameter, parts, expert, settings, (rows,), width // settings.block_size)
     columns = ir.node("Transpose", nodes[-1].outputs, {"perm": [1, 0]})
@@ -99,6 +100,6 @@ def _part_inputs(
     shapes = {name: (stack, *part.shape) for name, part in parts.items()}
     shapes[DATA] = (stack, rows, width * settings.bits // 8)
     return {
-        name: weight_input(model, Source(source.parameter, source.transform, packing, name), part.dtype, shapes[name])
+        name: weight_input(model, replace(source, packing=packing, part=name), part.dtype, shapes[name])
         for name, part in parts.items()
     }

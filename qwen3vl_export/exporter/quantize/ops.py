@@ -11,7 +11,7 @@ Legend: N outputs or rows of a table, K inputs or values of a row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -51,7 +51,7 @@ def _part_inputs(
     return {
         name: weight_input(
             model,
-            Source(reader.rows.parameter, reader.rows.transform, packing, name),
+            replace(reader.rows, packing=packing, part=name),
             part.dtype,
             shapes.get(name, part.shape),
         )

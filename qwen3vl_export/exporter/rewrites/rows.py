@@ -9,12 +9,13 @@ the weights of either when it loads them, so neither is faster. Gemm is a standa
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from ..simplify import clean
 from ..weights.inputs import (
     TRANSPOSE_MATRIX,
-    Source,
     drop_unused,
     fold_transforms,
     remove,
@@ -69,7 +70,7 @@ def _replace_by_gemm(model: ir.Model, node: ir.Node, transposed: ir.Value, like:
     x, old, source = node.inputs[0], node.outputs[0], source_of(transposed)
     assert x is not None and transposed.dtype is not None and node.graph is not None
     width, rows = shape_of(transposed)
-    weight = weight_input(model, Source(source.parameter, source.transform[:-1]), transposed.dtype, (rows, width))
+    weight = weight_input(model, replace(source, transform=source.transform[:-1]), transposed.dtype, (rows, width))
     flat = ir.node("Reshape", [x, integer_constant(model, -1, width)])
     product = ir.node("Gemm", [flat.outputs[0], weight], {"transB": 1}, name=node.name)
     outer = ir.node("Shape", [like], {"start": 0, "end": -1})

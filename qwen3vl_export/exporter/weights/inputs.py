@@ -7,11 +7,13 @@ so that the graph rearranges no weight at run time; `quantize/` adds a packing. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from .factors import Factors
 from .packing import Packing
 
 TransformStep = tuple[str, tuple[int, ...]]  # an operator, and its permutation or shape
@@ -31,12 +33,14 @@ class Source:
         transform: the steps applied to it, in order.
         packing: how its values are quantized (`weights/packing.py`), or None if they are only cast.
         part: which array of the packing this weight is; "" without one.
+        factors: what the checkpoint's tensor is multiplied with before all else, or None.
     """
 
     parameter: str
     transform: WeightTransform = ()
     packing: Packing | None = None
     part: str = ""
+    factors: Factors | None = None
 
     @property
     def name(self) -> str:
@@ -80,6 +84,14 @@ def weight_input(model: ir.Model, source: Source, dtype: ir.DataType, shape: tup
     return value
 
 
+def use_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
+    """Multiply the weights of a skeleton for whose parameters there are factors."""
+    for weight in weight_inputs(model):
+        source = source_of(weight)
+        weight.meta[SOURCE] = replace(source, factors=factors.get(source.parameter))
+    return model
+
+
 def shape_of(weight: ir.Value) -> tuple[int, ...]:
     """A weight's shape; weights have no symbolic dims."""
     assert weight.shape is not None
@@ -97,7 +109,7 @@ def fold_transforms(model: ir.Model) -> ir.Model:
             if step is None:
                 continue
             source = source_of(weight)
-            transformed = Source(source.parameter, (*source.transform, step))
+            transformed = replace(source, transform=(*source.transform, step))
             shape = step[1] if step[0] == "Reshape" else tuple(shape_of(weight)[axis] for axis in step[1])
             new = weight_input(model, transformed, weight.dtype, shape)
             pending.append(new)

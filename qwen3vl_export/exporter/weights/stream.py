@@ -107,7 +107,7 @@ def stream_piece(
     """
     sums = ErrorSums()
     gathered: dict[str, Tensor] = {}
-    for first, rows in _read_strips(checkpoint, name, source.read_transform, piece):
+    for first, rows in _read_strips(checkpoint, name, source, piece):
         arrays = _convert(rows, above + first, source, destinations, sums)
         for part, destination in destinations.items():
             if not destination.transposed:
@@ -127,14 +127,14 @@ def _keeps_rows(shape: tuple[int, ...], transform: WeightTransform) -> bool:
     return all(argument[0] == (shape[0] if op == "Reshape" else 0) for op, argument in transform)
 
 
-def _read_strips(
-    checkpoint: Checkpoint, name: str, transform: WeightTransform, piece: slice
-) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, rows [n, width]) of a piece, transformed."""
-    shape = checkpoint.tensors[name].shape
+def _read_strips(checkpoint: Checkpoint, name: str, source: Source, piece: slice) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, rows [n, width]) of a piece, scaled and transformed."""
+    shape, transform = checkpoint.tensors[name].shape, source.read_transform
     keeps_rows, count = _keeps_rows(shape, transform), rows_per_read(shape, transform)
     for start in range(piece.start, piece.stop, count):
         tensor = checkpoint.read(name, slice(start, min(start + count, piece.stop)), partial(BUFFERS.get, "read"))
+        if source.factors is not None:
+            tensor = source.factors.scale(tensor, start)
         for op, argument in transform:
             if op == "Transpose":
                 tensor = tensor.permute(argument)

@@ -1,0 +1,172 @@
+"""Smoothing: the function stays the same bit for bit, outliers no longer cost precision, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from parity_tests.harness.judging.measures import token_cosines
+from parity_tests.harness.sides.pytorch.reference import Reference
+from qwen3vl_export.contract import IMAGE_GRID_THW, PIXEL_VALUES, VISION_ENCODER
+from qwen3vl_export.errors import BuildError
+from qwen3vl_export.exporter.calibration.prompts import PROMPTS_FILE, read_prompts
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.pipeline import write_graph
+from qwen3vl_export.exporter.skeletons import Skeleton, quantize_and_store
+from qwen3vl_export.exporter.smoothing import TowerSmoothing, pairs_of, smoothing_scales
+from qwen3vl_export.exporter.stages import Stages
+from qwen3vl_export.exporter.weights import WeightFile
+from qwen3vl_export.exporter.weights.factors import Factors
+from qwen3vl_export.exporter.weights.inputs import use_factors
+from qwen3vl_export.recipe.quantize import Int8Dynamic, MethodSettings
+from qwen3vl_export.runtime.prepare import Prepared
+
+from ...fixtures.outlier_checkpoint import write_outlier_checkpoint
+from ...fixtures.paths import TINY
+from .test_quantize import trace_skeleton
+
+FOLDER = TINY.parents[1] / "calibration"
+PER_TOKEN = {"method": "int8_dynamic", "activations": "per_token"}
+WORST_COSINE = 0.999
+
+
+@pytest.fixture(scope="module")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_outlier_checkpoint(tmp_path_factory.mktemp("outliers"))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Prepared:
+    """A prompt of the calibration folder with its pictures."""
+    return read_prompts(FOLDER, open_checkpoint(str(TINY))).prepared[0]
+
+
+@pytest.fixture(scope="module")
+def truth(outliers: Path, pictures: Prepared) -> dict[Path, np.ndarray]:
+    """PyTorch's features, by checkpoint."""
+    return {
+        checkpoint: Reference(checkpoint).vision(pictures.pixel_values, pictures.image_grid_thw)
+        for checkpoint in (TINY, outliers)
+    }
+
+
+def smoothing_of(checkpoint: Path, smoothing: str, **settings: Any) -> TowerSmoothing:
+    opened = open_checkpoint(str(checkpoint))
+    prompts = read_prompts(FOLDER, opened) if smoothing == "calibration" else None
+    chosen = Int8Dynamic.model_validate({"method": "int8_dynamic", "smoothing": smoothing, **settings})
+    return TowerSmoothing(opened, chosen, prompts, lambda line: None)
+
+
+def features_of(checkpoint: Path, skeleton: Skeleton, work: Path, pictures: Prepared) -> np.ndarray:
+    """What a skeleton computes with a checkpoint's weights."""
+    with WeightFile.create(work, VISION_ENCODER) as data:
+        write_graph(skeleton, open_checkpoint(str(checkpoint)), data)
+    session: Any = ort.InferenceSession(work / f"{VISION_ENCODER}.onnx")
+    feeds = {PIXEL_VALUES: pictures.pixel_values, IMAGE_GRID_THW: pictures.image_grid_thw}
+    features: np.ndarray = session.run(None, feeds)[0]
+    return features
+
+
+def quantized(target: str, plan: Mapping[str, Any], smoothing: TowerSmoothing | None = None) -> Skeleton:
+    graph, model = trace_skeleton(TINY, VISION_ENCODER, target)
+    settings = TypeAdapter(MethodSettings).validate_python(plan)
+    skeleton = Skeleton(graph, model.clone(), Stages(VISION_ENCODER), smoothing=smoothing)
+    return quantize_and_store(skeleton, target, settings, None)
+
+
+def test_outliers_do_not_change_the_model(truth: dict[Path, np.ndarray]) -> None:
+    plain, planted = truth.values()
+    np.testing.assert_allclose(planted, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "outliers"])
+@pytest.mark.parametrize("smoothing", ["weights", "calibration"])
+def test_the_float_graph_computes_the_same_bits(
+    smoothing: str, checkpoint: str, outliers: Path, pictures: Prepared, tmp_path: Path
+) -> None:
+    folder = TINY if checkpoint == "tiny" else outliers
+    plain, smoothed = (quantized("ort", {"method": "none"}) for _ in range(2))
+    smoothed.model = use_factors(smoothed.model, smoothing_of(folder, smoothing).factors)
+    works = [tmp_path / "plain", tmp_path / "smoothed"]
+    results = []
+    for work, skeleton in zip(works, (plain, smoothed), strict=True):
+        work.mkdir()
+        results.append(features_of(folder, skeleton, work, pictures))
+    np.testing.assert_array_equal(results[0], results[1])
+    written = [(work / f"{VISION_ENCODER}.onnx_data").read_bytes() for work in works]
+    assert written[0] != written[1] or (smoothing, checkpoint) == ("weights", "tiny")  # which shows no outliers
+
+
+@pytest.mark.parametrize(("smoothing", "target"), [("weights", "ort"), ("weights", "portable"), ("calibration", "ort")])
+@pytest.mark.parametrize("checkpoint", ["tiny", "outliers"])
+def test_features_stay_close_with_and_without_outliers(
+    smoothing: str,
+    checkpoint: str,
+    target: str,
+    outliers: Path,
+    pictures: Prepared,
+    truth: dict[Path, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    folder = TINY if checkpoint == "tiny" else outliers
+    skeleton = quantized(target, PER_TOKEN, smoothing_of(folder, smoothing))
+    features = features_of(folder, skeleton, tmp_path, pictures)
+    assert token_cosines(features, truth[folder]).min() >= WORST_COSINE
+
+
+def test_outliers_cost_precision_where_nothing_is_smoothed(
+    outliers: Path, pictures: Prepared, truth: dict[Path, np.ndarray], tmp_path: Path
+) -> None:
+    """The proof that the test above can fail."""
+    features = features_of(outliers, quantized("ort", PER_TOKEN), tmp_path, pictures)
+    assert token_cosines(features, truth[outliers]).min() < WORST_COSINE
+
+
+def test_every_product_is_smoothed_but_those_of_pixels_and_after_gelu() -> None:
+    checkpoint = open_checkpoint(str(TINY))
+    smoothed = {f"model.{pair.product}.weight" for pair in pairs_of(checkpoint.config.vision_config)}
+    products = {
+        name
+        for name, reader in checkpoint.tensors.items()
+        if name.startswith("model.visual.") and len(reader.shape) > 1 and "pos_embed" not in name
+    }
+    assert smoothed < products
+    assert all(name.endswith(("patch_embed.proj.weight", "linear_fc2.weight")) for name in products - smoothed)
+
+
+def test_what_is_kept_is_not_scaled() -> None:
+    factors = smoothing_of(TINY, "weights", keep=("visual.blocks.0.*",)).factors
+    assert factors and not any(name.startswith("visual.blocks.0.") for name in factors)
+
+
+def test_scales_are_powers_of_two_around_1_and_skip_channels_without_values() -> None:
+    activations, weights = torch.tensor([1.0, 64.0, 0.0, 3.0, 1.0]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    assert smoothing_scales(activations, weights).tolist() == [0.5, 4.0, 1.0, 1.0, 1.0]
+    assert smoothing_scales(torch.zeros(2), torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_strips_are_multiplied_like_the_whole_and_without_rounding(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exponents = [torch.randint(-12, 13, (count,), generator=generator).float() for count in (7, 5)]
+    factors = Factors(*(exponent.exp2() for exponent in exponents))
+    weight = torch.randn(7, 5, generator=generator).to(dtype)
+    whole = factors.scale(weight, 0)
+    assert torch.equal(torch.cat([factors.scale(weight[:3], 0), factors.scale(weight[3:], 3)]), whole)
+    assert torch.equal(whole.double(), weight.double() * (exponents[0][:, None] + exponents[1]).double().exp2())
+
+
+def test_prompts_without_pictures_are_refused(tmp_path: Path) -> None:
+    (tmp_path / PROMPTS_FILE).write_text('{"ask": "What is 2+3?"}\n', "utf-8")
+    checkpoint = open_checkpoint(str(TINY))
+    settings = Int8Dynamic(method="int8_dynamic", smoothing="calibration")
+    smoothing = TowerSmoothing(checkpoint, settings, read_prompts(tmp_path, checkpoint), lambda line: None)
+    with pytest.raises(BuildError, match=r"no prompt of calibration\.source has one\. Name some: .*smoothing: weights"):
+        smoothing.factors  # noqa: B018
