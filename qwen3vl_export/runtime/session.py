@@ -25,6 +25,7 @@ from .devices import CPU, HOST, Device, start_session
 from .external import check_external_data
 from .memory import memory_of
 from .opening import open_in_threads, stop_opening
+from .saturation import EXACT, saturates
 
 MAX_THREADS = 1024  # onnxruntime takes minutes to start 100,000, if it can
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"  # of external data, where a model has no file
@@ -214,6 +215,8 @@ def session_options(graph: str, threads: int | None) -> Any:
     # Threads take work in ever smaller pieces, so that none waits for one that was preempted. Decoding with int4
     # weights in blocks of 128: 5 to 11 % faster on two shared cores, depending on the shape of the product.
     options.add_session_config_entry("session.dynamic_block_base", "4")
+    if saturates():
+        options.add_session_config_entry(EXACT, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if graph.startswith(VISION_ENCODER):
