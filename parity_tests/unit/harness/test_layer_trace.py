@@ -145,3 +145,18 @@ def test_a_weight_that_is_carried_to_its_product_is_followed() -> None:
     graph = helper.make_graph(nodes, "g", [], [], [weight])
     (layer,) = layers_of(helper.make_model(graph))
     assert (layer.op, layer.input, layer.output) == ("MatMul", "x", "y")
+
+
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
+def test_a_product_with_a_scale_for_each_token_is_a_layer_with_its_division_and_multiplication(has_bias: bool) -> None:
+    weight = helper.make_tensor("layers.0.mlp.up_proj.weight", onnx.TensorProto.FLOAT, [2, 2], [1.0, 2, 3, 4])
+    bias = helper.make_tensor("layers.0.mlp.up_proj.bias", onnx.TensorProto.FLOAT, [2], [1.0, 2])
+    nodes = [
+        helper.make_node("Div", ["x", "largest"], ["divided"]),
+        helper.make_node("MatMul", ["divided", weight.name], ["product"]),
+        helper.make_node("Mul", ["product", "largest"], ["y"]),
+        *([helper.make_node("Add", ["y", bias.name], ["z"])] if has_bias else []),
+    ]
+    graph = helper.make_graph(nodes, "g", [], [], [weight, *([bias] if has_bias else [])])
+    (layer,) = layers_of(helper.make_model(graph))
+    assert (layer.op, layer.input, layer.output) == (("Add", None, "z") if has_bias else ("MatMul", "x", "y"))

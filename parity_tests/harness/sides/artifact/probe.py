@@ -90,7 +90,7 @@ def layers_of(model: ModelProto) -> list[Layer]:
             if module not in layers or order[node.output[0]] > order[layers[module].output[0]]:
                 layers[module] = node
     ordered = sorted(layers.items(), key=lambda item: order[item[1].output[0]])
-    return [layer for entry in ordered for layer in split_layer(describe_layer(*entry, makers), readers)]
+    return [layer for entry in ordered for layer in split_layer(describe_layer(*entry, makers, readers), readers)]
 
 
 def readers_of(model: ModelProto) -> dict[str, list[NodeProto]]:
@@ -128,14 +128,24 @@ def users_of(name: str, readers: Mapping[str, Sequence[NodeProto]]) -> list[Node
     return nodes
 
 
-def describe_layer(module: str, node: NodeProto, makers: Mapping[str, NodeProto]) -> Layer:
+def describe_layer(
+    module: str, node: NodeProto, makers: Mapping[str, NodeProto], readers: Mapping[str, Sequence[NodeProto]]
+) -> Layer:
+    """The layer that a node computes, by itself or between a division of its input's rows and their multiplication."""
+    first, output = node.input[0], node.output[0]
+    division = makers.get(first)
+    if division is not None and division.op_type == "Div":
+        products = (user for user in readers.get(output, ()) if user.op_type == "Mul")
+        whole = next((user for user in products if division.input[1] in user.input), None)
+        if whole is not None:
+            first, output = division.input[0], whole.output[0]
     if node.op_type not in FIRST_INPUT:
-        return Layer(module, node.op_type, None, "", node.output[0])
-    source = node.input[0]
+        return Layer(module, node.op_type, None, "", output)
+    source = first
     while source in makers and makers[source].op_type in CARRIERS:
         source = makers[source].input[0]
     maker = makers[source].op_type if source in makers else ""
-    return Layer(module, node.op_type, node.input[0], maker, node.output[0])
+    return Layer(module, node.op_type, first, maker, output)
 
 
 def open_reader(
