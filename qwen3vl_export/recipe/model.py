@@ -332,6 +332,13 @@ class Recipe(StrictModel):
                 "int8_dynamic quantizes products, and a table is only looked up",
                 "Use method: int8",
             )
+        for graph in ("vision_encoder", "decoder_model_merged"):
+            if getattr(quantization, graph).method == "int8_dynamic" and self.dtype == "float16":
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.method",
+                    "int8_dynamic takes activations in float32",
+                    "Write dtype: float32, or method: int8",
+                )
         self._check_calibration(prefix)
         if self.target != "portable":
             return

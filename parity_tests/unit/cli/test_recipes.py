@@ -162,6 +162,10 @@ MISTAKES = {
         TINY + "quantization: {embeddings: {method: int8_dynamic}}\n",
         "quantization.embeddings.method: int8_dynamic quantizes products",
     ),
+    "8-bit activations of float16": (
+        TINY + "dtype: float16\nquantization: {vision_encoder: {method: int8_dynamic}}\n",
+        "quantization.vision_encoder.method: int8_dynamic takes activations in float32. Write dtype: float32",
+    ),
     "decoder smoothed": (
         TINY + "quantization: {decoder_model_merged: {method: int8_dynamic, smoothing: weights}}\n",
         "quantization.decoder_model_merged.smoothing: only the vision encoder is smoothed. Remove it",

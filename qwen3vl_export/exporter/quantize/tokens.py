@@ -17,8 +17,6 @@ import onnx_ir as ir
 
 from .ops import NodeBuilder, WeightReader
 
-SMALLEST = np.finfo(np.float32).tiny  # what rows of zeros are divided by
-
 
 def scale_tokens(build: NodeBuilder) -> NodeBuilder:
     """A builder of the same product that does so where its settings say `activations: per_token`."""
@@ -33,8 +31,9 @@ def scale_tokens(build: NodeBuilder) -> NodeBuilder:
             return nodes[-1].outputs[0]
 
         axis = add("Constant", value_ints=[-1])
-        smallest = add("Constant", value=ir.tensor(SMALLEST.astype(product.dtype.numpy())))
-        largest = add("Max", add("ReduceMax", add("Abs", product.x), axis, keepdims=1), smallest)
+        smallest = add("Constant", value=ir.tensor(np.finfo(product.dtype.numpy()).tiny))  # for rows of zeros
+        highest, lowest = (add(op, product.x, axis, keepdims=1) for op in ("ReduceMax", "ReduceMin"))
+        largest = add("Max", highest, add("Neg", lowest), smallest)  # Abs would write as much as it reads
         x = add("Div", product.x, largest)
         nodes += build(model, replace(product, x=x, bias=None), settings)
         result = add("Mul", nodes[-1].outputs[0], largest)
