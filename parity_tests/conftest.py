@@ -73,6 +73,12 @@ def tiny_artifact() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_cache_artifact() -> Path:
+    """The artifact of recipes/tiny.yaml with its cache in 8 bits, as `tiny_artifact`."""
+    return build_once("tiny-int8-cache")
+
+
+@pytest.fixture(scope="session")
 def tiny_portable_artifact() -> Path:
     """The artifact of recipes/tiny-portable.yaml, as `tiny_artifact`."""
     return build_once("tiny-portable")

@@ -27,7 +27,7 @@ from .contract import TEXT, Facts, differing_sides, graph_of
 from .errors import ArtifactError
 from .hash_cache import Digest, HashCache, sha256_file
 from .json_form import AtLeast, Like, Line, Matching, from_values, parse
-from .promise import Grid, Json, PrecisionName, RecipePlan, broken_promises, suffixed
+from .promise import Grid, Json, PrecisionName, RecipePlan, broken_promises, cache_dtype, suffixed
 
 Text = str | bytes
 FORMAT = 3  # 2: an ort decoder's cache holds no padding; 3: two decoders where runtimes differ, heads
@@ -204,9 +204,11 @@ class Manifest:
             if second not in self.files or self.files[second] != self.files.get(first):
                 yield f"{second} is not {first} under a second name"
         grids = {encoder.graph: encoder.grid for encoder in self.encoders}
-        for precision, graphs in {"": self.graphs, **{n: e["graphs"] for n, e in self.precisions.items()}}.items():
-            for name, entry in graphs.items():
-                for side in differing_sides(graph_of(name, self.facts, grids.get(name)), entry):
+        default = {"recipe": self.recipe, "graphs": self.graphs}
+        for precision, values in {"": default, **self.precisions}.items():
+            cache = cache_dtype(values["recipe"])
+            for name, entry in values["graphs"].items():
+                for side in differing_sides(graph_of(name, self.facts, grids.get(name), cache), entry):
                     where = f" in precision {precision}" if precision else ""
                     yield f"{side} of {name}{where} are not those this version declares; {self.tools[TOOL]} built it"
 

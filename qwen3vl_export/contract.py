@@ -195,20 +195,23 @@ def decoder_output(facts: Facts) -> Tensor:
     return DECODER_OUTPUTS[facts.head](facts)
 
 
-def decoder(facts: Facts) -> Graph:
+def decoder(facts: Facts, cache: str = "float") -> Graph:
     """Wide rows and a cache to what the model's head makes of them and the longer cache.
 
     `num_logits_to_keep` = n computes the head for the last n rows only; 0, its default, for all.
+
+    Args:
+        cache: dtype of keys and values, `"float"` or `"int8"`.
     """
-    cache = ("batch_size", facts.num_key_value_heads)
+    rows = ("batch_size", facts.num_key_value_heads)
     layers = range(facts.num_hidden_layers)
     past = tuple(
-        Tensor(past_name(i, part), "float", (*cache, "past_sequence_length", facts.head_dim))
+        Tensor(past_name(i, part), cache, (*rows, "past_sequence_length", facts.head_dim))
         for i in layers
         for part in ("key", "value")
     )
     present = tuple(
-        Tensor(present_name(i, part), "float", (*cache, "total_sequence_length", facts.head_dim))
+        Tensor(present_name(i, part), cache, (*rows, "total_sequence_length", facts.head_dim))
         for i in layers
         for part in ("key", "value")
     )
@@ -225,16 +228,17 @@ def decoder(facts: Facts) -> Graph:
     )
 
 
-TEXT_GRAPHS: Mapping[str, Callable[[Facts], Graph]] = {
-    EMBED_TOKENS: embed_tokens,
-    EMBEDDINGS: embeddings,
-    DECODER: decoder,
-}
+def graph_of(name: str, facts: Facts, grid: tuple[int, int] | None, cache: str = "float") -> Graph:
+    """The declaration of a graph by name; every other name is a vision encoder's.
 
-
-def graph_of(name: str, facts: Facts, grid: tuple[int, int] | None) -> Graph:
-    """The declaration of a graph by name; every other name is a vision encoder's."""
-    return TEXT_GRAPHS[name](facts) if name in TEXT_GRAPHS else vision_encoder(facts, name, grid)
+    Args:
+        grid: of a vision encoder, as `vision_encoder` takes it.
+        cache: of the decoder, as `decoder` takes it.
+    """
+    if name == DECODER:
+        return decoder(facts, cache)
+    tables: Mapping[str, Callable[[Facts], Graph]] = {EMBED_TOKENS: embed_tokens, EMBEDDINGS: embeddings}
+    return tables[name](facts) if name in tables else vision_encoder(facts, name, grid)
 
 
 def differing_sides(graph: Graph, entry: Mapping[str, Any]) -> Iterator[str]:

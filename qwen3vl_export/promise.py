@@ -37,6 +37,8 @@ ONNXRUNTIME = "onnxruntime"
 GENAI = "onnxruntime-genai"
 TRANSFORMERS_JS = "transformers.js"
 SECOND_DECODER = "decoder_model"  # the decoder with a default where `decoder_model_merged` requires an input
+CACHE = "cache"  # of a recipe's `quantization`: keys and values, beside the weights of graphs
+QUANTIZED_CACHE = "quantized_cache"  # stage: integers in the cache stand for the keys and values that were computed
 TASK = "task"  # stage: a user's question, which no recipe promises
 PACKAGED = "packaged"  # stage: the second decoder computes what the first does
 ALL = ((VISION_ENCODER,), (EMBEDDINGS,), (DECODER,))
@@ -58,6 +60,7 @@ RUNS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "exam": ALL,
     "accuracy": ALL,
     TASK: ALL,
+    QUANTIZED_CACHE: ALL,
     "hidden_states": ((DECODER,),),
     "answer_logits": ((DECODER,),),
     "embedding": ALL,
@@ -93,12 +96,20 @@ class WeightPlan:
 
 
 @dataclass(frozen=True)
+class CachePlan:
+    """The form of a plan for the cache."""
+
+    method: Annotated[str, OneOf(("none", "int8"))]
+
+
+@dataclass(frozen=True)
 class QuantizationPlan:
     """The form of a recipe's `quantization`."""
 
     vision_encoder: Annotated[Json, Like(WeightPlan)]
     embeddings: Annotated[Json, Like(WeightPlan)]
     decoder_model_merged: Annotated[Json, Like(WeightPlan)]
+    cache: Annotated[Json, Like(CachePlan)] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +169,12 @@ class RecipePlan:
     packaging: Annotated[Json, Like(PackagingPlan)]
     head: Annotated[str, OneOf(HEADS)] = TEXT
     precisions: Mapping[PrecisionName, Annotated[Json, Like(PrecisionPlan)]] = field(default_factory=dict)
+
+
+def cache_dtype(recipe: Json) -> str:
+    """The dtype of the keys and values of a recipe's decoder, as `contract.decoder` takes it."""
+    plan = (recipe.get("quantization") or {}).get(CACHE) or {}
+    return "int8" if plan.get("method") == "int8" else "float"
 
 
 def head_of(recipe: Json) -> str:
@@ -293,7 +310,7 @@ def _groups_run(stage: str) -> tuple[tuple[str, ...], ...]:
 def quantized_graphs(recipe: Json, graphs: Collection[str]) -> list[tuple[str, str]]:
     """The stages that compare quantized weights, each with the graph that has them."""
     pairs = []
-    for name, plan in (recipe.get("quantization") or {}).items():
+    for name, plan in weight_plans(recipe).items():
         holders = TABLES if name == EMBEDDINGS else (name,)
         graph = next((graph for graph in holders if graph in graphs), None)
         if graph is not None and plan["method"] != "none":
@@ -307,8 +324,13 @@ def _weights_stage(plan: Json) -> str:
     return CALIBRATED if plan.get("algorithm") == "gptq" else WEIGHTS
 
 
+def weight_plans(recipe: Json) -> Mapping[str, Json]:
+    """How a recipe quantizes the weights of its graphs, by graph."""
+    return {name: plan for name, plan in (recipe.get("quantization") or {}).items() if name != CACHE}
+
+
 def own_weights_stages(recipe: Json, model_type: str = "") -> list[str]:
-    """The stages that tell a wrong graph from the cost of its precision; none without quantized weights.
+    """The stages that tell a wrong graph from the cost of its precision; none where nothing is quantized.
 
     They compare with PyTorch with the artifact's dequantized weights, and activations that are rounded with others.
 
@@ -322,20 +344,22 @@ def own_weights_stages(recipe: Json, model_type: str = "") -> list[str]:
     stages = head_stages(recipe)
     rounded = [f"{ROUNDED}{stage}" for stage, graph in ROUNDED_STAGES.items() if graph in rounding and stage in stages]
     exact = [stage for stage in stages if stage in DEQUANTIZED_STAGES or (stage == CHUNKED and DECODER in rounding)]
-    return [*(f"{DEQUANTIZED}{stage}" for stage in exact), *rounded]
+    cached = [QUANTIZED_CACHE] if cache_dtype(recipe) != "float" else []
+    return [*(f"{DEQUANTIZED}{stage}" for stage in exact), *rounded, *cached]
 
 
 def rounding_graphs(recipe: Json, model_type: str = "") -> frozenset[str]:
-    """The graphs that round activations to 8 bits when they run: with `int8_dynamic`, with `accuracy_level: 4`, and in
-    onnxruntime's operator for 8-bit experts, at any level."""
+    """The graphs that round activations to 8 bits when they run: with `int8_dynamic`, with `accuracy_level: 4`, in
+    onnxruntime's operator for 8-bit experts, at any level, and where keys and values are stored in 8 bits."""
     is_ort = recipe.get("target") == "ort"
     has_qmoe = model_type == "qwen3_vl_moe" and has_expert_operator(recipe)
     return frozenset(
         graph
-        for graph, plan in (recipe.get("quantization") or {}).items()
+        for graph, plan in weight_plans(recipe).items()
         if plan["method"] == "int8_dynamic"
         or (is_ort and plan["method"] != "none" and plan.get("accuracy_level") == 4 and graph != EMBEDDINGS)
         or (has_qmoe and graph == DECODER and plan["method"] == "int8")
+        or (graph == DECODER and cache_dtype(recipe) != "float")
     )
 
 

@@ -83,6 +83,8 @@ def test_a_precision_in_words() -> None:
     plans = {"decoder_model_merged": {"method": "int4"}}
     assert zoo.precision({"dtype": "float16", "quantization": plans}) == "vision float16, table float16, decoder int4"
     assert zoo.precision({"dtype": "bfloat16"}) == "bfloat16"
+    plans = {"cache": int8}
+    assert zoo.precision({"dtype": "float32", "quantization": plans}) == "float32, cache int8"
 
 
 def opened(browser: Browser, store: Store, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Page:

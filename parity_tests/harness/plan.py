@@ -18,8 +18,10 @@ from qwen3vl_export.contract import DECODER, TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.evidence.answers import EXAM, EXAM_STAGES, QUESTION_STAGES
 from qwen3vl_export.promise import (
+    CHUNKED,
     DEQUANTIZED,
     PACKAGED,
+    QUANTIZED_CACHE,
     TASK,
     Grid,
     graph_kind,
@@ -39,7 +41,7 @@ from .cases.exam import exam_groups
 from .cases.fitting import fit_matrix, picture_tokens
 from .cases.matrix import CASES, Case, Matrix, load_matrix
 from .cases.tasks import Question, Task
-from .checks import dequantized, rounded
+from .checks import dequantized, quantized_cache, rounded
 from .checks import exam as exam_checks
 from .checks import packaged as packaged_checks
 from .checks import sampling as sampling_checks
@@ -61,6 +63,7 @@ ORDER = (
     *HEAD_STAGES,
     *dequantized.prefixed_stages(),
     *rounded.CHECKS,
+    QUANTIZED_CACHE,
     PACKAGED,
     *QUESTION_STAGES,
 )
@@ -305,12 +308,14 @@ def checks_of(cases: Sequence[Case], subject: Subject, left_out: Collection[str]
         Check(stage, case.name, own_weights_check(stage, case), case)
         for case in cases
         for stage in own
-        if stage.partition("_")[2] in stages[case.name]
+        if (CHUNKED if stage == QUANTIZED_CACHE else stage.partition("_")[2]) in stages[case.name]
     ]
 
 
 def own_weights_check(stage: str, case: Case) -> Callable[[Bench], Finding]:
-    """The check of a stage `dequantized_*` or `rounded_*`."""
+    """The check of a stage `dequantized_*` or `rounded_*`, or of a quantized cache."""
+    if stage == QUANTIZED_CACHE:
+        return partial(quantized_cache.quantized_cache, case)
     if stage in rounded.CHECKS:
         return partial(rounded.CHECKS[stage], case)
     return dequantized.dequantized_check(stage.removeprefix(DEQUANTIZED), case)

@@ -299,8 +299,8 @@ def run(
     planned = replace(planned, checks=tuple(check for check in planned.checks if only(check)))
     outcomes = carry_out_all(bench, planned.checks, track, report, done, record)
     total = time.perf_counter() - start
-    benches = [bench, bench.dequantized] if bench.dequantized is not None else [bench]
-    references = [side.reference for side in benches]
+    benches = bench.every
+    references = [*dict.fromkeys(side.reference for side in benches)]  # two may share one
     pytorch = sum(reference.seconds for reference in references)
     seconds = {"total": total, "pytorch": pytorch, "artifact": sum(side.candidate_seconds for side in benches)}
     counts = Counter[str]()

@@ -21,7 +21,7 @@ from .. import contract
 from ..contract import TEXT, Facts, Graph
 from ..errors import RecipeError
 from ..packaging import storage_rules
-from ..promise import EXPERTS_AS_OPERATOR, promised_graphs, suffixed
+from ..promise import EXPERTS_AS_OPERATOR, cache_dtype, promised_graphs, suffixed
 from ..recipe.model import DEFAULT, Recipe
 from ..recipe.quantize import KeepPrecision, MethodSettings
 from .calibration import DecoderCalibration
@@ -37,6 +37,7 @@ from .lowering.experts import (
 )
 from .optimize import optimize
 from .quantize import quantize, storage_of, store_as
+from .quantize.cache import quantize_cache
 from .quantize.source import NOTHING_CARRIED, SourceWeights, find_source_weights
 from .rewrites.products import fuse_products
 from .rewrites.rows import use_gemm
@@ -80,6 +81,10 @@ def recipe_for(recipe: Recipe, checkpoint: Checkpoint, log: Log) -> Recipe:
         return recipe
     if recipe.parity.held_out and head != TEXT:
         raise RecipeError(f"{recipe.name}: the exam asks questions, and the head is {head}", "Set held_out: false")
+    if head != TEXT and any(recipe.at(name).quantization.cache.method != "none" for name in recipe.every_precision):
+        raise RecipeError(
+            f"{recipe.name}: the head is {head}, which reads every prompt at once", "Remove quantization.cache"
+        )
     resolved = recipe.with_head(head)
     left_out = [name for name in recipe.packaging.runtimes if name not in resolved.packaging.runtimes]
     if head != TEXT:
@@ -175,6 +180,7 @@ def build_skeletons(
                 precision=precision,
             )
             if graph == contract.DECODER:
+                skeleton.graph = contract.decoder(checkpoint.facts, cache_dtype(variant.to_json_dict()))
                 skeleton.lender = table_stem(recipe, precision, checkpoint)
                 skeleton.calibration = calibrations.get(precision)
             elif data_stem(graph) == contract.VISION_ENCODER:
@@ -224,17 +230,19 @@ def quantize_and_store(
     source_weights: SourceWeights = NOTHING_CARRIED,
 ) -> Skeleton:
     """The second half: how the weights are stored. The model is changed in place."""
-    model, stages = skeleton.model, skeleton.stages
+    model, stages, calibration = skeleton.model, skeleton.stages, skeleton.calibration
     if target == "ort":
         model = fuse_products(model, partial(storage_of, settings=quantization, source_weights=source_weights))
     if quantization.method != "none":
         model = quantize(model, quantization, target, source_weights)
-        if skeleton.calibration is not None:
-            model = use_rows(model, partial(CalibratedRows, skeleton.calibration.results))
+        if calibration is not None and calibration.settings is not None:
+            model = use_rows(model, partial(CalibratedRows, calibration.results))
         if skeleton.smoothing is not None:
             model = use_factors(model, skeleton.smoothing.factors)
         model = stages.record("quantized", model)
     model = use_gemm(model)
+    if calibration is not None and calibration.cache is not None:
+        model = quantize_cache(model, calibration.cache_scales)
     if storage_dtype is not None:
         model = store_as(model, storage_dtype)
     return replace(skeleton, model=stages.record("stored", model))
@@ -283,10 +291,7 @@ def graphs_of(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, tuple[int, in
 
 def needs_tower(recipe: Recipe) -> bool:
     """Whether a build reads the vision tower: for its encoder, or for pictures among calibration prompts."""
-    variants = [recipe.at(precision) for precision in recipe.every_precision]
-    calibrated = any(
-        getattr(variant.quantization_of(contract.DECODER), "algorithm", "") == "gptq" for variant in variants
-    )
+    calibrated = any(recipe.at(precision).is_calibrated for precision in recipe.every_precision)
     return contract.VISION_ENCODER in recipe.graphs or calibrated
 
 

@@ -21,6 +21,7 @@ from ..contract import TIERS
 from ..errors import ArtifactError, FleetError
 from ..evidence import Summary
 from ..json_form import from_json
+from ..promise import cache_dtype
 from .graph import FOLDERS
 from .store import Store
 
@@ -78,6 +79,12 @@ class Entry:
 
 def precision(recipe: Json) -> str:
     """`float32`; `vision int8, decoder int4` where parts are quantized and the rest is in the recipe's dtype."""
+    cache = cache_dtype(recipe)
+    return weight_precision(recipe) + ("" if cache == "float" else f", cache {cache}")
+
+
+def weight_precision(recipe: Json) -> str:
+    """As `precision`, of the weights alone."""
     plans = recipe.get("quantization") or {}
     methods = {name: (plans.get(graph) or {}).get("method", "none") for graph, name in PARTS}
     if set(methods.values()) == {"none"}:

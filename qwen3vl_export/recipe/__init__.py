@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +26,7 @@ from .model import GRAPH_NAMES as GRAPH_NAMES
 from .model import SIZE_STEP, PrecisionName
 from .model import Recipe as Recipe
 from .precisions import precision_files, precisions_of, split_name, use_precision
-from .quantize import METHODS, profile_of
+from .quantize import CACHE_METHODS, METHODS, profile_of
 from .strict import FieldConflict
 from .yaml import EXTENDS, MergedRecipe, read_merged
 
@@ -221,14 +222,15 @@ def _describe(
     if kind in ("missing", "too_long") and "sizes" in path:
         return path[:3], "a size is [height, width]", "Write sizes: [[384, 384]]"
     if kind == "union_tag_not_found":
-        known = sorted({name for model in METHODS.values() for name in model.model_fields})
+        methods = _methods_at(path)
+        known = sorted({name for model in methods.values() for name in model.model_fields})
         for key in value if isinstance(value, dict) else ():
             if key not in known:
                 return (*path, key), "unknown key", _did_you_mean(key, known) or f"Known keys: {', '.join(known)}"
-        return (*path, "method"), "is missing", f"One of {', '.join(METHODS)}"
+        return (*path, "method"), "is missing", f"One of {', '.join(methods)}"
     if kind == "union_tag_invalid":
-        tag = str(context["tag"])
-        return (*path, "method"), f"{_quote(tag)} is not one of {', '.join(METHODS)}", _did_you_mean(tag, METHODS)
+        tag, methods = str(context["tag"]), _methods_at(path)
+        return (*path, "method"), f"{_quote(tag)} is not one of {', '.join(methods)}", _did_you_mean(tag, methods)
     if path[-1:] == ("[key]",):  # pydantic's way of saying that the key itself is wrong
         names = get_args(PrecisionName)
         return (
@@ -254,9 +256,10 @@ def _describe(
 def _keys_at(path: Iterable[int | str]) -> list[str]:
     """The keys a recipe knows at a key path."""
     model: type[BaseModel] = Recipe
+    methods = _methods_at(path := tuple(path))
     for key in path:
-        if model is not Recipe and key in METHODS:  # pydantic inserts the method of the block
-            model = METHODS[str(key)]
+        if model is not Recipe and key in methods:  # pydantic inserts the method of the block
+            model = methods[str(key)]
             continue
         if str(key) not in model.model_fields:  # a name in a mapping
             continue
@@ -266,12 +269,17 @@ def _keys_at(path: Iterable[int | str]) -> list[str]:
     return [EXTENDS, *model.model_fields] if model is Recipe else list(model.model_fields)
 
 
+def _methods_at(path: tuple[int | str, ...]) -> Mapping[str, type[BaseModel]]:
+    """The methods that a block of `quantization` chooses from; those of weights anywhere else."""
+    return CACHE_METHODS if ("quantization", "cache") in pairwise(path) else METHODS
+
+
 def _without_method(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """A key path as written in the file: without the method that pydantic inserts after a graph of `quantization`."""
     if "quantization" not in path:
         return path
     method = path.index("quantization") + 2
-    return (*path[:method], *path[method + 1 :]) if len(path) > method and path[method] in METHODS else path
+    return (*path[:method], *path[method + 1 :]) if len(path) > method and path[method] in _methods_at(path) else path
 
 
 def _dotted(path: Iterable[int | str]) -> str:

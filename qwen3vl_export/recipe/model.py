@@ -16,10 +16,11 @@ from pydantic import Field, PrivateAttr, model_validator
 from ..contract import DECODER, MOST_FORCED_PIXELS, TEXT
 from ..hub import SCHEME
 from ..packaging import RUNTIMES, loadable_runtimes
-from .quantize import PROFILES, MethodSettings, Quantization, profile_of
+from .quantize import PROFILES, CacheSettings, FloatCache, MethodSettings, Quantization, profile_of
 from .strict import FieldConflict, StrictModel
 
 SIZE_STEP = 32  # pixels of an image token's side: patch_size * spatial_merge_size = 16 * 2
+OLDEST_WITH_INT8_CACHE = "1.27"  # of onnxruntime; 1.26 has no kernel that reads a quantized cache on a CPU
 MAX_ASPECT = 200  # Qwen3-VL's processor refuses pictures of a more extreme aspect ratio
 
 SOURCE = r"^[^\x00-\x1f]{1,4000}$"  # a path or the name of a repository
@@ -58,7 +59,7 @@ class Checkpoint(StrictModel):
 
 
 class Calibration(StrictModel):
-    """The data of `algorithm: gptq` and `smoothing: calibration`."""
+    """The data of `algorithm: gptq`, of `smoothing: calibration` and of a quantized cache."""
 
     source: str = Field(pattern=r"^[./~][^\x00-\x1f]{0,3999}$")
     """A folder beside the recipe with prompts.jsonl and pictures: ./calibration."""
@@ -177,7 +178,7 @@ class Recipe(StrictModel):
     precisions: dict[PrecisionName, Precision] = Field(default={})
     """Further precisions in the same directory, under the suffixes transformers.js knows."""
     calibration: Calibration | None = None
-    """Prompts to calibrate weights with."""
+    """Prompts to calibrate weights and the cache with."""
     parity: Parity
     """How the artifact is compared with PyTorch."""
     packaging: Packaging = Packaging()
@@ -227,6 +228,12 @@ class Recipe(StrictModel):
         return quantization
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether prompts are run through the decoder: for its weights or for its cache."""
+        weights = getattr(self.quantization_of(DECODER), "algorithm", "") == "gptq"
+        return DECODER in self.graphs and (weights or self.quantization.cache.method != "none")
+
+    @property
     def every_precision(self) -> tuple[str, ...]:
         """Names of all precisions, the default one first."""
         return (DEFAULT, *self.precisions)
@@ -256,9 +263,10 @@ class Recipe(StrictModel):
         weight_format = self.at(precision)._weight_format(graph)
         return next(name for name in self.every_precision if self.at(name)._weight_format(graph) == weight_format)
 
-    def _weight_format(self, graph: str) -> tuple[str, str, MethodSettings]:
+    def _weight_format(self, graph: str) -> tuple[str, str, CacheSettings, MethodSettings]:
         """What the bytes of a graph depend on besides checkpoint and target."""
-        return self.dtype, self.experts if graph == DECODER else "auto", self.quantization_of(graph)
+        experts, cache = (self.experts, self.quantization.cache) if graph == DECODER else ("auto", FloatCache())
+        return self.dtype, experts, cache, self.quantization_of(graph)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain JSON values with every default filled in. An absolute source keeps its last name only: the same recipe
@@ -339,6 +347,7 @@ class Recipe(StrictModel):
                     "int8_dynamic takes activations in float32",
                     "Write dtype: float32, or method: int8",
                 )
+        self._check_cache(prefix)
         self._check_calibration(prefix)
         if self.target != "portable":
             return
@@ -380,9 +389,38 @@ class Recipe(StrictModel):
                     "only the decoder is calibrated",
                     "Write algorithm: search",
                 )
-        if getattr(self.quantization.decoder_model_merged, "algorithm", "") == "gptq" and self.calibration is None:
+        if self.is_calibrated and self.calibration is None:
+            cache = self.quantization.cache.method
             raise FieldConflict(
-                "calibration", "algorithm: gptq needs prompts", "Write calibration: {source: ./calibration}"
+                "calibration",
+                f"{'algorithm: gptq' if cache == 'none' else f'cache: {cache}'} needs prompts",
+                "Write calibration: {source: ./calibration}",
+            )
+
+    def _check_cache(self, prefix: str) -> None:
+        """Check that the recipe's graphs can have the cache that it asks for."""
+        if self.quantization.cache.method == "none":
+            return
+        key = f"{prefix}quantization.cache.method"
+        if self.target == "portable":
+            raise FieldConflict(
+                key, "no standard operator reads a quantized cache", "Write target: ort, or method: none"
+            )
+        if self.packaging.provider != "cpu":
+            provider = self.packaging.provider
+            raise FieldConflict(
+                key, f"only a CPU is known to read it, the provider is {provider}", "Write method: none"
+            )
+        if self.head not in (None, TEXT):
+            raise FieldConflict(key, f"the head is {self.head}, which reads every prompt at once", "Write method: none")
+        written, oldest = (
+            tuple(map(int, version.split("."))) for version in (self.min_onnxruntime, OLDEST_WITH_INT8_CACHE)
+        )
+        if written < oldest:
+            raise FieldConflict(
+                "min_onnxruntime",
+                f"a cache in 8 bits needs onnxruntime {OLDEST_WITH_INT8_CACHE}, this says {self.min_onnxruntime}",
+                f'Write min_onnxruntime: "{OLDEST_WITH_INT8_CACHE}"',
             )
 
 

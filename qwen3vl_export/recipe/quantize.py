@@ -1,4 +1,4 @@
-"""How a recipe describes quantization: one strict model per method, and the method of each graph.
+"""How a recipe describes quantization: one strict model per method, and the method of each graph and of the cache.
 
 Rules that span several fields are in `model.Recipe`. Knows nothing about graphs or bytes.
 """
@@ -95,8 +95,26 @@ METHODS: dict[str, type[StrictModel]] = {
 MethodSettings = Annotated[KeepPrecision | Int8Dynamic | Int8 | Int4 | FromSource, Field(discriminator="method")]
 
 
+class FloatCache(StrictModel):
+    """No quantization: keys and values are stored as the decoder computes them."""
+
+    method: Literal["none"] = "none"
+    """none: keys and values keep the dtype that the decoder computes in."""
+
+
+class Int8Cache(StrictModel):
+    """Keys and values in 8 bits, one scale for each channel of a head; `target: ort`."""
+
+    method: Literal["int8"]
+    """int8: a quarter of float32's memory, with scales from the prompts of `calibration`."""
+
+
+CACHE_METHODS: dict[str, type[StrictModel]] = {"none": FloatCache, "int8": Int8Cache}
+CacheSettings = Annotated[FloatCache | Int8Cache, Field(discriminator="method")]
+
+
 class Quantization(StrictModel):
-    """How the weights of each graph are stored."""
+    """How the weights of each graph are stored, and the cache while it runs."""
 
     vision_encoder: MethodSettings = KeepPrecision()
     """The vision tower."""
@@ -104,6 +122,8 @@ class Quantization(StrictModel):
     """The token table; embed_tokens and embeddings share it."""
     decoder_model_merged: MethodSettings = KeepPrecision()
     """The language model."""
+    cache: CacheSettings = FloatCache()
+    """The keys and values of the tokens so far."""
 
 
 PROFILES = ("float32", "float16", "int8", "int4")  # of tolerances, from exact to coarse

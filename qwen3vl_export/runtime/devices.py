@@ -48,6 +48,7 @@ class Provider:
             known. In any other, past and present would be copies, and the whole buffer be taken for tokens.
         number: its option that chooses one of several devices; empty if it has none.
         mixes_lengths: whether it decodes rows of different lengths in one batch, as far as is known.
+        reads_integers: whether it reads a cache in 8 bits, as far as is known.
     """
 
     name: str
@@ -56,12 +57,13 @@ class Provider:
     memory: str = ""
     number: str = ""
     mixes_lengths: bool = True
+    reads_integers: bool = False
 
 
 CUDA_PACKAGE = "onnxruntime-gpu"
 CUDA = f"an NVIDIA GPU, its driver, and CUDA: pip install '{CUDA_PACKAGE}[cuda,cudnn]'"
 PROVIDERS: dict[str, Provider] = {  # by the name of the device
-    "cpu": Provider("CPUExecutionProvider", "onnxruntime", memory=HOST),
+    "cpu": Provider("CPUExecutionProvider", "onnxruntime", memory=HOST, reads_integers=True),
     "cuda": Provider("CUDAExecutionProvider", CUDA_PACKAGE, CUDA, "cuda", "device_id"),
     "tensorrt": Provider("TensorrtExecutionProvider", CUDA_PACKAGE, f"TensorRT, {CUDA}", number="device_id"),
     "webgpu": Provider(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..artifact import MANIFEST, Artifact
 from ..contract import OUT_OF_RANGE, VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
+from ..promise import cache_dtype
 from .devices import CPU, HOST, Device, start_session
 from .external import check_external_data
 from .memory import memory_of
@@ -34,6 +35,7 @@ OUT_OF_MEMORY = re.compile("bad_alloc|Failed to allocate memory")
 DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
     "tensor(int64)": np.dtype(np.int64),
 }
 
@@ -52,7 +54,7 @@ class Sessions:
 
     Raises:
         ArtifactError: this onnxruntime is older than the artifact needs.
-        InputError: `threads` is below 1 or above 1024.
+        InputError: `threads` is below 1 or above 1024, or the device reads no cache such as this artifact's.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Sessions:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InputError(f"threads is {threads}", f"Use 1 to {MAX_THREADS}; more than processors gain nothing")
         check_onnxruntime(artifact)
+        check_cache(artifact, device)
         self.artifact = artifact
         self.threads = threads
         self.device = device
@@ -260,6 +263,15 @@ def check_onnxruntime(artifact: Artifact) -> None:
         raise ArtifactError(
             f"{artifact.root}: needs onnxruntime {needed}, this is {ort.__version__}",
             f"pip install 'onnxruntime>={needed}'",
+        )
+
+
+def check_cache(artifact: Artifact, device: Device) -> None:
+    """Raise an `InputError` if a device cannot read and write the artifact's cache in place, as far as is known."""
+    if cache_dtype(artifact.manifest.recipe) != "float" and not device.provider.reads_integers:
+        raise InputError(
+            f"{artifact.root}: keys and values are stored in 8 bits, which {device.name} is not known to read",
+            "Run it on the CPU, or build it with quantization: {cache: {method: none}}",
         )
 
 

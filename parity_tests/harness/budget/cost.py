@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
 
-from qwen3vl_export.promise import DEQUANTIZED
+from qwen3vl_export.promise import DEQUANTIZED, QUANTIZED_CACHE
 
 from ..checks.weights import STAGES as WEIGHT_STAGES
 from ..plan import Check
@@ -94,6 +94,7 @@ class CostModel:
         stages |= {
             "vision": self.encoding,
             "prefill": read,
+            QUANTIZED_CACHE: read,
             **dict.fromkeys(("embedding", "score"), lambda case: self.encoding(case) + read(case)),
             "teacher_forced": lambda case: self.reading(case.text),
             "chunked": lambda case: (1 + SMALL_CHUNKS) * self.reading(case.prompt),

@@ -43,7 +43,7 @@ from ..cases.matrix import Case
 from ..judging.outcome import Finding
 from ..judging.verdicts import Profile, load_compute_profile
 from ..sides.artifact.dequantization import dequantized_weights, place_of
-from ..sides.artifact.float_activations import ChangedSessions, float_activations
+from ..sides.artifact.float_activations import Change, ChangedSessions, float_activations
 from ..sides.artifact.probe import module_of
 from ..sides.artifact.smoothing import Exponents, find_exponents, fold_makers, is_smoothed
 from ..sides.bench import Bench
@@ -140,11 +140,16 @@ def float_bench(bench: Bench) -> Bench:
     manifest = bench.artifact.manifest
     if not rounding_graphs(manifest.recipe, manifest.facts.model_type):
         return bench
+    return changed_bench(bench, float_activations, "in floating point")
+
+
+def changed_bench(bench: Bench, change: Change, name: str) -> Bench:
+    """The bench with a copy of its runtime whose graphs are changed in memory, and results of its own."""
     runtime = copy(bench.runtime)
     sessions = bench.runtime.sessions
-    runtime.sessions = ChangedSessions(bench.artifact, sessions.threads, float_activations, sessions.opener)
+    runtime.sessions = ChangedSessions(bench.artifact, sessions.threads, change, sessions.opener)
     runtime.feature_cache = FeatureCache()
-    return replace(bench, runtime=runtime, results=bench.results.variant("in floating point"))
+    return replace(bench, runtime=runtime, results=bench.results.variant(name))
 
 
 def load_dequantized_weights(artifact: Artifact, prefix: str, module: nn.Module) -> None:

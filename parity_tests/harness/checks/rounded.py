@@ -24,23 +24,24 @@ Result = TypeVar("Result")
 def rounded_vision(case: Case, bench: Bench) -> Finding:
     """Features and each DeepStack map, of the same patches."""
     pixels, grid = bench.vision_inputs(case)
-    candidate, reference = on_both(bench, lambda side: side.encode(pixels, grid))
+    candidate, reference = on_both(bench, dequantized_bench(bench), lambda side: side.encode(pixels, grid))
     return vision_finding(candidate, reference, bench.reference.blocks, grid)
 
 
 def rounded_decoder(case: Case, bench: Bench) -> Finding:
     """Logits of the decoder at every token of the prompt, of the same rows."""
     inputs = bench.inputs(case)
-    start = dequantized_bench(bench).reference.prefill(inputs)
+    unrounded = dequantized_bench(bench)
+    start = unrounded.reference.prefill(inputs)
     call = (start.inputs_embeds, inputs.attention_mask, start.position_ids)
-    candidate, reference = on_both(bench, lambda side: side.decode(*call))
+    candidate, reference = on_both(bench, unrounded, lambda side: side.decode(*call))
     return logits_finding(candidate, reference, inputs)
 
 
-def on_both(bench: Bench, compute: Callable[[Bench], Result]) -> tuple[Result, Result]:
+def on_both(bench: Bench, unrounded: Bench, compute: Callable[[Bench], Result]) -> tuple[Result, Result]:
     """What the artifact computes with its activations rounded and in floating point, never both in memory."""
     results = []
-    for side, idle in ((bench, dequantized_bench(bench)), (dequantized_bench(bench), bench)):
+    for side, idle in ((bench, unrounded), (unrounded, bench)):
         idle.runtime.sessions.close()
         results.append(compute(side))
     return results[0], results[1]

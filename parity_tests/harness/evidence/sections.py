@@ -52,6 +52,7 @@ AREAS = {
     "dequantized_chunked": "prefill in chunks, on its own weights",
     "rounded_vision": "vision encoder, activations rounded or not",
     "rounded_decoder": "decoder alone, activations rounded or not",
+    "quantized_cache": "keys and values in the cache",
     "packaged": "the second decoder beside the first",
     "dequantized_hidden_states": "hidden states, on its own weights",
     "dequantized_answer_logits": "logits of yes and no, on its own weights",

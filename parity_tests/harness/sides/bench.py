@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qwen3vl_export.artifact import Artifact
-from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
+from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.generate import Step, prefill
@@ -29,6 +29,7 @@ from ..cases.matrix import Case, Matrix, Prompt
 from ..cases.tasks import Task
 from ..judging.verdicts import Profile
 from .artifact.artifact_results import ArtifactResults
+from .artifact.cache_steps import cache_steps
 from .counts import Asked, Clock
 from .drafts import Draft, draft_of, followed_by, visual_ids
 from .lockstep import is_in_step
@@ -53,10 +54,13 @@ class Prefilled:
     Attributes:
         logits: [B, V], of the last tokens.
         cache: [2 L, tokens, K, E], keys and values of every layer at every token that is not padding.
+        steps: [2 L, 1, K, E], what the integers of a quantized cache count in; [2 L, 1, 1, 1], zero, of one that holds
+            floating-point numbers.
     """
 
     logits: Floats
     cache: Floats
+    steps: Floats
 
 
 @dataclass
@@ -77,10 +81,16 @@ class Bench:
     asked: dict[str, Asked] = field(default_factory=dict)  # questions of tasks, by name
     diagnoses: Counter[str] = field(default_factory=Counter)  # how many failures were diagnosed, by stage
     dequantized: Bench | None = None  # the same artifact, compared with its dequantized weights
+    float_cached: Bench | None = None  # the same artifact, with a cache that is not quantized
     results: ArtifactResults = field(default_factory=ArtifactResults)
     resources: Resources | None = None  # that the verification takes and may take
     tasks: tuple[Task, ...] = ()  # that are asked besides the plan of the recipe
     _prepared: OrderedDict[str, tuple[list[Prompt], Prepared]] = field(default_factory=OrderedDict)
+
+    @property
+    def every(self) -> list[Bench]:
+        """This one, and those of the same artifact that were opened beside it."""
+        return [self, *(bench for bench in (self.dequantized, self.float_cached) if bench is not None)]
 
     @property
     def head(self) -> str:
@@ -235,7 +245,11 @@ class Bench:
 
         def compute() -> Prefilled:
             logits, cache = prefill(self.runtime.sessions, prepared, features, chunk)
-            return Prefilled(logits, np.stack(cache.parts(prepared.attention_mask)))
+            parts = np.stack(cache.parts(prepared.attention_mask))
+            if parts.dtype != np.int8:
+                return Prefilled(logits, parts, np.zeros((len(parts), 1, 1, 1), parts.dtype))
+            steps = cache_steps(self.artifact.graph_path(DECODER))
+            return Prefilled(logits, parts * steps, steps)
 
         held = self.cache_bytes(prepared.attention_mask)
         return self.results.recall(key, Prefilled, self.timed(compute), held=held)
@@ -302,7 +316,7 @@ class Bench:
     def settle(self, report: Callable[[str, int], None]) -> None:
         """Have one side compute what was deferred: PyTorch, with the artifact's sessions closed, once nothing is asked
         of the artifact; until then checks may ask for more that PyTorch answers in the same pass."""
-        sides = [self, *([self.dequantized] if self.dequantized is not None else [])]
+        sides = self.every
         asked = [side for side in sides if side.results.requests]
         if not asked and not any(side.reference.results.requests for side in sides):
             return

@@ -194,6 +194,42 @@ MISTAKES = {
         "quantization.decoder_model_merged.method: integers of a checkpoint go into MatMulNBits, an operator of the "
         "ort target. Write target: ort, or method: int4",
     ),
+    "method of a cache": (
+        TINY + "quantization: {cache: {method: int4}}\n",
+        'quantization.cache.method: "int4" is not one of none, int8',
+    ),
+    "key of a cache": (
+        TINY + "quantization: {cache: {method: int8, keep: []}}\n",
+        "quantization.cache.keep: unknown key. Known keys: method",
+    ),
+    "portable cache": (
+        TINY + "target: portable\nquantization: {cache: {method: int8}}\n",
+        "quantization.cache.method: no standard operator reads a quantized cache. Write target: ort, or method: none",
+    ),
+    "cache on a GPU": (
+        TINY + "packaging: {provider: cuda}\nquantization: {cache: {method: int8}}\n",
+        "quantization.cache.method: only a CPU is known to read it, the provider is cuda. Write method: none",
+    ),
+    "cache of a model that answers nothing": (
+        TINY + "head: embedding\nparity: {held_out: false}\nquantization: {cache: {method: int8}}\n",
+        "quantization.cache.method: the head is embedding, which reads every prompt at once. Write method: none",
+    ),
+    "cache for an onnxruntime that cannot read it": (
+        TINY + 'min_onnxruntime: "1.26.1"\nquantization: {cache: {method: int8}}\n',
+        'min_onnxruntime: a cache in 8 bits needs onnxruntime 1.27, this says 1.26.1. Write min_onnxruntime: "1.27"',
+    ),
+    "cache without prompts": (
+        TINY + 'min_onnxruntime: "1.27"\nquantization: {cache: {method: int8}}\n',
+        "calibration: cache: int8 needs prompts. Write calibration: {source: ./calibration}",
+    ),
+    "cache of a precision": (
+        TINY + "target: portable\nprecisions: {q4: {quantization: {cache: {method: int8}}}}\n",
+        "precisions.q4.quantization.cache.method: no standard operator reads a quantized cache",
+    ),
+    "profile of exact numbers with a quantized cache": (
+        TINY + "parity: {tolerances: float32}\nquantization: {cache: {method: int8}}\n",
+        "parity.tolerances: int8 cannot meet the float32 profile",
+    ),
     "profile of exact weights with rounded activations": (
         TINY
         + "parity: {tolerances: float32}\nquantization: {decoder_model_merged: {method: source, accuracy_level: 4}}\n",

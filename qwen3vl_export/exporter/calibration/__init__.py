@@ -1,4 +1,5 @@
-"""Calibration: a decoder's weights quantized by their effect on the activations of real prompts, layer by layer.
+"""Calibration: a decoder's weights quantized by their effect on the activations of real prompts, layer by layer, and
+the ranges of its cache.
 
 prompts -> wide rows -> layer 0 -> layer 1 -> …
 
@@ -6,7 +7,8 @@ A layer is run over every prompt while the inputs of its products are summed up 
 a time, and run once more with its dequantized weights: the next layer sees the errors of those before it and
 compensates for some of them. Memory holds the activations of all prompts and either one layer's Hessians, or one of
 them being factored, or one layer in float32, at any depth; results are stored on disk (`results.py`) until `weights/`
-writes them.
+writes them. What a layer puts into its cache is measured in the second run (`cache_ranges.py`), the only one where no
+weights are calibrated.
 
 Knows transformers' decoder layers; nothing about graphs.
 
@@ -16,6 +18,7 @@ Legend: S tokens of a prompt, H hidden size, D maps of DeepStack.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,9 +30,10 @@ from torch import Tensor, nn
 
 from ...contract import DECODER, TEXT
 from ...recipe.model import Recipe
-from ...recipe.quantize import BlockSettings
+from ...recipe.quantize import BlockSettings, Int8
 from ..checkpoint import Checkpoint
 from ..weights.packing import Blockwise
+from .cache_ranges import CacheRanges, Scales
 from .experts import DOWN, GATE_UP, CalibratedExperts
 from .gptq import Hessian
 from .layers import TEXT_PREFIX, build_text_model, embed_prompts, loaded_weights
@@ -41,6 +45,8 @@ from .results import CalibrationResults
 LM_HEAD = "lm_head.weight"
 LAYERS_PREFIX = "language_model.layers."  # of the exporter's names
 MODEL_PREFIX = "model."  # what the checkpoint's names have before the exporter's
+
+NO_WEIGHTS = Int8(method="int8", keep=("*",))  # settings that quantize none
 
 Log = Callable[[str], None]
 
@@ -59,9 +65,10 @@ class PromptState:
     maps: tuple[Tensor, ...]
     rotary: tuple[Tensor, Tensor]
 
-    def advance(self, layer: Any, index: int) -> PromptState:
-        """The activations after layer `index`, whose attention is causal without a mask."""
-        hidden = layer(self.hidden, position_embeddings=self.rotary, attention_mask=None)
+    def advance(self, layer: Any, index: int, cache: CacheRanges | None = None) -> PromptState:
+        """The activations after layer `index`, whose attention is causal without a mask and gives its keys and values
+        to `cache`."""
+        hidden = layer(self.hidden, position_embeddings=self.rotary, attention_mask=None, past_key_values=cache)
         if index < len(self.maps):
             hidden = hidden + self.maps[index]
         return PromptState(hidden, self.maps if index + 1 < len(self.maps) else (), self.rotary)
@@ -72,11 +79,14 @@ class DecoderCalibration:
     """The calibration that a recipe asks for, run when its results are first needed.
 
     Attributes:
+        settings: of the weights; None if they are not calibrated.
+        cache: measures what the layers put into their cache; None if that is not quantized.
         directory: of the results; created then.
     """
 
     checkpoint: Checkpoint
-    settings: BlockSettings
+    settings: BlockSettings | None
+    cache: CacheRanges | None
     scale_dtype: ir.DataType
     prompts: Prompts
     directory: Path
@@ -84,9 +94,16 @@ class DecoderCalibration:
 
     @cached_property
     def results(self) -> CalibrationResults:
+        """The integers of the weights."""
         self.directory.mkdir(parents=True)
         results = CalibrationResults(self.directory)
-        return calibrate(self.checkpoint, self.settings, self.prompts, self.scale_dtype, results, self.log)
+        settings = self.settings or NO_WEIGHTS
+        return calibrate(self.checkpoint, settings, self.prompts, self.scale_dtype, results, self.log, self.cache)
+
+    @property
+    def cache_scales(self) -> list[Scales]:
+        """The scales of the cache, of every layer; none if it is not quantized."""
+        return self.cache.scales if self.results is not None and self.cache is not None else []
 
 
 def plan_calibrations(
@@ -108,13 +125,15 @@ def plan_calibration(recipe: Recipe, checkpoint: Checkpoint, directory: Path, lo
     Raises:
         BuildError: prompts that cannot be used.
     """
-    settings = recipe.quantization_of(DECODER)
-    if DECODER not in recipe.graphs or not isinstance(settings, BlockSettings) or settings.algorithm != "gptq":
+    if not recipe.is_calibrated:
         return None
     assert recipe.calibration_dir is not None  # checked with the recipe
+    weights = recipe.quantization_of(DECODER)
+    settings = weights if isinstance(weights, BlockSettings) and weights.algorithm == "gptq" else None
+    cache = None if recipe.quantization.cache.method == "none" else CacheRanges()
     scale_dtype = ir.DataType.FLOAT16 if recipe.compute_dtype == "float16" else ir.DataType.FLOAT
     prompts = read_prompts(recipe.calibration_dir, checkpoint)
-    return DecoderCalibration(checkpoint, settings, scale_dtype, prompts, directory, log)
+    return DecoderCalibration(checkpoint, settings, cache, scale_dtype, prompts, directory, log)
 
 
 def calibrate(
@@ -124,12 +143,14 @@ def calibrate(
     scale_dtype: ir.DataType,
     results: CalibrationResults,
     log: Log,
+    cache: CacheRanges | None = None,
 ) -> CalibrationResults:
-    """Quantize every product of a decoder that the settings do not keep; returns `results`, filled."""
+    """Quantize every product of a decoder that the settings do not keep, and let `cache` measure what the layers put
+    into theirs; returns `results`, filled."""
     packing = Blockwise(settings.bits, settings.block_size, settings.symmetric, True, scale_dtype)
     ranges = Ranges()
     watch = ranges.watch if scale_dtype == ir.DataType.FLOAT16 else ignore
-    quantizer = _LayerQuantizer(Products(checkpoint, packing, settings.keep, results), watch, log)
+    quantizer = _LayerQuantizer(Products(checkpoint, packing, settings.keep, results), watch, cache, log)
     with torch.no_grad():
         model = build_text_model(checkpoint)
         states = [*_initial_states(checkpoint, model, prompts, watch)]
@@ -156,6 +177,7 @@ class _LayerQuantizer:
 
     products: Products
     watch: Watch
+    cache: CacheRanges | None
     log: Log
 
     def quantize_layer(self, layer: Any, index: int, states: list[PromptState]) -> list[PromptState]:
@@ -166,12 +188,15 @@ class _LayerQuantizer:
         excluded = {MODEL_PREFIX + name for name in products}
         loaded = partial(loaded_weights, layer, self.products.checkpoint, MODEL_PREFIX + prefix, excluded)
         watched = self.watch(layer, MODEL_PREFIX + prefix)
-        with loaded(), self.products.read_on_call(products), collect_hessians(products) as hessians, watched:
-            for state in states:
-                state.advance(layer, index)
-        if experts is not None:
-            experts.quantize(self.log, f"layer {index}")
-        errors = self.products.quantize(hessians)
+        errors: dict[str, float] = {}
+        if products or (experts is not None and experts.parameters):
+            with loaded(), self.products.read_on_call(products), collect_hessians(products) as hessians, watched:
+                for state in states:
+                    state.advance(layer, index)
+            if experts is not None:
+                experts.quantize(self.log, f"layer {index}")
+            errors = self.products.quantize(hessians)
+            watched = nullcontext()
         if errors:
             worst = max(errors, key=lambda name: errors[name])
             label = worst.removeprefix(prefix).removesuffix(".weight")
@@ -180,9 +205,11 @@ class _LayerQuantizer:
                 f"calibrated layer {index}: relative error of the outputs {mean:.3g} on average, "
                 f"{errors[worst]:.3g} at most ({label})"
             )
-        with loaded():
+        with loaded(), watched:
             self.products.load_dequantized(products)
-            return [state.advance(layer, index) for state in states]
+            if self.cache is not None:
+                self.cache.bound_keys(index, layer.self_attn.k_norm.weight)
+            return [state.advance(layer, index, self.cache) for state in states]
 
     def _replace_experts(self, layer: Any, index: int) -> CalibratedExperts | None:
         """Let `CalibratedExperts` run in place of a layer's experts, if it has any."""

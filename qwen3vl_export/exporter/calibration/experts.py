@@ -46,7 +46,8 @@ class CalibratedExperts:
     ) -> None:
         self.checkpoint, self.tensors, self.parameters = checkpoint, tensors, parameters
         self.packing, self.results = packing, results
-        self.recorded: list[tuple[Tensor, Tensor]] | None = []  # tokens [N, H], their experts [N, K]; None once used
+        # Tokens [N, H] and their experts [N, K]; None once they are quantized, or if none are.
+        self.recorded: list[tuple[Tensor, Tensor]] | None = [] if parameters else None
 
     def forward(self, hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """Tokens [N, H] through their experts; zeros while they are only recorded."""
@@ -70,7 +71,8 @@ class CalibratedExperts:
 
     def quantize(self, log: Callable[[str], None], layer: str) -> None:
         """Quantize every expert with the recorded tokens."""
-        assert self.recorded is not None
+        if self.recorded is None:
+            return
         hidden, chosen = (torch.cat(values) for values in zip(*self.recorded, strict=True))
         self.recorded = None
         count = self.checkpoint.tensors[self.tensors[GATE_UP]].shape[0]

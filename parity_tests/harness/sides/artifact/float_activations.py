@@ -6,6 +6,7 @@ weights and round nothing, so that PyTorch with these weights computes the same:
     MatMulNBits, QMoE of 4 bits    `accuracy_level` 4 becomes 1 or is left out
     DynamicQuantizeMatMul          DequantizeLinear, MatMul and Add
     MatMulInteger                  the same, in place of the nodes from DynamicQuantizeLinear to the product with scales
+    GroupQueryAttention            its cache holds what is computed, not integers
     QMoE of 8 bits                 DequantizeLinear of blocks and MoE: onnxruntime's CPU kernel rounds activations at
                                    every accuracy_level, by up to 1 % of the result
 
@@ -23,12 +24,16 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.contract import INPUTS_EMBEDS
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.session import Opener, Sessions
+
+from .cache_steps import SCALES, has_quantized_cache
 
 FLOAT_LEVEL = 1  # `accuracy_level` of a product in float32
 ROUNDED_LEVEL = 4  # in 8 bits
 MICROSOFT = "com.microsoft"
+CACHE_ONLY = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")  # attributes of a quantized cache
 QMOE_ONLY = ("expert_weight_bits", "block_size", "accuracy_level")  # attributes that MoE does not have
 
 Change = Callable[[ModelProto], ModelProto]
@@ -66,6 +71,8 @@ def rounds_activations(node: NodeProto) -> bool:
     """Whether an operator rounds activations to 8 bits when it runs."""
     if node.op_type in ("DynamicQuantizeMatMul", "DynamicQuantizeLinear", "MatMulInteger"):
         return True
+    if has_quantized_cache(node):
+        return True
     values = attributes_of(node)
     if node.op_type == "QMoE" and values.get("expert_weight_bits") == 8:
         return True
@@ -81,20 +88,34 @@ def float_activations(model: ModelProto) -> ModelProto:
     Raises:
         ParityError: an operator that rounds activations has no replacement.
     """
-    changed = ModelProto()
-    changed.CopyFrom(model)
+    changed = replace_nodes(model, replacement)
     graph = changed.graph
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        nodes += replacement(graph, node)
-    del graph.node[:]
-    graph.node.extend(drop_unread(nodes, {value.name for value in graph.output}))
     left = next((node for node in nodes_of(graph) if rounds_activations(node)), None)
     if left is not None:
         raise ParityError(
             f"{graph.name}: {left.op_type} {left.name} rounds activations, and no operator is known that does not",
             "Add one to harness/sides/artifact/float_activations.py",
         )
+    return changed
+
+
+def float_cache(model: ModelProto) -> ModelProto:
+    """A copy of a graph whose cache, if it has one, holds keys and values as they are computed."""
+    return replace_nodes(
+        model, lambda graph, node: [with_float_cache(graph, node) if has_quantized_cache(node) else node]
+    )
+
+
+def replace_nodes(model: ModelProto, replace: Callable[[GraphProto, NodeProto], list[NodeProto]]) -> ModelProto:
+    """A copy of a model with other nodes in place of each."""
+    changed = ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes += replace(graph, node)
+    del graph.node[:]
+    graph.node.extend(drop_unread(nodes, {value.name for value in graph.output}))
     return changed
 
 
@@ -108,6 +129,8 @@ def replacement(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
         return float_experts(graph, node)
     if rounds_activations(node) and node.op_type in ("MatMulNBits", "QMoE"):
         return [at_float_level(node)]
+    if has_quantized_cache(node):
+        return [with_float_cache(graph, node)]
     return [node]
 
 
@@ -120,6 +143,21 @@ def at_float_level(node: NodeProto) -> NodeProto:
     changed.attribute.extend(kept)
     if node.op_type == "MatMulNBits":
         changed.attribute.append(helper.make_attribute("accuracy_level", FLOAT_LEVEL))
+    return changed
+
+
+def with_float_cache(graph: GraphProto, node: NodeProto) -> NodeProto:
+    """The same attention over keys and values as they are computed; the graph takes and returns them so."""
+    changed = NodeProto()
+    changed.CopyFrom(node)
+    del changed.input[SCALES[0] :]
+    kept = [attribute for attribute in node.attribute if attribute.name not in CACHE_ONLY]
+    del changed.attribute[:]
+    changed.attribute.extend(kept)
+    (computed,) = {v.type.tensor_type.elem_type for v in graph.input if v.name == INPUTS_EMBEDS}
+    for value in (*graph.input, *graph.output):
+        if value.name in (*node.input, *node.output):
+            value.type.tensor_type.elem_type = computed
     return changed
 
 
