@@ -18,7 +18,7 @@ from qwen3vl_export.console import console
 from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ArtifactError, ParityError
 from qwen3vl_export.evidence import CheckpointSource
-from qwen3vl_export.promise import RUNS, TASK, head_stages
+from qwen3vl_export.promise import RUNS, TASK, head_stages, own_weights_stages
 from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.runtime.session import Sessions
 from qwen3vl_export.runtime.sizing import Sizing
@@ -362,5 +362,6 @@ def profile_of(artifact: Artifact, tasks: Sequence[Task] = ()) -> Profile:
     recipe, model_type = artifact.manifest.recipe, artifact.manifest.facts.model_type
     profile = load_profile(recipe["parity"].get("tolerances") or recipe["dtype"])
     profile = add_own_weights_rules(profile, recipe, model_type)
-    unneeded = set(RUNS) - {*head_stages(recipe), *([TASK] if tasks else [])}
+    needed = {*head_stages(recipe), *own_weights_stages(recipe, model_type), *([TASK] if tasks else [])}
+    unneeded = set(RUNS) - needed
     return replace(profile, rules={stage: rules for stage, rules in profile.rules.items() if stage not in unneeded})

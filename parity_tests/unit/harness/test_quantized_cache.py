@@ -41,33 +41,17 @@ def test_a_good_artifact_passes(tiny_cache_artifact: Path) -> None:
     assert 0 < rounded.measures["mean_kl"] < 0.01
 
 
-def scale_name(layer: int, part: str) -> str:
-    return f"cache_scale.{layer}.{part}"
-
-
 def times(factor: float, layer: int) -> Change:
     """Other scales of a layer's values."""
 
     def change(scales: dict[str, TensorProto]) -> None:
-        tensor = scales[scale_name(layer, "value")]
+        tensor = scales[f"cache_scale.{layer}.value"]
         tensor.CopyFrom(numpy_helper.from_array(np.float32(factor) * numpy_helper.to_array(tensor), tensor.name))
 
     return change
 
 
-def exchange(first: tuple[int, str], second: tuple[int, str]) -> Change:
-    def change(scales: dict[str, TensorProto]) -> None:
-        a, b = (scales[scale_name(*place)] for place in (first, second))
-        a.name, b.name = b.name, a.name
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "change",
-    [times(0.1, 0), times(0.1, 2), times(20, 3), exchange((1, "key"), (1, "value"))],
-    ids=["first", "deeper", "coarse", "exchanged"],
-)
+@pytest.mark.parametrize("change", [times(0.1, 0), times(0.1, 2), times(20, 3)], ids=["first", "deeper", "coarse"])
 def test_scales_that_do_not_fit_are_found(tiny_cache_artifact: Path, tmp_path: Path, change: Change) -> None:
     def plant(artifact: Artifact) -> list[Path]:
         path = artifact.graph_path(DECODER)
