@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from qwen3vl_export.artifact import Artifact, Manifest, open_artifact
 from qwen3vl_export.contract import DECODER, past_name, present_name
 from qwen3vl_export.errors import ArtifactError, InputError
+from qwen3vl_export.exporter.quantize.cache import MANY
 from qwen3vl_export.runtime import GREEDY, Image, Qwen3VL
 from qwen3vl_export.runtime.cache import BLOCK, SharedCache
 from qwen3vl_export.runtime.conversation import Conversation
@@ -140,7 +141,7 @@ def assert_one_cache(caches: Any, expected: Any) -> None:
         assert steps.max() <= 1 and (steps > 0).mean() < 1e-3
 
 
-@pytest.mark.parametrize("chunk", [3, 16, None])
+@pytest.mark.parametrize("chunk", [3, MANY - 1, MANY, None])
 def test_padding_batch_and_chunks_leave_one_cache(model: Qwen3VL, chunk: int | None) -> None:
     prepared = model.prepare([as_messages(question) for question in QUESTIONS])
     logits, cache = prefill(model.sessions, prepared, no_features(model.sessions), chunk)

@@ -28,11 +28,11 @@ from qwen3vl_export.contract import INPUTS_EMBEDS
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.session import Opener, Sessions
 
-from .cache_steps import SCALES, has_quantized_cache
-
 FLOAT_LEVEL = 1  # `accuracy_level` of a product in float32
 ROUNDED_LEVEL = 4  # in 8 bits
 MICROSOFT = "com.microsoft"
+ATTENTION = "GroupQueryAttention"
+CACHE_SCALES = (12, 13)  # its inputs where the cache is quantized: of keys and of values
 CACHE_ONLY = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")  # attributes of a quantized cache
 QMOE_ONLY = ("expert_weight_bits", "block_size", "accuracy_level")  # attributes that MoE does not have
 
@@ -101,9 +101,13 @@ def float_activations(model: ModelProto) -> ModelProto:
 
 def float_cache(model: ModelProto) -> ModelProto:
     """A copy of a graph whose cache, if it has one, holds keys and values as they are computed."""
-    return replace_nodes(
-        model, lambda graph, node: [with_float_cache(graph, node) if has_quantized_cache(node) else node]
-    )
+    return replace_nodes(model, unquantized_cache)
+
+
+def unquantized_cache(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
+    """The node that computes what a node does with a cache in floating point."""
+    attention = quantized_attention(node)
+    return [node if attention is None else with_float_cache(graph, node, attention)]
 
 
 def replace_nodes(model: ModelProto, replace: Callable[[GraphProto, NodeProto], list[NodeProto]]) -> ModelProto:
@@ -129,9 +133,7 @@ def replacement(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
         return float_experts(graph, node)
     if rounds_activations(node) and node.op_type in ("MatMulNBits", "QMoE"):
         return [at_float_level(node)]
-    if has_quantized_cache(node):
-        return [with_float_cache(graph, node)]
-    return [node]
+    return unquantized_cache(graph, node)
 
 
 def at_float_level(node: NodeProto) -> NodeProto:
@@ -146,17 +148,26 @@ def at_float_level(node: NodeProto) -> NodeProto:
     return changed
 
 
-def with_float_cache(graph: GraphProto, node: NodeProto) -> NodeProto:
-    """The same attention over keys and values as they are computed; the graph takes and returns them so."""
+def has_quantized_cache(node: NodeProto) -> bool:
+    """Whether a node is attention that stores integers."""
+    return node.op_type == ATTENTION and len(node.input) > CACHE_SCALES[0] and bool(node.input[CACHE_SCALES[0]])
+
+
+def quantized_attention(node: NodeProto) -> NodeProto | None:
+    """The attention with a quantized cache that a node is, or that one of its branches holds."""
+    return next(filter(has_quantized_cache, (node, *nodes_inside(node))), None)
+
+
+def with_float_cache(graph: GraphProto, node: NodeProto, attention: NodeProto) -> NodeProto:
+    """The attention of a node over keys and values as they are computed; the graph takes and returns them so."""
     changed = NodeProto()
-    changed.CopyFrom(node)
-    del changed.input[SCALES[0] :]
-    kept = [attribute for attribute in node.attribute if attribute.name not in CACHE_ONLY]
-    del changed.attribute[:]
-    changed.attribute.extend(kept)
-    (computed,) = {v.type.tensor_type.elem_type for v in graph.input if v.name == INPUTS_EMBEDS}
+    changed.CopyFrom(attention)
+    del changed.input[CACHE_SCALES[0] :], changed.output[:], changed.attribute[:]
+    changed.output.extend(node.output)
+    changed.attribute.extend(attribute for attribute in attention.attribute if attribute.name not in CACHE_ONLY)
+    (computed,) = {value.type.tensor_type.elem_type for value in graph.input if value.name == INPUTS_EMBEDS}
     for value in (*graph.input, *graph.output):
-        if value.name in (*node.input, *node.output):
+        if value.name in (*changed.input, *changed.output):
             value.type.tensor_type.elem_type = computed
     return changed
 
