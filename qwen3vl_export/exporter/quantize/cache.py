@@ -40,6 +40,8 @@ _BODY = """<domain: "{domain}", opset_import: ["" : {opset}, "{microsoft}" : 1]>
             tokens = Constant <value_ints: ints = [2]> ()
             first = Constant <value_ints: ints = [0]> ()
             end = Constant <value_ints: ints = [{end}]> ()
+            least = Constant <value_float: float = -128.0> ()
+            most = Constant <value_float: float = 127.0> ()
             {key}
             {value}
             out_1, all_k, all_v = {microsoft}.GroupQueryAttention <{attributes}> (
@@ -55,13 +57,17 @@ _BODY = """<domain: "{domain}", opset_import: ["" : {opset}, "{microsoft}" : 1]>
     >
 }}"""
 
-# Of keys or of values ({x}): the rounded new ones as floats, the old ones as floats, and the integers of both.
+# Of keys or of values ({x}): the rounded new ones as floats, the old ones as floats, and the integers of both. In
+# onnxruntime 1.32, QuantizeLinear with a scale for each of the last axis takes as long as attention itself.
 _RESTORED = """flat_{x} = Constant <value_ints: ints = [-1]> ()
             channels_{x} = Reshape ({x}_scale, flat_{x})
             wide_{x} = Cast <to: int = 1> ({x})
-            integers_{x} = QuantizeLinear <axis: int = 2, output_dtype: int = 3> (wide_{x}, channels_{x})
-            rounded_{x} = DequantizeLinear <axis: int = 2> (integers_{x}, channels_{x})
+            steps_{x} = Div (wide_{x}, channels_{x})
+            nearest_{x} = Round (steps_{x})
+            limited_{x} = Clip (nearest_{x}, least, most)
+            rounded_{x} = Mul (limited_{x}, channels_{x})
             new_{x} = Cast <to: int = {number}> (rounded_{x})
+            integers_{x} = Cast <to: int = 3> (limited_{x})
             stored_{x} = Slice (past_{x}, first, past, tokens)
             stored_wide_{x} = Cast <to: int = 1> (stored_{x})
             restored_{x} = Mul (stored_wide_{x}, {x}_scale)
