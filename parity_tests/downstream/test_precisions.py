@@ -77,6 +77,12 @@ def test_transformers_js_casts_bfloat16_weights(tmp_path: Path) -> None:
     check(bench, ask_transformers_js(bench, tmp_path))
 
 
+def test_a_cache_in_8_bits(tiny_cache_artifact: Path, tmp_path: Path) -> None:
+    bench = open_bench(tiny_cache_artifact, checkpoint=ROOT / "recipes" / "checkpoints" / "tiny")
+    check(bench, ask_genai(bench))
+    check(bench, ask_transformers_js(bench, tmp_path))
+
+
 def test_weights_in_many_files(tiny_split_artifact: Path, tmp_path: Path) -> None:
     bench = open_bench(tiny_split_artifact)
     check(bench, ask_genai(bench))
