@@ -2,7 +2,7 @@
 //
 // job: {library, wasm, models, name, device, dtype, session_options} and what the function needs. A tensor is {type, dims, data}, data in
 // base64. Both return seconds of each stage, and `error`, stage and message, where something failed.
-const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array, int64: BigInt64Array };
+const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array, int8: Int8Array, int64: BigInt64Array };
 
 /** job.runs: stage -> {graph, inputs, output, keeps}. Returns the output of each; a run that keeps leaves its cache. */
 export function run(job) {

@@ -90,8 +90,9 @@ def runs_of(model: Qwen3VL, prepared: Prepared, rows: int = 0) -> dict[str, Run]
     step_mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
     step_positions = next_positions(prepared.rope_deltas, ids.shape[1])
     step_logits = decode(sessions, step_embeds, step_mask, step_positions, cache, 1)
-    facts, dtype = model.facts, sessions.dtypes(contract.DECODER)[contract.INPUTS_EMBEDS]
-    no_cache = np.zeros((1, facts.num_key_value_heads, 0, facts.head_dim), dtype)
+    facts, dtypes = model.facts, sessions.dtypes(contract.DECODER)
+    dtype = dtypes[contract.INPUTS_EMBEDS]
+    no_cache = np.zeros((1, facts.num_key_value_heads, 0, facts.head_dim), dtypes[contract.past_name(0, "key")])
     past = {contract.past_name(*part): no_cache for part in layer_parts(facts)}
     prompt = {**decoder_inputs(embeds.astype(dtype), mask, positions, rows), **past}
     step = decoder_inputs(step_embeds.astype(dtype), step_mask, step_positions, 1)

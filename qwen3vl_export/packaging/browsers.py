@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..artifact import Artifact
-from ..promise import TRANSFORMERS_JS
+from ..promise import TRANSFORMERS_JS, cache_dtype
 from . import transformers_js
 
 WASM, WEBGPU = "WebAssembly", "WebGPU"
@@ -31,9 +31,12 @@ def browser_support(artifact: Artifact) -> Mapping[str, str]:
         large = "weights above 3.5 GiB"
         return {WASM: f"{NO}: {large}, of 4 for all", WEBGPU: f"untested: {large}"}
     is_tight = weight_bytes(artifact) > TIGHT_IN_WASM
+    webgpu = f"{YES}, {NEEDS_HALF}" if recipe["dtype"] == "float16" else YES
+    if cache_dtype(recipe) != "float":
+        webgpu = f"{NO}: a cache in 8 bits, which only WebAssembly takes"
     return {
         WASM: f"{YES}, until memory runs out: weights above 2 GiB, of 4 for all" if is_tight else YES,
-        WEBGPU: f"{YES}, {NEEDS_HALF}" if recipe["dtype"] == "float16" else YES,
+        WEBGPU: webgpu,
     }
 
 

@@ -32,6 +32,7 @@ LIMITS = (
     "It has no video for this model.",
     "In browsers it loads no weights in bfloat16 (`Could not find an implementation for Cast`), which Node does: build "
     "with `--precision web`, `fp16`, `int8`, `int4` or `fp32`.",
+    "In WebGPU it takes no cache in 8 bits (`Unsupported data type: int8`), which WebAssembly and Node do.",
     "In WebAssembly, weights and all that is computed share 4 GiB: weights above 3.5 GiB do not fit, and above 2 GiB a "
     "large picture may run out of it (`std::bad_alloc`). Activations in float16 (`web`, `fp16`) need an adapter with "
     "`shader-f16` in WebGPU.",

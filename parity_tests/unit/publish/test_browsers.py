@@ -55,6 +55,12 @@ def test_a_browser_is_said_to_load_what_it_casts(tiny_artifact: Path, dtype: str
     assert f"| default (`fp32` in transformers.js) | {wasm} | {webgpu} |" in list(browsers(artifact))
 
 
+def test_webgpu_is_said_to_take_no_cache_in_8_bits(tiny_artifact: Path) -> None:
+    quantization = open_artifact(tiny_artifact, check=False).manifest.recipe["quantization"]
+    support = browser_support(changed(tiny_artifact, quantization={**quantization, "cache": {"method": "int8"}}))
+    assert support == {WASM: "yes", WEBGPU: "no: a cache in 8 bits, which only WebAssembly takes"}
+
+
 def test_weights_that_fill_the_memory_of_webassembly_are_said_not_to_load_there(tiny_artifact: Path) -> None:
     name = "onnx/decoder_model_merged.onnx_data"
     smaller = weight_bytes(open_artifact(tiny_artifact, check=False))
