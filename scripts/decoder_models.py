@@ -23,7 +23,10 @@ TABLE = {"method": "int4", "block_size": 32}
 PRECISIONS: dict[str, dict[str, Any]] = {  # a float32 tower, and the decoder in blocks of so many
     f"int4-{block}": {
         "dtype": "float32",
-        "quantization": {"embeddings": TABLE, "decoder_model_merged": {**TABLE, "block_size": block}},
+        "quantization": {
+            "embeddings": TABLE,
+            "decoder_model_merged": {**TABLE, "block_size": block, "accuracy_level": 4},
+        },
     }
     for block in (32, 128)
 }
