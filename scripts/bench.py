@@ -56,7 +56,10 @@ class Places:
     """
 
     def __init__(self, python: list[str], checkout: list[str]) -> None:
-        self.python, self.checkout = (dict(pair.split("=", 1) for pair in pairs) for pairs in (python, checkout))
+        self.python, self.checkout = (
+            {side: os.path.abspath(path) for side, path in (pair.split("=", 1) for pair in pairs)}
+            for pairs in (python, checkout)
+        )
 
     def run(self, command: str, *arguments: Any) -> dict[str, Any]:
         """A command of `bench_side.py` in a fresh process; what it printed.
@@ -65,10 +68,10 @@ class Places:
             Failed: it did.
         """
         side = str(arguments[0])
-        code = os.path.abspath(self.checkout.get(side, ROOT))
+        code = self.checkout.get(side, str(ROOT))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([code, os.environ.get("PYTHONPATH", "")])}
         words = [self.python.get(side, sys.executable), str(WORKER), command, *map(str, arguments)]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=code)  # with its recipes
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip(" │╰╯─")]
             raise Failed(lines[-1].strip() if lines else f"exit code {done.returncode}")
@@ -164,7 +167,7 @@ def measure(
     for context in contexts:
         write_prompt(work, context)
         medians_of = medians("read", sides, repeats, places, work, threads, context)
-        for name in ours:
+        for name in set(ours) - set(places.checkout):
             weights, cache = bytes_of(work / name)
             medians_of[name]["limit"] = (weights + context * cache) / roof["bandwidth"]
         found["contexts"][str(context)] = medians_of

@@ -68,13 +68,14 @@ def test_a_side_can_have_an_interpreter_and_a_checkout_of_its_own(
     monkeypatch.syspath_prepend(ROOT / "scripts")
     bench = importlib.import_module("bench")
     told = tmp_path / "python"
-    told.write_text('#!/bin/sh\necho "[\\"$1\\", \\"$2\\", \\"$3\\", \\"$PYTHONPATH\\"]"\n')
+    told.write_text('#!/bin/sh\necho "[\\"$1\\", \\"$2\\", \\"$3\\", \\"$PWD\\", \\"$PYTHONPATH\\"]"\n')
     told.chmod(0o755)
     places = bench.Places([f"int4@before={told}", f"int4={told}"], [f"int4@before={tmp_path}"])
-    worker, command, side, path = places.run("read", "int4@before")
+    worker, command, side, folder, path = places.run("read", "int4@before")
     assert Path(worker).name == "bench_side.py" and (command, side) == ("read", "int4@before")
-    assert path.split(os.pathsep)[0] == str(tmp_path)
-    assert places.run("read", "int4")[3].split(os.pathsep)[0] == str(ROOT)
+    assert folder == path.split(os.pathsep)[0] == str(tmp_path)  # its recipes and its code
+    *_, folder, path = places.run("read", "int4")
+    assert folder == path.split(os.pathsep)[0] == str(ROOT)
 
 
 def test_names_of_sides(monkeypatch: pytest.MonkeyPatch) -> None:
