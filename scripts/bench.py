@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,8 +37,6 @@ from hardware import cpu_name
 from rich.console import Console
 
 WORKER = Path(__file__).with_name("bench_side.py")
-TOOLS = ("onnxruntime", "torch", "transformers", "onnxruntime-genai", "llama-cpp-python", "openvino", "openvino-genai")
-
 app = typer.Typer(add_completion=False)
 
 
@@ -102,7 +98,7 @@ def run(
         raise typer.BadParameter(f"no side {', '.join(unknown)}; there are {', '.join(NAMES)}")
     places = Places(python or [], checkout or [])
     contexts = context or [512, 2048, 4096]
-    about = describe(size, layers, vocab, threads, repeats)
+    about = describe(size, layers, vocab, threads, repeats, places)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     with tempfile.TemporaryDirectory() as folder:
         place = (Path(folder) if work is None else work).absolute()
@@ -130,16 +126,14 @@ def chart(figures: Path) -> None:
     draw(figures)
 
 
-def describe(size: str, layers: int | None, vocab: int, threads: int, repeats: int) -> dict[str, Any]:
+def describe(size: str, layers: int | None, vocab: int, threads: int, repeats: int, places: Places) -> dict[str, Any]:
     """The hardware, the versions and what is measured."""
-    tools = {}
-    for tool in TOOLS:
-        try:
-            tools[tool] = version(tool)
-        except PackageNotFoundError:
-            tools[tool] = "none"
     of = {"size": size, "layers": layers or "all", "vocab": vocab, "threads": threads, "repeats": repeats}
-    return {**of, "cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), **tools}
+    versions = places.run("versions", "")
+    for side in places.python:
+        told = places.run("versions", side)
+        versions |= {f"{tool} of {side}": number for tool, number in told.items() if versions.get(tool) != number}
+    return {**of, "cpu": cpu_name(), "cores": os.cpu_count(), **versions}
 
 
 def prepare(work: Path, sides: list[str], places: Places) -> dict[str, str]:

@@ -4,6 +4,7 @@
     python bench_side.py read SIDE WORK THREADS CONTEXT
     python bench_side.py look SIDE WORK THREADS
     python bench_side.py roofline THREADS
+    python bench_side.py versions
 
 Figures are printed as JSON: seconds and bytes. It needs numpy and what the side needs, so that the interpreter may be
 another than that of `bench.py`.
@@ -11,12 +12,15 @@ another than that of `bench.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,10 @@ from hardware import resident
 
 STEPS = 12  # tokens after the first; the median of them is the time per token
 WARM_UP = 8  # tokens of a first prompt, which nobody times
+TOOLS = (
+    *("onnxruntime", "torch", "transformers", "onnxruntime-genai", "llama-cpp-python"),
+    *("openvino", "openvino-genai", "optimum-intel", "nncf"),
+)
 PHOTOGRAPH, FIRST = 1024, 256  # pixels a side, of the picture that is timed and of one before it
 
 
@@ -103,6 +111,15 @@ def roofline(threads: int) -> dict[str, float]:
     return {"bandwidth": bandwidth, "gemm": gemm_peak(threads) * 1e9}
 
 
+def versions() -> dict[str, str]:
+    """The versions of this interpreter and of what it has of `TOOLS`."""
+    numbers = {"python": platform.python_version()}
+    for tool in TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            numbers[tool] = version(tool)
+    return numbers
+
+
 def timed(call: Callable[[], None]) -> float:
     """Seconds by the clock."""
     start = time.perf_counter()
@@ -114,6 +131,8 @@ def main(command: str, *arguments: str) -> dict[str, Any]:
     """Carry out one command."""
     if command == "roofline":
         return roofline(int(arguments[0]))
+    if command == "versions":
+        return versions()
     side, work, numbers = arguments[0], Path(arguments[1]), [int(number) for number in arguments[2:]]
     if command == "make":
         make_side(side, work)

@@ -11,6 +11,7 @@ Qwen3 is the language model of Qwen3-VL without DeepStack and with one position 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,19 @@ from gguf_models import make_llama_cpp
 
 TEXT_PREFIX = "model.language_model."
 OPENVINO = "int4-128"  # the precision of its artifact
+ERROR = re.compile(r"[\w.]*(Error|Exception)\b")  # how a traceback's last line begins
+
+
+def run_tool(*words: Any) -> None:
+    """Run another exporter.
+
+    Raises:
+        RuntimeError: it failed; the message is the last error it told.
+    """
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if ERROR.match(line)]
+        raise RuntimeError(told[-1] if told else f"exit code {done.returncode}")
 
 
 def text_tensors(work: Path) -> Iterator[tuple[str, Any]]:
@@ -55,8 +69,7 @@ def make_genai(work: Path) -> None:
         shutil.copyfile(TINY / name, source / name)
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 0}))
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu"]
-    command = [*builder, "-i", source, "-o", work / "genai", "-c", work / "genai-cache"]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    run_tool(*builder, "-i", source, "-o", work / "genai", "-c", work / "genai-cache")
     shutil.rmtree(source)
 
 
@@ -78,8 +91,7 @@ def make_openvino_genai(work: Path) -> None:
     """`work/openvino-genai`: what `optimum-cli export openvino` makes of the checkpoint."""
     tool = Path(sys.executable).with_name("optimum-cli")
     kind = ["--task", "image-text-to-text", "--weight-format", "int4", "--group-size", "128"]
-    command = [tool, "export", "openvino", "--model", work / CHECKPOINT, *kind, work / "openvino-genai"]
-    subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
+    run_tool(tool, "export", "openvino", "--model", work / CHECKPOINT, *kind, work / "openvino-genai")
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
