@@ -72,14 +72,14 @@ def answers(artifacts: list[Path], per_size: int = 1, repeats: int = 3, threads:
 def questions_of(model: Qwen3VL, per_size: int) -> dict[str, list[tuple[Prepared, int, Sampling, bool]]]:
     """Prompts by kind, each with a limit of tokens, how to choose them, and whether the model ends the answer."""
     exam = [question for group in exam_groups(per_size).values() for question in group]
-    prompts = {question: [*map(Image, question.images), question.ask] for question in exam}
-    shown = [model.prepare([as_messages(content)]) for content in prompts.values()]
+    contents = [[*map(Image, question.images), question.ask] for question in exam]
+    shown = [model.prepare([as_messages(content)]) for content in contents]
     again = []
-    for question, content in prompts.items():
+    for question, content in zip(exam, contents, strict=True):
         turn = {"role": "user", "content": content}
         said = {"role": "assistant", "content": question.answers[0]}
         again.append(model.prepare([[turn, said, {"role": "user", "content": question.ask}]]))
-    long = [prepared for question, prepared in zip(prompts, shown, strict=True) if len(question.answers[0]) > 40]
+    long = [prepared for question, prepared in zip(exam, shown, strict=True) if len(question.answers[0]) > 40]
     photograph = model.prepare([as_messages([Image(PHOTOGRAPH), "What is this?"])])
     return {
         "exam": [(prepared, ANSWER_TOKENS, GREEDY, True) for prepared in shown],
