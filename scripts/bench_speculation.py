@@ -53,7 +53,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def answers(artifacts: list[Path], per_size: int = 1, repeats: int = 3, threads: int = 1) -> None:
+def answers(artifacts: list[Path], per_size: int = 2, repeats: int = 3, threads: int = 1) -> None:
     """Answers with and without prompt lookup: seconds after the first token, and tokens that differ."""
     for path in artifacts:
         model = Qwen3VL.load(path, threads=threads, check=False)
@@ -79,7 +79,7 @@ def questions_of(model: Qwen3VL, per_size: int) -> dict[str, list[tuple[Prepared
         turn = {"role": "user", "content": content}
         said = {"role": "assistant", "content": question.answers[0]}
         again.append(model.prepare([[turn, said, {"role": "user", "content": question.ask}]]))
-    long = [prepared for question, prepared in zip(exam, shown, strict=True) if len(question.answers[0]) > 40]
+    long = [prepared for question, prepared in zip(exam, shown, strict=True) if question.kind == "describe"]
     photograph = model.prepare([as_messages([Image(PHOTOGRAPH), "What is this?"])])
     return {
         "exam": [(prepared, ANSWER_TOKENS, GREEDY, True) for prepared in shown],
