@@ -22,6 +22,8 @@ from qwen3vl_export.exporter.checkpoint.names import FUSED, fused_name, members_
 from qwen3vl_export.exporter.quantize import quantize, storage_of, store_as
 from qwen3vl_export.exporter.rewrites.products import fuse_products
 from qwen3vl_export.exporter.rewrites.rows import use_gemm
+from qwen3vl_export.exporter.skeletons import Skeleton, quantize_and_store
+from qwen3vl_export.exporter.stages import Stages
 from qwen3vl_export.exporter.weights import WeightFile, attach
 from qwen3vl_export.exporter.weights.inputs import WEIGHTS, source_of, weight_inputs
 from qwen3vl_export.recipe.quantize import MethodSettings
@@ -141,12 +143,21 @@ def test_products_of_one_input_become_one() -> None:
         ("v = MatMul (x, Vt)", "v = MatMul (y, Vt)"),  # of another value
         ("v = MatMul (x, Vt)", "v = MatMul (x, Kt)"),  # of a weight that is read twice
         ("Vt = Transpose <perm: ints = [1, 0]> (V)", "Vm = Neg (V)\n Vt = Transpose <perm: ints = [1, 0]> (Vm)"),
+        ("float[", "float16["),
     ],
-    ids=["another input", "another weight", "no weight"],
+    ids=["another input", "another weight", "no weight", "half precision"],
 )
 def test_other_products_stay(old: str, new: str) -> None:
     model, _ = named(PRODUCTS.replace(old, new))
     assert not fused_weights(fuse_products(model, lambda parameter: None))
+
+
+@pytest.mark.parametrize(("target", "count"), [("ort", 2 * 4), ("portable", 0)])
+def test_a_build_fuses_the_products_of_its_own_operators(target: str, count: int) -> None:
+    contract, model = trace_skeleton(TINY, DECODER, target)
+    skeleton = Skeleton(contract, model.clone(), Stages(DECODER))
+    settings = parse_settings("int8_dynamic")
+    assert len(set(fused_weights(quantize_and_store(skeleton, target, settings, None).model))) == count
 
 
 @pytest.mark.parametrize("different", ["q", "k", "v"])
