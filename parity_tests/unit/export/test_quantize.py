@@ -59,7 +59,9 @@ def build_graph(
     folder = work / f"{graph}-{target}-{method}"
     folder.mkdir(exist_ok=True)
     with WeightFile.create(folder, graph) as data:
-        model = fuse_products(model.clone(), partial(storage_of, settings=quantization))
+        model = model.clone()
+        if target == "ort":
+            model = fuse_products(model, partial(storage_of, settings=quantization))
         model = quantize(model, quantization, target)
         model = model if stored == ir.DataType.FLOAT else store_as(model, stored)
         written = attach(model, contract, open_checkpoint(str(checkpoint)), data)

@@ -36,7 +36,7 @@ CARRIERS = (
     "Identity",
     "QuantizeLinear",
 )  # of a weight to its use
-PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger", "DynamicQuantizeMatMul", "Mul")  # Mul: by its scales
+PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "DynamicQuantizeMatMul")
 FIRST_INPUT = (
     "MatMul",
     "Gemm",
