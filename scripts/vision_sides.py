@@ -185,6 +185,7 @@ SIDES: dict[str, Side] = {
     "float16": Side(export_ours(dtype="float16"), load_ours),
     "int8": Side(export_ours(method="int8", accuracy_level=4), load_ours),
     "int8-dynamic": Side(export_ours(method="int8_dynamic"), load_ours),
+    "int8-per-token": Side(export_ours(method="int8_dynamic", activations="per_token"), load_ours),
     "int4": Side(export_ours(method="int4", accuracy_level=4, accept_error=True), load_ours),
     "transformers": Side(export_transformers, load_transformers),
     "mobius": Side(export_mobius, load_mobius),
