@@ -1,8 +1,9 @@
 """A cache in 8 bits against the keys and values that it stands for: the same artifact with its cache in floating point.
 
-Both read the same prompt. The first layer makes the same keys and values of it on both sides, so that each integer must
-be the nearest one; further on, layers have read what the cache before them has rounded. That the graph is right with a
-cache in floating point is proven by the stages `dequantized_*`; what rounding costs is measured against the checkpoint.
+Both divide them by the same scales and read the same prompt. The first layer makes the same keys and values on both
+sides, so that each integer must be the nearest one; further on, layers have read what the cache before them has
+rounded. That the graph is right with a cache in floating point is proven by the stages `dequantized_*`; what rounding
+costs is measured against the checkpoint.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-
-from qwen3vl_export.runtime.arrays import Floats
 
 from ..cases.matrix import Case
 from ..judging.measures import largest, max_abs
@@ -30,21 +29,13 @@ def quantized_cache(case: Case, bench: Bench) -> Finding:
     """Keys and values of every layer at every token of the prompt."""
     prepared = bench.prepared(case)
     cached, computed = on_both(bench, float_cached_bench(bench), lambda side: side.prefill(prepared, None))
-    steps = cached.steps
+    layers = [*zip(cached.cache, computed.cache, strict=True)]
     values = {
-        "first_layer_steps": max_abs(cached.cache[LAYER] / steps[LAYER], computed.cache[LAYER] / steps[LAYER]),
-        "cut_off": largest(share_of_ends(*part) for part in zip(cached.cache, steps, strict=True)),
-        "scaled_cache_rms": largest(
-            in_units(rms(part - truth), rms(truth)) or 0.0
-            for part, truth in zip(cached.cache, computed.cache, strict=True)
-        ),
+        "first_layer_steps": max_abs(cached.cache[LAYER], computed.cache[LAYER]),
+        "cut_off": largest(float(np.isin(integers, ENDS).mean()) for integers, _ in layers),
+        "scaled_cache_rms": largest(in_units(rms(integers - truth), rms(truth)) or 0.0 for integers, truth in layers),
     }
     return Finding(values, compared=cached.cache.size)
-
-
-def share_of_ends(cache: Floats, steps: Floats) -> float:
-    """The share of integers in [tokens, K, E] beyond which none goes."""
-    return float(np.isin(np.rint(cache / steps), ENDS).mean())
 
 
 def float_cached_bench(bench: Bench) -> Bench:

@@ -225,9 +225,9 @@ def chunked(bench: Bench, case: Case) -> Finding:
     prepared = bench.prepared(case)
     chunks = (bench.matrix.chunk_of(prepared.input_ids.shape[1]), None)
     parts, whole = ask_all(partial(bench.prefill, prepared, chunk) for chunk in chunks)
-    cache = parts.cache
-    if whole.steps.any():
-        cache = cache - np.clip(cache - whole.cache, -whole.steps, whole.steps)
+    cache: Floats = parts.cache.astype(np.float32, copy=False)
+    if whole.cache.dtype == np.int8:
+        cache -= np.clip(cache - whole.cache, -1, 1)
     values = {
         "max_abs": max_abs(parts.logits, whole.logits),
         "scaled_max_abs": measures.relative(parts.logits, whole.logits),

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen3vl_export.artifact import Artifact
-from qwen3vl_export.contract import DECODER, EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
+from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.generate import Step, prefill
@@ -29,7 +30,6 @@ from ..cases.matrix import Case, Matrix, Prompt
 from ..cases.tasks import Task
 from ..judging.verdicts import Profile
 from .artifact.artifact_results import ArtifactResults
-from .artifact.cache_steps import cache_steps
 from .counts import Asked, Clock
 from .drafts import Draft, draft_of, followed_by, visual_ids
 from .lockstep import is_in_step
@@ -44,6 +44,7 @@ from .pytorch.results import REMEMBERED_CASES
 Result = TypeVar("Result")
 FPS = 2.0  # frames per second of every clip in the matrix
 
+Integers = NDArray[np.int8]
 DecoderCall = tuple[Floats, Ints, Ints]  # wide rows [B, S, W], attention mask [B, T], positions [3, B, S]
 
 
@@ -53,14 +54,12 @@ class Prefilled:
 
     Attributes:
         logits: [B, V], of the last tokens.
-        cache: [2 L, tokens, K, E], keys and values of every layer at every token that is not padding.
-        steps: [2 L, 1, K, E], what the integers of a quantized cache count in; [2 L, 1, 1, 1], zero, of one that holds
-            floating-point numbers.
+        cache: [2 L, tokens, K, E], keys and values of every layer at every token that is not padding; int8 of a
+            quantized cache.
     """
 
     logits: Floats
-    cache: Floats
-    steps: Floats
+    cache: Floats | Integers
 
 
 @dataclass
@@ -245,11 +244,7 @@ class Bench:
 
         def compute() -> Prefilled:
             logits, cache = prefill(self.runtime.sessions, prepared, features, chunk)
-            parts = np.stack(cache.parts(prepared.attention_mask))
-            if parts.dtype != np.int8:
-                return Prefilled(logits, parts, np.zeros((len(parts), 1, 1, 1), parts.dtype))
-            steps = cache_steps(self.artifact.graph_path(DECODER))
-            return Prefilled(logits, parts * steps, steps)
+            return Prefilled(logits, np.stack(cache.parts(prepared.attention_mask)))
 
         held = self.cache_bytes(prepared.attention_mask)
         return self.results.recall(key, Prefilled, self.timed(compute), held=held)

@@ -23,7 +23,7 @@ CASE = "text-only"
 Change = Callable[[dict[str, TensorProto]], None]
 
 
-def outcomes_of(artifact: Path, stages: tuple[str, ...]) -> list[Outcome]:
+def outcomes_of(artifact: Path, *stages: str) -> list[Outcome]:
     bench = open_bench(artifact, "quick", checkpoint=TINY)
     return list(run(bench, "quick", only=lambda check: check.stage in stages, cases=(CASE,)).outcomes)
 
@@ -31,7 +31,7 @@ def outcomes_of(artifact: Path, stages: tuple[str, ...]) -> list[Outcome]:
 def test_a_good_artifact_passes(tiny_cache_artifact: Path) -> None:
     """Within float32's limits where its cache is in floating point, and half a step from it as shipped."""
     stages = ("dequantized_decoder", "dequantized_decode", "dequantized_chunked", "rounded_decoder", QUANTIZED_CACHE)
-    outcomes = outcomes_of(tiny_cache_artifact, (*stages, "decoder", "chunked"))
+    outcomes = outcomes_of(tiny_cache_artifact, *stages, "decoder", "chunked")
     assert {outcome.stage for outcome in outcomes} == {*stages, "decoder", "chunked"}
     for outcome in outcomes:
         assert outcome.passed, outcome.message
@@ -41,12 +41,13 @@ def test_a_good_artifact_passes(tiny_cache_artifact: Path) -> None:
     assert 0 < rounded.measures["mean_kl"] < 0.01
 
 
-def times(factor: float, layer: int) -> Change:
-    """Other scales of a layer's values."""
+def times(factor: float, layer: int, names: tuple[str, ...] = ("values", "results")) -> Change:
+    """Other scales of a layer's values: of all that reads them, or of some."""
 
     def change(scales: dict[str, TensorProto]) -> None:
-        tensor = scales[f"cache_scale.{layer}.value"]
-        tensor.CopyFrom(numpy_helper.from_array(np.float32(factor) * numpy_helper.to_array(tensor), tensor.name))
+        for name in names:
+            tensor = scales[f"cache_scale.{layer}.{name}"]
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(factor) * numpy_helper.to_array(tensor), tensor.name))
 
     return change
 
@@ -60,6 +61,6 @@ def test_scales_that_do_not_fit_are_found(tiny_cache_artifact: Path, tmp_path: P
         onnx.save(model, path)
         return [path]
 
-    broken = Fault("scales", QUANTIZED_CACHE, "", change=plant).plant(tiny_cache_artifact, tmp_path / "broken")
-    (outcome,) = outcomes_of(broken, (QUANTIZED_CACHE,))
+    broken = Fault("scales", stage, "", change=plant).plant(tiny_cache_artifact, tmp_path / "broken")
+    (outcome,) = outcomes_of(broken, stage)
     assert not outcome.passed and not outcome.error

@@ -1,12 +1,12 @@
-"""A cache in 8 bits: attention stores integers and computes with what they stand for.
+"""A cache in 8 bits: attention stores keys and values as integers, in units of a scale for each channel of a head.
 
-`GroupQueryAttention` divides new keys and values by their scales, rounds half to even, limits them to [-128, 127], and
-reads them back from the cache, those of the same call too: what a token sees does not depend on how the prompt was
-split into calls. Queries and products stay in the graph's floating type.
+Keys and values are divided by their scales, queries multiplied by those of keys, results by those of values: scores and
+results are what they were. `GroupQueryAttention` then needs no scales, with which it is slower. It rounds half to even
+what it stores, limits it to [-128, 127] and reads it back, new tokens too: what a token sees does not depend on how the
+prompt was split into calls.
 
-It is fast for a few new tokens. For many, onnxruntime's products with integers take two to four times as long as those
-in floating point, so a branch restores the cache first. Both branches store the same integers and read the same
-numbers.
+That is fast for a few new tokens. For many, onnxruntime 1.32 takes three times as long as in floating point, so a
+branch attends to the rounded numbers as floats. Both branches store and read the same numbers.
 
 Knows operators; nothing about where scales come from.
 """
@@ -28,55 +28,52 @@ from ..submodules.geometry import PLACEHOLDER_DOMAIN
 from ..trace import OPSET
 
 QUANTIZED_ATTENTION = "QuantizedAttention"
-MANY = 16  # new tokens, from which on the cache is restored
+MANY = 16  # new tokens that take the branch in floating point; up to about 10 the other one is faster
 OPERATOR_INPUTS = 7  # of `GroupQueryAttention` without a quantized cache
 PAST, PRESENT = slice(3, 5), slice(1, 3)  # its keys and values: inputs, and outputs
 
-# `new`, `past` and `total` are numbers of tokens, int64 [1]; a row of a buffer may be longer than `total`.
+# `past` and `total` are numbers of tokens, int64 [1]; a row of a buffer may be longer than `total`.
 _BODY = """<domain: "{domain}", opset_import: ["" : {opset}, "{microsoft}" : 1]>
-{name} (q, k, v, past_k, past_v, last, total_length, k_scale, v_scale, is_many, past, total) => (out, next_k, next_v) {{
-    out, next_k, next_v = If (is_many) <
-        then_branch = restored () => ({float}[b, s, w] out_1, int8[b, n, t, e] next_k_1, int8[b, n, t, e] next_v_1) {{
+{name} (q, k, v, past_k, past_v, last, total_length, k_scale, v_scale, q_scale, out_scale, is_many, past, total, unit)
+=> (out, next_k, next_v) {{
+    q_1 = Mul (q, q_scale)
+    k_1 = Div (k, k_scale)
+    v_1 = Div (v, v_scale)
+    out_1, next_k, next_v = If (is_many) <
+        then_branch = many () => ({float}[b, s, w] out_2, int8[b, n, t, e] next_k_2, int8[b, n, t, e] next_v_2) {{
             tokens = Constant <value_ints: ints = [2]> ()
             first = Constant <value_ints: ints = [0]> ()
             end = Constant <value_ints: ints = [{end}]> ()
-            least = Constant <value_float: float = -128.0> ()
-            most = Constant <value_float: float = 127.0> ()
-            {key}
-            {value}
-            out_1, all_k, all_v = {microsoft}.GroupQueryAttention <{attributes}> (
-                q, new_k, new_v, old_k, old_v, last, total_length
+            by_head = Constant <value_ints: ints = [0, 0, {heads}, -1]> ()
+            lowest = Constant <value_float: float = -128.0> ()
+            highest = Constant <value_float: float = 127.0> ()
+            least = CastLike (lowest, q)
+            most = CastLike (highest, q)
+            {parts}
+            out_2, all_k, all_v = {microsoft}.GroupQueryAttention <{attributes}> (
+                q_1, limited_k, limited_v, old_k, old_v, last, total_length
             )
         }},
-        else_branch = quantized () => ({float}[b, s, w] out_2, int8[b, n, t, e] next_k_2, int8[b, n, t, e] next_v_2) {{
-            out_2, next_k_2, next_v_2 = {microsoft}.GroupQueryAttention <{attributes}, k_quant_type: string =
-                "PER_CHANNEL", v_quant_type: string = "PER_CHANNEL", kv_cache_bit_width: int = 8> (
-                q, k, v, past_k, past_v, last, total_length, , , , , , k_scale, v_scale
+        else_branch = few () => ({float}[b, s, w] out_3, int8[b, n, t, e] next_k_3, int8[b, n, t, e] next_v_3) {{
+            out_3, next_k_3, next_v_3 = {microsoft}.GroupQueryAttention <{attributes}, k_quant_type: string =
+                "PER_TENSOR", v_quant_type: string = "PER_TENSOR", kv_cache_bit_width: int = 8> (
+                q_1, k_1, v_1, past_k, past_v, last, total_length, , , , , , unit, unit
             )
         }}
     >
+    out = Mul (out_1, out_scale)
 }}"""
 
-# Of keys or of values ({x}): the rounded new ones as floats, the old ones as floats, and the integers of both. In
-# onnxruntime 1.32, QuantizeLinear with a scale for each of the last axis takes as long as attention itself.
-_RESTORED = """flat_{x} = Constant <value_ints: ints = [-1]> ()
-            channels_{x} = Reshape ({x}_scale, flat_{x})
-            wide_{x} = Cast <to: int = 1> ({x})
-            steps_{x} = Div (wide_{x}, channels_{x})
-            nearest_{x} = Round (steps_{x})
+# Of keys or of values ({x}): new ones as whole floats, old ones as floats, and the integers of both.
+_PART = """nearest_{x} = Round ({x}_1)
             limited_{x} = Clip (nearest_{x}, least, most)
-            rounded_{x} = Mul (limited_{x}, channels_{x})
-            new_{x} = Cast <to: int = {number}> (rounded_{x})
-            integers_{x} = Cast <to: int = 3> (limited_{x})
             stored_{x} = Slice (past_{x}, first, past, tokens)
-            stored_wide_{x} = Cast <to: int = 1> (stored_{x})
-            restored_{x} = Mul (stored_wide_{x}, {x}_scale)
-            old_{x} = Cast <to: int = {number}> (restored_{x})
-            by_head_{x} = Constant <value_ints: ints = [0, 0, {heads}, -1]> ()
-            heads_{x} = Reshape (integers_{x}, by_head_{x})
+            old_{x} = CastLike (stored_{x}, q)
+            integers_{x} = Cast <to: int = 3> (limited_{x})
+            heads_{x} = Reshape (integers_{x}, by_head)
             added_{x} = Transpose <perm: ints = [0, 2, 1, 3]> (heads_{x})
             room_{x} = Slice (past_{x}, total, end, tokens)
-            next_{x}_1 = Concat <axis: int = 2> (stored_{x}, added_{x}, room_{x})"""
+            next_{x}_2 = Concat <axis: int = 2> (stored_{x}, added_{x}, room_{x})"""
 
 
 def quantize_cache(model: ir.Model, scales: Sequence[Scales]) -> ir.Model:
@@ -87,21 +84,30 @@ def quantize_cache(model: ir.Model, scales: Sequence[Scales]) -> ir.Model:
     """
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
-    lengths = _count_tokens(graph, inputs[INPUTS_EMBEDS], inputs[ATTENTION_MASK])
-    for layer, (keys, values) in enumerate(scales):
+    rows = inputs[INPUTS_EMBEDS]
+    assert rows.dtype is not None
+    lengths = _count_tokens(graph, rows, inputs[ATTENTION_MASK])
+    unit = _constant(graph, "cache.unit", np.ones(1, np.float32))
+    for layer, parts in enumerate(scales):
         (node,) = inputs[past_name(layer, "key")].consumers()
         identifier = (PLACEHOLDER_DOMAIN, QUANTIZED_ATTENTION, "")
         if identifier not in model.functions:
-            model.functions[identifier] = _build_function(node, inputs[INPUTS_EMBEDS].dtype)
-        constants = [
-            _constant(graph, f"cache_scale.{layer}.{part}", array) for part, array in (("key", keys), ("value", values))
-        ]
+            model.functions[identifier] = _build_function(node, rows.dtype)
+        group = node.attributes["num_heads"].as_int() // node.attributes["kv_num_heads"].as_int()
+        keys, values = (array.astype(rows.dtype.numpy()) for array in parts)
+        arrays = {
+            "keys": keys,
+            "values": values,
+            "queries": np.repeat(keys, group, axis=1),  # query head n reads key head n // group
+            "results": np.repeat(values, group, axis=1),
+        }
+        factors = [_constant(graph, f"cache_scale.{layer}.{name}", array.reshape(-1)) for name, array in arrays.items()]
         for value in (*node.inputs[PAST], *node.outputs[PRESENT]):
             assert value is not None
             value.dtype = ir.DataType.INT8
         node.domain, node.op_type, node.version = PLACEHOLDER_DOMAIN, QUANTIZED_ATTENTION, None
         node.attributes.clear()
-        added = [*constants, *lengths]
+        added = [*factors, *lengths, unit]
         node.resize_inputs(OPERATOR_INPUTS + len(added))
         for index, value in enumerate(added, start=OPERATOR_INPUTS):
             node.replace_input_with(index, value)
@@ -109,24 +115,23 @@ def quantize_cache(model: ir.Model, scales: Sequence[Scales]) -> ir.Model:
     return passes.IdentityEliminationPass()(model).model
 
 
-def _build_function(node: ir.Node, dtype: ir.DataType | None) -> ir.Function:
+def _build_function(node: ir.Node, dtype: ir.DataType) -> ir.Function:
     """Attention over a quantized cache, in place of a `GroupQueryAttention` of this dtype."""
-    assert dtype is not None
     heads = node.attributes["kv_num_heads"].as_int()
     attributes = (
         f"num_heads: int = {node.attributes['num_heads'].as_int()}, kv_num_heads: int = {heads}, "
         f"scale: float = {node.attributes['scale'].as_float()}"
     )
-    parts = {name: _RESTORED.format(x=x, heads=heads, number=int(dtype)) for name, x in (("key", "k"), ("value", "v"))}
     text = _BODY.format(
         domain=PLACEHOLDER_DOMAIN,
         opset=OPSET,
         microsoft=MICROSOFT,
         name=QUANTIZED_ATTENTION,
         float={ir.DataType.FLOAT: "float", ir.DataType.FLOAT16: "float16"}[dtype],
+        heads=heads,
         end=np.iinfo(np.int64).max,
         attributes=attributes,
-        **parts,
+        parts="\n            ".join(_PART.format(x=x) for x in ("k", "v")),
     )
     return ir.serde.deserialize_function(parser.parse_function(text))
 
