@@ -52,8 +52,20 @@ def times(factor: float, layer: int, names: tuple[str, ...] = ("values", "result
     return change
 
 
-@pytest.mark.parametrize("change", [times(0.1, 0), times(0.1, 2), times(20, 3)], ids=["first", "deeper", "coarse"])
-def test_scales_that_do_not_fit_are_found(tiny_cache_artifact: Path, tmp_path: Path, change: Change) -> None:
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        (QUANTIZED_CACHE, times(0.1, 0)),
+        (QUANTIZED_CACHE, times(0.1, 2)),
+        (QUANTIZED_CACHE, times(20, 3)),
+        ("dequantized_decoder", times(1.01, 1, ("results",))),
+        ("dequantized_decoder", times(1.01, 2, ("queries",))),
+    ],
+    ids=["first", "deeper", "coarse", "results", "queries"],
+)
+def test_scales_that_do_not_fit_are_found(
+    tiny_cache_artifact: Path, tmp_path: Path, stage: str, change: Change
+) -> None:
     def plant(artifact: Artifact) -> list[Path]:
         path = artifact.graph_path(DECODER)
         model: ModelProto = onnx.load(path, load_external_data=False)
