@@ -28,7 +28,7 @@ from ..submodules.geometry import PLACEHOLDER_DOMAIN
 from ..trace import OPSET
 
 QUANTIZED_ATTENTION = "QuantizedAttention"
-MANY = 16  # new tokens that take the branch in floating point; up to about 10 the other one is faster
+MANY = 24  # new tokens that take the branch in floating point; with fewer the other one is faster
 OPERATOR_INPUTS = 7  # of `GroupQueryAttention` without a quantized cache
 PAST, PRESENT = slice(3, 5), slice(1, 3)  # its keys and values: inputs, and outputs
 
