@@ -72,8 +72,7 @@ def test_what_no_prompt_uses_has_a_scale() -> None:
     values[..., 3] = 0
     ranges = CacheRanges()
     ranges.update(torch.zeros_like(values), values, 0)
-    keys, scales = ranges.scales[0]
-    assert (keys > 0).all() and np.isfinite(keys).all()
+    _, scales = ranges.scales[0]
     assert (scales[..., 3] > 0).all() and (scales[..., 3] < scales.max(axis=-1) / 100).all()
 
 

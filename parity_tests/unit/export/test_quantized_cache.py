@@ -102,6 +102,20 @@ def test_what_is_stored_is_rounded_and_what_is_read_was_stored(
     assert (cache[0] == 127).any() and (cache[0] == -128).any(), "nothing was cut off"
 
 
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_a_head_that_calibration_saw_only_as_zero_does_not_poison_others(dtype: str) -> None:
+    scales = (np.full((1, KEY_HEADS, 1, SIZE), 0.03, np.float32), np.zeros((1, KEY_HEADS, 1, SIZE), np.float32))
+    session = attention(dtype, scales)
+    kind = np.float32 if dtype == "float" else np.float16
+    for new in (2, MANY):
+        rows = RNG.standard_normal((1, new, sum(WIDTHS))).astype(kind)
+        rows[:, :, -WIDTHS[2] :] = 0
+        empty = np.zeros((1, KEY_HEADS, 0, SIZE), np.int8)
+        feeds = {INPUTS_EMBEDS: rows, ATTENTION_MASK: np.ones((1, new), np.int64)}
+        (out,) = session.run(["out"], {**feeds, past_name(0, "key"): empty, past_name(0, "value"): empty})
+        assert not out.any()
+
+
 def test_a_batch_of_prompts_is_stored_row_by_row() -> None:
     """Rows that end earlier, in both branches: their tokens are at the start, and nothing else is read."""
     scales = tuple(RNG.uniform(0.01, 0.05, (1, KEY_HEADS, 1, SIZE)).astype(np.float32) for _ in "kv")

@@ -103,7 +103,10 @@ class DecoderCalibration:
     @property
     def cache_scales(self) -> list[Scales]:
         """The scales of the cache, of every layer; none if it is not quantized."""
-        return self.cache.scales if self.results is not None and self.cache is not None else []
+        if self.cache is None:
+            return []
+        _ = self.results  # on the way to which it is measured
+        return self.cache.scales
 
 
 def plan_calibrations(

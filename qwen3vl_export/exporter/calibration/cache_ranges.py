@@ -63,6 +63,6 @@ class CacheRanges:
 
 def _scale(ranges: Tensor) -> NDArray[np.float32]:
     """Ranges [K, E] to scales [1, K, 1, E]."""
-    floor = (ranges.amax(dim=-1, keepdim=True) * LEAST_PART).clamp(min=torch.finfo(torch.float32).tiny)
-    scale: NDArray[np.float32] = (torch.maximum(ranges, floor) / LARGEST_INTEGER)[None, :, None].numpy()
+    least = ranges.amax(dim=-1, keepdim=True) * LEAST_PART
+    scale: NDArray[np.float32] = (torch.maximum(ranges, least) / LARGEST_INTEGER)[None, :, None].numpy()
     return scale

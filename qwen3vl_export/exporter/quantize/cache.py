@@ -94,7 +94,7 @@ def quantize_cache(model: ir.Model, scales: Sequence[Scales]) -> ir.Model:
         if identifier not in model.functions:
             model.functions[identifier] = _build_function(node, rows.dtype)
         group = node.attributes["num_heads"].as_int() // node.attributes["kv_num_heads"].as_int()
-        keys, values = (array.astype(rows.dtype.numpy()) for array in parts)
+        keys, values = (_as_divisors(array, rows.dtype) for array in parts)
         arrays = {
             "keys": keys,
             "values": values,
@@ -147,6 +147,13 @@ def _count_tokens(graph: ir.Graph, rows: ir.Value, mask: ir.Value) -> list[ir.Va
     for name, node in lengths.items():
         node.outputs[0].name = name
     return [node.outputs[0] for node in lengths.values()]
+
+
+def _as_divisors(scales: NDArray[np.float32], dtype: ir.DataType) -> NDArray[np.floating]:
+    """Scales in the graph's floating type; where a head is always zero, they are small."""
+    kind = dtype.numpy()
+    divisors: NDArray[np.floating] = np.maximum(scales, np.finfo(kind).tiny).astype(kind)
+    return divisors
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
