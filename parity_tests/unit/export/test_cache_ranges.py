@@ -19,6 +19,7 @@ from qwen3vl_export.exporter.calibration.prompts import PROMPTS_FILE
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.recipe import load_recipe
 
+from ...fixtures.moe_checkpoint import write_moe_checkpoint
 from ...fixtures.paths import TINY
 
 HEADS, TOKENS, SIZE = 2, 40, 16
@@ -76,8 +77,10 @@ def test_what_no_prompt_uses_has_a_scale() -> None:
     assert (scales[..., 3] > 0).all() and (scales[..., 3] < scales.max(axis=-1) / 100).all()
 
 
-def test_every_layer_is_measured_with_every_prompt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+def test_every_layer_is_measured_with_every_prompt(tmp_path: Path, experts: bool) -> None:
     """The scales are those of the keys and values that transformers itself keeps."""
+    checkpoint = write_moe_checkpoint(tmp_path / "moe") if experts else TINY
     lines = (TINY.parents[1] / "calibration" / PROMPTS_FILE).read_text("utf-8").splitlines()
     prompts = tmp_path / "prompts"
     prompts.mkdir()
@@ -85,13 +88,13 @@ def test_every_layer_is_measured_with_every_prompt(tmp_path: Path) -> None:
     (prompts / PROMPTS_FILE).write_text("\n".join(about_text), "utf-8")
     file = tmp_path / "cached.yaml"
     file.write_text(
-        f'checkpoint: {{source: {TINY}}}\ncalibration: {{source: {prompts}}}\nmin_onnxruntime: "1.27"\n'
+        f'checkpoint: {{source: {checkpoint}}}\ncalibration: {{source: {prompts}}}\nmin_onnxruntime: "1.27"\n'
         "graphs: [decoder_model_merged]\nquantization: {cache: {method: int8}}\n",
         "utf-8",
     )
-    calibration = plan_calibration(load_recipe(file), open_checkpoint(str(TINY)), tmp_path / "work", print)
+    calibration = plan_calibration(load_recipe(file), open_checkpoint(str(checkpoint)), tmp_path / "work", print)
     assert calibration is not None and calibration.settings is None
-    model = Reference(TINY).model
+    model = Reference(checkpoint).model
     expected = CacheRanges()
     with torch.no_grad():
         for layer, module in enumerate(model.model.language_model.layers):
@@ -101,6 +104,6 @@ def test_every_layer_is_measured_with_every_prompt(tmp_path: Path) -> None:
             model(torch.from_numpy(prompt.input_ids), past_key_values=cache)
             for layer, kept in enumerate(cache.layers):
                 expected.update(kept.keys, kept.values, layer)
-    assert len(calibration.cache_scales) == len(expected.scales) == 4
+    assert len(calibration.cache_scales) == len(expected.scales) == len(model.model.language_model.layers)
     for parts, truth in zip(calibration.cache_scales, expected.scales, strict=True):
         np.testing.assert_allclose(parts, truth, rtol=1e-4)
