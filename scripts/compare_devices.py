@@ -76,7 +76,7 @@ def results(model: Qwen3VL, prepared: Prepared, tokens: Any) -> Iterator[Any]:
     for step in range(STEPS):
         read = logits.argmax(-1) if tokens is None else tokens[step]
         mask = np.concatenate((mask, np.ones((len(mask), 1), np.int64)), axis=1)
-        rows = embed_generated(model.sessions, read)
+        rows = embed_generated(model.sessions, read[:, None])
         logits = model.decode(rows, mask, next_positions(prepared.rope_deltas, lengths + step), cache, 1)[0][:, -1]
         yield logits
 

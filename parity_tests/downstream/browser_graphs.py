@@ -85,7 +85,7 @@ def runs_of(model: Qwen3VL, prepared: Prepared, rows: int = 0) -> dict[str, Run]
     embeds, mask, positions = model.embed_inputs(ids, features), prepared.attention_mask, prepared.position_ids
     cache = empty_cache(sessions, 1, ids.shape[1] + 1)
     logits = decode(sessions, embeds, mask, positions, cache, rows)
-    token = logits[:, -1].argmax(-1)
+    token = logits[:, -1:].argmax(-1)
     step_embeds = embed_generated(sessions, token)
     step_mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
     step_positions = next_positions(prepared.rope_deltas, ids.shape[1])

@@ -77,7 +77,7 @@ def pictures_counted_as_text(bench: Bench) -> AbstractContextManager[None]:
 def positions_from_token_count(bench: Bench) -> AbstractContextManager[None]:
     """Generated tokens continue at the number of tokens and not at the largest position."""
     next_positions = positions.next_positions
-    return attribute(generate, "next_positions", lambda deltas, lengths: next_positions(deltas * 0, lengths))
+    return attribute(generate, "next_positions", lambda deltas, *rest: next_positions(deltas * 0, *rest))
 
 
 # Calls of a graph, hooked.
