@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ PRECISIONS: dict[str, dict[str, Any]] = {  # a float32 tower, and the decoder in
 }
 RECIPE = "bench.yaml"
 CHECKPOINT = "checkpoint"
+
+
+def rope_of(text: Mapping[str, Any]) -> tuple[float, list[int]]:
+    """The base of the rotary angles and how many of them each axis has, of a published `text_config` or a newer one."""
+    rope = text.get("rope_parameters") or {"rope_theta": text["rope_theta"], **text["rope_scaling"]}
+    return rope["rope_theta"], rope["mrope_section"]
 
 
 def precision_names() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoder_models import CHECKPOINT
+from decoder_models import CHECKPOINT, rope_of
 
 TEXT, VISION = "model.language_model.", "model.visual."
 MODEL, PROJECTOR = "model.gguf", "mmproj.gguf"
@@ -97,9 +97,9 @@ def write_model(writer: Any, checkpoint: Any, config: dict[str, Any], tokenizer:
     writer.add_key_length(text["head_dim"])
     writer.add_value_length(text["head_dim"])
     writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
-    rope = text.get("rope_parameters") or text["rope_scaling"]
-    writer.add_rope_freq_base(rope.get("rope_theta") or text["rope_theta"])
-    writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
+    base, sections = rope_of(text)
+    writer.add_rope_freq_base(base)
+    writer.add_rope_dimension_sections([*sections, 0])
     writer.add_num_deepstack_layers(len(vision["deepstack_visual_indexes"]))
     writer.add_vocab_size(text["vocab_size"])
     write_tokenizer(writer, tokenizer, text["vocab_size"])

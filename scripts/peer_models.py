@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoder_models import CHECKPOINT, TINY, make_ours
+from decoder_models import CHECKPOINT, TINY, make_ours, rope_of
 from gguf_models import make_llama_cpp
 
 TEXT_PREFIX = "model.language_model."
@@ -61,7 +61,7 @@ def make_genai(work: Path) -> None:
     save_file(dict(text_tensors(work)), source / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((work / CHECKPOINT / "config.json").read_text())
     text = {**config["text_config"], "tie_word_embeddings": config["tie_word_embeddings"]}
-    rope = {"rope_type": "default", "rope_theta": text["rope_parameters"]["rope_theta"]}
+    rope = {"rope_type": "default", "rope_theta": rope_of(text)[0]}
     kind = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "use_sliding_window": False}
     eos = {"eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 0, "dtype": "bfloat16"}
     (source / "config.json").write_text(json.dumps({**text, **kind, **eos, "rope_parameters": rope}))
