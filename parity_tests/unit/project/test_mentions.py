@@ -27,6 +27,7 @@ FOREIGN = {
     "mlp.experts.gate_up_proj",
     "rotary_emb.inv_freq",
     "session.dynamic_block_base",
+    "session.x64quantprecision",
     "transformers.js",
     "transformers.js_config",
 }
