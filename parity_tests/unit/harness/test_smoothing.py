@@ -12,11 +12,15 @@ import torch
 
 from parity_tests.faults.catalogue import Fault, change_weights
 from parity_tests.faults.weights import Weights
-from parity_tests.harness.checks.dequantized import dequantized_bench
+from parity_tests.harness.checks.dequantized import dequantized_bench, load_dequantized_weights
 from parity_tests.harness.diagnosis.layer_trace import trace_vision
 from parity_tests.harness.judging.outcome import Outcome
 from parity_tests.harness.sides.artifact.smoothing import find_exponents
+from parity_tests.harness.sides.pytorch.reference import Reference
+from parity_tests.harness.sides.pytorch.reference_cache import Store
+from parity_tests.harness.sides.pytorch.results import Deferred
 from parity_tests.harness.verify import open_bench, run
+from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.contract import VISION_ENCODER, Facts
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.pipeline import build
@@ -86,6 +90,19 @@ def test_every_layer_of_a_smoothed_tower_agrees(smoothed: Path, outliers: Path) 
     trail = trace_vision(bench, next(case for case in bench.cases if case.name == CASE))
     assert trail is not None and trail.first is None
     assert {"blocks.0.norm1", "blocks.0.attn.qkv", "merger.norm"} <= {point.module for point in trail.points}
+
+
+def test_a_streamed_pytorch_computes_the_same(smoothed: Path, outliers: Path, tmp_path: Path) -> None:
+    """A module at a time, of which a merger's norm is one and the product after it another."""
+    change = partial(load_dequantized_weights, open_artifact(smoothed))
+    whole = Reference(outliers, change=change)
+    streamed = Reference(outliers, Store(tmp_path / "cache", "smoothed"), change, streamed=True)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (64, 1536)).astype(np.float32)
+    pictures = pixels, np.array([[1, 8, 8]])
+    with pytest.raises(Deferred):
+        streamed.vision(*pictures)
+    streamed.settle()
+    np.testing.assert_array_equal(streamed.vision(*pictures), whole.vision(*pictures))
 
 
 @pytest.mark.parametrize("kind", UNFOLDED)

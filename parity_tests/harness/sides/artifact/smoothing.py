@@ -78,7 +78,10 @@ def fold_makers(modules: Mapping[str | None, nn.Module], found: Mapping[str, Exp
         block, _, kind = name.rpartition(".")
         if kind in MAKERS:
             owner = block.removesuffix(".attn").removesuffix(".mlp")
-            norm: Any = modules[f"{owner}.{MAKERS[kind] if owner.startswith('blocks.') else 'norm'}"]
+            norm: Any = modules.get(f"{owner}.{MAKERS[kind] if owner.startswith('blocks.') else 'norm'}")
+            if norm is None:  # a merger's parts are loaded one by one where PyTorch is streamed
+                module.weight = nn.Parameter(module.weight * (-columns).exp2(), requires_grad=False)
+                continue
             for attribute in ("weight", "bias"):
                 multiply(norm, attribute, -columns[: len(norm.weight)])
 
