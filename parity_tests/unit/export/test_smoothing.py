@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ from pydantic import TypeAdapter
 
 from parity_tests.harness.judging.measures import token_cosines
 from parity_tests.harness.sides.pytorch.reference import Reference
+from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.contract import IMAGE_GRID_THW, PIXEL_VALUES, VISION_ENCODER
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.calibration.prompts import PROMPTS_FILE, read_prompts
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
-from qwen3vl_export.exporter.pipeline import write_graph
+from qwen3vl_export.exporter.pipeline import build, write_graph
 from qwen3vl_export.exporter.skeletons import Skeleton, quantize_and_store
 from qwen3vl_export.exporter.smoothing import TowerSmoothing, pairs_of, smoothing_scales
 from qwen3vl_export.exporter.stages import Stages
 from qwen3vl_export.exporter.weights import WeightFile
 from qwen3vl_export.exporter.weights.factors import Factors
 from qwen3vl_export.exporter.weights.inputs import use_factors
+from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Int8Dynamic, MethodSettings
 
 from ...fixtures.outlier_checkpoint import write_outlier_checkpoint
@@ -176,3 +179,22 @@ def test_prompts_without_pictures_are_refused(tmp_path: Path) -> None:
     smoothing = TowerSmoothing(checkpoint, settings, read_prompts(tmp_path, checkpoint), lambda line: None)
     with pytest.raises(BuildError, match=r"no prompt of calibration\.source has one\. Name some: .*smoothing: weights"):
         smoothing.factors  # noqa: B018
+
+
+def test_the_manifest_records_the_prompts(tmp_path: Path) -> None:
+    folder = tmp_path / "calibration"
+    folder.mkdir()
+    shutil.copy(FOLDER / "many-0-0.png", folder / "a.png")
+    (folder / PROMPTS_FILE).write_text('{"ask": "What is this?", "images": ["a.png"]}\n', "utf-8")
+    recipe = tmp_path / "smoothed.yaml"
+    recipe.write_text(
+        f"checkpoint: {{source: {TINY}}}\ngraphs: [{VISION_ENCODER}]\nparity: {{matrix: quick}}\n"
+        "calibration: {source: ./calibration}\n"
+        "quantization: {vision_encoder: {method: int8_dynamic, activations: per_token, smoothing: calibration}}\n",
+        "utf-8",
+    )
+    lines: list[str] = []
+    manifest = open_artifact(build(load_recipe(recipe), out=tmp_path / "it", log=lines.append)).manifest
+    prompts = read_prompts(folder, open_checkpoint(str(TINY)))
+    assert manifest.graphs[VISION_ENCODER]["calibration"] == prompts.record
+    assert any(line.startswith("smoothed the inputs of 16 products of the tower, by 0.") for line in lines)
