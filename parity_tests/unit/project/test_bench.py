@@ -42,7 +42,10 @@ def test_a_run_measures_what_it_says(ran: tuple[Path, str]) -> None:
         assert set(sides) == {"fp32"}
         assert all(value > 0 for value in sides["fp32"].values())
     photograph = figures["photograph"]["fp32"]
-    assert photograph["tokens"] > (1024 // 32) ** 2 and all(value > 0 for value in photograph.values())
+    processor = json.loads((ran[0].parent / "fp32" / "preprocessor_config.json").read_text())
+    assert photograph["tokens"] > processor["size"]["longest_edge"] // 32**2 and all(
+        value > 0 for value in photograph.values()
+    )
     assert figures["roofline"]["bandwidth"] > 1e8 and figures["roofline"]["gemm"] > 1e8
     data = (ran[0].parent / "fp32" / "onnx").glob("decoder_model_merged.onnx_data*")
     weights, cache = sum(file.stat().st_size for file in data), 2 * 4 * 2 * 32 * 4
@@ -86,3 +89,12 @@ def test_names_of_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(map(sides.is_side, [*sides.NAMES, "int4@before", "genai:fp32", "openvino-genai@b"]))
     assert not any(map(sides.is_side, ["gguf", "genai:gguf", "", "@int4"])) and not sides.is_ours("genai:int4")
     assert set(sides.PEERS) == set(importlib.import_module("peer_models").MAKERS)
+
+
+def test_rotary_settings_of_both_forms_of_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are written in the published form; transformers 5 writes the newer one."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    rope_of = importlib.import_module("decoder_models").rope_of
+    sections = {"mrope_section": [24, 20, 20]}
+    assert rope_of({"rope_theta": 5e6, "rope_scaling": sections}) == (5e6, [24, 20, 20])
+    assert rope_of({"rope_parameters": {"rope_theta": 5e6, **sections}}) == (5e6, [24, 20, 20])
