@@ -24,6 +24,7 @@ from qwen3vl_export.artifact import MANIFEST, open_artifact
 from qwen3vl_export.errors import ArtifactError, BuildError
 from qwen3vl_export.exporter import skeletons, weights
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.checkpoint.names import HEAD, TABLE, members_of
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.submodules import build_submodule
 from qwen3vl_export.exporter.trace import trace
@@ -39,7 +40,8 @@ def test_no_placeholder_and_no_function_is_left(tiny_artifact: Path) -> None:
 
 
 def test_weights_are_the_checkpoints_to_the_last_bit(tiny_artifact: Path) -> None:
-    """Every external tensor equals one of the checkpoint, transposed or reshaped, and none of those is left out."""
+    """Every external tensor equals one of the checkpoint, transposed or reshaped, or several one below the other, and
+    none of those is left out."""
     checkpoint = open_checkpoint(str(TINY))
     stored = {name: checkpoint.read(name).float().numpy() for name in checkpoint.tensors}
     used = set()
@@ -50,12 +52,12 @@ def test_weights_are_the_checkpoints_to_the_last_bit(tiny_artifact: Path) -> Non
             if tensor.name not in external:
                 continue
             array = numpy_helper.to_array(tensor)
-            name = next(name for name in stored if name.endswith(tensor.name) or tensor.name == "lm_head.weight")
-            name = "model.language_model.embed_tokens.weight" if tensor.name == "lm_head.weight" else name
-            expected = stored[name]
+            suffixes = members_of(tensor.name) if tensor.name != HEAD else (TABLE,)
+            names = [next(name for name in stored if name.endswith(suffix)) for suffix in suffixes]
+            expected = np.concatenate([stored[name] for name in names])
             same_layout = expected.size == array.size and np.array_equal(expected.reshape(array.shape), array)
             assert same_layout or np.array_equal(expected.T, array), f"{path.name}: {tensor.name}"
-            used.add(name)
+            used.update(names)
     assert used == set(stored)
 
 
