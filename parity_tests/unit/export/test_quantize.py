@@ -157,7 +157,7 @@ def test_dynamic_products_are_close(activations: str, graph: str, target: str, t
     """Activations are rounded as well, so dequantized weights give only approximately the same result."""
     quantized = build_graph(tmp_path, graph, target, method="int8_dynamic", activations=activations)
     assert target == "ort" or {opset.domain for opset in quantized.opset_import} == {""}
-    plain = build_graph(tmp_path, graph)
+    plain = build_graph(tmp_path, graph, target)
     expected, computed = (
         run_seeded(dequantize_weights(plain, quantized, PerColumn(ir.DataType.FLOAT))),
         run_seeded(quantized),
