@@ -111,7 +111,7 @@ PromptLookup = Annotated[
     typer.Option(
         "--prompt-lookup/--no-prompt-lookup",
         help="Draft what prompt or answer had before, and read several tokens in one call: the same answer sooner. "
-        "[default: wherever it may save time]",
+        "[default: where it keeps the answer and may save time]",
     ),
 ]
 ANSWER = (  # options of both commands that are settings of an answer

@@ -112,7 +112,7 @@ class Qwen3VL(Stages):
             keep_special_tokens: special tokens that the model writes, such as `<|box_start|>`, are part of the text.
             plain_text: control tokens spelled in the messages are ordinary text, as `plain_text` defines that.
             prompt_lookup: draft tokens that the prompt or answer has had in such a place, and read several in one call:
-                the same answer sooner, as `speculation` defines that. Default: wherever it may save time.
+                the same answer sooner, as `speculation` defines that. Default: where `decide_lookup` says.
             tools: functions the model may call, in the format of the OpenAI API; calls are in `Answer.reply`.
             chat_template_kwargs: further variables of the chat template, such as `documents` or `enable_thinking`.
             settings: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,

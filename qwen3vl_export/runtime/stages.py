@@ -196,7 +196,7 @@ class Stages:
         Args:
             rows: of the batch.
             prompt_lookup: None uses it where it gives the same tokens and may save time: for a single row, of a model
-                whose tokens do not each read experts of their own.
+                whose tokens do not each read experts of their own, and whose activations are not rounded to 8 bits.
 
         Raises:
             InputError: it is asked for, and tokens of a call or rows of a batch would affect each other.
@@ -206,7 +206,7 @@ class Stages:
             obstacle = "int8_dynamic rounds the tokens of a call together, so that drafts would change the answer"
         elif rows > 1:
             obstacle = f"of {rows} rows in a batch each would accept another number of tokens"
-        elif prompt_lookup is None and self.facts.model_type == EXPERTS:
+        elif prompt_lookup is None and (self.facts.model_type == EXPERTS or plan.get("accuracy_level") == 4):
             return None
         else:
             return None if prompt_lookup is False else cost_of(plan)

@@ -406,7 +406,9 @@ def test_where_it_is_used(tiny_artifact: Path, rows: int, asked: bool | None, mo
     ],
 )
 def test_what_a_draft_costs_follows_from_the_recipe(tiny_artifact: Path, plan: dict[str, Any], cost: Cost) -> None:
-    assert model_of(open_artifact(tiny_artifact, check=False), plan).decide_lookup(1, None) == cost
+    model = model_of(open_artifact(tiny_artifact, check=False), plan)
+    assert model.decide_lookup(1, True) == cost
+    assert model.decide_lookup(1, None) == (None if plan.get("accuracy_level") == 4 else cost)
 
 
 def test_commands_and_calls_have_it_on_unless_told_otherwise(
