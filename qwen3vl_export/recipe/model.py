@@ -1,8 +1,7 @@
 """The model of a recipe: strict, frozen models, each field explained once.
 
 The field descriptions become the JSON Schema that editors read and the table in docs/recipes.md. Rules that span
-several fields raise `FieldConflict`, which names the field to change. Knows nothing about YAML, files on disk or the
-checkpoint.
+several fields are in `rules.py`. Knows nothing about YAML, files on disk or the checkpoint.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from ..contract import DECODER, MOST_FORCED_PIXELS, TEXT
+from ..contract import DECODER, MOST_FORCED_PIXELS
 from ..hub import SCHEME
-from ..packaging import RUNTIMES, loadable_runtimes
-from .quantize import PROFILES, CacheSettings, FloatCache, MethodSettings, Quantization, profile_of
+from ..packaging import RUNTIMES
+from .quantize import CacheSettings, FloatCache, MethodSettings, Quantization
+from .rules import check_fields
 from .strict import FieldConflict, StrictModel
 
 SIZE_STEP = 32  # pixels of an image token's side: patch_size * spatial_merge_size = 16 * 2
-OLDEST_WITH_INT8_CACHE = "1.27"  # of onnxruntime; 1.26 has no kernel that reads a quantized cache on a CPU
 MAX_ASPECT = 200  # Qwen3-VL's processor refuses pictures of a more extreme aspect ratio
 
 SOURCE = r"^[^\x00-\x1f]{1,4000}$"  # a path or the name of a repository
@@ -108,6 +107,11 @@ class Cost(StrictModel):
     """Most KL between the distributions of the next token, in nats."""
     top1_agreement: float | None = Field(default=None, ge=0, le=1)
     """Least share of positions with the same best token."""
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether anything is limited."""
+        return self.mean_kl is not None or self.top1_agreement is not None
 
 
 class Parity(StrictModel):
@@ -228,6 +232,11 @@ class Recipe(StrictModel):
         return quantization
 
     @property
+    def missing_graphs(self) -> tuple[str, ...]:
+        """Graphs that are not exported."""
+        return tuple(name for name in GRAPH_NAMES if name not in self.graphs)
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether prompts are run through the decoder: for its weights or for its cache."""
         weights = getattr(self.quantization_of(DECODER), "algorithm", "") == "gptq"
@@ -280,148 +289,8 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if len(set(self.graphs)) != len(self.graphs):
-            raise FieldConflict("graphs", "a graph appears twice", "Remove one")
-        for name in self.every_precision:
-            self.at(name)._check_precision(f"precisions.{name}." if name else "")
-        missing = [name for name in GRAPH_NAMES if name not in self.graphs]
-        for runtime in self.packaging.runtimes:
-            if self.head not in (None, *RUNTIMES[runtime].heads):
-                raise FieldConflict(
-                    "packaging.runtimes",
-                    f"{runtime} only answers, and the head is {self.head}",
-                    f"Leave {runtime} out, or packaging.runtimes",
-                )
-            if runtime not in loadable_runtimes(self.graphs, self.vision.grid, self.head or TEXT):
-                needed = [name for name in RUNTIMES[runtime].graphs if name not in self.graphs]
-                requirement = (
-                    f"{needed[0]}, which is not exported" if needed else "a vision encoder for any picture size"
-                )
-                raise FieldConflict(
-                    "packaging.runtimes",
-                    f"{runtime} needs {requirement}",
-                    f"Leave {runtime} out, or packaging.runtimes",
-                )
-        if self.parity.held_out and self.head not in (None, TEXT):
-            raise FieldConflict(
-                "parity.held_out", f"the exam asks questions, and the head is {self.head}", "Set held_out: false"
-            )
-        if self.parity.cost not in (None, Cost()) and self.head not in (None, TEXT):
-            raise FieldConflict(
-                "parity.cost",
-                f"its limits are on logits of the next token, and the head is {self.head}",
-                "Write cost: {}, which has none, or leave it out",
-            )
-        if self.parity.held_out and missing:
-            raise FieldConflict(
-                "parity.held_out", f"the exam needs every graph, {missing[0]} is not exported", "Set held_out: false"
-            )
+        check_fields(self)
         return self
-
-    def _check_precision(self, prefix: str) -> None:
-        """Check the fields of one precision; `prefix` is the path of its keys in the recipe."""
-        needed, chosen = profile_of(self.model_dump()), self.parity.tolerances
-        if chosen in PROFILES and PROFILES.index(chosen) < PROFILES.index(needed):
-            raise FieldConflict(
-                f"{prefix}tolerances" if prefix else "parity.tolerances",
-                f"{needed} cannot meet the {chosen} profile",
-                f"Write tolerances: {needed}, or leave it out",
-            )
-        quantization = self.quantization
-        if quantization.vision_encoder.method == "int4" and not quantization.vision_encoder.accept_error:
-            raise FieldConflict(
-                f"{prefix}quantization.vision_encoder.accept_error",
-                "4-bit weights change the features of the vision tower by a tenth and more",
-                "Use method: int8, or accept it with accept_error: true",
-            )
-        if quantization.embeddings.method == "int8_dynamic":
-            raise FieldConflict(
-                f"{prefix}quantization.embeddings.method",
-                "int8_dynamic quantizes products, and a table is only looked up",
-                "Use method: int8",
-            )
-        for graph in ("vision_encoder", "decoder_model_merged"):
-            if getattr(quantization, graph).method == "int8_dynamic" and self.dtype == "float16":
-                raise FieldConflict(
-                    f"{prefix}quantization.{graph}.method",
-                    "int8_dynamic takes activations in float32",
-                    "Write dtype: float32, or method: int8",
-                )
-        self._check_cache(prefix)
-        self._check_calibration(prefix)
-        if self.target != "portable":
-            return
-        if self.experts == "operator":
-            raise FieldConflict(
-                f"{prefix}experts", "no standard operator computes a mixture of experts", "Write experts: auto"
-            )
-        for graph in ("vision_encoder", "embeddings", "decoder_model_merged"):
-            settings = getattr(quantization, graph)
-            if settings.method == "source":
-                raise FieldConflict(
-                    f"{prefix}quantization.{graph}.method",
-                    "integers of a checkpoint go into MatMulNBits, an operator of the ort target",
-                    "Write target: ort, or method: int4, which restores and rounds them",
-                )
-            if graph != "embeddings" and settings.method in ("int8", "int4") and not settings.symmetric:
-                raise FieldConflict(
-                    f"{prefix}quantization.{graph}.symmetric",
-                    "the portable target has symmetric blocks only",
-                    "Remove it",
-                )
-
-    def _check_calibration(self, prefix: str) -> None:
-        for graph in ("embeddings", "decoder_model_merged"):
-            if getattr(getattr(self.quantization, graph), "smoothing", "none") != "none":
-                raise FieldConflict(
-                    f"{prefix}quantization.{graph}.smoothing", "only the vision encoder is smoothed", "Remove it"
-                )
-        if getattr(self.quantization.vision_encoder, "smoothing", "none") == "calibration" and self.calibration is None:
-            raise FieldConflict(
-                "calibration",
-                "smoothing: calibration needs prompts with pictures",
-                "Write calibration: {source: ./calibration}, or smoothing: weights, which needs none",
-            )
-        for graph in ("vision_encoder", "embeddings"):
-            if getattr(getattr(self.quantization, graph), "algorithm", "") == "gptq":
-                raise FieldConflict(
-                    f"{prefix}quantization.{graph}.algorithm",
-                    "only the decoder is calibrated",
-                    "Write algorithm: search",
-                )
-        if self.is_calibrated and self.calibration is None:
-            cache = self.quantization.cache.method
-            raise FieldConflict(
-                "calibration",
-                f"{'algorithm: gptq' if cache == 'none' else f'cache: {cache}'} needs prompts",
-                "Write calibration: {source: ./calibration}",
-            )
-
-    def _check_cache(self, prefix: str) -> None:
-        """Check that the recipe's graphs can have the cache that it asks for."""
-        if self.quantization.cache.method == "none":
-            return
-        key = f"{prefix}quantization.cache.method"
-        if self.target == "portable":
-            raise FieldConflict(
-                key, "no standard operator reads a quantized cache", "Write target: ort, or method: none"
-            )
-        if self.packaging.provider != "cpu":
-            provider = self.packaging.provider
-            raise FieldConflict(
-                key, f"only a CPU is known to read it, the provider is {provider}", "Write method: none"
-            )
-        if self.head not in (None, TEXT):
-            raise FieldConflict(key, f"the head is {self.head}, which reads every prompt at once", "Write method: none")
-        written, oldest = (
-            tuple(map(int, version.split("."))) for version in (self.min_onnxruntime, OLDEST_WITH_INT8_CACHE)
-        )
-        if written < oldest:
-            raise FieldConflict(
-                "min_onnxruntime",
-                f"a cache in 8 bits needs onnxruntime {OLDEST_WITH_INT8_CACHE}, this says {self.min_onnxruntime}",
-                f'Write min_onnxruntime: "{OLDEST_WITH_INT8_CACHE}"',
-            )
 
 
 def _without_machine(source: str) -> str:
