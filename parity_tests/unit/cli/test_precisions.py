@@ -17,16 +17,17 @@ from qwen3vl_export.recipe import find_recipe, in_precision, list_precisions, li
 from qwen3vl_export.recipe.model import Recipe
 
 PRECISIONS = sorted(path.stem for path in (RECIPES / "precisions").glob("*.yaml"))
-STORAGE = {  # dtype, the methods of tower, token table and decoder, and the tolerances
-    "fp32": ("float32", "none", "none", "none", "float32"),
-    "bf16": ("bfloat16", "none", "none", "none", "float32"),
-    "fp16": ("float16", "none", "none", "none", "float16"),
-    "int8": ("float32", "int8", "int8", "int8", "int8"),
-    "int4": ("float32", "int8", "int8", "int4", "int4"),
-    "source": ("bfloat16", "none", "none", "source", "float32"),
-    "cuda": ("float16", "none", "none", "none", "float16"),
-    "cuda-int4": ("float16", "none", "none", "int4", "int4"),
-    "web": ("float16", "none", "none", "int4", "int4"),
+STORAGE = {  # dtype, the methods of tower, token table, decoder and cache, and the tolerances
+    "fp32": ("float32", "none", "none", "none", "none", "float32"),
+    "bf16": ("bfloat16", "none", "none", "none", "none", "float32"),
+    "fp16": ("float16", "none", "none", "none", "none", "float16"),
+    "int8": ("float32", "int8", "int8", "int8", "none", "int8"),
+    "int4": ("float32", "int8", "int8", "int4", "none", "int4"),
+    "int4-fast": ("float32", "int8_dynamic", "int8", "int4", "none", "int4"),
+    "source": ("bfloat16", "none", "none", "source", "none", "float32"),
+    "cuda": ("float16", "none", "none", "none", "none", "float16"),
+    "cuda-int4": ("float16", "none", "none", "int4", "none", "int4"),
+    "web": ("float16", "none", "none", "int4", "none", "int4"),
 }
 
 
@@ -78,6 +79,13 @@ def test_the_web_precision_has_the_names_of_transformers_js_and_no_further_bytes
     assert list(recipe.precisions) == ["q4f16"]
     assert {recipe.file_precision("q4f16", graph) for graph in recipe.graphs} == {""}
     assert "transformers.js" in recipe.packaging.runtimes
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "int4-fast"])
+def test_decoders_for_cpus_multiply_in_8_bits(precision: str) -> None:
+    """In float32, onnxruntime restores all 8-bit weights for every token, and takes three times as long with 4 bits."""
+    settings = load_recipe(f"qwen3-vl-2b-instruct-{precision}").quantization.decoder_model_merged
+    assert getattr(settings, "accuracy_level", None) == 4
 
 
 def test_a_recipe_of_that_name_comes_first() -> None:
