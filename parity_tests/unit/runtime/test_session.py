@@ -103,7 +103,7 @@ def opener(path, options):
     begun.set()
     return load_session(path, options)
 root = Path(sys.argv[1])
-manifest = SimpleNamespace(min_onnxruntime="1.23", graphs={"g": {}}, files={})
+manifest = SimpleNamespace(min_onnxruntime="1.23", graphs={"g": {}}, files={}, recipe={})
 artifact = SimpleNamespace(root=root, manifest=manifest, graph_path=lambda name: root / "onnx" / "g.onnx")
 sessions = Sessions(artifact, opener=opener)
 sessions.open_ahead(["g"])
