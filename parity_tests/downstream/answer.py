@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from qwen3vl_export.recipe.model import SIZE_STEP
+from qwen3vl_export.recipe.blocks import SIZE_STEP
 from qwen3vl_export.runtime.arrays import Floats, Ints
 
 from ..harness.cases.matrix import Case, Prompt

@@ -16,7 +16,8 @@ from typing import Any
 from ..errors import CheckpointError
 from ..hash_cache import HashCache, source_digest
 from ..hub import COMMIT, resolve_commit, split_revision
-from ..recipe.model import Recipe, is_directory
+from ..recipe.blocks import is_directory
+from ..recipe.model import Recipe
 
 DIGITS = 20  # of a sha256: 80 bits
 

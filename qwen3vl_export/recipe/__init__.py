@@ -22,8 +22,8 @@ from ..errors import RecipeError
 from ..json_form import shown
 from ..output import is_file_name
 from ..packaging import loadable_runtimes
-from .model import GRAPH_NAMES as GRAPH_NAMES
-from .model import SIZE_STEP, PrecisionName
+from .blocks import GRAPH_NAMES as GRAPH_NAMES
+from .blocks import SIZE_STEP, PrecisionName
 from .model import Recipe as Recipe
 from .precisions import precision_files, precisions_of, split_name, use_precision
 from .quantize import CACHE_METHODS, METHODS, profile_of

@@ -1,157 +1,41 @@
-"""The model of a recipe: strict, frozen models, each field explained once.
+"""The model of a recipe: one build, described completely.
 
-The field descriptions become the JSON Schema that editors read and the table in docs/recipes.md. Rules that span
-several fields are in `rules.py`. Knows nothing about YAML, files on disk or the checkpoint.
+The descriptions of its fields, and of those of its blocks (`blocks.py`, `quantize.py`), become the JSON Schema that
+editors read and the table in docs/recipes.md. Rules that span several fields raise `FieldConflict`, which names the
+field to change. Knows nothing about YAML, files on disk or the checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from ..contract import DECODER, MOST_FORCED_PIXELS
+from ..contract import DECODER, TEXT
 from ..hub import SCHEME
-from ..packaging import RUNTIMES
-from .quantize import CacheSettings, FloatCache, MethodSettings, Quantization
-from .rules import check_fields
+from ..packaging import RUNTIMES, loadable_runtimes
+from .blocks import (
+    GRAPH_NAMES,
+    Calibration,
+    Checkpoint,
+    Cost,
+    ExpertsForm,
+    GraphName,
+    HeadName,
+    Packaging,
+    Parity,
+    Precision,
+    PrecisionName,
+    Vision,
+    is_directory,
+)
+from .quantize import PROFILES, CacheSettings, FloatCache, MethodSettings, Quantization, profile_of
 from .strict import FieldConflict, StrictModel
 
-SIZE_STEP = 32  # pixels of an image token's side: patch_size * spatial_merge_size = 16 * 2
-MAX_ASPECT = 200  # Qwen3-VL's processor refuses pictures of a more extreme aspect ratio
-
-SOURCE = r"^[^\x00-\x1f]{1,4000}$"  # a path or the name of a repository
-
-GraphName = Literal["vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged"]
-GRAPH_NAMES: tuple[GraphName, ...] = ("vision_encoder", "embed_tokens", "embeddings", "decoder_model_merged")
-PrecisionName = Literal["fp16", "int8", "q4", "q4f16"]  # suffixes that transformers.js knows
 DEFAULT = ""  # the precision of the recipe itself, whose files have no suffix
-HeadName = Literal["text", "embedding", "reranker"]
-ExpertsForm = Literal["auto", "operator"]
-RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js"]
-Pixels = Annotated[int, Field(gt=0, multiple_of=SIZE_STEP)]
-
-
-def is_directory(source: str) -> bool:
-    """Whether a source is a directory; a Hub id starts with neither a dot, a slash nor a tilde."""
-    return source.startswith((".", "/", "~"))
-
-
-class Checkpoint(StrictModel):
-    """Where the weights come from."""
-
-    source: str = Field(pattern=SOURCE)
-    """A Hub id such as Qwen/Qwen3-VL-2B-Instruct, or a directory beside the recipe: ./checkpoints/tiny."""
-    revision: str = Field(default="main", pattern=SOURCE)
-    """Commit of a Hub id. `main` is resolved when building and recorded; `recipes pin` writes the commit here."""
-
-    adapters: tuple[Annotated[str, Field(pattern=SOURCE)], ...] = ()
-    """PEFT LoRA adapters to merge into the weights, in this order: directories beside the recipe, or Hub ids, with
-    @COMMIT behind them if not main."""
-
-    @property
-    def is_local(self) -> bool:
-        """Whether `source` is a directory."""
-        return is_directory(self.source)
-
-
-class Calibration(StrictModel):
-    """The data of `algorithm: gptq`, of `smoothing: calibration` and of a quantized cache."""
-
-    source: str = Field(pattern=r"^[./~][^\x00-\x1f]{0,3999}$")
-    """A folder beside the recipe with prompts.jsonl and pictures: ./calibration."""
-
-
-class Vision(StrictModel):
-    """Which picture sizes the vision encoder takes."""
-
-    grid: Literal["dynamic", "fixed", "buckets"] = "dynamic"
-    """dynamic: one encoder, any size. fixed: one size. buckets: one encoder per size, the closest one is chosen."""
-    sizes: tuple[tuple[Pixels, Pixels], ...] = ()
-    """[height, width] in pixels, multiples of 32: exactly one for fixed, two or more for buckets, none for dynamic."""
-
-    @model_validator(mode="after")
-    def _sizes_fit_grid(self) -> Self:
-        if self.grid == "dynamic" and self.sizes:
-            raise FieldConflict("sizes", "a dynamic grid takes every size", "Remove sizes, or set grid: buckets")
-        if self.grid == "fixed" and len(self.sizes) != 1:
-            raise FieldConflict(
-                "sizes", f"a fixed grid needs exactly one size, found {len(self.sizes)}", "Write sizes: [[384, 384]]"
-            )
-        if self.grid == "buckets" and len(self.sizes) < 2:
-            raise FieldConflict(
-                "sizes",
-                f"buckets need two sizes or more, found {len(self.sizes)}",
-                "Write sizes: [[256, 256], [512, 512]], or set grid: fixed",
-            )
-        for index, (height, width) in enumerate(self.sizes):
-            if (height, width) in self.sizes[:index]:
-                raise FieldConflict("sizes", f"[{height}, {width}] appears twice", "Remove one")
-            if height * width > MOST_FORCED_PIXELS:
-                raise FieldConflict(
-                    "sizes", f"[{height}, {width}] is over {MOST_FORCED_PIXELS} pixels", "Choose a smaller size"
-                )
-            if max(height, width) > MAX_ASPECT * min(height, width):
-                raise FieldConflict(
-                    "sizes", f"[{height}, {width}] is over {MAX_ASPECT}:1", "Choose a less extreme size"
-                )
-        return self
-
-
-class Cost(StrictModel):
-    """What quantized weights may cost, on average over the positions of every check of logits."""
-
-    mean_kl: float | None = Field(default=None, ge=0)
-    """Most KL between the distributions of the next token, in nats."""
-    top1_agreement: float | None = Field(default=None, ge=0, le=1)
-    """Least share of positions with the same best token."""
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether anything is limited."""
-        return self.mean_kl is not None or self.top1_agreement is not None
-
-
-class Parity(StrictModel):
-    """How the artifact is compared with PyTorch."""
-
-    matrix: Literal["quick", "release", "standard", "full"] = "standard"
-    """Which cases `verify` runs by default."""
-    tolerances: str = Field(default="", min_length=1)
-    """Profile in parity_tests/harness/judging/tolerances.yaml; default that of the least precise part."""
-    cost: Cost | None = None
-    """Limits on what quantized weights cost, in place of the profile's; {} has none: the cost is measured only. Whether
-    the graph is right does not depend on it."""
-    held_out: bool = False
-    """Also run the trained tiny model's exam; only checkpoints trained on drawn pictures can pass it."""
-
-
-class Packaging(StrictModel):
-    """Which runtimes the directory is laid out for."""
-
-    runtimes: tuple[RuntimeName, ...] = Field(default=(), min_length=1)
-    """Runtimes that must be able to load the directory; default every one that can load these graphs."""
-    provider: Literal["cpu", "cuda"] = "cpu"
-    """The provider that onnxruntime-genai's settings choose; other runtimes choose when they load."""
-    tied_head: Literal["copy", "link"] = "copy"
-    """How an output head that is the token table gets the decoder's name, under which transformers.js looks for it:
-    copy stores it again; link makes a hard link, which takes no space, and which onnxruntime reads and the `onnx`
-    package refuses."""
-
-
-class Precision(StrictModel):
-    """Another precision of the same graphs, described completely: it inherits neither dtype nor quantization."""
-
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Floating type of weights and activations, as the recipe's."""
-    quantization: Quantization = Quantization()
-    """How the weights of each graph are stored, as the recipe's."""
-    experts: ExpertsForm = "auto"
-    """How a mixture of experts is computed, as the recipe's."""
-    tolerances: str = Field(default="", min_length=1)
-    """Profile in parity_tests/harness/judging/tolerances.yaml; default that of the least precise part."""
+OLDEST_WITH_INT8_CACHE = "1.27"  # of onnxruntime; 1.26 has no kernel that reads a quantized cache on a CPU
 
 
 class Recipe(StrictModel):
@@ -232,11 +116,6 @@ class Recipe(StrictModel):
         return quantization
 
     @property
-    def missing_graphs(self) -> tuple[str, ...]:
-        """Graphs that are not exported."""
-        return tuple(name for name in GRAPH_NAMES if name not in self.graphs)
-
-    @property
     def is_calibrated(self) -> bool:
         """Whether prompts are run through the decoder: for its weights or for its cache."""
         weights = getattr(self.quantization_of(DECODER), "algorithm", "") == "gptq"
@@ -289,8 +168,148 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        check_fields(self)
+        if len(set(self.graphs)) != len(self.graphs):
+            raise FieldConflict("graphs", "a graph appears twice", "Remove one")
+        for name in self.every_precision:
+            self.at(name)._check_precision(f"precisions.{name}." if name else "")
+        missing = [name for name in GRAPH_NAMES if name not in self.graphs]
+        for runtime in self.packaging.runtimes:
+            if self.head not in (None, *RUNTIMES[runtime].heads):
+                raise FieldConflict(
+                    "packaging.runtimes",
+                    f"{runtime} only answers, and the head is {self.head}",
+                    f"Leave {runtime} out, or packaging.runtimes",
+                )
+            if runtime not in loadable_runtimes(self.graphs, self.vision.grid, self.head or TEXT):
+                needed = [name for name in RUNTIMES[runtime].graphs if name not in self.graphs]
+                requirement = (
+                    f"{needed[0]}, which is not exported" if needed else "a vision encoder for any picture size"
+                )
+                raise FieldConflict(
+                    "packaging.runtimes",
+                    f"{runtime} needs {requirement}",
+                    f"Leave {runtime} out, or packaging.runtimes",
+                )
+        if self.parity.held_out and self.head not in (None, TEXT):
+            raise FieldConflict(
+                "parity.held_out", f"the exam asks questions, and the head is {self.head}", "Set held_out: false"
+            )
+        if self.parity.cost not in (None, Cost()) and self.head not in (None, TEXT):
+            raise FieldConflict(
+                "parity.cost",
+                f"its limits are on logits of the next token, and the head is {self.head}",
+                "Write cost: {}, which has none, or leave it out",
+            )
+        if self.parity.held_out and missing:
+            raise FieldConflict(
+                "parity.held_out", f"the exam needs every graph, {missing[0]} is not exported", "Set held_out: false"
+            )
         return self
+
+    def _check_precision(self, prefix: str) -> None:
+        """Check the fields of one precision; `prefix` is the path of its keys in the recipe."""
+        needed, chosen = profile_of(self.model_dump()), self.parity.tolerances
+        if chosen in PROFILES and PROFILES.index(chosen) < PROFILES.index(needed):
+            raise FieldConflict(
+                f"{prefix}tolerances" if prefix else "parity.tolerances",
+                f"{needed} cannot meet the {chosen} profile",
+                f"Write tolerances: {needed}, or leave it out",
+            )
+        quantization = self.quantization
+        if quantization.vision_encoder.method == "int4" and not quantization.vision_encoder.accept_error:
+            raise FieldConflict(
+                f"{prefix}quantization.vision_encoder.accept_error",
+                "4-bit weights change the features of the vision tower by a tenth and more",
+                "Use method: int8, or accept it with accept_error: true",
+            )
+        if quantization.embeddings.method == "int8_dynamic":
+            raise FieldConflict(
+                f"{prefix}quantization.embeddings.method",
+                "int8_dynamic quantizes products, and a table is only looked up",
+                "Use method: int8",
+            )
+        for graph in ("vision_encoder", "decoder_model_merged"):
+            if getattr(quantization, graph).method == "int8_dynamic" and self.dtype == "float16":
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.method",
+                    "int8_dynamic takes activations in float32",
+                    "Write dtype: float32, or method: int8",
+                )
+        self._check_cache(prefix)
+        self._check_calibration(prefix)
+        if self.target != "portable":
+            return
+        if self.experts == "operator":
+            raise FieldConflict(
+                f"{prefix}experts", "no standard operator computes a mixture of experts", "Write experts: auto"
+            )
+        for graph in ("vision_encoder", "embeddings", "decoder_model_merged"):
+            settings = getattr(quantization, graph)
+            if settings.method == "source":
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.method",
+                    "integers of a checkpoint go into MatMulNBits, an operator of the ort target",
+                    "Write target: ort, or method: int4, which restores and rounds them",
+                )
+            if graph != "embeddings" and settings.method in ("int8", "int4") and not settings.symmetric:
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.symmetric",
+                    "the portable target has symmetric blocks only",
+                    "Remove it",
+                )
+
+    def _check_calibration(self, prefix: str) -> None:
+        for graph in ("embeddings", "decoder_model_merged"):
+            if getattr(getattr(self.quantization, graph), "smoothing", "none") != "none":
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.smoothing", "only the vision encoder is smoothed", "Remove it"
+                )
+        if getattr(self.quantization.vision_encoder, "smoothing", "none") == "calibration" and self.calibration is None:
+            raise FieldConflict(
+                "calibration",
+                "smoothing: calibration needs prompts with pictures",
+                "Write calibration: {source: ./calibration}, or smoothing: weights, which needs none",
+            )
+        for graph in ("vision_encoder", "embeddings"):
+            if getattr(getattr(self.quantization, graph), "algorithm", "") == "gptq":
+                raise FieldConflict(
+                    f"{prefix}quantization.{graph}.algorithm",
+                    "only the decoder is calibrated",
+                    "Write algorithm: search",
+                )
+        if self.is_calibrated and self.calibration is None:
+            cache = self.quantization.cache.method
+            raise FieldConflict(
+                "calibration",
+                f"{'algorithm: gptq' if cache == 'none' else f'cache: {cache}'} needs prompts",
+                "Write calibration: {source: ./calibration}",
+            )
+
+    def _check_cache(self, prefix: str) -> None:
+        """Check that the recipe's graphs can have the cache that it asks for."""
+        if self.quantization.cache.method == "none":
+            return
+        key = f"{prefix}quantization.cache.method"
+        if self.target == "portable":
+            raise FieldConflict(
+                key, "no standard operator reads a quantized cache", "Write target: ort, or method: none"
+            )
+        if self.packaging.provider != "cpu":
+            provider = self.packaging.provider
+            raise FieldConflict(
+                key, f"only a CPU is known to read it, the provider is {provider}", "Write method: none"
+            )
+        if self.head not in (None, TEXT):
+            raise FieldConflict(key, f"the head is {self.head}, which reads every prompt at once", "Write method: none")
+        written, oldest = (
+            tuple(map(int, version.split("."))) for version in (self.min_onnxruntime, OLDEST_WITH_INT8_CACHE)
+        )
+        if written < oldest:
+            raise FieldConflict(
+                "min_onnxruntime",
+                f"a cache in 8 bits needs onnxruntime {OLDEST_WITH_INT8_CACHE}, this says {self.min_onnxruntime}",
+                f'Write min_onnxruntime: "{OLDEST_WITH_INT8_CACHE}"',
+            )
 
 
 def _without_machine(source: str) -> str:

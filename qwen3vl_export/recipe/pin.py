@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..hub import COMMIT, resolve_commit, split_revision
 from ..output import whole_file
 from . import find_recipe, load_recipe
-from .model import is_directory
+from .blocks import is_directory
 
 
 def pin(path_or_name: str | Path) -> tuple[Path, list[str], bool]:

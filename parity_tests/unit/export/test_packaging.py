@@ -25,7 +25,7 @@ from qwen3vl_export.packaging import RUNTIMES, genai, loadable_runtimes, transfo
 from qwen3vl_export.packaging.decoders import write_decoders
 from qwen3vl_export.packaging.package import Package
 from qwen3vl_export.promise import GENAI, ONNXRUNTIME, SECOND_DECODER, TRANSFORMERS_JS
-from qwen3vl_export.recipe.model import GRAPH_NAMES, RuntimeName
+from qwen3vl_export.recipe.blocks import GRAPH_NAMES, RuntimeName
 
 DOCUMENT = DOCS / "downstream.md"
 
