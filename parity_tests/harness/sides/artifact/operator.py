@@ -20,6 +20,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
 
 from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.session import DATA_FOLDER
@@ -103,9 +104,9 @@ def stored_array(tensor: TensorProto, path: Path) -> NDArray[Any]:
     has several hard links, as copies in some stores have; onnxruntime does not."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    data = ExternalDataInfo(tensor)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.memmap(path.parent / entries["location"], dtype, "r", int(entries.get("offset", 0)), tuple(tensor.dims))
+    return np.memmap(path.parent / data.location, dtype, "r", data.offset or 0, tuple(tensor.dims))
 
 
 def stored_rows(tensor: TensorProto, rows: int, part: slice, kind: int, dims: Sequence[int]) -> TensorProto:
@@ -118,11 +119,12 @@ def stored_rows(tensor: TensorProto, rows: int, part: slice, kind: int, dims: Se
         data = numpy_helper.to_array(tensor).reshape(rows, -1)[part]
         view.raw_data = np.ascontiguousarray(data).tobytes()
         return view
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    whole = ExternalDataInfo(tensor)
     length = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize // rows
-    offset = int(entries.get("offset", 0)) + part.start * length
+    offset = (whole.offset or 0) + part.start * length
     view.ClearField("external_data")
-    for key, value in {**entries, "offset": offset, "length": (part.stop - part.start) * length}.items():
+    places = {"location": whole.location, "offset": offset, "length": (part.stop - part.start) * length}
+    for key, value in places.items():
         view.external_data.add(key=key, value=str(value))
     return view
 
