@@ -44,6 +44,10 @@ EMBED_TOKENS = "embed_tokens"
 EMBEDDINGS = "embeddings"
 DECODER = "decoder_model_merged"
 
+# What to tell onnxruntime of each session: compute all that depends on weights alone when a graph is opened. From 1.32
+# on it otherwise casts a bfloat16 head of more than 2^28 weights for every token.
+FOLD_ANY_SIZE = ("optimization.constant_folding_max_output_size_in_bytes", "0")
+
 PIXEL_VALUES = "pixel_values"
 IMAGE_GRID_THW = "image_grid_thw"
 IMAGE_FEATURES = "image_features"

@@ -79,7 +79,10 @@ def config(package: Package) -> dict[str, Any]:
                 "num_key_value_heads": facts.num_key_value_heads,
                 "num_hidden_layers": facts.num_hidden_layers,
                 # Those of all three sessions, because the other two have none of their own.
-                "session_options": {"provider_options": PROVIDER_OPTIONS[package.provider]},
+                "session_options": {
+                    "provider_options": PROVIDER_OPTIONS[package.provider],
+                    **dict([contract.FOLD_ANY_SIZE]),
+                },
                 "inputs": {
                     **_same_names(contract.INPUTS_EMBEDS, contract.ATTENTION_MASK, contract.POSITION_IDS),
                     "past_key_names": _every_layer(contract.past_name(0, "key")),

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..artifact import MANIFEST, Artifact
-from ..contract import OUT_OF_RANGE, VISION_ENCODER, Facts
+from ..contract import FOLD_ANY_SIZE, OUT_OF_RANGE, VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
 from ..promise import cache_dtype
 from .devices import CPU, HOST, Device, start_session
@@ -218,6 +218,7 @@ def session_options(graph: str, threads: int | None) -> Any:
     # Threads take work in ever smaller pieces, so that none waits for one that was preempted. Decoding with int4
     # weights in blocks of 128: 5 to 11 % faster on two shared cores, depending on the shape of the product.
     options.add_session_config_entry("session.dynamic_block_base", "4")
+    options.add_session_config_entry(*FOLD_ANY_SIZE)
     if saturates():
         options.add_session_config_entry(EXACT, "1")
     if threads is not None:

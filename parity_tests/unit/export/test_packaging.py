@@ -77,13 +77,13 @@ def test_genai_names_the_files_and_tensors_of_the_contract(tiny_artifact: Path) 
 
 
 @pytest.mark.parametrize(("provider", "options"), [("cpu", []), ("cuda", [{"cuda": {}}])])
-def test_genai_is_told_the_provider_of_the_recipe(
+def test_genai_is_told_the_provider_of_the_recipe_and_how_to_open_graphs(
     provider: str, options: list[dict[str, dict[str, str]]], tiny_artifact: Path
 ) -> None:
     """In the decoder's settings, which it uses for the other two graphs as they have none; and in no other place."""
     facts = open_artifact(tiny_artifact, check=False).manifest.facts
     model = genai.config(Package(tiny_artifact, facts, {}, provider))["model"]
-    assert model["decoder"]["session_options"]["provider_options"] == options
+    assert model["decoder"]["session_options"] == {"provider_options": options, **dict([contract.FOLD_ANY_SIZE])}
     assert "session_options" not in {*model["vision"], *model["embedding"]}
 
 

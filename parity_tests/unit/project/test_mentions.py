@@ -26,6 +26,7 @@ FOREIGN = {
     "mlp.experts.down_proj",
     "mlp.experts.gate_up_proj",
     "rotary_emb.inv_freq",
+    "optimization.constant_folding_max_output_size_in_bytes",
     "session.dynamic_block_base",
     "session.x64quantprecision",
     "transformers.js",

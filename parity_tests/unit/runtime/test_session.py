@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.cli.loading import load
+from qwen3vl_export.contract import DECODER, FOLD_ANY_SIZE
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.runtime import Image, session
 from qwen3vl_export.runtime.external import check_external_data, external_locations
@@ -61,6 +62,30 @@ def test_a_graph_is_opened_once_and_casts_its_inputs(artifact: Artifact) -> None
     np.testing.assert_array_equal(result, [1, 2, 3, 4])
     assert sessions.open("g") is sessions.open("g")
     assert sessions.dtypes("g") == {"x": np.float32}
+
+
+def cast_weight(tmp_path: Path, options: Any) -> list[str]:
+    """The operators that onnxruntime runs of `y = x + cast(weight)`."""
+    nodes = [helper.make_node("Cast", ["w"], ["v"], to=TensorProto.FLOAT), helper.make_node("Add", ["x", "v"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [4], np.arange(4))
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+
+
+def test_weights_are_cast_once_however_large_they_are(tmp_path: Path) -> None:
+    """A limit of onnxruntime leaves larger ones to be cast in every call, such as the output head's."""
+    key, unlimited = FOLD_ANY_SIZE
+    limited = onnxruntime.SessionOptions()
+    limited.log_severity_level = 4
+    limited.add_session_config_entry(key, "15")
+    assert cast_weight(tmp_path, limited) == ["Cast", "Add"]
+    options = session.session_options(DECODER, 1)
+    assert options.get_session_config_entry(key) == unlimited
+    assert cast_weight(tmp_path, options) == ["Add"]
 
 
 def test_a_graph_opened_ahead_is_waited_for_and_opened_once(artifact: Artifact) -> None:
