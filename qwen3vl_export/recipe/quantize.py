@@ -22,17 +22,22 @@ class KeepPrecision(StrictModel):
     """none: weights keep the recipe's dtype."""
 
 
-class Int8Dynamic(StrictModel):
+class Smoothed(StrictModel):
+    """What methods share whose weights in 8 bits can be smoothed."""
+
+    smoothing: Literal["none", "weights", "calibration"] = "none"
+    """Channels of activations that are larger than others are made smaller and the weights that read them larger, by
+    powers of two; the vision encoder only. weights: as norms and weights suggest, needs no data. calibration: as
+    measured on the pictures of `calibration`."""
+
+
+class Int8Dynamic(Smoothed):
     """8-bit weights, one scale per output; activations are quantized to 8 bits at run time."""
 
     method: Literal["int8_dynamic"]
     """int8_dynamic: 8-bit weights and activations."""
     activations: Literal["per_tensor", "per_token"] = "per_tensor"
     """What shares a scale of activations: per_tensor, all of a call; per_token, those of a token."""
-    smoothing: Literal["none", "weights", "calibration"] = "none"
-    """Channels of activations that are larger than others are made smaller and the weights that read them larger, by
-    powers of two; the vision encoder only. weights: as norms and weights suggest, needs no data. calibration: as
-    measured on the pictures of `calibration`."""
     keep: Patterns = ()
     """Weights that are not quantized, by name: "visual.merger.*"."""
 
@@ -56,7 +61,7 @@ class BlockSettings(StrictModel):
     """Weights that are not quantized, by name: "lm_head.weight", "*.down_proj.weight"."""
 
 
-class Int8(BlockSettings):
+class Int8(BlockSettings, Smoothed):
     """Weights in blocks of 8-bit integers."""
 
     method: Literal["int8"]

@@ -37,6 +37,7 @@ from .test_quantize import trace_skeleton
 FOLDER = TINY.parents[1] / "calibration"
 KEEP = ("visual.patch_embed.*", "visual.blocks.0.*")  # as docs/recipes.md advises
 PER_TOKEN = {"method": "int8_dynamic", "activations": "per_token", "keep": KEEP}
+IN_BLOCKS = {"method": "int8", "accuracy_level": 4}  # as the precisions int8 and int4
 WORST_COSINE = 0.999
 
 Pictures = tuple[np.ndarray, np.ndarray]
@@ -113,9 +114,18 @@ def test_the_float_graph_computes_the_same_bits(
     assert written[0] != written[1] or (smoothing, checkpoint) == ("weights", "tiny")  # which shows no outliers
 
 
-@pytest.mark.parametrize(("smoothing", "target"), [("weights", "ort"), ("weights", "portable"), ("calibration", "ort")])
+@pytest.mark.parametrize(
+    ("plan", "smoothing", "target"),
+    [
+        (PER_TOKEN, "weights", "ort"),
+        (PER_TOKEN, "weights", "portable"),
+        (PER_TOKEN, "calibration", "ort"),
+        (IN_BLOCKS, "weights", "ort"),
+    ],
+)
 @pytest.mark.parametrize("checkpoint", ["tiny", "outliers"])
 def test_features_stay_close_with_and_without_outliers(
+    plan: Mapping[str, Any],
     smoothing: str,
     checkpoint: str,
     target: str,
@@ -125,16 +135,17 @@ def test_features_stay_close_with_and_without_outliers(
     tmp_path: Path,
 ) -> None:
     folder = TINY if checkpoint == "tiny" else outliers
-    skeleton = quantized(target, PER_TOKEN, smoothing_of(folder, smoothing, keep=KEEP))
+    skeleton = quantized(target, plan, smoothing_of(folder, smoothing, keep=plan.get("keep", ())))
     features = features_of(folder, skeleton, tmp_path, pictures)
     assert worst_cosine(features, truth[folder]) >= WORST_COSINE
 
 
+@pytest.mark.parametrize("plan", [PER_TOKEN, IN_BLOCKS])
 def test_outliers_cost_precision_where_nothing_is_smoothed(
-    outliers: Path, pictures: Pictures, truth: dict[Path, np.ndarray], tmp_path: Path
+    plan: Mapping[str, Any], outliers: Path, pictures: Pictures, truth: dict[Path, np.ndarray], tmp_path: Path
 ) -> None:
     """The proof that the test above can fail."""
-    features = features_of(outliers, quantized("ort", PER_TOKEN), tmp_path, pictures)
+    features = features_of(outliers, quantized("ort", plan), tmp_path, pictures)
     assert worst_cosine(features, truth[outliers]) < WORST_COSINE
 
 

@@ -46,16 +46,27 @@ def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_outlier_checkpoint(tmp_path_factory.mktemp("outliers"))
 
 
-@pytest.fixture(scope="module")
-def smoothed(outliers: Path, tmp_path_factory: pytest.TempPathFactory, share_traces: None) -> Path:
-    work = tmp_path_factory.mktemp("smoothed")
-    plan = "{method: int8_dynamic, activations: per_token, smoothing: weights}"
+PER_TOKEN = "{method: int8_dynamic, activations: per_token, smoothing: weights}"
+IN_BLOCKS = "{method: int8, accuracy_level: 4, smoothing: weights}"
+
+
+def build_tower(outliers: Path, plan: str, work: Path) -> Path:
     (work / "smoothed.yaml").write_text(
         f"checkpoint: {{source: {outliers}}}\ngraphs: [{VISION_ENCODER}]\n"
         f"quantization: {{vision_encoder: {plan}}}\nparity: {{matrix: quick}}\n",
         "utf-8",
     )
     return build(load_recipe(work / "smoothed.yaml"), out=work / "smoothed", log=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def smoothed(outliers: Path, tmp_path_factory: pytest.TempPathFactory, share_traces: None) -> Path:
+    return build_tower(outliers, PER_TOKEN, tmp_path_factory.mktemp("smoothed"))
+
+
+@pytest.fixture(scope="module")
+def in_blocks(outliers: Path, tmp_path_factory: pytest.TempPathFactory, share_traces: None) -> Path:
+    return build_tower(outliers, IN_BLOCKS, tmp_path_factory.mktemp("in-blocks"))
 
 
 def outcomes(artifact: Path, checkpoint: Path, *stages: str) -> dict[str, Outcome]:
@@ -80,8 +91,9 @@ def test_a_weight_of_zeros_was_multiplied_with_nothing() -> None:
     assert not found.rows.any() and not found.columns.any()
 
 
-def test_a_smoothed_tower_passes(smoothed: Path, outliers: Path) -> None:
-    results = outcomes(smoothed, outliers, *OWN_WEIGHTS, "rounded_vision", "vision")
+@pytest.mark.parametrize("tower", ["smoothed", "in_blocks"])
+def test_a_smoothed_tower_passes(tower: str, outliers: Path, request: pytest.FixtureRequest) -> None:
+    results = outcomes(request.getfixturevalue(tower), outliers, *OWN_WEIGHTS, "rounded_vision", "vision")
     assert [outcome.message for outcome in results.values() if not outcome.passed] == []
 
 
@@ -105,8 +117,12 @@ def test_a_streamed_pytorch_computes_the_same(smoothed: Path, outliers: Path, tm
     np.testing.assert_array_equal(streamed.vision(*pictures), whole.vision(*pictures))
 
 
-@pytest.mark.parametrize("kind", UNFOLDED)
-def test_a_tower_smoothed_by_half_fails(kind: str, smoothed: Path, outliers: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tower", "kind"), [*(("smoothed", kind) for kind in UNFOLDED), ("in_blocks", "bias of a norm before an MLP")]
+)
+def test_a_tower_smoothed_by_half_fails(
+    tower: str, kind: str, outliers: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     checkpoint = open_checkpoint(str(outliers))
     (name,) = [name for name in checkpoint.tensors if name.endswith(UNFOLDED[kind])]
 
@@ -114,7 +130,7 @@ def test_a_tower_smoothed_by_half_fails(kind: str, smoothed: Path, outliers: Pat
         weights(UNFOLDED[kind])[:] = checkpoint.read(name).float().numpy()
 
     broken = Fault(kind, "", "", change=partial(change_weights, VISION_ENCODER, restore)).plant(
-        smoothed, tmp_path / "broken"
+        request.getfixturevalue(tower), tmp_path / "broken"
     )
     assert not outcomes(broken, outliers, "dequantized_vision")["dequantized_vision"].passed
 
