@@ -7,9 +7,8 @@ derive the same graphs and checks. Knows recipes; nothing about files.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import chain
-from typing import Annotated, Any
+from typing import Any
 
 from . import contract
 from .contract import (
@@ -17,15 +16,11 @@ from .contract import (
     EMBED_TOKENS,
     EMBEDDING,
     EMBEDDINGS,
-    HEADS,
     MOST_FORCED_PIXELS,
     RERANKER,
     TEXT,
-    TIERS,
     VISION_ENCODER,
-    Size,
 )
-from .json_form import Like, Line, Matching, OneOf
 
 Json = Mapping[str, Any]
 Grid = tuple[int, int]  # height and width in patches
@@ -81,94 +76,6 @@ EXPERTS_AS_OPERATOR = "operator"  # of `experts` in a recipe: in float16, too
 CHUNKED = "chunked"  # compares an artifact with itself, which one that rounds activations by call need not equal
 ROUNDED = "rounded_"  # prefix of stages that compare an artifact that rounds activations with itself, rounding none
 ROUNDED_STAGES = {"vision": VISION_ENCODER, "decoder": DECODER}  # each with the graph it is about
-
-
-PrecisionName = Annotated[str, Matching("[a-z0-9]{1,16}", "the name of a precision")]
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """The form of a plan for the weights of one graph, of which a method sets what it knows."""
-
-    method: Annotated[str, OneOf(("none", "int8_dynamic", "int8", "int4", "source"))]
-    algorithm: Line = ""
-    accuracy_level: int = 0
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """The form of a plan for the cache."""
-
-    method: Annotated[str, OneOf(("none", "int8"))]
-
-
-@dataclass(frozen=True)
-class QuantizationPlan:
-    """The form of a recipe's `quantization`."""
-
-    vision_encoder: Annotated[Json, Like(WeightPlan)]
-    embeddings: Annotated[Json, Like(WeightPlan)]
-    decoder_model_merged: Annotated[Json, Like(WeightPlan)]
-    cache: Annotated[Json, Like(CachePlan)] | None = None
-
-
-@dataclass(frozen=True)
-class VisionPlan:
-    """The form of a recipe's `vision`."""
-
-    grid: Annotated[str, OneOf(("dynamic", "fixed", "buckets"))]
-    sizes: tuple[tuple[Size, Size], ...]
-
-
-@dataclass(frozen=True)
-class CostPlan:
-    """The form of a recipe's `parity.cost`."""
-
-    mean_kl: float | None = None
-    top1_agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class ParityPlan:
-    """The form of a recipe's `parity`."""
-
-    matrix: Annotated[str, OneOf(TIERS)]
-    tolerances: Line
-    held_out: bool
-    cost: Annotated[Json, Like(CostPlan)] | None = None
-
-
-@dataclass(frozen=True)
-class PackagingPlan:
-    """The form of a recipe's `packaging`."""
-
-    runtimes: tuple[Annotated[str, Matching("[a-z][a-z0-9.-]*", "the name of a runtime")], ...]
-
-
-@dataclass(frozen=True)
-class PrecisionPlan:
-    """The form of one of a recipe's `precisions`."""
-
-    dtype: Line
-    quantization: Annotated[Json, Like(QuantizationPlan)]
-    tolerances: Line
-
-
-@dataclass(frozen=True)
-class RecipePlan:
-    """The form of a recipe in a manifest: the keys that readers of artifacts rely on. `recipe/model.py` has them all,
-    and what they mean; it checks recipes before a build, which a manifest is not."""
-
-    name: Annotated[str, Matching("[a-z0-9][a-z0-9._-]{0,200}", "the name of an artifact")]
-    target: Line
-    dtype: Line
-    vision: Annotated[Json, Like(VisionPlan)]
-    graphs: tuple[Line, ...]
-    quantization: Annotated[Json, Like(QuantizationPlan)]
-    parity: Annotated[Json, Like(ParityPlan)]
-    packaging: Annotated[Json, Like(PackagingPlan)]
-    head: Annotated[str, OneOf(HEADS)] = TEXT
-    precisions: Mapping[PrecisionName, Annotated[Json, Like(PrecisionPlan)]] = field(default_factory=dict)
 
 
 def cache_dtype(recipe: Json) -> str:

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .artifact import MANIFEST, REPORTS, SIGNATURE, STATEMENT, TOOL, evidence_name
+from .artifact import REPORTS, SIGNATURE, STATEMENT, evidence_name
 from .errors import BuildError, SpaceError, errno_of, first_line
+from .manifest import MANIFEST, TOOL
 from .output import FULL, remove_abandoned, replace_directory, settle_replaced, workspace
 
 BUILDING = "artifact"  # in the temporary directory

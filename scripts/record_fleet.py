@@ -30,10 +30,11 @@ import typer
 
 from parity_tests.fixtures.fleet_processes import Processes, cluster, wait_until
 from parity_tests.fixtures.paths import ROOT
-from qwen3vl_export.artifact import MANIFEST, PARITY
+from qwen3vl_export.artifact import PARITY
 from qwen3vl_export.evidence import Evidence, Summary
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.json_form import from_json
+from qwen3vl_export.manifest import MANIFEST
 
 RECIPES = ("tiny", "tiny-portable", "tiny-fp16", "tiny-bf16", "tiny-int8", "tiny-int4")
 WORKERS = ("w0", "w1", "w2")

@@ -18,9 +18,10 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from qwen3vl_export.artifact import MANIFEST, Artifact, FileRecord, open_artifact
+from qwen3vl_export.artifact import Artifact, open_artifact
 from qwen3vl_export.contract import DECODER, EMBEDDINGS, VISION_ENCODER, Facts
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.manifest import MANIFEST, FileRecord
 from qwen3vl_export.promise import CALIBRATED, DEQUANTIZED, second_decoder
 
 from ..harness.sides.bench import Bench

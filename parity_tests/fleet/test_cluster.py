@@ -22,7 +22,6 @@ import pytest
 from parity_tests.fixtures.fleet_harness import HARNESS
 from parity_tests.fixtures.fleet_processes import MEMORY, Processes, cluster, wait_until
 from parity_tests.fixtures.paths import ROOT
-from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import FleetError
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.fleet import account, fleet
@@ -30,6 +29,7 @@ from qwen3vl_export.fleet import cluster as cluster_module
 from qwen3vl_export.fleet.account import JobStatus
 from qwen3vl_export.fleet.fleet import FleetOptions
 from qwen3vl_export.fleet.places import INCOMING
+from qwen3vl_export.manifest import MANIFEST
 from qwen3vl_export.recipe import load_recipe
 
 NAMES = ("one", "two", "three")

@@ -13,13 +13,14 @@ import pytest
 
 from parity_tests.fixtures.fleet_harness import HARNESS
 from parity_tests.fixtures.proven import prove
-from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
+from qwen3vl_export.artifact import JUNIT, PARITY
 from qwen3vl_export.errors import SpaceError
 from qwen3vl_export.fleet import address, tasks
 from qwen3vl_export.fleet.estimate import Estimate
 from qwen3vl_export.fleet.graph import Job, Task, estimate_task, jobs_of, tasks_of
 from qwen3vl_export.fleet.store import Store, open_store
 from qwen3vl_export.fleet.tasks import Site, TaskOutcome, perform
+from qwen3vl_export.manifest import MANIFEST
 
 ESTIMATE = Estimate(size=1, build_memory=1, build_seconds=1, verify_memory=1, unit_seconds=1, opening_seconds=1)
 

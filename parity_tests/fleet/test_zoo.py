@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from qwen3vl_export.artifact import MANIFEST, PARITY, SUMMARY
+from qwen3vl_export.artifact import PARITY, SUMMARY
 from qwen3vl_export.errors import FleetError
 from qwen3vl_export.evidence import Hardware, Speed, Summary
 from qwen3vl_export.fleet import zoo
 from qwen3vl_export.fleet.store import Store, open_store
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.json_form import to_json
+from qwen3vl_export.manifest import MANIFEST
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 INT4 = {

@@ -13,10 +13,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from qwen3vl_export.artifact import Artifact, Manifest
+from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER, TIERS
 from qwen3vl_export.errors import ParityError, Qwen3VLExportError
 from qwen3vl_export.evidence.answers import EXAM, EXAM_STAGES, QUESTION_STAGES
+from qwen3vl_export.manifest import Manifest
 from qwen3vl_export.promise import (
     CHUNKED,
     DEQUANTIZED,

@@ -12,8 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import contract
-from ..artifact import MANIFEST, Encoder, FileRecord, Manifest
 from ..hash_cache import sha256_file
+from ..manifest import MANIFEST, Encoder, FileRecord, Manifest
 from ..promise import GRAPH_DIR
 from ..recipe.model import DEFAULT, Recipe
 from .checkpoint import Checkpoint

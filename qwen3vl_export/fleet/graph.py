@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ..artifact import MANIFEST, PARITY
+from ..artifact import PARITY
 from ..errors import FleetError
 from ..hub import SCHEME
+from ..manifest import MANIFEST
 from ..recipe import load_recipe
 from ..recipe.model import Recipe
 from .address import address, revision_of, tools

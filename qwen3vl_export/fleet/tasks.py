@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..artifact import MANIFEST, SUMMARY
+from ..artifact import SUMMARY
 from ..errors import CheckpointError, PublishError, Qwen3VLExportError, SpaceError, errno_of
 from ..hash_cache import sha256_file
+from ..manifest import MANIFEST
 from ..output import remove_abandoned, workspace
 from .address import revision_of, tools
 from .estimate import estimate

@@ -15,12 +15,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..artifact import MANIFEST, PARITY, SUMMARY, Manifest
+from ..artifact import PARITY, SUMMARY
 from ..console import format_size
 from ..contract import TIERS
 from ..errors import ArtifactError, FleetError
 from ..evidence import Summary
 from ..json_form import from_json
+from ..manifest import MANIFEST, Manifest
 from ..promise import cache_dtype
 from .graph import FOLDERS
 from .store import Store

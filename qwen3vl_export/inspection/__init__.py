@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifact import Manifest, open_artifact
+from ..artifact import open_artifact
 from ..contract import DECODER, EMBED_TOKENS, EMBEDDINGS, VISION_ENCODER
 from ..errors import ArtifactError
+from ..manifest import Manifest
 from ..runtime.external import check_external_data
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Artifact, Manifest
+from ..artifact import Artifact
 from ..console import console, format_size, say, table
+from ..manifest import Manifest
 from ..packaging.browsers import describe
 from . import GraphReport, Inspection, Port
 

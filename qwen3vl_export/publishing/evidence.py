@@ -5,11 +5,12 @@ Reads `parity.json`, which `verify` writes. Measures nothing and imports neither
 
 from __future__ import annotations
 
-from ..artifact import MANIFEST, Artifact
+from ..artifact import Artifact
 from ..contract import TIERS_INCLUDED
 from ..errors import UnprovenError
 from ..evidence import Evidence
 from ..json_form import from_json
+from ..manifest import MANIFEST
 from ..promise import missing_checks, promised_graphs
 
 

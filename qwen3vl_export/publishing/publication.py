@@ -15,10 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..artifact import MANIFEST, REPORTS, STATEMENT, Artifact, check_files, open_artifact
+from ..artifact import REPORTS, STATEMENT, Artifact, check_files, open_artifact
 from ..errors import PublishError
 from ..evidence import Evidence
 from ..hash_cache import sha256_file
+from ..manifest import MANIFEST
 from ..packaging import RUNTIMES
 from ..runtime.external import check_graphs
 from .demo import demo_files

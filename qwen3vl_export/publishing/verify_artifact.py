@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..artifact import MANIFEST, SIGNATURE, STATEMENT, check_files, lies_inside, open_artifact
+from ..artifact import SIGNATURE, STATEMENT, check_files, lies_inside, open_artifact
 from ..errors import ArtifactError, PublishError
 from ..evidence import Evidence
 from ..hash_cache import sha256_file
+from ..manifest import MANIFEST
 from ..replaceable import artifact_names, file_names
 from ..runtime.external import check_graphs
 from .evidence import passing_evidence

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..artifact import Encoder, Manifest
 from ..contract import BUCKET_RULE, IMAGE_FEATURES, IMAGE_GRID_THW, PIXEL_VALUES, Facts
 from ..errors import ArtifactError, InputError
+from ..manifest import Encoder, Manifest
 from .arrays import Floats, Ints
 from .decoder import no_features
 from .session import Sessions

@@ -18,9 +18,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..artifact import MANIFEST, Artifact
+from ..artifact import Artifact
 from ..contract import FOLD_ANY_SIZE, OUT_OF_RANGE, VISION_ENCODER, Facts
 from ..errors import ArtifactError, InputError
+from ..manifest import MANIFEST
 from ..promise import cache_dtype
 from .devices import CPU, HOST, Device, start_session
 from .external import check_external_data

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from parity_tests.fixtures import traces
 from parity_tests.fixtures.paths import ROOT, TINY
 from qwen3vl_export import contract
-from qwen3vl_export.artifact import MANIFEST, open_artifact
+from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import ArtifactError, BuildError
 from qwen3vl_export.exporter import skeletons, weights
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
@@ -28,6 +28,7 @@ from qwen3vl_export.exporter.checkpoint.names import HEAD, TABLE, members_of
 from qwen3vl_export.exporter.pipeline import build
 from qwen3vl_export.exporter.submodules import build_submodule
 from qwen3vl_export.exporter.trace import trace
+from qwen3vl_export.manifest import MANIFEST
 from qwen3vl_export.promise import second_decoder
 from qwen3vl_export.recipe import load_recipe
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export.artifact import MANIFEST, STATEMENT, FileRecord
+from qwen3vl_export.artifact import STATEMENT
 from qwen3vl_export.errors import BuildError
+from qwen3vl_export.manifest import MANIFEST, FileRecord
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.replaceable import check_output, whole_directory
 

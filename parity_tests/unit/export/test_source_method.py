@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.contract import DECODER, EMBED_TOKENS, VISION_ENCODER
 from qwen3vl_export.errors import BuildError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
@@ -31,6 +30,7 @@ from qwen3vl_export.exporter.quantize import quantize, storage_of
 from qwen3vl_export.exporter.quantize.source import find_source_weights
 from qwen3vl_export.exporter.rewrites.products import fuse_products
 from qwen3vl_export.exporter.weights import WeightFile, attach, blockwise
+from qwen3vl_export.manifest import MANIFEST
 from qwen3vl_export.promise import FROM_SOURCE
 from qwen3vl_export.publishing.model_card import quantized
 from qwen3vl_export.recipe import load_recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_export.artifact import MANIFEST
+from qwen3vl_export.manifest import MANIFEST
 
 
 @pytest.fixture

@@ -24,12 +24,12 @@ from parity_tests.harness.sides.pytorch.reference import Reference
 from parity_tests.harness.sides.pytorch.reference_cache import recorded_files, scope_of
 from parity_tests.harness.sides.pytorch.torch_model import load_model, stream_model
 from parity_tests.harness.sides.recorded import find_checkpoint
-from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.errors import CheckpointError, ParityError
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.adapter import WEIGHTS, open_adapter
 from qwen3vl_export.exporter.checkpoint.adapter.config import CONFIG
 from qwen3vl_export.exporter.pipeline import build
+from qwen3vl_export.manifest import MANIFEST
 from qwen3vl_export.recipe import load_recipe
 
 INSTALL = r"peft, .* is not installed\. Install it: pip install 'qwen3vl-export\[lora\]'"

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen3VLModel
 
-from qwen3vl_export.artifact import Manifest
 from qwen3vl_export.contract import DECODER, EMBEDDING, HEADS, RERANKER, TEXT
 from qwen3vl_export.evidence.answers import answer
 from qwen3vl_export.exporter.checkpoint import open_checkpoint
 from qwen3vl_export.exporter.checkpoint.adapter import open_adapter
+from qwen3vl_export.manifest import Manifest
 from qwen3vl_export.promise import (
     DEQUANTIZED,
     HEAD_STAGES,

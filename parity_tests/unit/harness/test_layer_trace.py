@@ -15,8 +15,8 @@ from parity_tests.harness.diagnosis.layer_trace import Trail, trace_decoder, tra
 from parity_tests.harness.sides.artifact.probe import layers_of, module_of
 from parity_tests.harness.sides.bench import Bench
 from parity_tests.harness.verify import open_bench
-from qwen3vl_export.artifact import MANIFEST
 from qwen3vl_export.contract import DECODER, VISION_ENCODER
+from qwen3vl_export.manifest import MANIFEST
 
 CASE = "two-images-of-different-size"
 

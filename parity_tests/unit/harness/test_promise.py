@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from qwen3vl_export.artifact import MANIFEST, NEEDED_FILES, open_artifact
+from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import ArtifactError, FleetError
 from qwen3vl_export.fleet.store import open_store
 from qwen3vl_export.fleet.zoo import write_zoo
+from qwen3vl_export.manifest import MANIFEST, NEEDED_FILES
 from qwen3vl_export.promise import GRAPHS, missing_checks, promised_graphs
 from qwen3vl_export.recipe import load_recipe
 

@@ -23,11 +23,12 @@ from parity_tests.harness.sides.artifact.artifact_results import WORK
 from parity_tests.harness.sides.recorded import find_checkpoint
 from parity_tests.harness.unfinished import OUTCOMES, UnfinishedRun
 from parity_tests.harness.verify import HTML
-from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY
+from qwen3vl_export.artifact import JUNIT, PARITY
 from qwen3vl_export.errors import ArtifactError, CheckpointError, ParityError
 from qwen3vl_export.evidence import Evidence
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.json_form import from_json
+from qwen3vl_export.manifest import MANIFEST
 
 FAULT = next(fault for fault in FAULTS if fault.name == "deepstack-dropped")
 SMALL = ("minimum-64x64", "text-only", "grid-2x2")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from qwen3vl_export.artifact import Artifact, FileRecord, open_artifact
+from qwen3vl_export.artifact import Artifact, open_artifact
 from qwen3vl_export.errors import PublishError
+from qwen3vl_export.manifest import FileRecord
 from qwen3vl_export.packaging.browsers import (
     LARGEST_IN_WASM,
     TIGHT_IN_WASM,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qwen3vl_export.artifact import JUNIT, MANIFEST, PARITY, open_artifact
+from qwen3vl_export.artifact import JUNIT, PARITY, open_artifact
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.manifest import MANIFEST
 from qwen3vl_export.publishing.publication import prepare
 
 from ...fixtures.commands import assert_one_line, invoke

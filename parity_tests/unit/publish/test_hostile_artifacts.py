@@ -11,9 +11,10 @@ from typing import Any
 import onnx
 import pytest
 
-from qwen3vl_export.artifact import LARGEST_MANIFEST, MANIFEST, open_artifact
+from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import ArtifactError, Qwen3VLExportError
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.manifest import LARGEST_MANIFEST, MANIFEST
 from qwen3vl_export.publishing.verify_artifact import verify_artifact
 from qwen3vl_export.runtime import Qwen3VL
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from qwen3vl_export.artifact import MANIFEST, PARITY, open_artifact
+from qwen3vl_export.artifact import PARITY, open_artifact
 from qwen3vl_export.contract import TIERS, TIERS_INCLUDED
 from qwen3vl_export.errors import UnprovenError
 from qwen3vl_export.evidence import Evidence
 from qwen3vl_export.hash_cache import sha256_file
 from qwen3vl_export.json_form import from_json
+from qwen3vl_export.manifest import MANIFEST
 from qwen3vl_export.promise import head_stages
 from qwen3vl_export.publishing.evidence import check_tier
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3vl_export.artifact import Encoder
 from qwen3vl_export.contract import IMAGE_GRID_THW, PIXEL_VALUES, bucket_name
 from qwen3vl_export.errors import ArtifactError, InputError
+from qwen3vl_export.manifest import Encoder
 from qwen3vl_export.runtime.encoders import BUCKET_RULE, check_patches, choose_grid, encode, fixed_grids
 
 from ...fixtures.standin import ANY_GRID, artifact_without_graphs, tiny_facts

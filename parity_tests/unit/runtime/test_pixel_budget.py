@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3vl_export.artifact import Encoder
 from qwen3vl_export.contract import BUCKET_RULE
 from qwen3vl_export.errors import InputError
+from qwen3vl_export.manifest import Encoder
 from qwen3vl_export.runtime import FrameChoice, Image, PixelBudget, Video
 from qwen3vl_export.runtime.pictures.frames import FrameRules, choose_frames, line_of_frames
 from qwen3vl_export.runtime.pictures.pixel_budget import frame_size, image_size

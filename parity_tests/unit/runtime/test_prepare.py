@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qwen3vl_export.artifact import Encoder
 from qwen3vl_export.errors import InputError
+from qwen3vl_export.manifest import Encoder
 from qwen3vl_export.runtime import Image, Video
 from qwen3vl_export.runtime.encoders import BUCKET_RULE
 from qwen3vl_export.runtime.prepare import Preparer

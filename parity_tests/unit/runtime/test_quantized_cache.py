@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3vl_export.artifact import Artifact, Manifest, open_artifact
+from qwen3vl_export.artifact import Artifact, open_artifact
 from qwen3vl_export.contract import DECODER, past_name, present_name
 from qwen3vl_export.errors import ArtifactError, InputError
 from qwen3vl_export.exporter.quantize.cache import MANY
+from qwen3vl_export.manifest import Manifest
 from qwen3vl_export.runtime import GREEDY, Image, Qwen3VL
 from qwen3vl_export.runtime.cache import BLOCK, SharedCache
 from qwen3vl_export.runtime.conversation import Conversation

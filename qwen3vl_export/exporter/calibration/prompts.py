@@ -16,10 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...artifact import Artifact, Encoder, Manifest
+from ...artifact import Artifact
 from ...contract import VISION_ENCODER
 from ...errors import BuildError, InputError
 from ...hash_cache import sha256_file
+from ...manifest import Encoder, Manifest
 from ...recipe.strict import StrictModel
 from ...runtime.pictures.images import Image
 from ...runtime.prepare import Prepared, Preparer

@@ -29,7 +29,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from qwen3vl_export.artifact import Artifact, Encoder, Manifest
+from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import (
     ANY_GRID,
     DECODER,
@@ -44,6 +44,7 @@ from qwen3vl_export.errors import ArtifactError
 from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_export.exporter.checkpoint.adapter import open_adapter
 from qwen3vl_export.hash_cache import sha256_file
+from qwen3vl_export.manifest import Encoder, Manifest
 from qwen3vl_export.runtime.positions import visual_tokens
 from qwen3vl_export.runtime.session import Opener, Sessions
 
