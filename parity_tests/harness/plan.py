@@ -185,9 +185,13 @@ def plan(
         asked = [check for check in task_checks(tasks) if {check.name, check.id} & {*only}]
         names = {name for check in asked for name in (check.name, check.id)}
         cases = select_cases(cases_for(matrix, TIERS[-1], subject), [name for name in only if name not in names])
+        for case, reason in beyond_context(cases, subject).items():
+            raise ParityError(f"{case}: {reason}", "Choose another case")
         return drop_missing(Plan(tier, (*checks_of(cases, subject), *asked)), subject)
     cases = cases_for(matrix, tier, subject)
-    left_out = too_large(cases, matrix, subject)
+    left_out = beyond_context(cases, subject)
+    cases = [case for case in cases if case.name not in left_out]
+    left_out |= too_large(cases, matrix, subject)
     quantized = quantized_graphs(subject.recipe, subject.kinds)
     checks = []
     if sampling_checks.STAGE in head_stages(subject.recipe):
@@ -271,12 +275,25 @@ def too_large(cases: Sequence[Case], matrix: Matrix, subject: Subject) -> dict[s
     """The cases of which only what runs no model is compared, by name, each with the reason."""
     if subject.sizing is None:
         return {}
-    tokens = {case.name: picture_tokens(case, subject.sizing) for case in cases}
+    tokens = {case.name: sum(picture_tokens(case, subject.sizing)) for case in cases}
     return {
         name: f"its pictures make {count:,} tokens, over the {matrix.most_image_tokens:,} of {CASES.name}: "
         f"without --case {name} only {' and '.join(MODEL_FREE)} run"
         for name, count in tokens.items()
         if count > matrix.most_image_tokens
+    }
+
+
+def beyond_context(cases: Sequence[Case], subject: Subject) -> dict[str, str]:
+    """The cases that the model cannot be asked, by name, each with the reason."""
+    if subject.sizing is None:
+        return {}
+    context = subject.sizing.facts.max_position_embeddings
+    tokens = {case.name: max(picture_tokens(case, subject.sizing), default=0) for case in cases}
+    return {
+        name: f"its pictures make {count:,} tokens, the context holds {context:,}"
+        for name, count in tokens.items()
+        if count > context
     }
 
 

@@ -20,10 +20,12 @@ def fit_matrix(matrix: Matrix, sizing: Sizing) -> Matrix:
     return matrix.for_checkpoint(sizing.image_rules.min_pixels, sizing.image_rules.max_pixels)
 
 
-def picture_tokens(case: Case, sizing: Sizing) -> int:
-    """The image and video tokens of all prompts of a case; its sizes are the artifact's (`Matrix.fit`)."""
-    pictures = [picture for prompt in case.prompts for picture in prompt.pictures]
-    return sum(sum(frames_of(picture, sizing)) for picture in pictures) // sizing.facts.merge_unit
+def picture_tokens(case: Case, sizing: Sizing) -> list[int]:
+    """The image and video tokens of each prompt of a case; its sizes are the artifact's (`Matrix.fit`)."""
+    return [
+        sum(sum(frames_of(picture, sizing)) for picture in prompt.pictures) // sizing.facts.merge_unit
+        for prompt in case.prompts
+    ]
 
 
 def frames_of(picture: str, sizing: Sizing) -> list[int]:

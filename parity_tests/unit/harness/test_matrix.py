@@ -129,9 +129,9 @@ def test_a_case_is_fitted_once() -> None:
 
 
 class PublishedSizes:
-    """Sizing for a checkpoint with the published pixel budget."""
+    """Sizing for a checkpoint with the published pixel budget and context."""
 
-    facts = tiny_facts()
+    facts = replace(tiny_facts(), max_position_embeddings=262_144)
     image_rules = PixelRules(65_536, 16_777_216, (0.5,) * 3, (0.5,) * 3, 1 / 255, None)
 
     def of_image(self, height: int, width: int, budget: None) -> Grid:
@@ -151,13 +151,25 @@ def test_of_pictures_that_cost_hours_only_prompt_and_pixels_are_compared() -> No
     assert [check.stage for check in named.checks] == [*STAGES]
 
 
+def test_pictures_that_the_context_does_not_hold_are_not_asked_about() -> None:
+    class ShortContext(PublishedSizes):
+        facts = replace(PublishedSizes.facts, max_position_embeddings=8_579)
+
+    short = replace(subject(), sizing=cast(Any, ShortContext()))
+    planned = plan("release", short)
+    assert not {ABOVE[0], PAGE} & {check.name for check in planned.checks}
+    assert planned.left_out[PAGE] == "its pictures make 8,580 tokens, the context holds 8,579"
+    with pytest.raises(ParityError, match=f"^{PAGE}: its pictures make 8,580 tokens, the context holds 8,579"):
+        plan("release", short, only=[PAGE])
+
+
 def test_pictures_are_counted_as_tokens_before_they_are_drawn() -> None:
     cases = {case.name: case for case in MATRIX.of_tier("standard")}
     sizing = cast(Any, PublishedSizes())
-    assert picture_tokens(cases["text-only"], sizing) == 0
-    assert picture_tokens(cases["users-case-16x16-after-24x24"], sizing) == 64
-    assert picture_tokens(cases["two-equal-images"], sizing) == 2 * (8 * 9)  # 256x288 pixels are the fewest
-    assert picture_tokens(cases["video-5-frames-96x160"], sizing) == 3 * (7 * 11)  # three pairs of frames
+    assert picture_tokens(cases["text-only"], sizing) == [0]
+    assert picture_tokens(cases["users-case-16x16-after-24x24"], sizing) == [64]
+    assert picture_tokens(cases["two-equal-images"], sizing) == [2 * (8 * 9)]  # 256x288 pixels are the fewest
+    assert picture_tokens(cases["video-5-frames-96x160"], sizing) == [3 * (7 * 11)]  # three pairs of frames
 
 
 def test_large_cases_change_no_text_that_follows_a_prompt() -> None:
