@@ -1,7 +1,7 @@
 """The decoder of onnxruntime-genai beside that of transformers.js, which all other checks run: two files of one graph.
 
 Both get the same rows. Their logits and caches must be equal bit for bit, and the last row the same where it is asked
-for alone. One of them is in memory at a time.
+for alone. One of them is in memory at a time, or one of its pieces where they are cut.
 
 Legend: S tokens, V vocabulary.
 """
@@ -24,7 +24,7 @@ from qwen3vl_export.contract import (
     past_name,
 )
 from qwen3vl_export.promise import second_decoder
-from qwen3vl_export.runtime.session import load_session, session_options
+from qwen3vl_export.runtime.session import session_options
 
 from ..judging.measures import differences, max_abs
 from ..judging.outcome import Finding
@@ -44,7 +44,7 @@ def compare_decoders(bench: Bench) -> Finding:
         dtypes = sessions.dtypes(DECODER)
         sessions.close()
         path = bench.artifact.root / second_decoder(bench.artifact.manifest.graphs[DECODER]["file"])
-        second = load_session(path, session_options(DECODER, sessions.threads))
+        second = sessions.load(path, session_options(DECODER, sessions.threads))
         results = second.run(outputs, {name: array.astype(dtypes[name]) for name, array in feeds.items()})
     pairs = list(zip(results, every, strict=True))
     measures = {

@@ -10,10 +10,12 @@ import pytest
 
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import DECODER
-from qwen3vl_export.promise import PACKAGED, second_decoder
+from qwen3vl_export.promise import PACKAGED, SECOND_DECODER, second_decoder
 
 from ...faults.catalogue import Fault
 from ...faults.graphs import RMS_NORMS
+from ...harness import verify
+from ...harness.budget.resources import Resources
 from ...harness.judging.outcome import Outcome
 from ...harness.verify import open_bench, run
 
@@ -40,6 +42,16 @@ def test_both_decoders_compute_the_same(build: str, built: Callable[[str], Path]
     outcome = packaged(built(build))
     assert outcome.passed, outcome.message
     assert outcome.measures["compared"] > 1000
+
+
+def test_where_the_first_decoder_is_cut_the_second_is_too(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a whole it would take more memory than there is."""
+    monkeypatch.setattr(verify, "must_stream", lambda *_: True)
+    monkeypatch.setattr(Resources, "piece", lambda *_: 1_200_000)
+    report = run(open_bench(tiny_artifact, "quick"), "quick", only=lambda check: check.stage == PACKAGED, cases=())
+    assert all(outcome.passed for outcome in report.outcomes)
+    pieces = report.pieces or {}
+    assert pieces[SECOND_DECODER] == pieces[DECODER] > 1
 
 
 def test_a_second_decoder_that_computes_something_else_is_found(tiny_artifact: Path, tmp_path: Path) -> None:
