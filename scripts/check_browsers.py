@@ -142,7 +142,7 @@ def answer(
             with Peaks() as peaks:
                 result = call(browser, site, "answer", "model", device, precision, **needs)
     if "error" in result:
-        console.print(f"{artifact}, {device}: {result['error']}")
+        console.print(f"{artifact}, {device}: {result['error']} (WebAssembly holds {result['heap'] / 1e9:.2f} GB)")
         raise typer.Exit(1)
     model = Qwen3VL.load(artifact, precision=precision, check=False)
     asked: list[Any] = [Image(picture), QUESTION]
@@ -163,6 +163,7 @@ def answer(
         "tower_seconds": result["seconds"]["vision_encoder"],
         "next_token_seconds": float(np.mean(result["steps"][1:])),
         "peak_bytes": peaks.bytes,
+        "webassembly_bytes": result["heap"],
         "tokens": result["tokens"],
         "cpu_tokens": [int(step.tokens[0]) for step in steps],
         "cpu_seconds": time.perf_counter() - start,

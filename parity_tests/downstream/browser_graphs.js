@@ -59,6 +59,7 @@ export function answer(job) {
 }
 
 async function staged(job, compute) {
+  const heap = watchHeap();
   const library = await import(job.library);
   const { env } = library;
   env.allowLocalModels = false;
@@ -76,10 +77,22 @@ async function staged(job, compute) {
     return result;
   };
   try {
-    return { ...(await compute(library, timed)), seconds };
+    return { ...(await compute(library, timed)), seconds, heap: heap() };
   } catch (error) {
-    return { error: `${stage}: ${error?.message ?? error}`, seconds };
+    return { error: `${stage}: ${error?.message ?? error}`, seconds, heap: heap() };
   }
+}
+
+/** Returns a function that says how many bytes WebAssembly holds, of memory that is made from here on. */
+function watchHeap() {
+  const memories = [];
+  WebAssembly.Memory = class extends WebAssembly.Memory {
+    constructor(descriptor) {
+      super(descriptor);
+      memories.push(this);
+    }
+  };
+  return () => memories.reduce((sum, memory) => sum + memory.buffer.byteLength, 0);
 }
 
 function source({ name, device, dtype, session_options }) {

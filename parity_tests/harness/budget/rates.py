@@ -20,7 +20,7 @@ import onnx
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from qwen3vl_export.artifact import Artifact
+from qwen3vl_export.artifact import Artifact, whole_name
 from qwen3vl_export.contract import DECODER
 from qwen3vl_export.exporter.checkpoint.files import weight_files
 
@@ -116,8 +116,8 @@ def seconds_per_byte(checkpoint: Path) -> float:
 def open_product(artifact: Artifact, model: ModelSizes) -> tuple[Callable[[int], Any], int]:
     """A function that runs one of the decoder's products with so many rows, and the number of its weights.
 
-    It is the largest of the layers' that a node computes from a stored weight. Where there is none, as with weights
-    that are cast first, it is one in float32.
+    It is the largest of the layers' that a node computes from a stored weight; a block of the head is not one. Where
+    there is none, as with weights that are cast first, it is one in float32.
     """
     path = artifact.graph_path(DECODER) if DECODER in artifact.manifest.graphs else None
     graph = onnx.load(path, load_external_data=False).graph if path else GraphProto()
@@ -125,7 +125,8 @@ def open_product(artifact: Artifact, model: ModelSizes) -> tuple[Callable[[int],
     sizes = {
         node.output[0]: product_size(node, stored)
         for node in graph.node
-        if node.op_type in PRODUCTS and all(name in stored for name in node.input[1:] if name)
+        if node.op_type in PRODUCTS
+        and all(name in stored and name == whole_name(name) for name in node.input[1:] if name)
     }
     layers = [node for node in graph.node if model.vocabulary not in sizes.get(node.output[0], (model.vocabulary,))]
     if not layers or path is None:

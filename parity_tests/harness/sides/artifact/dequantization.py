@@ -6,13 +6,15 @@ by themselves, rows of a table and experts, goes through the product that reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from qwen3vl_export.artifact import whole_name
 from qwen3vl_export.exporter.checkpoint.names import members_of
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.runtime.arrays import Floats
@@ -30,11 +32,13 @@ def dequantized_weights(
 ) -> Iterator[tuple[str, int, Floats]]:
     """Parameter, block size and float32 rows [N, K] of every quantized weight of a graph, or of the selected ones.
 
-    The rows of a fused weight are those of several parameters; the Split of its product says how many each has.
+    The rows of a fused weight are those of several parameters; the Split of its product says how many each has. Where
+    several products have blocks of one weight's rows, these are joined.
     """
     model = onnx.load(path, load_external_data=False)
     readers = readers_of(model)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    blocks = products_of_blocks(model.graph.node)
     yield from gathered_rows(model.graph.node, stored, path, selected)
     for node in model.graph.node:
         if node.op_type == "QMoE":
@@ -45,13 +49,17 @@ def dequantized_weights(
             yield from gathered_rows(body.node, stored, path, selected)
             continue
         source = weight_of(node, stored)
-        if source is None or not any(map(selected, members_of(source))):
+        if source is None:
+            continue
+        source = whole_name(source)
+        products = blocks.get(source, [node])
+        if node != products[0] or not any(map(selected, members_of(source))):
             continue
         size = number_of(node, "block_size")
         if node.op_type in TABLES:
             rows = table_rows(node, stored, path)
         elif node.op_type in PRODUCTS:
-            rows = product_rows(node, stored, path)
+            rows = joined_rows(products, stored, path)
         elif node.op_type == DEQUANTIZE:
             rows = dequantized_rows(node, stored, path)
         else:
@@ -78,6 +86,26 @@ def weight_of(node: NodeProto, stored: dict[str, TensorProto]) -> str | None:
     if node.op_type in PRODUCTS or (node.op_type == INTEGER_PRODUCT and node.input[1] in stored):
         return str(node.input[1])
     return None
+
+
+def products_of_blocks(nodes: Sequence[NodeProto]) -> Mapping[str, Sequence[NodeProto]]:
+    """The products that each have a block of one weight's rows, in the order of the rows, by the weight."""
+    products = defaultdict(list)
+    for node in nodes:
+        if node.op_type in PRODUCTS and (whole := whole_name(node.input[1])) != node.input[1]:
+            products[whole].append(node)
+    return products
+
+
+def joined_rows(products: Sequence[NodeProto], stored: dict[str, TensorProto], path: Path) -> Floats:
+    """The weight [N, K] of a product, or of several that each have a block of its rows."""
+    if len(products) == 1:
+        return product_rows(products[0], stored, path)
+    counts = [number_of(product, "N") for product in products]
+    weight: Floats = np.empty((sum(counts), number_of(products[0], "K")), np.float32)
+    for product, block in zip(products, np.split(weight, np.cumsum(counts)[:-1]), strict=True):
+        block[:] = product_rows(product, stored, path)
+    return weight
 
 
 def scales_after(product: NodeProto, model: ModelProto, stored: dict[str, TensorProto]) -> str:

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
+from qwen3vl_export.artifact import whole_name
 from qwen3vl_export.exporter.checkpoint.names import members_of
 from qwen3vl_export.runtime.session import DTYPES, Opener, load_session, session_options
 
@@ -132,7 +133,7 @@ def describe_layer(
     module: str, node: NodeProto, makers: Mapping[str, NodeProto], readers: Mapping[str, Sequence[NodeProto]]
 ) -> Layer:
     """The layer that a node computes, by itself or between a division of its input's rows and their multiplication."""
-    first, output = node.input[0], node.output[0]
+    first, output = node.input[0], joined_output(node, readers)
     division = makers.get(first)
     if division is not None and division.op_type == "Div":
         products = (user for user in readers.get(output, ()) if user.op_type == "Mul")
@@ -146,6 +147,14 @@ def describe_layer(
         source = makers[source].input[0]
     maker = makers[source].op_type if source in makers else ""
     return Layer(module, node.op_type, first, maker, output)
+
+
+def joined_output(node: NodeProto, readers: Mapping[str, Sequence[NodeProto]]) -> str:
+    """The value that a node computes; of a product with a block of a weight's rows, that of all blocks."""
+    if all(whole_name(name) == name for name in node.input):
+        return str(node.output[0])
+    (joined,) = readers[node.output[0]]
+    return str(joined.output[0])
 
 
 def open_reader(
