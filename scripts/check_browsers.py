@@ -123,6 +123,9 @@ def answer(
     side: Annotated[int, typer.Option(help="Of the picture, in pixels.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens of the answer.")] = 4,
     arena: Annotated[bool, typer.Option(help="Let onnxruntime keep memory that it has freed, as by default.")] = True,
+    level: Annotated[
+        str, typer.Option(help="onnxruntime's graphOptimizationLevel. The demo page takes layout in WebAssembly.")
+    ] = "all",
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
     """One greedy answer about a photograph, its logits compared with the CPU's."""
@@ -136,9 +139,10 @@ def answer(
                 "picture": f"{site.url}/picture.png",
                 "question": QUESTION,
                 "new_tokens": new_tokens,
+                "session_options": {"graphOptimizationLevel": level},
             }
             if not arena:
-                needs["session_options"] = {"enableCpuMemArena": False, "enableMemPattern": False}
+                needs["session_options"] |= {"enableCpuMemArena": False, "enableMemPattern": False}
             with Peaks() as peaks:
                 result = call(browser, site, "answer", "model", device, precision, **needs)
     if "error" in result:
@@ -158,6 +162,7 @@ def answer(
         "prompt_tokens": result["prompt"],
         "cpu_prompt_tokens": prepared.input_ids.shape[1],
         "arena": arena,
+        "level": level,
         "load_seconds": result["seconds"]["load"],
         "first_token_seconds": result["steps"][0],
         "tower_seconds": result["seconds"]["vision_encoder"],

@@ -247,6 +247,17 @@ def test_webgpu_is_chosen_where_it_is_real_and_computes_in_float16(
     assert (page.input_value("#device"), page.input_value("#dtype")) == (device, dtype)
 
 
+@pytest.mark.parametrize(("device", "level"), [("wasm", "layout"), ("webgpu", None)])
+def test_webassembly_is_told_to_keep_float16_weights_as_they_are(
+    browser: Browser, site: Site, faults: Faults, device: str, level: str | None
+) -> None:
+    with_gpu(faults)
+    page = loaded_page(browser, small(site, device=device, dtype="q4f16"))
+    loaded = json.loads(ask(page, "options").answer)
+    assert (loaded["device"], loaded["dtype"]) == (device, "q4f16")
+    assert loaded.get("session_options", {}).get("graphOptimizationLevel") == level
+
+
 def test_float16_is_refused_on_a_gpu_without_it(visitor: Page, site: Site, faults: Faults) -> None:
     with_gpu(faults, ("timestamp-query",))
     page = visit(visitor, small(site, device="webgpu", dtype="fp16"))

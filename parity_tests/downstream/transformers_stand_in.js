@@ -1,6 +1,7 @@
 // A stand-in for transformers.js: it fetches what the real one would, answers without a model, and fails when asked to.
 //
-// What it answers says what it was given: the questions so far, a picture, the keys and values of an earlier answer.
+// What it answers says what it was given: the questions so far, a picture, the keys and values of an earlier answer; to
+// "options", how it was loaded.
 // "fail" fails as a run on WebGPU does, after which none returns; "hang" never returns; "long" takes ten seconds, in which
 // the thread is free only where the page's own code frees it.
 
@@ -61,6 +62,10 @@ export const AutoProcessor = {
 class Model {
   config = { max_position_embeddings: 4096 };
 
+  constructor(options) {
+    this.options = options;
+  }
+
   async forward() {}
 
   async generate({ prompt, image, input_ids, past_key_values, streamer, stopping_criteria }) {
@@ -70,7 +75,9 @@ class Model {
       broken = true;
       throw new Error('[WebGPU] Kernel "[Guard] checked" failed.\nDetails that nobody reads');
     }
-    const told = prompt.replaceAll('|', ' / ').trim();
+    const { device, dtype, session_options } = this.options;
+    const asked = question.endsWith('options') ? JSON.stringify({ device, dtype, session_options }) : prompt;
+    const told = asked.replaceAll('|', ' / ').trim();
     const text = `${past_key_values ? 'going on: ' : ''}${told} ${image ? `${image.width}x${image.height}` : ''}`.trim();
     const long = question.endsWith('long');
     for (const piece of long ? Array(2000).fill('word ') : text.split(/(?<= )/)) {
@@ -86,8 +93,8 @@ class Model {
 }
 
 export const Qwen3VLForConditionalGeneration = {
-  async from_pretrained() {
+  async from_pretrained(name, options) {
     await fetchAll();
-    return new Model();
+    return new Model(options);
   },
 };

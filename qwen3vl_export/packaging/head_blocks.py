@@ -18,7 +18,7 @@ from ..contract import LOGITS
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
-LARGEST_RESTORED = 1 << 27  # bytes in float32; the largest product of a layer takes 0.75 of it at 2B
+LARGEST_RESTORED = 1 << 28  # bytes in float32: three times what the largest product of a layer takes at 2B
 FLOAT_BYTES = 4
 ROWS_STEP = 128  # kernels compute columns in groups: blocks of whole groups give what the whole head gives
 

@@ -6,6 +6,8 @@ const MODEL = 'artifact'; // transformers.js wants a name; where it lies is said
 const NEW_TOKENS = 512; // of an answer, at most
 const MOST_PIXELS = 1024 * 1024; // of a picture: 1,024 tokens, which a browser has memory for
 const PAUSE = 100; // milliseconds between two looks at messages
+// On its highest level onnxruntime restores float16 weights in float32 when it loads them for WebAssembly, and keeps those.
+const SESSION_OPTIONS = { wasm: { graphOptimizationLevel: 'layout' } };
 const PLACEHOLDERS = /<\|(?:image_pad|video_pad|vision_start|vision_end|im_start|im_end)\|>/;
 
 export class Model {
@@ -36,7 +38,8 @@ export class Model {
     env.useBrowserCache = false; // it would keep files by name
     env.fetch = downloads.fetch;
     if (wasm) env.backends.onnx.wasm.wasmPaths = wasm;
-    const options = { device, dtype: precision.dtype, progress_callback: () => {} };
+    const session_options = SESSION_OPTIONS[device];
+    const options = { device, dtype: precision.dtype, session_options, progress_callback: () => {} };
     const [processor, model] = await Promise.all([
       AutoProcessor.from_pretrained(MODEL, options),
       Qwen3VLForConditionalGeneration.from_pretrained(MODEL, options),
