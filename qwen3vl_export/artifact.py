@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +38,16 @@ SIGNATURE = "provenance.sigstore.json"  # of the statement
 def data_name(stem: str, index: int) -> str:
     """`decoder_model_merged.onnx_data`, `decoder_model_merged.onnx_data_1`, …: the names transformers.js looks for."""
     return f"{stem}.onnx_data" + (f"_{index}" if index else "")
+
+
+def block_name(name: str, start: int, stop: int) -> str:
+    """What some rows of a weight are called where a graph reads them by themselves: `lm_head.weight.scales[0:128]`."""
+    return f"{name}[{start}:{stop}]"
+
+
+def whole_name(name: str) -> str:
+    """The weight that a tensor is a block of rows of: `lm_head.weight.scales`; its own name if it is a whole one."""
+    return re.sub(r"\[\d+:\d+\]$", "", name)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     python scripts/check_browsers.py precisions --icd ICD.json   # with another Vulkan driver
     python scripts/check_browsers.py checkpoint DIR --size 2b    # random weights to build a published size from
     python scripts/check_browsers.py answer ARTIFACT             # one answer about a picture: seconds and memory
+    python scripts/check_browsers.py native ARTIFACT --python …  # its graphs in Python, numbers and seconds
 
 Without `--icd` the adapter is SwiftShader, which is in Chromium and has no float16. Mesa's lavapipe has, and offers it
 to onnxruntime-webgpu; Chromium 156, started as here, did not offer it to pages. It is in Mesa 25 of bookworm-backports
@@ -179,6 +180,30 @@ def answer(
     console.print(json.dumps(figures, indent=1))
     if out is not None:
         out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+@app.command()
+def native(
+    artifact: Path,
+    python: Annotated[Path, typer.Option(help="A Python with onnxruntime-webgpu.")],
+    icd: Icd = None,
+    precision: Annotated[str, typer.Option(help="By transformers.js's name; the default one if none is named.")] = "",
+    side: Annotated[int, typer.Option(help="Of the picture, in pixels.")] = 512,
+) -> None:
+    """The graphs that an answer about a photograph runs, by the WebGPU provider without a browser."""
+    model = Qwen3VL.load(artifact, precision=precision, check=False)
+    asked: list[Any] = [Image(photograph().resize((side, side))), QUESTION]
+    runs = runs_of(model, model.prepare([as_messages(asked)]), rows=1)
+    model.sessions.close()
+    with tempfile.TemporaryDirectory() as folder:
+        result = compute_natively(python, adapter_of(icd, Path(folder)), model, runs)
+    console.print(describe(artifact.name, model, runs, "Python", result))
+    if not isinstance(result, str):
+        console.print(json.dumps(result.seconds))
+    wrong = complaints(model, runs, WEBGPU, result, has_half=icd is not None)
+    for line in wrong:
+        console.print(f"WRONG: {line}")
+    raise typer.Exit(bool(wrong))
 
 
 @app.command()

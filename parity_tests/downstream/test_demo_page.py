@@ -10,12 +10,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
 
+from qwen3vl_export.artifact import FileRecord
+from qwen3vl_export.packaging.browsers import LARGEST_IN_WASM, NEEDS_HALF, NO, browser_support, weight_bytes
+
+from ..fixtures.changed_artifacts import changed
 from ..fixtures.paths import DOCS
 from .demo_page import DESKTOP, LAST, MILLISECONDS, PHONE, SMALL, answered, ask, drop, loaded_page, open_page, status
 from .faulty_site import Faults, faulty
@@ -256,6 +261,26 @@ def test_webassembly_is_told_to_keep_float16_weights_as_they_are(
     loaded = json.loads(ask(page, "options").answer)
     assert (loaded["device"], loaded["dtype"]) == (device, "q4f16")
     assert loaded.get("session_options", {}).get("graphOptimizationLevel") == level
+
+
+def test_the_page_refuses_what_the_packaging_says_does_not_run(visitor: Page, site: Site, tiny_artifact: Path) -> None:
+    """Every precision on every device: dtypes, caches, and weights that WebAssembly holds or does not."""
+    weights = f"onnx/{WEIGHTS}"
+    cases, expected = [], []
+    for dtype, cache, size, half in product(
+        ("float32", "float16", "bfloat16"), ("none", "int8"), (1_000_000, LARGEST_IN_WASM), (True, False)
+    ):
+        changes = {"dtype": dtype, "quantization": {"cache": {"method": cache}}}
+        artifact = changed(tiny_artifact, {weights: FileRecord(size, "0" * 64)}, **changes)
+        for device, answer in browser_support(artifact).items():
+            name = {"WebAssembly": "wasm", "WebGPU": "webgpu"}[device]
+            cases.append([{"recipe": changes, "bytes": weight_bytes(artifact)}, name, {"half": half}])
+            expected.append(not answer.startswith(NO) and (half or NEEDS_HALF not in answer))
+    visit(visitor, small(site))
+    ask_page = f"async (cases) => {{ const {{ obstacleTo }} = await import('{site.url}/demo/page/choice.js'); \
+        return cases.map((entry) => obstacleTo(...entry) === undefined); }}"
+    assert visitor.evaluate(ask_page, cases) == expected
+    assert {*expected} == {True, False}
 
 
 def test_float16_is_refused_on_a_gpu_without_it(visitor: Page, site: Site, faults: Faults) -> None:

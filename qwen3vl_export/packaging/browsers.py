@@ -27,17 +27,18 @@ def browser_support(artifact: Artifact) -> Mapping[str, str]:
         return {}
     if recipe["dtype"] == "bfloat16":
         return dict.fromkeys((WASM, WEBGPU), f"{NO}: weights in bfloat16, which only Node casts")
-    if weight_bytes(artifact) > LARGEST_IN_WASM:
+    size = weight_bytes(artifact)
+    wasm = webgpu = YES
+    if size > LARGEST_IN_WASM:
         large = "weights above 3.5 GiB"
-        return {WASM: f"{NO}: {large}, of 4 for all", WEBGPU: f"untested: {large}"}
-    is_tight = weight_bytes(artifact) > TIGHT_IN_WASM
-    webgpu = f"{YES}, {NEEDS_HALF}" if recipe["dtype"] == "float16" else YES
+        wasm, webgpu = f"{NO}: {large}, of 4 for all", f"untested: {large}"
+    elif size > TIGHT_IN_WASM:
+        wasm = f"{YES}, until memory runs out: weights above 2 GiB, of 4 for all"
+    if recipe["dtype"] == "float16":
+        webgpu += f", {NEEDS_HALF}"
     if cache_dtype(recipe) != "float":
         webgpu = f"{NO}: a cache in 8 bits, which only WebAssembly takes"
-    return {
-        WASM: f"{YES}, until memory runs out: weights above 2 GiB, of 4 for all" if is_tight else YES,
-        WEBGPU: webgpu,
-    }
+    return {WASM: wasm, WEBGPU: webgpu}
 
 
 def describe(artifact: Artifact) -> str:

@@ -45,13 +45,16 @@ export function devicesHere(gpu) {
   return gpu ? DEVICES : ['wasm'];
 }
 
-/** Why a precision cannot run on a device; undefined if it can. */
+/** Why a precision cannot run on a device; undefined if it can. The packaging says the same (`browsers.py`). */
 export function obstacleTo({ recipe, bytes }, device, gpu) {
   if (recipe.dtype === 'bfloat16') {
     return 'no browser computes in bfloat16. Take an artifact built with --precision web';
   }
   if (device === 'webgpu' && recipe.dtype === HALF && !gpu.half) {
     return 'the GPU here does not compute in float16 (shader-f16). Take ?device=wasm';
+  }
+  if (device === 'webgpu' && recipe.quantization?.cache?.method === 'int8') {
+    return 'WebGPU takes no cache in 8 bits. Take ?device=wasm';
   }
   if (device === 'wasm' && bytes > WASM_BYTES) {
     return `its ${bytesText(bytes)} do not fit into WebAssembly (4 GB). Take ?device=webgpu or a smaller precision`;

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from qwen3vl_export.artifact import Artifact, open_artifact
+from qwen3vl_export.artifact import open_artifact
 from qwen3vl_export.errors import PublishError
 from qwen3vl_export.manifest import FileRecord
 from qwen3vl_export.packaging.browsers import (
@@ -26,15 +24,8 @@ from qwen3vl_export.packaging.browsers import (
 from qwen3vl_export.publishing.demo import demo_files, unloadable_precisions
 from qwen3vl_export.publishing.model_card import browsers
 
+from ...fixtures.changed_artifacts import changed
 from ...fixtures.commands import invoke
-
-
-def changed(root: Path, files: Mapping[str, FileRecord] | None = None, **recipe: Any) -> Artifact:
-    """An artifact whose manifest has another recipe or other files."""
-    artifact = open_artifact(root, check=False)
-    manifest = artifact.manifest
-    changes = {"recipe": {**manifest.recipe, **recipe}, "files": {**manifest.files, **(files or {})}}
-    return replace(artifact, manifest=replace(manifest, **changes))
 
 
 @pytest.mark.parametrize(
