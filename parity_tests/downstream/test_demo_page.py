@@ -18,7 +18,14 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from qwen3vl_export.artifact import FileRecord
-from qwen3vl_export.packaging.browsers import LARGEST_IN_WASM, NEEDS_HALF, NO, browser_support, weight_bytes
+from qwen3vl_export.packaging.browsers import (
+    LARGEST_IN_WASM,
+    NEEDS_HALF,
+    NO,
+    TIGHT_IN_WASM,
+    browser_support,
+    weight_bytes,
+)
 
 from ..fixtures.changed_artifacts import changed
 from ..fixtures.paths import DOCS
@@ -277,9 +284,11 @@ def test_the_page_refuses_what_the_packaging_says_does_not_run(visitor: Page, si
             cases.append([{"recipe": changes, "bytes": weight_bytes(artifact)}, name, {"half": half}])
             expected.append(not answer.startswith(NO) and (half or NEEDS_HALF not in answer))
     visit(visitor, small(site))
-    ask_page = f"async (cases) => {{ const {{ obstacleTo }} = await import('{site.url}/demo/page/choice.js'); \
-        return cases.map((entry) => obstacleTo(...entry) === undefined); }}"
-    assert visitor.evaluate(ask_page, cases) == expected
+    script = f"""async (cases) => {{
+      const {{ obstacleTo }} = await import('{site.url}/demo/page/choice.js');
+      return cases.map((entry) => obstacleTo(...entry) === undefined);
+    }}"""
+    assert visitor.evaluate(script, cases) == expected
     assert {*expected} == {True, False}
 
 
@@ -397,6 +406,21 @@ def test_a_conversation_stays_until_there_is_another_picture(page: Page) -> None
     assert page.locator(".turn, .divider").count() == 0
     assert ask(page, "e").answer == "e /"
     page.click("#clear")
+
+
+def test_a_picture_is_shrunk_to_what_there_is_memory_for(page: Page, site: Site) -> None:
+    from PIL import Image
+
+    drop(page, png(Image.new("RGB", (2048, 1024))), "large.png")
+    turn = ask(page, "a")
+    assert turn.answer == "image+a / 1448x724" and "the picture was shrunk to 1448" in turn.note
+    page.click("#remove")
+    cases = [[{"bytes": size}, device] for size in (TIGHT_IN_WASM, TIGHT_IN_WASM + 1) for device in ("wasm", "webgpu")]
+    script = f"""async (cases) => {{
+      const {{ mostPixels }} = await import('{site.url}/demo/page/choice.js');
+      return cases.map((entry) => mostPixels(...entry));
+    }}"""
+    assert page.evaluate(script, cases) == [1 << 20, 1 << 20, 1 << 18, 1 << 20]
 
 
 def test_what_people_and_models_write_is_text(page: Page) -> None:

@@ -5,6 +5,7 @@ import { Fault } from './fault.js';
 
 const DEVICES = ['webgpu', 'wasm'];
 const WASM_BYTES = 3.5 * 2 ** 30; // of weights: its 4 GiB hold them, activations and logits together
+const TIGHT_WASM_BYTES = 2 * 2 ** 30; // above these the scores of a large picture's attention do not fit beside them
 const HALF = 'float16';
 
 /** What WebGPU offers here: null, or whether it computes in float16 (`half`) and in software (`fallback`). */
@@ -43,6 +44,11 @@ export function choose({ device, dtype }, artifact, gpu) {
 /** The devices that ?device= could name here. */
 export function devicesHere(gpu) {
   return gpu ? DEVICES : ['wasm'];
+}
+
+/** Of a picture, for which a device has memory: 1,024 tokens, or 256. */
+export function mostPixels({ bytes }, device) {
+  return device === 'wasm' && bytes > TIGHT_WASM_BYTES ? 512 * 512 : 1024 * 1024;
 }
 
 /** Why a precision cannot run on a device; undefined if it can. The packaging says the same (`browsers.py`). */

@@ -1,10 +1,10 @@
 // The model in transformers.js: loaded once, then asked; it keeps the keys and values of a conversation that goes on.
 
+import { mostPixels } from './choice.js';
 import { Fault } from './fault.js';
 
 const MODEL = 'artifact'; // transformers.js wants a name; where it lies is said by `env`
 const NEW_TOKENS = 512; // of an answer, at most
-const MOST_PIXELS = 1024 * 1024; // of a picture: 1,024 tokens, which a browser has memory for
 const PAUSE = 100; // milliseconds between two looks at messages
 // On its highest level onnxruntime restores float16 weights in float32 when it loads them for WebAssembly, and keeps those.
 const SESSION_OPTIONS = { wasm: { graphOptimizationLevel: 'layout' } };
@@ -14,8 +14,8 @@ export class Model {
   #held = null; // { ids, cache, picture } of the last answer
   #stopping = null;
 
-  constructor(library, processor, model) {
-    Object.assign(this, { library, processor, model });
+  constructor(library, processor, model, pixels) {
+    Object.assign(this, { library, processor, model, pixels });
     // The steps of an answer are one task of the worker; messages, such as one that says stop, wait for its end.
     const { forward } = model;
     let paused = 0;
@@ -44,7 +44,7 @@ export class Model {
       AutoProcessor.from_pretrained(MODEL, options),
       Qwen3VLForConditionalGeneration.from_pretrained(MODEL, options),
     ]);
-    return new Model(library, processor, model);
+    return new Model(library, processor, model, mostPixels(precision, device));
   }
 
   stop() {
@@ -127,7 +127,7 @@ export class Model {
   /** The picture on white and within the budget: transformers.js shrinks without smoothing, a canvas does not. */
   async #read(blob) {
     const bitmap = await createImageBitmap(blob);
-    const budget = Math.min(MOST_PIXELS, this.processor.image_processor.config.size.longest_edge);
+    const budget = Math.min(this.pixels, this.processor.image_processor.config.size.longest_edge);
     const scale = Math.min(1, Math.sqrt(budget / (bitmap.width * bitmap.height)));
     const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.floor(side * scale)));
     const canvas = new OffscreenCanvas(width, height);
