@@ -169,6 +169,7 @@ def answer(
         "tower_seconds": result["seconds"]["vision_encoder"],
         "next_token_seconds": float(np.mean(result["steps"][1:])),
         "peak_bytes": peaks.bytes,
+        "process_seconds": peaks.seconds,
         "webassembly_bytes": result["heap"],
         "tokens": result["tokens"],
         "cpu_tokens": [int(step.tokens[0]) for step in steps],
@@ -269,9 +270,11 @@ def adapter_of(icd: Path | None, folder: Path) -> Adapter:
 
 @dataclass
 class Peaks:
-    """Most memory of Chromium's processes while it is entered, in bytes, by kind: `renderer`, `gpu-process`."""
+    """What Chromium's processes took while it is entered: most memory in bytes, and seconds of CPU, of any process of a
+    kind: `renderer`, `gpu-process`."""
 
     bytes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self._ended = threading.Event()
@@ -291,6 +294,13 @@ class Peaks:
                     peak = PEAK.search((process / "status").read_text())
                     if kind and peak:
                         self.bytes[kind[1]] = max(self.bytes.get(kind[1], 0), int(peak[1]) * 1024)
+                        self.seconds[kind[1]] = max(self.seconds.get(kind[1], 0.0), cpu_seconds(process))
+
+
+def cpu_seconds(process: Path) -> float:
+    """Of all threads of a process, a directory of /proc, in its own code and in the kernel."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def common_steps(tokens: list[int], expected: list[int]) -> int:

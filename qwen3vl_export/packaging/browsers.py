@@ -12,8 +12,8 @@ from ..promise import TRANSFORMERS_JS, cache_dtype
 from . import transformers_js
 
 WASM, WEBGPU = "WebAssembly", "WebGPU"
-# Bytes of weights. Activations and logits share its 4 GiB: 3.7 GiB of weights ran out of it, and 2.3 over a picture of
-# 512x512 pixels.
+# Bytes of weights. All that is computed shares its 4 GiB: 3.7 GiB of weights ran out of it, and 2.3 answer about a
+# picture of 512x512 pixels, not of 1024x1024.
 LARGEST_IN_WASM, TIGHT_IN_WASM = 7 << 29, 2 << 30
 YES, NO = "yes", "no"
 NEEDS_HALF = "with `shader-f16`"
@@ -33,7 +33,7 @@ def browser_support(artifact: Artifact) -> Mapping[str, str]:
         large = "weights above 3.5 GiB"
         wasm, webgpu = f"{NO}: {large}, of 4 for all", f"untested: {large}"
     elif size > TIGHT_IN_WASM:
-        wasm = f"{YES}, until memory runs out: weights above 2 GiB, of 4 for all"
+        wasm = f"{YES}, for pictures up to about 512x512 pixels: weights above 2 GiB, of 4 for all"
     if recipe["dtype"] == "float16":
         webgpu += f", {NEEDS_HALF}"
     if cache_dtype(recipe) != "float":

@@ -34,8 +34,10 @@ LIMITS = (
     "with `--precision web`, `fp16`, `int8`, `int4` or `fp32`.",
     "In WebGPU it takes no cache in 8 bits (`Unsupported data type: int8`), which WebAssembly and Node do.",
     "In WebAssembly, weights and all that is computed share 4 GiB: weights above 3.5 GiB do not fit, and above 2 GiB a "
-    "large picture may run out of it (`std::bad_alloc`). Activations in float16 (`web`, `fp16`) need an adapter with "
-    "`shader-f16` in WebGPU.",
+    "picture much larger than 512x512 pixels runs out of it (`std::bad_alloc`). Load float16 weights with "
+    "`session_options: { graphOptimizationLevel: 'layout' }`, or onnxruntime restores the tower's in float32 and keeps "
+    "those.",
+    "Activations in float16 (`web`, `fp16`) need an adapter with `shader-f16` in WebGPU.",
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import pytest
 from onnx import GraphProto, ModelProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
+from parity_tests.fixtures.head_blocks import copy_with_blocks
 from parity_tests.fixtures.tiny_builds import build_once
 from parity_tests.harness.sides.artifact.dequantization import dequantized_weights
 from parity_tests.harness.sides.artifact.probe import layers_of
-from qwen3vl_export.artifact import open_artifact, whole_name
+from qwen3vl_export.artifact import whole_name
 from qwen3vl_export.contract import DECODER, LOGITS, NUM_LOGITS_TO_KEEP
 from qwen3vl_export.packaging.decoders import write_decoders
 from qwen3vl_export.packaging.head_blocks import LARGEST_RESTORED, split_head
@@ -29,14 +29,10 @@ OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 FILE = f"onnx/{DECODER}.onnx"
 
 
-def in_blocks(recipe: str, folder: Path, rows: int = 128) -> tuple[Path, Path]:
-    """A tiny decoder, and beside it the same one with a head in blocks of so many rows."""
-    whole, split = folder / "onnx" / "decoder_model_merged.onnx", folder / "onnx" / "blocks.onnx"
-    shutil.copytree(build_once(recipe) / "onnx", whole.parent)
-    model = onnx.load(whole, load_external_data=False)
-    split_head(model.graph, 4 * open_artifact(build_once(recipe), check=False).manifest.facts.hidden_size * rows)
-    onnx.save(model, split)
-    return whole, split
+def in_blocks(recipe: str, folder: Path) -> tuple[Path, Path]:
+    """A tiny decoder, and the same one with a head in blocks."""
+    artifact = build_once(recipe)
+    return artifact / FILE, copy_with_blocks(artifact, folder / "blocks") / FILE
 
 
 def stored(graph: GraphProto) -> dict[str, list[tuple[str, int, int]]]:

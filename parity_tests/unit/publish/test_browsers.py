@@ -59,8 +59,8 @@ def test_weights_that_fill_the_memory_of_webassembly_are_said_not_to_load_there(
     large = "weights above 3.5 GiB"
     for count, wasm, webgpu in (
         (TIGHT_IN_WASM - smaller, "yes", "yes"),
-        (TIGHT_IN_WASM, "yes, until memory runs out: weights above 2 GiB", "yes"),
-        (LARGEST_IN_WASM - smaller, "yes, until memory runs out: weights above 2 GiB", "yes"),
+        (TIGHT_IN_WASM, "yes, for pictures up to about 512x512 pixels: weights above 2 GiB", "yes"),
+        (LARGEST_IN_WASM - smaller, "yes, for pictures up to about 512x512 pixels: weights above 2 GiB", "yes"),
         (LARGEST_IN_WASM, f"no: {large}", f"untested: {large}"),
     ):
         support = browser_support(changed(tiny_artifact, {name: FileRecord(count, "0" * 64)}))
