@@ -195,7 +195,6 @@ def native(
     model = Qwen3VL.load(artifact, precision=precision, check=False)
     asked: list[Any] = [Image(photograph().resize((side, side))), QUESTION]
     runs = runs_of(model, model.prepare([as_messages(asked)]), rows=1)
-    model.sessions.close()
     with tempfile.TemporaryDirectory() as folder:
         result = compute_natively(python, adapter_of(icd, Path(folder)), model, runs)
     console.print(describe(artifact.name, model, runs, "Python", result))

@@ -1,8 +1,10 @@
 """The graphs of an artifact in a browser, run one by one on given inputs, and how far they are from those on a CPU.
 
 Both sides run the same files on the same inputs, those of the CPU: tower, token table, prompt and one step. So limits
-are those of what the graphs compute in, whatever their weights cost (`tolerances.yaml`). Knows numbers and what
-`browser_graphs.js` takes; nothing about adapters.
+are those of what the graphs compute in, whatever their weights cost (`tolerances.yaml`). Where a graph rounds
+activations to 8 bits as it runs, the least difference may become a whole step, and limits are those of 8 bits. Products
+with blocks of integers are exempt: browsers compute them in float32, whatever level they ask for, and here so does the
+CPU. Knows numbers and what `browser_graphs.js` takes; nothing about adapters.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from qwen3vl_export import contract
@@ -29,7 +32,8 @@ from ..harness.checks.stages import vision_finding
 from ..harness.judging.measures import differences, logit_closeness
 from ..harness.judging.outcome import Finding, Outcome, judge
 from ..harness.judging.scales import tower_blocks
-from ..harness.judging.verdicts import load_compute_profile
+from ..harness.judging.verdicts import load_compute_profile, load_profile
+from ..harness.sides.artifact.float_activations import changed_model, float_blocks, nodes_of, rounds_activations
 from .chromium import HIDE_SUBGROUPS
 from .npm import node_modules
 from .site import Site, serve
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).with_suffix(".js")
 DEVICES = {WASM: "wasm", WEBGPU: "webgpu"}  # transformers.js's name of each
+IN_8_BITS = "int8"  # the profile of graphs that round activations
 VISION, EMBEDDINGS, PREFILL, DECODE = "vision", "embeddings", "prefill", "decode"  # stages of `tolerances.yaml`
 
 Array = NDArray[Any]
@@ -51,12 +56,14 @@ class Run:
     Attributes:
         inputs: all but the cache, which is that of the run before.
         expected: the output, computed on a CPU.
+        rounds: whether the graph rounds activations.
     """
 
     graph: str
     inputs: Mapping[str, Array]
     output: str
     expected: Floats
+    rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ def runs_of(model: Qwen3VL, prepared: Prepared, rows: int = 0) -> dict[str, Run]
         prepared: one prompt with its pictures.
         rows: of logits of the prompt; 0 is all.
     """
+    model = changed_model(model, float_blocks)
     sessions, ids = model.sessions, prepared.input_ids
     features = model.encode_images(prepared.pixel_values, prepared.image_grid_thw)
     table_rows = sessions.run(contract.EMBED_TOKENS, {contract.INPUT_IDS: ids}, [contract.INPUTS_EMBEDS])[0]
@@ -100,12 +108,22 @@ def runs_of(model: Qwen3VL, prepared: Prepared, rows: int = 0) -> dict[str, Run]
         contract.PIXEL_VALUES: prepared.pixel_values,
         contract.IMAGE_GRID_THW: prepared.image_grid_thw,
     }
-    return {
+    sessions.close()
+    runs = {
         VISION: Run(contract.VISION_ENCODER, pictures, contract.IMAGE_FEATURES, features),
         EMBEDDINGS: Run(contract.EMBED_TOKENS, {contract.INPUT_IDS: ids}, contract.INPUTS_EMBEDS, table_rows),
         PREFILL: Run(contract.DECODER, prompt, contract.LOGITS, logits),
         DECODE: Run(contract.DECODER, step, contract.LOGITS, step_logits),
     }
+    return {
+        stage: replace(run, rounds=still_rounds(model.artifact.graph_path(run.graph))) for stage, run in runs.items()
+    }
+
+
+def still_rounds(path: Path) -> bool:
+    """Whether a graph rounds activations where products with blocks of integers do not."""
+    graph = float_blocks(onnx.load(path, load_external_data=False)).graph
+    return any(map(rounds_activations, nodes_of(graph)))
 
 
 def decoder_inputs(embeds: Array, mask: Array, positions: Array, rows: int) -> dict[str, Array]:
@@ -197,9 +215,10 @@ def from_json(tensor: Mapping[str, Any]) -> Floats:
 
 def judge_runs(model: Qwen3VL, runs: Mapping[str, Run], computed: Computed) -> list[Outcome]:
     """Every run judged by what the graphs compute in."""
-    profile = load_compute_profile(model.artifact.manifest.recipe["dtype"])
+    computed_in = load_compute_profile(model.artifact.manifest.recipe["dtype"])
     judged = []
     for stage, run in runs.items():
+        profile = load_profile(IN_8_BITS) if run.rounds else computed_in
         output = computed.outputs[stage]
         if stage == VISION:
             grid = run.inputs[contract.IMAGE_GRID_THW]

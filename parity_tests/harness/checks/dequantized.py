@@ -14,7 +14,6 @@ onnxruntime dequantizes, as in `sides/artifact/operator.py`. Knows artifacts and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,13 +36,12 @@ from qwen3vl_export.promise import (
     quantized_graphs,
     rounding_graphs,
 )
-from qwen3vl_export.runtime.conversation import FeatureCache
 
 from ..cases.matrix import Case
 from ..judging.outcome import Finding
 from ..judging.verdicts import Profile, load_compute_profile
 from ..sides.artifact.dequantization import dequantized_weights, place_of
-from ..sides.artifact.float_activations import Change, ChangedSessions, float_activations
+from ..sides.artifact.float_activations import Change, changed_model, float_activations
 from ..sides.artifact.probe import module_of
 from ..sides.artifact.smoothing import Exponents, find_exponents, fold_makers, is_smoothed
 from ..sides.bench import Bench
@@ -145,11 +143,7 @@ def float_bench(bench: Bench) -> Bench:
 
 def changed_bench(bench: Bench, change: Change, name: str) -> Bench:
     """The bench with a copy of its runtime whose graphs are changed in memory, and results of its own."""
-    runtime = copy(bench.runtime)
-    sessions = bench.runtime.sessions
-    runtime.sessions = ChangedSessions(bench.artifact, sessions.threads, change, sessions.opener)
-    runtime.feature_cache = FeatureCache()
-    return replace(bench, runtime=runtime, results=bench.results.variant(name))
+    return replace(bench, runtime=changed_model(bench.runtime, change), results=bench.results.variant(name))
 
 
 def load_dequantized_weights(artifact: Artifact, prefix: str, module: nn.Module) -> None:

@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from parity_tests.harness.sides.artifact.float_activations import (
     MICROSOFT,
     float_activations,
+    float_blocks,
     keep_products_in_float,
     nodes_of,
     rounds_activations,
@@ -140,6 +141,17 @@ def test_the_weights_are_the_same_and_nothing_is_rounded(case: Callable[[], Case
     assert not any(map(rounds_activations, nodes_of(changed.graph)))
     assert error(changed, truth) < 2e-6
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_rounds_in_a_browser_as_well_still_does(case: Callable[[], Case]) -> None:
+    nodes, stored, compute = case()
+    model, truth = model_of(nodes, stored), compute(X)
+    changed = float_blocks(model)
+    if case is blocks_at_level_4:
+        assert error(changed, truth) < 2e-6
+    else:
+        assert changed == model
 
 
 def test_an_operator_without_a_replacement_is_refused() -> None:

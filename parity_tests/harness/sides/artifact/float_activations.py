@@ -16,6 +16,7 @@ Everything around these operators stays as it is in the artifact. Knows operator
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import INPUTS_EMBEDS
 from qwen3vl_export.errors import ParityError
+from qwen3vl_export.runtime import Qwen3VL
+from qwen3vl_export.runtime.conversation import FeatureCache
 from qwen3vl_export.runtime.session import Opener, Sessions
 
 FLOAT_LEVEL = 1  # `accuracy_level` of a product in float32
@@ -50,6 +53,14 @@ class ChangedSessions(Sessions):
         model = self.change(onnx.load(path, load_external_data=False))
         keep_products_in_float(options)
         return self.opener(path, options, model.SerializeToString())
+
+
+def changed_model(model: Qwen3VL, change: Change) -> Qwen3VL:
+    """A copy of a model whose graphs are changed in memory before they are opened."""
+    changed, sessions = copy(model), model.sessions
+    changed.sessions = ChangedSessions(model.artifact, sessions.threads, change, sessions.opener)
+    changed.feature_cache = FeatureCache()
+    return changed
 
 
 def keep_products_in_float(options: Any) -> None:
@@ -79,6 +90,11 @@ def rounds_activations(node: NodeProto) -> bool:
     return node.op_type in ("MatMulNBits", "QMoE") and values.get("accuracy_level") == ROUNDED_LEVEL
 
 
+def rounds_in_blocks(node: NodeProto) -> bool:
+    """Whether an operator is a product with blocks of integers that rounds activations."""
+    return node.op_type == "MatMulNBits" and rounds_activations(node)
+
+
 def float_activations(model: ModelProto) -> ModelProto:
     """A copy of a graph that rounds no activations.
 
@@ -102,6 +118,11 @@ def float_activations(model: ModelProto) -> ModelProto:
 def float_cache(model: ModelProto) -> ModelProto:
     """A copy of a graph whose cache, if it has one, holds keys and values as they are computed."""
     return replace_nodes(model, unquantized_cache)
+
+
+def float_blocks(model: ModelProto) -> ModelProto:
+    """A copy of a graph whose `MatMulNBits` round no activations, as in WebAssembly, which has no kernel that does."""
+    return replace_nodes(model, lambda graph, node: [at_float_level(node)] if rounds_in_blocks(node) else [node])
 
 
 def unquantized_cache(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
