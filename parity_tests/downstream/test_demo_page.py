@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from qwen3vl_export.artifact import FileRecord
+from qwen3vl_export.manifest import FileRecord
 from qwen3vl_export.packaging.browsers import (
     LARGEST_IN_WASM,
     NEEDS_HALF,
