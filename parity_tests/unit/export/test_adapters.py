@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from parity_tests.fixtures import forms_table
-from parity_tests.fixtures.adapters import MIXTURE, TIED, UNTIED, merge_with_peft, write_adapter, write_base
-from parity_tests.fixtures.quantized_checkpoints import is_quantized, write_quantized_checkpoint
-from parity_tests.harness.sides.pytorch.torch_model import load_model
-from qwen3vl_export.errors import CheckpointError
-from qwen3vl_export.exporter import checkpoint as checkpoints
-from qwen3vl_export.exporter.checkpoint import Checkpoint, open_checkpoint
-from qwen3vl_export.exporter.checkpoint import adapter as adapters
-from qwen3vl_export.exporter.checkpoint.adapter import WEIGHTS, open_adapter
-from qwen3vl_export.exporter.checkpoint.adapter.config import CONFIG, AdapterConfig
+from parity_tests.fixtures.adapters import (
+    MIXTURE,
+    PAIR,
+    TIED,
+    UNTIED,
+    differences,
+    opened,
+    write_adapter,
+    write_base,
+)
+from qwen3vl_export.exporter.checkpoint import open_checkpoint
+from qwen3vl_export.exporter.checkpoint.adapter import WEIGHTS
+from qwen3vl_export.exporter.checkpoint.adapter.config import AdapterConfig
 from qwen3vl_export.exporter.checkpoint.adapter.readers import MatrixDelta
 from qwen3vl_export.exporter.checkpoint.files import SINGLE
+from qwen3vl_export.exporter.checkpoint.names import HEAD, TABLE
 
-HEAD, TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
-PAIR = ["q_proj", "v_proj"]
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "decoder and tower": (TIED, {"target_modules": ["q_proj", "down_proj", "qkv", "linear_fc2"]}),
     "all-linear": (UNTIED, {"target_modules": "all-linear"}),
@@ -88,29 +90,6 @@ UNTIES = {"adapted table", "adapted head", "table of its own", "head of its own"
 }
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of each kind. Shared: copy it before changing it."""
-    return {kind: write_base(tmp_path_factory.mktemp(kind), kind) for kind in (TIED, UNTIED, MIXTURE)}
-
-
-@pytest.fixture(scope="module")
-def plain(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of two products a layer. Shared: copy it before changing it."""
-    return write_adapter(tmp_path_factory.mktemp("plain"), bases[TIED], target_modules=PAIR)
-
-
-def opened(base: Path, adapters: Sequence[Path]) -> Checkpoint:
-    return open_checkpoint(str(base)).adapted([open_adapter(str(adapter)) for adapter in adapters])
-
-
-def differences(base: Path, adapters: Sequence[Path]) -> list[str]:
-    """Tensors that are not PEFT's to the last bit."""
-    checkpoint, merged = opened(base, adapters), merge_with_peft(base, adapters)
-    names = {name: TABLE if name == HEAD and checkpoint.tied else name for name in merged}
-    return [name for name, ours in names.items() if not torch.equal(checkpoint.read(ours).float(), merged[name])]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_weights_are_those_of_peft(kind: str, bases: dict[str, Path], tmp_path: Path) -> None:
     base, settings = bases[KINDS[kind][0]], KINDS[kind][1]
@@ -145,10 +124,10 @@ def test_the_sum_has_the_dtype_of_the_checkpoint(dtype: torch.dtype, tmp_path: P
     assert {reader.dtype for reader in opened(base, [adapter]).tensors.values()} == {dtype}
 
 
-def test_adapters_are_merged_in_the_given_order(bases: dict[str, Path], plain: Path, tmp_path: Path) -> None:
+def test_adapters_are_merged_in_the_given_order(bases: dict[str, Path], plain_adapter: Path, tmp_path: Path) -> None:
     head = write_adapter(tmp_path / "head", bases[TIED], target_modules=["q_proj"], modules_to_save=["lm_head"])
     again = write_adapter(tmp_path / "again", bases[TIED], 1, target_modules=["lm_head", "q_proj"])
-    orders = [[head, again, plain], [plain, again, head]]
+    orders = [[head, again, plain_adapter], [plain_adapter, again, head]]
     assert [differences(bases[TIED], order) for order in orders] == [[], []]
     heads = [opened(bases[TIED], order).read(HEAD) for order in orders]
     assert not torch.equal(*heads)  # a whole head replaces what was added to it before
@@ -207,231 +186,6 @@ def test_adapters_are_merged_into_renamed_and_stacked_tensors(bases: dict[str, P
     expected, actual = opened(bases[MIXTURE], [adapter]), opened(other, [adapter])
     assert actual.tensors.keys() == expected.tensors.keys()
     assert all(torch.equal(actual.read(name), expected.read(name)) for name in expected.tensors)
-
-
-QUANTIZED = ["nf4-nested", "int8-bitsandbytes", "gptq-desc-act", "awq", "packed-asymmetric", "float8-rows"]
-
-
-@pytest.fixture(scope="module")
-def trained(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of linear layers, one of them in the tower, which is not quantized."""
-    settings = {"target_modules": [*PAIR, "down_proj", "qkv"], "use_rslora": True}
-    return write_adapter(tmp_path_factory.mktemp("trained"), bases[UNTIED], **settings)
-
-
-@pytest.mark.parametrize("form", QUANTIZED)
-def test_quantized_weights_are_restored_before_the_merge(
-    form: str, bases: dict[str, Path], trained: Path, tmp_path: Path
-) -> None:
-    """In float32, which PEFT's merge into the restored weights is, to the last bit; other weights in their dtype."""
-    write_quantized_checkpoint(tmp_path, form, bases[UNTIED])
-    checkpoint, merged = opened(tmp_path, [trained]), load_model(tmp_path, [trained]).state_dict()
-    for name, tensor in merged.items():
-        assert torch.equal(checkpoint.read(name).float(), tensor), name
-        assert checkpoint.tensors[name].dtype == (torch.float32 if is_quantized(name) else torch.bfloat16), name
-    before = open_checkpoint(str(tmp_path))
-    changed = {name for name in merged if not torch.equal(checkpoint.read(name), before.read(name))}
-    assert len(changed) == 8  # q_proj, v_proj, down_proj and qkv of two layers
-    forms_table.built(forms_table.ADAPTERS, f"of `{form}` weights", how="in float32")
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
-def test_the_merge_computes_what_peft_computes_beside_quantized_weights(
-    bases: dict[str, Path], trained: Path, tmp_path: Path
-) -> None:
-    """Training leaves the base quantized and the adapter beside it: its sum is rounded nowhere."""
-    write_quantized_checkpoint(tmp_path, "nf4-nested", bases[UNTIED])
-    checkpoint, restored = opened(tmp_path, [trained]), load_model(tmp_path)
-    tokens = {"input_ids": torch.arange(12)[None], "attention_mask": torch.ones(1, 12, dtype=torch.int64)}
-    with torch.inference_mode():
-        alone = restored(**tokens).logits
-        beside = PeftModel.from_pretrained(restored, trained).eval()(**tokens).logits
-        merged = load_model(tmp_path)
-        merged.load_state_dict({name: checkpoint.read(name).float() for name in merged.state_dict()})
-        torch.testing.assert_close(merged(**tokens).logits, beside, rtol=1e-5, atol=1e-6)
-    assert (beside - alone).abs().max() > 1e-3
-
-
-def test_an_adapter_finds_its_quantized_base(bases: dict[str, Path], trained: Path, tmp_path: Path) -> None:
-    base, adapter = tmp_path / "base", Path(shutil.copytree(trained, tmp_path / "adapter"))
-    write_quantized_checkpoint(base, "nf4", bases[UNTIED])
-    config = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": str(base)}
-    (adapter / CONFIG).write_text(json.dumps(config))
-    by_name, by_base = open_checkpoint(str(adapter)), opened(base, [trained])
-    assert all(torch.equal(by_name.read(name), by_base.read(name)) for name in by_base.tensors)
-
-
-OLDER_NAMES: dict[str, Callable[[str], str]] = {
-    "without the prefix": lambda key: key.removeprefix("base_model.model."),
-    "without language_model": lambda key: key.replace("model.language_model.", "model."),
-    "without model": lambda key: key.replace("base_model.model.model.", "base_model.model."),
-    "with the adapter's name": lambda key: key.replace(".weight", ".default.weight"),
-}
-
-
-@pytest.mark.parametrize("form", OLDER_NAMES)
-def test_older_names_are_read(form: str, bases: dict[str, Path], plain: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "older"))
-    renamed = {OLDER_NAMES[form](key): tensor for key, tensor in load_file(plain / WEIGHTS).items()}
-    assert renamed.keys().isdisjoint(load_file(plain / WEIGHTS))
-    save_file(renamed, adapter / WEIGHTS)
-    assert differences(bases[TIED], [adapter]) == []
-    new, old = opened(bases[TIED], [plain]), opened(bases[TIED], [adapter])
-    assert all(torch.equal(new.read(name), old.read(name)) for name in new.tensors)
-    forms_table.built(forms_table.ADAPTERS, f"names: {form}")
-
-
-def test_whole_modules_are_read_under_their_older_name(bases: dict[str, Path], tmp_path: Path) -> None:
-    adapter = write_adapter(tmp_path / "adapter", bases[TIED], target_modules=PAIR, modules_to_save=["lm_head"])
-    tensors = load_file(adapter / WEIGHTS)
-    head = tensors.pop(f"base_model.model.{HEAD}")
-    save_file({**tensors, "base_model.model.lm_head.modules_to_save.default.weight": head}, adapter / WEIGHTS)
-    assert differences(bases[TIED], [adapter]) == []
-    assert torch.equal(opened(bases[TIED], [adapter]).read(HEAD), head)
-
-
-Q = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
-REFUSED: dict[str, tuple[dict[str, Any], Callable[[dict[str, torch.Tensor]], Any], str]] = {
-    "another method": ({"peft_type": "VERA"}, lambda _: None, "peft_type is 'VERA'"),
-    "DoRA": ({"use_dora": True}, lambda _: None, "use_dora is set"),
-    "a setting of the future": ({"use_newra": {"x": 1}}, lambda _: None, "use_newra is set"),
-    "replicated layers": ({"layer_replication": [[0, 1]]}, lambda _: None, "layer_replication is set"),
-    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, lambda _: None, "init_lora_weights is 'pissa_niter_4'"),
-    "OLoRA": ({"init_lora_weights": "olora"}, lambda _: None, "init_lora_weights is 'olora'"),
-    "a rank of zero": ({"r": 0}, lambda _: None, "a rank is not a positive number"),
-    "a broken expression": ({"target_modules": "(q_proj"}, lambda _: None, "is not a regular expression"),
-    "another rank": ({"r": 8}, lambda _: None, "q_proj.lora_A.weight is [4, 32]"),
-    "a rank pattern": ({"rank_pattern": {"q_proj": 5}}, lambda _: None, "q_proj.lora_A.weight is [4, 32]"),
-    "a target without tensors": ({"target_modules": [*PAIR, "o_proj"]}, lambda _: None, "has no lora_A for model.lang"),
-    "a norm": (
-        {"target_modules": [*PAIR, "norm"]},
-        lambda _: None,
-        "neither a linear layer nor a convolution nor a table",
-    ),
-    "half a target": ({}, lambda t: t.pop(f"{Q}.lora_B.weight"), "has no lora_B for model.language_model.layers.0"),
-    "a saved module without tensors": ({"modules_to_save": ["lm_head"]}, lambda _: None, "has no weight for lm_head"),
-    "tensors without a target": ({"target_modules": ["q_proj"]}, lambda _: None, "names no target for tensor"),
-    "a layer too many": (
-        {},
-        lambda t: t.update({Q.replace("layers.0", "layers.9") + ".lora_A.weight": torch.ones(4, 32)}),
-        "layers.9.self_attn.q_proj.lora_A.weight belongs to no module",
-    ),
-    "an unknown part": ({}, lambda t: t.update({f"{Q}.lora_C.weight": torch.ones(4)}), "belongs to no module"),
-    "a bias that the model lacks": (
-        {},
-        lambda t: t.update({f"{Q}.bias": torch.ones(32)}),
-        "names no target for tensor",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_merged_is_refused(case: str, bases: dict[str, Path], plain: Path, tmp_path: Path) -> None:
-    settings, change, message = REFUSED[case]
-    adapter = Path(shutil.copytree(plain, tmp_path / "adapter"))
-    tensors = load_file(adapter / WEIGHTS)
-    change(tensors)
-    save_file(tensors, adapter / WEIGHTS)
-    config = json.loads((adapter / CONFIG).read_text())
-    (adapter / CONFIG).write_text(json.dumps(config | settings))
-    with pytest.raises(CheckpointError) as error:
-        _ = opened(bases[TIED], [adapter]).tensors
-    assert message in str(error.value) and error.value.next
-    forms_table.refused(forms_table.ADAPTERS, case, str(error.value), adapter)
-
-
-def test_adapters_saved_by_pickle_are_refused(plain: Path, tmp_path: Path) -> None:
-    shutil.copyfile(plain / CONFIG, tmp_path / CONFIG)
-    (tmp_path / "adapter_model.bin").touch()
-    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is missing") as error:
-        open_adapter(str(tmp_path))
-    assert "save_pretrained" in error.value.next
-    forms_table.refused(forms_table.ADAPTERS, "`adapter_model.bin`", str(error.value), tmp_path)
-
-
-def test_an_adapter_is_a_directory_or_a_repository(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, str]] = []
-
-    def download(source: str, revision: str, *_: object, **__: object) -> tuple[Path, str]:
-        asked.append((source, revision))
-        return plain, "c" * 40
-
-    monkeypatch.setattr(adapters, "download", download)
-    shutil.copytree(plain, tmp_path / "runs" / "lora")
-    monkeypatch.chdir(tmp_path)
-    assert (open_adapter("runs/lora").source, open_adapter("runs/lora", "./x").source) == ("lora", "./x")
-    assert asked == []
-    opened = [open_adapter(name) for name in ("org/lora", "org/lora@v2", "hf://runs/lora@v2")]
-    assert asked == [("org/lora", "main"), ("org/lora", "v2"), ("runs/lora", "v2")]
-    assert {(adapter.source, adapter.revision) for adapter in opened} == {
-        ("org/lora", "c" * 40),
-        ("runs/lora", "c" * 40),
-    }
-    with pytest.raises(CheckpointError, match=r"runs/lorra: no such adapter directory. Did you mean runs/lora\?"):
-        open_adapter("runs/lorra")
-    with pytest.raises(CheckpointError, match="is not the name of a repository"):
-        open_adapter("hf://no such name")
-
-
-def test_the_base_of_an_adapter_can_be_a_repository(
-    bases: dict[str, Path], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, str]] = []
-
-    def download(source: str, revision: str, *_: object) -> tuple[Path, str]:
-        asked.append((source, revision))
-        return (adapter if source == "me/lora" else bases[TIED]), "c" * 40
-
-    adapter = Path(shutil.copytree(plain, tmp_path / "adapter"))
-    settings = {"base_model_name_or_path": "org/base", "revision": "v3"}
-    (adapter / CONFIG).write_text(json.dumps(json.loads((adapter / CONFIG).read_text()) | settings))
-    monkeypatch.setattr(checkpoints, "download", download)
-    record = open_checkpoint("me/lora", "v1").provenance()
-    assert asked == [("me/lora", "v1"), ("org/base", "v3")]
-    assert (record["source"], record["adapters"][0]["source"]) == ("org/base", "me/lora")
-
-
-def test_an_adapter_that_is_there_in_name_only_is_refused(plain: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "adapter"))
-    (adapter / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
-    with pytest.raises(CheckpointError, match="a Git LFS pointer"):
-        open_adapter(str(adapter))
-
-
-def test_an_adapter_as_the_checkpoint_finds_its_base(bases: dict[str, Path], plain: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "runs" / "adapter"))
-    shutil.copytree(bases[TIED], tmp_path / "base")
-    config = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": "../../base"}
-    (adapter / CONFIG).write_text(json.dumps(config))
-    checkpoint = open_checkpoint(str(adapter))
-    expected = opened(bases[TIED], [plain])
-    assert all(torch.equal(checkpoint.read(name), expected.read(name)) for name in expected.tensors)
-    record = checkpoint.provenance()
-    assert (record["source"], record["adapters"][0]["source"]) == ("base", "adapter")
-    assert set(record["adapters"][0]["files"]) == {CONFIG, WEIGHTS}
-    assert set(checkpoint.files) >= {adapter / CONFIG, adapter / WEIGHTS}
-    forms_table.built(forms_table.ADAPTERS, "an adapter in place of the checkpoint", how="its base is found")
-
-
-@pytest.mark.parametrize("base", ["../gone", "", "."])
-def test_a_base_that_cannot_be_found_is_an_error(base: str, plain: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "adapter"))
-    config = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": base}
-    (adapter / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(CheckpointError) as error:
-        open_checkpoint(str(adapter))
-    assert "--adapter" in error.value.next
-
-
-def test_adapters_that_name_each_other_as_their_base_are_an_error(plain: Path, tmp_path: Path) -> None:
-    for name, base in (("one", "../two"), ("two", "../one")):
-        adapter = Path(shutil.copytree(plain, tmp_path / name))
-        config = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": base}
-        (adapter / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"one: adapters that name each other as their base\. Pass --checkpoint"):
-        open_checkpoint(str(tmp_path / "one"))
 
 
 def ignore_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
