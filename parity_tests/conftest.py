@@ -6,13 +6,14 @@ points.
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Thread pools that wait by spinning slow each other a hundredfold where workers share few cores. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[plugin.BUILDS] = builds
     if plugin.option_of(config, "artifact") is None:
         os.environ.setdefault(DIRECTORY_VARIABLE, str(scratch()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None]:
+    """Exempt what collecting imports and makes, which lasts as long as the session, from garbage collection.
+
+    torch, transformers and the tests are a million objects, which each full collection would visit.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what Python ends without having collected, extensions report as leaked
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
