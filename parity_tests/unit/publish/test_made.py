@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from qwen3vl_export.artifact import PARITY, Artifact, open_artifact
 from qwen3vl_export.publishing.evidence import passing_evidence
@@ -22,6 +20,9 @@ from ...fixtures.spoiling import edit
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx(proven: Path) -> None:
+    from cyclonedx.schema import SchemaVersion  # imports jsonschema, which takes seconds
+    from cyclonedx.validation.json import JsonStrictValidator
+
     text = prepare(proven).generated["sbom.cdx.json"].decode()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document = json.loads(text)
