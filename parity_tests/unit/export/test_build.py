@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from torch.fx import config as fx_config
 
 from parity_tests.fixtures import traces
 from parity_tests.fixtures.paths import ROOT, TINY
@@ -204,3 +206,22 @@ def test_nothing_in_the_tracers_notes_names_this_machine() -> None:
     submodule = build_submodule(checkpoint, contract.EMBEDDINGS, "ort", torch.float32)
     notes = ir.to_proto(trace(submodule, torch.float32)).SerializeToString()
     assert str(ROOT).encode() not in notes and b"site-packages" not in notes
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_trace_that_fails_leaves_the_process_as_it_was(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector rests meanwhile, and torch makes no stack traces."""
+    submodule = build_submodule(open_checkpoint(str(TINY)), contract.EMBED_TOKENS, "ort", torch.float32)
+
+    def fail(*_: object, **__: object) -> None:
+        assert not gc.isenabled() and fx_config.do_not_emit_stack_traces
+        raise RuntimeError("as torch fails")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    try:
+        (gc.enable if collects else gc.disable)()
+        with pytest.raises(RuntimeError, match="as torch fails"):
+            trace(submodule, torch.float32)
+        assert gc.isenabled() is collects and not fx_config.do_not_emit_stack_traces
+    finally:
+        gc.enable()
