@@ -18,7 +18,7 @@ from ..contract import LOGITS
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
-LARGEST_RESTORED = 1 << 28  # bytes in float32: three times what the largest product of a layer takes at 2B
+LARGEST_RESTORED = 1 << 28  # bytes in float32; more blocks would save little, and threads wait at the end of each
 FLOAT_BYTES = 4
 ROWS_STEP = 128  # kernels compute columns in groups: blocks of whole groups give what the whole head gives
 
