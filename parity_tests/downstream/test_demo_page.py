@@ -415,6 +415,7 @@ def test_a_picture_is_shrunk_to_what_there_is_memory_for(page: Page, site: Site)
     turn = ask(page, "a")
     assert turn.answer == "image+a / 1448x724" and "the picture was shrunk to 1448" in turn.note
     page.click("#remove")
+    page.click("#clear")
     cases = [[{"bytes": size}, device] for size in (TIGHT_IN_WASM, TIGHT_IN_WASM + 1) for device in ("wasm", "webgpu")]
     script = f"""async (cases) => {{
       const {{ mostPixels }} = await import('{site.url}/demo/page/choice.js');
