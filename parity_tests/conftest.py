@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None]:
-    """Exempt what collecting imports and makes, which lasts as long as the session, from garbage collection.
+    """Exempt what collecting imports and makes, which lasts until the last test, from garbage collection.
 
     torch, transformers and the tests are a million objects, which each full collection would visit.
     """

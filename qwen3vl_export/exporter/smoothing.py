@@ -29,7 +29,7 @@ from torch import Tensor
 from ..contract import VISION_ENCODER
 from ..errors import BuildError
 from ..recipe.model import Recipe
-from ..recipe.quantize import Int8, Int8Dynamic
+from ..recipe.quantize import Smoothed
 from .calibration.layers import VISION_PREFIX, encode_pictures
 from .calibration.maxima import ChannelMaxima
 from .calibration.prompts import Prompts, read_prompts
@@ -70,7 +70,7 @@ class TowerSmoothing:
     """
 
     checkpoint: Checkpoint
-    settings: Int8 | Int8Dynamic
+    settings: Smoothed
     prompts: Prompts | None
     log: Log
 
@@ -129,7 +129,7 @@ def plan_smoothings(recipe: Recipe, checkpoint: Checkpoint, log: Log) -> dict[st
     for precision in recipe.every_precision if VISION_ENCODER in recipe.graphs else ():
         settings = recipe.at(precision).quantization_of(VISION_ENCODER)
         is_written = recipe.file_precision(precision, VISION_ENCODER) == precision
-        if not is_written or not isinstance(settings, Int8 | Int8Dynamic) or settings.smoothing == "none":
+        if not is_written or not isinstance(settings, Smoothed) or settings.smoothing == "none":
             continue
         prompts = None
         if settings.smoothing == "calibration":

@@ -29,6 +29,8 @@ class Smoothed(StrictModel):
     """Channels of activations that are larger than others are made smaller and the weights that read them larger, by
     powers of two; the vision encoder only. weights: as norms and weights suggest, needs no data. calibration: as
     measured on the pictures of `calibration`."""
+    keep: Patterns = ()
+    """Weights that are not quantized, by name: "visual.merger.*"."""
 
 
 class Int8Dynamic(Smoothed):
@@ -38,8 +40,6 @@ class Int8Dynamic(Smoothed):
     """int8_dynamic: 8-bit weights and activations."""
     activations: Literal["per_tensor", "per_token"] = "per_tensor"
     """What shares a scale of activations: per_tensor, all of a call; per_token, those of a token."""
-    keep: Patterns = ()
-    """Weights that are not quantized, by name: "visual.merger.*"."""
 
 
 class BlockSettings(StrictModel):
