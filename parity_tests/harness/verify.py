@@ -23,8 +23,8 @@ from qwen3vl_export.runtime import Qwen3VL
 from qwen3vl_export.runtime.session import Sessions
 from qwen3vl_export.runtime.sizing import Sizing
 
+from .budget.allocator import map_large_arrays
 from .budget.estimate import Estimate, estimate
-from .budget.machine import map_large_arrays
 from .budget.resources import must_stream, resources_of
 from .budget.sizes import question_sizes, sizes_of
 from .budget.table import show as show_estimate

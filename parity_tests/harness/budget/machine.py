@@ -6,8 +6,6 @@ verifications.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +16,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 # Names of a group's files and of the caches in memory.stat, by version: v2 first.
 LIMIT, USED = ("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes")
 CACHES = (("active_file", "inactive_file"), ("total_active_file", "total_inactive_file"))
-M_MMAP_THRESHOLD, LARGE_ARRAY = -3, 1 << 20  # of glibc's mallopt, and bytes
 RESERVE, RESERVED_SHARE = 1 << 30, 4  # bytes left to other programs, at most the fourth part of what is free
 
 
@@ -42,21 +39,6 @@ def free_memory() -> int:
 def resident_memory() -> int:
     """Bytes that this process takes; 0 where the system does not say."""
     return read_kilobytes(STATUS, "VmRSS")
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, which glibc keeps for this process."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def map_large_arrays() -> None:
-    """Have glibc map every large array by itself, so that it goes back to the system when it is freed.
-
-    By default glibc soon takes arrays of up to 32 MB from its heaps, one for each thread, whose gaps stay in memory.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_ARRAY)
 
 
 def free_disk(directory: Path) -> int:

@@ -24,7 +24,7 @@ from qwen3vl_export.runtime.arrays import Floats, Ints
 from qwen3vl_export.runtime.generate import Step, prefill
 from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
-from ..budget.machine import release_memory
+from ..budget.allocator import release_memory
 from ..budget.resources import Resources
 from ..cases.matrix import Case, Matrix, Prompt
 from ..cases.tasks import Task

@@ -23,6 +23,7 @@ from dataclasses import fields
 from pathlib import Path
 import numpy as np
 from parity_tests.harness.budget import machine
+from parity_tests.harness.budget.allocator import map_large_arrays
 from parity_tests.harness.budget.activations import FLOAT32, need_of
 from parity_tests.harness.budget.memory import LIBRARIES, LOADING, SLACK, MemoryNeeds, parameters_of
 from parity_tests.harness.budget.resources import Resources
@@ -41,7 +42,7 @@ nothing = dict.fromkeys((field.name for field in fields(MemoryNeeds)), 0)
 pytorch = {"weights": FLOAT32 * parameters.total(), "module": module, "computing": need, "in_step": need.passing}
 needs = MemoryNeeds(**nothing | pytorch)
 reference = Reference(checkpoint, Store(cache, "x"), streamed=True)
-machine.map_large_arrays()
+map_large_arrays()
 reference.model
 before = machine.resident_memory()
 budget = before + LIBRARIES + module + round(SLACK * (need.passing + 2.5 * need.held))  # for two calls in step

@@ -23,6 +23,7 @@ from onnx.helper import make_tensor_value_info
 
 from qwen3vl_export.runtime.session import load_session
 
+from ...budget.allocator import keep_freed_arrays, map_large_arrays, release_memory
 from ..lockstep import reach
 from .graph_pieces import CutGraph, Piece
 
@@ -70,6 +71,7 @@ class Pieces:
         self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()  # sessions and their bytes, the latest used last
         self._turn = 0
         self._turns: dict[str, int] = {}  # in which each piece was needed last
+        self._take_turns = False  # whether a piece was closed for another
         self._session: Any = None
 
     def open(self, path: Path, options: Any, model: bytes | None = None) -> PiecedSession:
@@ -93,6 +95,8 @@ class Pieces:
             graph = self._graphs[step]
             size = graph.pieces[graph.steps.index(step)].size
             while self._open and sum(size for _, size in self._open.values()) + size > self.budget:
+                self._take_turns = True
+                keep_freed_arrays()
                 del self._open[self._dispensable(step)]
             self._open[step] = graph.open_piece(step), size
         self._open.move_to_end(step)
@@ -113,6 +117,10 @@ class Pieces:
     def close(self) -> None:
         """Close every piece."""
         self._open.clear()
+        if self._take_turns:
+            self._take_turns = False
+            map_large_arrays()
+            release_memory()
 
     @contextmanager
     def use(self, step: str) -> Iterator[Any]:
