@@ -233,12 +233,31 @@ def _best_of_many(logits: Array, k: int) -> NDArray[np.int64]:
     return np.argpartition(-logits, k - 1)[:k]  # equal ones at the edge, or NaN
 
 
+def top1_gaps(candidate: Array, reference: Array) -> NDArray[np.float64]:
+    """How far apart the two best tokens are at each row of logits [N, V] of which they differ: [N'].
+
+    The larger of the two sides' gaps, in units of the reference's largest absolute logit of the row, as the near-ties
+    of greedy steps; inf where that is zero.
+    """
+    best = candidate.argmax(-1), reference.argmax(-1)
+    gaps = np.zeros(len(reference))
+    for logits, mine, other in ((candidate, *best), (reference, *best[::-1])):
+        chosen, rejected = (
+            np.take_along_axis(logits, tokens[:, None], -1)[:, 0].astype(np.float64) for tokens in (mine, other)
+        )
+        gaps = np.maximum(gaps, chosen - rejected)
+    units = np.maximum(reference.max(-1), -reference.min(-1)).astype(np.float64)
+    scaled = np.divide(gaps, units, out=np.full(len(gaps), np.inf), where=units > 0)
+    return scaled[best[0] != best[1]]
+
+
 def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int | None]:
     """Distances between logits [..., N, V]: max abs, KL in nats, agreement of the best and of the 10 best tokens.
 
     `scaled_max_abs` is in units of the reference's largest logit, `peak`. Of all scales it varies least from text to
     text: from 14 to 21 on the trained tiny model, while the root mean square is 4 where many tokens are possible and 11
-    where few are.
+    where few are. `top1_gap` is the largest of `top1_gaps`, 0 where all best tokens are the same: unlike the share of
+    positions that agree, it means the same for few positions and for many.
     """
     check_shapes(candidate, reference)
     rows = candidate.reshape(-1, candidate.shape[-1])
@@ -254,6 +273,7 @@ def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int
         "mean_kl": float(kl.mean()) if measured else None,
         "worst_kl": float(kl.max()) if measured else None,
         "top1_agreement": float((rows.argmax(-1) == truth.argmax(-1)).mean()) if ranked else None,
+        "top1_gap": float(top1_gaps(rows, truth).max(initial=0.0)) if ranked else None,
         "jaccard_10": float(jaccard(rows, truth).mean()) if ranked else None,
         "positions": rows.shape[0],
     }

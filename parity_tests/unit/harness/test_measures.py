@@ -15,6 +15,7 @@ from parity_tests.harness.checks.stages import vision_finding
 from parity_tests.harness.judging import measures, scales
 from parity_tests.harness.judging.verdicts import load_profile
 
+PROFILE16 = load_profile("float16")
 ROWS = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
 
 
@@ -122,6 +123,29 @@ def test_a_gap_beyond_the_margin_is_no_near_tie() -> None:
 
 def test_a_token_outside_the_top_two_is_no_near_tie() -> None:
     assert not explain([1.0, 1.0001, 1.0002], [1.0002, 1.0001, 1.0]).near_tie
+
+
+def test_the_gap_of_best_tokens_is_that_of_the_worst_position_at_which_they_differ() -> None:
+    truth = np.array([[4.0, 3.0, -8.0], [2.0, 1.9, 0.0], [5.0, 4.8, 0.0]])
+    guess = np.array([[3.5, 3.0, -8.0], [1.8, 2.0, 0.0], [4.9, 5.0, 0.0]])
+    assert measures.top1_gaps(guess, truth) == pytest.approx([0.2 / 2, 0.2 / 5])
+    assert measures.logit_closeness(guess, truth)["top1_gap"] == pytest.approx(0.1)
+    assert measures.logit_closeness(truth, truth)["top1_gap"] == 0.0
+    assert measures.top1_gaps(np.array([[0.0, 1.0]]), np.zeros((1, 2))) == np.inf
+
+
+@pytest.mark.parametrize("positions", [4, 4000])
+def test_a_near_tie_is_no_fault_and_another_swap_is_one_however_many_positions(positions: int) -> None:
+    truth = np.tile([20.0, 19.99, 0.0], (positions, 1))
+    near, far = truth.copy(), truth.copy()
+    near[1] = 19.99, 20.0, 0.0
+    far[1] = 19.0, 20.0, 0.0
+    for guess, passes in ((near, True), (far, False)):
+        values = measures.logit_closeness(guess, truth)
+        (verdict,) = [
+            verdict for verdict in PROFILE16.judge("decoder", values, truth.size) if verdict.measure == "top1_gap"
+        ]
+        assert verdict.passed is passes
 
 
 @pytest.mark.parametrize("block", [200, 1000, 4096])
