@@ -11,7 +11,6 @@ Knows onnxruntime's operators; nothing about graphs or names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ from qwen3vl_export.runtime.session import DATA_FOLDER
 BLOCK_TYPES = {4: TensorProto.UINT4, 8: TensorProto.UINT8}  # of a `MatMulNBits`' integers, by their bits
 DEQUANTIZE = "DequantizeLinear"  # blocks in standard operators
 ROWS = 512  # of the identity matrix, and of a weight, at a time: bounds the memory beside the weight
-VALUES = 1 << 22  # of a weight that one session dequantizes: it holds them twice, 32 MB
-WORKERS = 2  # threads that dequantize: onnxruntime's kernel computes on one
+VALUES = 1 << 25  # of a weight that one session dequantizes: it holds them twice, 256 MB
 
 
 def product_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
@@ -82,8 +80,7 @@ def block_rows(product: NodeProto, stored: dict[str, TensorProto], path: Path) -
         zero_points = integers[:, :blocks]
     node = helper.make_node(DEQUANTIZE, ["codes", "scales", "zero_points"], ["y"], axis=0)
     weight: Floats = np.empty((rows, width), np.float32)
-
-    def dequantize(part: slice) -> None:
+    for part in slices(rows, max(1, VALUES // width)):
         count = (part.stop - part.start) * blocks
         tensors = {
             "codes": stored_rows(stored[names[0]], rows, part, kind, [count, size]),
@@ -93,10 +90,6 @@ def block_rows(product: NodeProto, stored: dict[str, TensorProto], path: Path) -
         for name, tensor in tensors.items():
             tensor.name = name
         weight[part] = dequantized_rows(node, tensors, path).reshape(-1, blocks * size)[:, :width]
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for _ in pool.map(dequantize, slices(rows, max(1, VALUES // width))):
-            pass  # what one of them raises is raised here
     return weight
 
 
