@@ -18,7 +18,7 @@ from ..harness.cases.matrix import Case
 from ..harness.sides.bench import Bench
 from ..harness.verify import open_bench
 from .cases import one_prompt_cases, pictures_of
-from .demo_page import CONTRAST, DESKTOP, LAST, PHONE, SMALL, Scheme, ask, drop, loaded_page, status
+from .demo.page import CONTRAST, DESKTOP, LAST, PHONE, SMALL, Scheme, ask, drop, loaded_page, status
 from .npm import node_modules
 from .pictures import png
 from .site import Site, serve

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
-from .site import Quiet
+from ..site import Quiet
 
 ARRIVAL = 0.3  # seconds until what was sent was read: Chromium drops what it holds when a connection is cut
 
