@@ -26,7 +26,7 @@ from ..sides.artifact.smoothing import find_exponents, is_smoothed
 from ..sides.bench import Bench
 
 STAGES = (WEIGHTS, CALIBRATED, FROM_SOURCE)
-ROWS = 512  # of a weight that are compared at a time: bounds the memory beside it
+VALUES = 1 << 18  # of a weight that are compared at a time: 1 MB, which caches hold
 
 
 def weights_check(graph: str) -> Callable[[Bench], Finding]:
@@ -50,8 +50,9 @@ def weights(graph: str, bench: Bench) -> Finding:
             truth = find_exponents(names[module], dequantized, truth).apply(torch.from_numpy(truth)).numpy()
         errors.append(nmse(dequantized, truth) or 0.0)
         compared += truth.size
-        for start in range(0, len(truth), ROWS):
-            block_error = block_errors(dequantized[start : start + ROWS], truth[start : start + ROWS], block)
+        count = max(1, VALUES // truth.shape[1])
+        for start in range(0, len(truth), count):
+            block_error = block_errors(dequantized[start : start + count], truth[start : start + count], block)
             if not block_error.max() <= worst:  # NaN is worse than anything
                 row, column = np.unravel_index(int(np.nan_to_num(block_error, nan=np.inf).argmax()), block_error.shape)
                 worst, where = float(block_error.max()), f"worst in {parameter}, row {start + row}, block {column}"
