@@ -50,7 +50,7 @@ def weights(graph: str, bench: Bench) -> Finding:
             truth = find_exponents(names[module], dequantized, truth).apply(torch.from_numpy(truth)).numpy()
         errors.append(nmse(dequantized, truth) or 0.0)
         compared += truth.size
-        count = max(1, VALUES // truth.shape[1])
+        count = max(1, VALUES // dequantized.shape[1])
         for start in range(0, len(truth), count):
             block_error = block_errors(dequantized[start : start + count], truth[start : start + count], block)
             if not block_error.max() <= worst:  # NaN is worse than anything

@@ -247,7 +247,7 @@ def top1_gaps(candidate: Array, reference: Array) -> NDArray[np.float64]:
         )
         gaps = np.maximum(gaps, chosen - rejected)
     units = np.maximum(reference.max(-1), -reference.min(-1)).astype(np.float64)
-    scaled = np.divide(gaps, units, out=np.full(len(gaps), np.inf), where=units > 0)
+    scaled: NDArray[np.float64] = np.divide(gaps, units, out=np.full(len(gaps), np.inf), where=units > 0)
     return scaled[best[0] != best[1]]
 
 

@@ -26,6 +26,7 @@ QKV, PROJ = "attn.qkv", "attn.proj"
 PRODUCTS = (QKV, PROJ, "linear_fc1")  # whose columns may be multiplied
 MAKERS = {"qkv": "norm1", "linear_fc1": "norm2"}  # of a block's products; the norm of a merger is just its norm
 SIGNIFICANT = 0.05  # of a row's largest value: smaller ones are few steps of their row
+SAMPLES = 512  # rows at least, if there are as many, whose median is what a column was multiplied with
 
 
 class Exponents(NamedTuple):
@@ -47,18 +48,26 @@ def is_smoothed(recipe: Mapping[str, Any], graph: str) -> bool:
 
 def find_exponents(module: str, dequantized: Floats, truth: Floats) -> Exponents:
     """What a weight [N, K] of a module was multiplied with before it was quantized; nothing but what may be."""
-    weight, original = torch.from_numpy(dequantized).abs(), torch.from_numpy(np.ascontiguousarray(truth)).abs()
-    ratios = (weight / original).log2()
-    ratios[~ratios.isfinite()] = torch.nan
-    clear = torch.where(weight >= SIGNIFICANT * weight.amax(1, keepdim=True), ratios, torch.nan)
-    rows, columns = (torch.zeros(count) for count in weight.shape)
+    rows, columns = (torch.zeros(count) for count in truth.shape)
     if module.endswith(PRODUCTS):  # most rows are multiplied with nothing else
+        some = slice(None, None, max(1, len(rows) // SAMPLES))
+        ratios, clear = log_ratios(dequantized[some], truth[some])
         medians = clear.nanmedian(0).values
         columns = torch.where(medians.isnan(), ratios.nanmedian(0).values, medians).nan_to_num().round()
     if module.endswith(QKV):
         values = len(rows) * 2 // 3  # after queries and keys
-        rows[values:] = (clear[values:] - columns).nanmedian(1).values.nan_to_num().round()
+        _, clear = log_ratios(dequantized[values:], truth[values:])
+        rows[values:] = (clear - columns).nanmedian(1).values.nan_to_num().round()
     return Exponents(rows, columns)
+
+
+def log_ratios(dequantized: Floats, truth: Floats) -> tuple[Tensor, Tensor]:
+    """Logarithms of the ratios of two weights [N, K] to base 2: of all that are not zero, and of those that are many
+    steps of their row; NaN elsewhere."""
+    weight, original = (torch.from_numpy(np.ascontiguousarray(rows)).abs() for rows in (dequantized, truth))
+    ratios = (weight / original).log2()
+    ratios[~ratios.isfinite()] = torch.nan
+    return ratios, torch.where(weight >= SIGNIFICANT * weight.amax(1, keepdim=True), ratios, torch.nan)
 
 
 def fold_makers(modules: Mapping[str | None, nn.Module], found: Mapping[str, Exponents]) -> None:
