@@ -247,8 +247,9 @@ def top1_gaps(candidate: Array, reference: Array) -> NDArray[np.float64]:
         )
         gaps = np.maximum(gaps, chosen - rejected)
     units = np.maximum(reference.max(-1), -reference.min(-1)).astype(np.float64)
-    scaled: NDArray[np.float64] = np.divide(gaps, units, out=np.full(len(gaps), np.inf), where=units > 0)
-    return scaled[best[0] != best[1]]
+    scaled = np.divide(gaps, units, out=np.full(len(gaps), np.inf), where=units > 0)
+    differing: NDArray[np.float64] = scaled[best[0] != best[1]]
+    return differing
 
 
 def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int | None]:
