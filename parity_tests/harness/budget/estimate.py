@@ -18,6 +18,7 @@ from ..sides.pytorch.reference import threads_for
 from .activations import FLOAT32, held_of, need_of
 from .cost import CostModel, Seconds
 from .cut import within_time
+from .machine import free_memory
 from .memory import weights_of
 from .rates import Rates, measure_rates
 from .resources import Resources
@@ -78,17 +79,28 @@ def estimate(bench: Bench, planned: Plan, resources: Resources) -> Estimate:
         passes *= 2
     stored = sum(file.stat().st_size for file in weight_files(bench.checkpoint))
     reading = passes * (rates.read * stored + CONVERT * resources.needs.weights)
-    opened = (1 + reference.streamed) * weights_of(bench.artifact) + opened_again(resources, names)
+    opening = seconds_of_opening(
+        rates, weights_of(bench.artifact), 1 + reference.streamed, opened_again(resources, names)
+    )
     return Estimate(
         planned=planned,
         checks={check.id: costs.of(check, resources.cases) for check in planned.checks},
-        fixed=Seconds((rates.read + CONVERT) * opened, reading, OPENING),
+        fixed=Seconds(opening, reading, OPENING),
         passes=passes,
         streamed=reference.streamed,
         disk=resources.results_of(names) if reference.streamed else 0,
         resources=resources,
         rates=rates,
     )
+
+
+def seconds_of_opening(rates: Rates, weights: int, times: int, again: int) -> float:
+    """Of opening all graphs several times, and so many bytes of their pieces again.
+
+    Pieces that are opened again are in the system's cache of files, if free memory holds the artifact.
+    """
+    read = times * weights + (again if weights > free_memory() else 0)
+    return rates.read * read + CONVERT * (times * weights + again)
 
 
 def opened_again(resources: Resources, names: Collection[str]) -> int:

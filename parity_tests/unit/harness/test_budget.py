@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from parity_tests.harness import rounds, verify
+from parity_tests.harness.budget import estimate as estimate_module
 from parity_tests.harness.budget import machine, resources
 from parity_tests.harness.budget.activations import comparing_of, need_of, outputs_of, results_of
 from parity_tests.harness.budget.cut import promised_cases
-from parity_tests.harness.budget.estimate import Estimate, estimate, opened_again
+from parity_tests.harness.budget.estimate import CONVERT, Estimate, estimate, opened_again, seconds_of_opening
 from parity_tests.harness.budget.resources import Resources, must_stream
 from parity_tests.harness.budget.sizes import Call, CaseSizes, ModelSizes
 from parity_tests.harness.budget.split import split_in_order
@@ -210,6 +211,17 @@ def test_pieces_that_have_no_room_are_opened_at_each_token(
         assert opened_again(needed, names) == tokens * missing
     monkeypatch.setattr(Resources, "held", lambda self: 0)  # each case goes alone
     assert opened_again(needed, names) == missing * sum(needed.cases[name].new for name in names)
+
+
+def test_pieces_are_read_from_the_disk_again_only_if_memory_does_not_hold_the_artifact(
+    estimated: Estimate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {}
+    for free in (1000, 999):
+        monkeypatch.setattr(estimate_module, "free_memory", lambda free=free: free)
+        seconds[free] = seconds_of_opening(estimated.rates, weights=1000, times=2, again=5000)
+    assert seconds[999] - seconds[1000] == pytest.approx(5000 * estimated.rates.read)
+    assert seconds[1000] == pytest.approx(2000 * estimated.rates.read + 7000 * CONVERT)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
