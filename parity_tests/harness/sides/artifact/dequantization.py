@@ -19,7 +19,7 @@ from qwen3vl_export.exporter.checkpoint.names import members_of
 from qwen3vl_export.exporter.weights.packing import DATA, SCALES, ZERO_POINTS
 from qwen3vl_export.runtime.arrays import Floats
 
-from .operator import DEQUANTIZE, dequantized_rows, number_of, product_rows, stored_array, table_rows
+from .operator import DEQUANTIZE, VALUES, dequantized_rows, number_of, product_rows, slices, stored_array, table_rows
 from .probe import module_of, readers_of, split_after
 
 TABLES = ("GatherBlockQuantized",)  # of artifacts that an earlier version built, and of other exporters
@@ -156,20 +156,21 @@ def expert_rows(parts: Sequence[TensorProto], bits: int, path: Path) -> Floats:
     experts, rows, width = len(arrays[0]), arrays[0].shape[1], arrays[0].shape[2] * 8 // bits
     size = width // arrays[1].shape[2]
     names = [f"part_{index}" for index in range(len(parts))]
-    attributes = {"N": rows, "K": width, "bits": bits, "block_size": size}
-    product = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **attributes)
+    attributes = {"K": width, "bits": bits, "block_size": size}
 
-    def expert_weight(expert: int) -> Floats:
-        data, *rest = (array[expert] for array in arrays)
+    def rows_of(expert: int, part: slice) -> Floats:
+        data, *rest = (array[expert, part] for array in arrays)
         tensors = {
             name: numpy_helper.from_array(np.ascontiguousarray(array), name)
-            for name, array in zip(names, (data.reshape(rows, width // size, -1), *rest), strict=True)
+            for name, array in zip(names, (data.reshape(len(data), width // size, -1), *rest), strict=True)
         }
+        product = helper.make_node(
+            "MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", N=len(data), **attributes
+        )
         return product_rows(product, tensors, path)
 
-    if experts == 1:
-        return expert_weight(0)[None]  # a table takes no second copy
     weights = np.empty((experts, rows, width), np.float32)
     for expert in range(experts):
-        weights[expert] = expert_weight(expert)
+        for part in slices(rows, max(1, VALUES // width)):  # a table is as large as many layers
+            weights[expert, part] = rows_of(expert, part)
     return weights
