@@ -18,6 +18,7 @@ from parity_tests.harness import verify
 from parity_tests.harness.budget import resources
 from parity_tests.harness.budget.resources import Resources
 from parity_tests.harness.cases.matrix import load_matrix
+from parity_tests.harness.sides.artifact import cut_sessions
 from parity_tests.harness.sides.artifact.artifact_results import ArtifactResults, open_store
 from parity_tests.harness.sides.artifact.cut_sessions import WITHOUT_PACKING, PiecedSession, Pieces
 from parity_tests.harness.sides.artifact.graph_pieces import CutGraph
@@ -198,6 +199,21 @@ def test_most_pieces_stay_open_from_token_to_token() -> None:
                 assert len(pieces._open) <= 5
         opened.append(graph.opened)
     assert opened[0] == "tabcdef" and list(map(len, opened[1:])) == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole graphs", "pieces of one"])
+def test_only_pieces_of_one_graph_leave_their_memory_to_the_next(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a whole graph frees would stay beside the next one: it may be as large as the budget."""
+    graphs, pieces = [Layers("a"), Layers("b")] if whole else [Layers("ab")] * 2, Pieces(10)
+    pieces._graphs.update(dict(zip("ab", graphs, strict=True)))  # type: ignore[arg-type]
+    calls: list[str] = []
+    for name in ("keep_freed_arrays", "map_large_arrays", "release_memory"):
+        monkeypatch.setattr(cut_sessions, name, partial(calls.append, name))
+    for step in "abab":
+        with pieces.loaded(step):
+            assert len(pieces._open) == 1
+    pieces.close()
+    assert calls == ([] if whole else ["keep_freed_arrays"] * 3 + ["map_large_arrays", "release_memory"])
 
 
 def test_computations_that_hold_more_than_memory_go_one_after_another(tiny_artifact: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class Pieces:
         self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()  # sessions and their bytes, the latest used last
         self._turn = 0
         self._turns: dict[str, int] = {}  # in which each piece was needed last
-        self._take_turns = False  # whether a piece was closed for another
+        self._take_turns = False  # whether pieces of one graph were closed for others
         self._session: Any = None
 
     def open(self, path: Path, options: Any, model: bytes | None = None) -> PiecedSession:
@@ -95,8 +95,9 @@ class Pieces:
             graph = self._graphs[step]
             size = graph.pieces[graph.steps.index(step)].size
             while self._open and sum(size for _, size in self._open.values()) + size > self.budget:
-                self._take_turns = True
-                keep_freed_arrays()
+                if len(graph.pieces) > 1:  # of about one size; what a whole graph frees would not be taken again
+                    self._take_turns = True
+                    keep_freed_arrays()
                 del self._open[self._dispensable(step)]
             self._open[step] = graph.open_piece(step), size
         self._open.move_to_end(step)
