@@ -12,9 +12,9 @@ import ctypes
 import os
 
 # Parameters of glibc's mallopt.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 LARGE_ARRAY = 1 << 22  # bytes; numpy asks for huge pages for arrays of this size
-KEPT = 1 << 26  # bytes at the end of each heap
+KEPT = 1 << 26  # bytes at the end of a heap
 NEVER = -1  # trims
 MAPPINGS = 1 << 16  # glibc's default
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # of PyTorch, read when it allocates its first tensor
@@ -24,10 +24,12 @@ def map_large_arrays() -> None:
     """Have large arrays mapped by themselves, in huge pages, so that each goes back to the system when it is freed.
 
     By default glibc soon takes arrays of up to 32 MB from its heaps, one for each thread, whose gaps stay in memory.
-    Smaller ones, such as the blocks of `judging/measures.py`, come from the heaps, which keep a little at their ends.
+    Smaller ones, such as the blocks of `judging/measures.py`, come from one heap, which keeps a little at its end:
+    computations in step (`sides/lockstep.py`) have a thread each, of which one runs at a time, and a heap for each
+    would keep what all of them have freed.
     """
     os.environ.setdefault(HUGE_PAGES, "1")
-    configure({M_MMAP_THRESHOLD: LARGE_ARRAY, M_TRIM_THRESHOLD: KEPT, M_MMAP_MAX: MAPPINGS})
+    configure({M_MMAP_THRESHOLD: LARGE_ARRAY, M_TRIM_THRESHOLD: KEPT, M_MMAP_MAX: MAPPINGS, M_ARENA_MAX: 1})
 
 
 def keep_freed_arrays() -> None:

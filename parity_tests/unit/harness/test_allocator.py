@@ -61,3 +61,28 @@ def test_what_is_kept_is_not_faulted_in_again(measured: list[int]) -> None:
 def test_what_was_kept_goes_back_when_it_is_released(measured: list[int]) -> None:
     _, _, released, _ = measured
     assert released < 10_000_000
+
+
+IN_STEP = """
+from contextlib import nullcontext
+import numpy as np
+from parity_tests.harness.budget.allocator import map_large_arrays
+from parity_tests.harness.budget.machine import resident_memory
+from parity_tests.harness.sides.lockstep import reach, run_in_step
+
+def compute():
+    [np.full(3_000_000, 1, np.uint8) for _ in range(10)]
+    reach("next")
+    return resident_memory()
+
+map_large_arrays()
+before = resident_memory()
+print(max(run_in_step([compute] * 15, {"next": 0}, lambda step: nullcontext())) - before)
+"""
+
+
+def test_computations_in_step_share_what_they_free() -> None:
+    """15 threads that freed 30 MB each hold no more than the end of one heap."""
+    command = [sys.executable, "-c", IN_STEP]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 80_000_000
