@@ -42,8 +42,12 @@ print(mapped, kept, resident_memory() - before, again)
 def measured() -> list[int]:
     """Bytes left of two arrays of 30 MB that were mapped, and that were kept; of these once they were released; and
     how many pages were faulted in when arrays took the kept memory."""
-    command = [sys.executable, "-c", MEASURED]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return numbers_of(MEASURED)
+
+
+def numbers_of(script: str) -> list[int]:
+    """What a script prints, in a process of its own."""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return [int(number) for number in result.stdout.split()]
 
 
@@ -83,6 +87,5 @@ print(max(run_in_step([compute] * 15, {"next": 0}, lambda step: nullcontext())) 
 
 def test_computations_in_step_share_what_they_free() -> None:
     """15 threads that freed 30 MB each hold no more than the end of one heap."""
-    command = [sys.executable, "-c", IN_STEP]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 80_000_000
+    (left,) = numbers_of(IN_STEP)
+    assert left < 80_000_000

@@ -186,11 +186,18 @@ class Layers:
         return object()
 
 
+def pieces_of(graphs: dict[str, Any], budget: int) -> Pieces:
+    """Pieces of graphs such as `Layers`, by the names of their steps."""
+    pieces = Pieces(budget)
+    pieces._graphs.update(graphs)
+    return pieces
+
+
 def test_most_pieces_stay_open_from_token_to_token() -> None:
     """At each token what has no room is opened, and no more; pieces of the tower, which nobody needs by then, give way
     first."""
-    graph, pieces = Layers("tabcdef"), Pieces(50)
-    pieces._graphs.update(dict.fromkeys(graph.steps, graph))  # type: ignore[arg-type]
+    graph = Layers("tabcdef")
+    pieces = pieces_of(dict.fromkeys(graph.steps, graph), 50)
     opened = []
     for token in ("tabcdef", *["abcdef"] * 4):
         graph.opened = ""
@@ -204,8 +211,8 @@ def test_most_pieces_stay_open_from_token_to_token() -> None:
 @pytest.mark.parametrize("whole", [True, False], ids=["whole graphs", "pieces of one"])
 def test_only_pieces_of_one_graph_leave_their_memory_to_the_next(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a whole graph frees would stay beside the next one: it may be as large as the budget."""
-    graphs, pieces = [Layers("a"), Layers("b")] if whole else [Layers("ab")] * 2, Pieces(10)
-    pieces._graphs.update(dict(zip("ab", graphs, strict=True)))  # type: ignore[arg-type]
+    graphs = [Layers("a"), Layers("b")] if whole else [Layers("ab")] * 2
+    pieces = pieces_of(dict(zip("ab", graphs, strict=True)), 10)
     calls: list[str] = []
     for name in ("keep_freed_arrays", "map_large_arrays", "release_memory"):
         monkeypatch.setattr(cut_sessions, name, partial(calls.append, name))
