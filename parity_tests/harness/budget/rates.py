@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from torch.nn import functional as F
 
 from qwen3vl_export.artifact import Artifact, whole_name
 from qwen3vl_export.contract import DECODER
@@ -26,6 +27,7 @@ from qwen3vl_export.exporter.checkpoint.files import weight_files
 
 from ..judging.measures import logit_closeness
 from ..sides.artifact.operator import open_operator
+from ..sides.pytorch.products import LargeProducts
 from .sizes import ModelSizes
 
 ROWS = 256  # of a product, about those of a prompt
@@ -65,8 +67,10 @@ def measure_rates(artifact: Artifact, checkpoint: Path, model: ModelSizes, threa
         threads: that PyTorch computes on.
     """
     weight = torch.ones(model.active, model.hidden)
-    with torch_threads(threads):
-        product, step = seconds_per_operation(lambda rows: torch.ones(rows, model.hidden) @ weight.T, weight.numel())
+    with torch.no_grad(), torch_threads(threads), LargeProducts():
+        product, step = seconds_per_operation(
+            lambda rows: F.linear(torch.ones(rows, model.hidden), weight), weight.numel()
+        )
         scores = torch.ones(SCORES)
         score = seconds(lambda: torch.softmax(scores + scores, dim=-1)) / prod(SCORES)
     artifact_product, artifact_step = seconds_per_operation(*open_product(artifact, model))

@@ -37,6 +37,7 @@ from .choices import Choices, read_choices
 from .device import CPU
 from .forward import Continuation, Prefill, encode, read, to_numpy
 from .inputs import Inputs, array_key, model_arguments, tokens_compared
+from .products import LargeProducts
 from .reference_cache import Key, Store
 from .results import VISION, Deferred, Results
 from .streamed_model import Change, StreamedModel
@@ -325,11 +326,11 @@ class Reference:
     def _compute_all(
         self, computations: Sequence[Callable[[], Result]], report: Callable[[str, int], None] = lambda *_: None
     ) -> list[Result]:
-        """Results without gradients, on this model's threads, their time counted."""
+        """Results without gradients, on this model's threads, large products by oneDNN, their time counted."""
         self.model.model.rope_deltas = None  # transformers keeps it between calls
 
         def guard(compute: Callable[[], Result]) -> Result:
-            with torch.no_grad(), self.threading():
+            with torch.no_grad(), LargeProducts(), self.threading():
                 return compute()
 
         start = time.perf_counter()
