@@ -63,16 +63,17 @@ def total(term: Callable[..., NDArray[np.float64]], *arrays: Array) -> float:
     numpy adds pairwise: it halves what is longer than 128 elements, the first half a multiple of 8. Halved by the same
     rule down to blocks, these sums are the same tree of additions.
     """
-    flat = [array.reshape(-1) for array in arrays]
+    return add_halves(term, *(array.reshape(-1) for array in arrays))
 
-    def add(start: int, stop: int) -> float:
-        size = stop - start
-        if size <= BLOCK:
-            return float(term(*(array[start:stop].astype(np.float64) for array in flat)).sum())
-        middle = start + size // 2 - size // 2 % 8
-        return add(start, middle) + add(middle, stop)
 
-    return add(0, flat[0].size)
+def add_halves(term: Callable[..., NDArray[np.float64]], *flat: Array) -> float:
+    """`total` of arrays [N]."""
+    size = flat[0].size
+    if size <= BLOCK:
+        return float(term(*(array.astype(np.float64) for array in flat)).sum())
+    middle = size // 2 - size // 2 % 8
+    first, second = ([array[part] for array in flat] for part in (slice(middle), slice(middle, None)))
+    return add_halves(term, *first) + add_halves(term, *second)
 
 
 def squared(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import tracemalloc
+import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from parity_tests.fixtures.official import config, narrow, random_tensors
 from parity_tests.harness.checks.stages import vision_finding
 from parity_tests.harness.judging import measures, scales
 from parity_tests.harness.judging.verdicts import load_profile
+from qwen3vl_export.runtime.arrays import Floats
 
 PROFILE16 = load_profile("float16")
 ROWS = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
@@ -284,3 +288,19 @@ def test_rounding_in_a_tower_grows_no_faster_than_its_limit(depth: int) -> None:
     finding = vision_finding(rounded, truth, (depth,), grid.numpy())
     scaled = finding.measures["scaled_max_abs"] or math.inf
     assert limit / 10 < scaled < limit
+
+
+@pytest.mark.parametrize(
+    "measure", [measures.nmse, measures.psnr, measures.relative, measures.closeness, measures.logit_closeness]
+)
+def test_what_was_measured_is_not_kept(measure: Callable[[Floats, Floats], object]) -> None:
+    """Logits and tables are gigabytes: they go with their last user, not when garbage is next collected."""
+    candidate, reference = np.zeros((3, 1000), np.float32), np.ones((3, 1000), np.float32)
+    kept = weakref.ref(candidate)
+    gc.disable()
+    try:
+        measure(candidate, reference)
+        del candidate
+        assert kept() is None
+    finally:
+        gc.enable()
