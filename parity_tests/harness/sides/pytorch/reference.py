@@ -29,6 +29,7 @@ from qwen3vl_export.contract import TEXT
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
+from ...budget.allocator import release_memory
 from ...budget.sizes import ModelSizes
 from ...budget.split import within
 from ...judging.scales import tower_blocks
@@ -291,6 +292,7 @@ class Reference:
             groups = [*within(computations[:-1], self.room(False)), [computations[-1][0]]]
         for group in groups:
             self._compute_all(group, report)
+            release_memory()  # of activations, which lie between arrays that stay: the next group needs the room
 
     def _answer(self, call: Call) -> None:
         """Store every result of a call."""
