@@ -28,7 +28,7 @@ from qwen3vl_export.runtime.session import DATA_FOLDER
 BLOCK_TYPES = {4: TensorProto.UINT4, 8: TensorProto.UINT8}  # of a `MatMulNBits`' integers, by their bits
 DEQUANTIZE = "DequantizeLinear"  # blocks in standard operators
 ROWS = 512  # of the identity matrix, and of a weight, at a time: bounds the memory beside the weight
-VALUES = 1 << 25  # of a weight that one session dequantizes: it holds them twice, 256 MB
+VALUES = 1 << 23  # of a weight that one session dequantizes: it holds them twice, 64 MB
 
 
 def product_rows(node: NodeProto, stored: dict[str, TensorProto], path: Path) -> Floats:
