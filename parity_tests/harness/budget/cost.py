@@ -14,7 +14,7 @@ from qwen3vl_export.promise import DEQUANTIZED, QUANTIZED_CACHE
 from ..checks.weights import STAGES as WEIGHT_STAGES
 from ..plan import Check
 from .activations import is_read_twice, stored
-from .rates import Rates
+from .rates import ProductRates, Rates
 from .sizes import Call, CaseSizes, ModelSizes
 
 CHECK = 0.01  # seconds of a check, whatever it computes
@@ -82,22 +82,25 @@ class CostModel:
     def artifact_stages(self, dequantized: bool) -> Mapping[str, Callable[[CaseSizes], float]]:
         """Seconds of the artifact in each stage: results are computed where they are first needed."""
 
+        in_float = self.rates.in_float if dequantized else None  # of a copy that the artifact needs for these stages
+        rates = in_float or self.rates.artifact
+
         def read(case: CaseSizes) -> float:
-            return self.reading(case.prompt)
+            return self.reading(case.prompt, rates)
 
         stages: dict[str, Callable[[CaseSizes], float]] = {
             **dict.fromkeys(("decoder", "hidden_states", "answer_logits"), read),
-            "decode": lambda case: self.reading(case.prompt) + self.steps(case),
+            "decode": lambda case: read(case) + self.steps(case, rates),
         }
-        if dequantized:
+        if dequantized and in_float is None:
             return {} if self.streamed else stages
         stages |= {
-            "vision": self.encoding,
+            "vision": lambda case: self.encoding(case, rates),
             "prefill": read,
             QUANTIZED_CACHE: read,
-            **dict.fromkeys(("embedding", "score"), lambda case: self.encoding(case) + read(case)),
-            "teacher_forced": lambda case: self.reading(case.text),
-            "chunked": lambda case: (1 + SMALL_CHUNKS) * self.reading(case.prompt),
+            **dict.fromkeys(("embedding", "score"), lambda case: self.encoding(case, rates) + read(case)),
+            "teacher_forced": lambda case: self.reading(case.text, rates),
+            "chunked": lambda case: (1 + SMALL_CHUNKS) * read(case),
         }
         return stages if self.streamed else {**stages, "generate": stages["decode"]}
 
@@ -122,19 +125,22 @@ class CostModel:
     def torch_text(self, case: CaseSizes) -> float:
         return self.torch_call(case.text)
 
-    def encoding(self, case: CaseSizes) -> float:
+    def encoding(self, case: CaseSizes, rates: ProductRates) -> float:
         calls = ARTIFACT_LAYER * self.model.blocks if case.frames else 0
-        return self.rates.artifact_product * tower_operations(self.model, case.encoder) + calls
+        return rates.many * tower_operations(self.model, case.encoder) + calls
 
-    def reading(self, call: Call) -> float:
-        return self.rates.artifact_product * decoder_operations(self.model, call) + ARTIFACT_LAYER * self.model.layers
+    def reading(self, call: Call, rates: ProductRates) -> float:
+        return rates.many * decoder_operations(self.model, call) + ARTIFACT_LAYER * self.model.layers
 
-    def steps(self, case: CaseSizes) -> float:
-        one = step_operations(self.model) * case.rows * self.rates.artifact_step + ARTIFACT_LAYER * self.model.layers
+    def steps(self, case: CaseSizes, rates: ProductRates) -> float:
+        one = step_operations(self.model) * case.rows * rates.single + ARTIFACT_LAYER * self.model.layers
         return case.new * one
 
     def generating(self, case: CaseSizes) -> float:
-        return self.encoding(case) + self.reading(Call(case.rows, case.tokens, 1)) + self.steps(case)
+        rates = self.rates.artifact
+        return (
+            self.encoding(case, rates) + self.reading(Call(case.rows, case.tokens, 1), rates) + self.steps(case, rates)
+        )
 
     def torch_call(self, call: Call) -> float:
         model = self.model
@@ -142,10 +148,10 @@ class CostModel:
         scores = model.layers * stored(call.rows * model.heads * call.tokens**2)
         scores += model.blocks * sum(stored(model.tower_heads * frame**2) for frame in call.frames)
         layers = (model.layers if call.tokens else 0) + (model.blocks if call.frames else 0)
-        return self.rates.product * operations + self.rates.score * scores + TORCH_LAYER * layers
+        return self.rates.pytorch.many * operations + self.rates.score * scores + TORCH_LAYER * layers
 
     def torch_generating(self, case: CaseSizes) -> float:
-        step = step_operations(self.model) * case.rows * self.rates.step + TORCH_LAYER * self.model.layers
+        step = step_operations(self.model) * case.rows * self.rates.pytorch.single + TORCH_LAYER * self.model.layers
         return self.torch_call(Call(case.rows, case.tokens, 1, case.frames)) + case.new * step
 
     def compared_logits(self, stage: str, case: CaseSizes) -> int:

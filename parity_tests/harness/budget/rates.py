@@ -1,7 +1,8 @@
 """How fast this machine is at what a verification does, measured in a few seconds.
 
 Products of both sides are timed with many rows, as a prompt has, and with one, as a step of decoding has: PyTorch's as
-large as those of the model's MLP, the artifact's one of its decoder's own. Knows kinds of work; nothing about cases.
+large as those of the model's MLP, the artifact's one of its decoder's own, and where that rounds activations, without
+rounding them as well. Knows kinds of work; nothing about cases.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from qwen3vl_export.artifact import Artifact, whole_name
 from qwen3vl_export.contract import DECODER
 from qwen3vl_export.exporter.checkpoint.files import weight_files
+from qwen3vl_export.promise import rounding_graphs
 
 from ..judging.measures import logit_closeness
+from ..sides.artifact.float_activations import float_activations
 from ..sides.artifact.operator import open_operator
 from ..sides.pytorch.products import LargeProducts
 from .sizes import ModelSizes
@@ -40,21 +43,28 @@ SHORT = 0.3  # seconds; what takes less is timed three times, because other prog
 
 
 @dataclass(frozen=True)
+class ProductRates:
+    """Seconds for a floating-point operation of a product, with many rows and with one."""
+
+    many: float
+    single: float
+
+
+@dataclass(frozen=True)
 class Rates:
     """Seconds for a unit of each kind of work.
 
     Attributes:
-        product, step: for a floating-point operation of PyTorch's, with many rows and with one.
-        artifact_product, artifact_step: the same in the artifact's decoder.
+        pytorch, artifact: of PyTorch's products, and of those in the artifact's decoder.
+        in_float: of the copy of the decoder that rounds no activations; None if the artifact rounds none.
         score: for one score in eager attention.
         compared: for comparing a logit of one side with the other's.
         read: for reading a byte of the checkpoint.
     """
 
-    product: float
-    step: float
-    artifact_product: float
-    artifact_step: float
+    pytorch: ProductRates
+    artifact: ProductRates
+    in_float: ProductRates | None
     score: float
     compared: float
     read: float
@@ -68,21 +78,21 @@ def measure_rates(artifact: Artifact, checkpoint: Path, model: ModelSizes, threa
     """
     weight = torch.ones(model.active, model.hidden)
     with torch.no_grad(), torch_threads(threads), LargeProducts():
-        product, step = seconds_per_operation(
-            lambda rows: F.linear(torch.ones(rows, model.hidden), weight), weight.numel()
-        )
+        pytorch = time_product(lambda rows: F.linear(torch.ones(rows, model.hidden), weight), weight.numel())
         scores = torch.ones(SCORES)
         score = seconds(lambda: torch.softmax(scores + scores, dim=-1)) / prod(SCORES)
-    artifact_product, artifact_step = seconds_per_operation(*open_product(artifact, model))
+    ours = time_product(*open_product(artifact, model))
+    rounding = DECODER in rounding_graphs(artifact.manifest.recipe, artifact.manifest.facts.model_type)
+    in_float = time_product(*open_product(artifact, model, in_float=True)) if rounding else None
     logits = np.ones(LOGITS, np.float32)
     compared = seconds(lambda: logit_closeness(logits, logits)) / logits.size
-    return Rates(product, step, artifact_product, artifact_step, score, compared, seconds_per_byte(checkpoint))
+    return Rates(pytorch, ours, in_float, score, compared, seconds_per_byte(checkpoint))
 
 
-def seconds_per_operation(product: Callable[[int], Any], weights: int) -> tuple[float, float]:
-    """For a floating-point operation of a product that takes a number of rows: with many of them, and with one."""
+def time_product(product: Callable[[int], Any], weights: int) -> ProductRates:
+    """The rates of a product that takes a number of rows."""
     many, single = (seconds(partial(product, rows)) / (2 * rows * weights) for rows in (ROWS, 1))
-    return many, single
+    return ProductRates(many, single)
 
 
 @contextmanager
@@ -117,14 +127,18 @@ def seconds_per_byte(checkpoint: Path) -> float:
     return (time.perf_counter() - start) / max(1, count)
 
 
-def open_product(artifact: Artifact, model: ModelSizes) -> tuple[Callable[[int], Any], int]:
+def open_product(artifact: Artifact, model: ModelSizes, in_float: bool = False) -> tuple[Callable[[int], Any], int]:
     """A function that runs one of the decoder's products with so many rows, and the number of its weights.
 
     It is the largest of the layers' that a node computes from a stored weight; a block of the head is not one. Where
     there is none, as with weights that are cast first, it is one in float32.
+
+    Args:
+        in_float: of a copy that rounds no activations.
     """
     path = artifact.graph_path(DECODER) if DECODER in artifact.manifest.graphs else None
-    graph = onnx.load(path, load_external_data=False).graph if path else GraphProto()
+    decoder = onnx.load(path, load_external_data=False) if path else ModelProto()
+    graph = float_activations(decoder).graph if in_float else decoder.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     sizes = {
         node.output[0]: product_size(node, stored)

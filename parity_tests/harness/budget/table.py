@@ -63,7 +63,7 @@ def describe(estimate: Estimate, name: str) -> list[str]:
         f"{name}: {len(planned.checks)} checks of {cases} cases of the {planned.matrix} matrix",
         f"time: about {format_duration(seconds.total)} (PyTorch {format_duration(seconds.pytorch)}, the artifact "
         f"{format_duration(seconds.artifact)}, comparing {format_duration(seconds.comparing)}), less what is cached; "
-        f"an estimate: {1e-9 / rates.product:,.0f} GFLOP/s in PyTorch, {1e-9 / rates.artifact_product:,.0f} in the "
+        f"an estimate: {1e-9 / rates.pytorch.many:,.0f} GFLOP/s in PyTorch, {1e-9 / rates.artifact.many:,.0f} in the "
         f"artifact, {1e-9 / rates.read:.1f} GB/s of the checkpoint, measured just now",
         f"memory: {format_size(max(left, 0))} may be taken; PyTorch takes "
         f"{format_size(needs.weights + needs.computing.total)} as a whole or {format_size(needs.pytorch)} streamed, "

@@ -12,8 +12,9 @@ import pytest
 
 from parity_tests.harness import rounds, verify
 from parity_tests.harness.budget import estimate as estimate_module
-from parity_tests.harness.budget import machine, resources
+from parity_tests.harness.budget import machine, rates, resources
 from parity_tests.harness.budget.activations import comparing_of, need_of, outputs_of, results_of
+from parity_tests.harness.budget.cost import CostModel
 from parity_tests.harness.budget.cut import promised_cases
 from parity_tests.harness.budget.estimate import CONVERT, Estimate, estimate, opened_again, seconds_of_opening
 from parity_tests.harness.budget.resources import Resources, must_stream
@@ -26,8 +27,9 @@ from parity_tests.harness.sides.bench import Bench
 from parity_tests.harness.sides.pytorch.attention import MOST_SCORES
 from parity_tests.harness.sides.pytorch.torch_model import read_config
 from qwen3vl_export.console import format_duration, parse_duration, parse_size
+from qwen3vl_export.contract import DECODER
 from qwen3vl_export.errors import ParityError
-from qwen3vl_export.promise import missing_checks
+from qwen3vl_export.promise import DEQUANTIZED, missing_checks
 from qwen3vl_export.recipe import load_recipe
 
 from ...fixtures.commands import invoke
@@ -199,6 +201,21 @@ def test_every_check_has_an_estimate_that_adds_up(estimated: Estimate) -> None:
     assert all(check.total > 0 for check in estimated.checks.values())
     parts = sum(check.total for check in estimated.checks.values()) + estimated.fixed.total
     assert estimated.seconds.total == pytest.approx(parts)
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+def test_a_copy_that_rounds_no_activations_takes_time_of_its_own(
+    rounding: bool, bench: Bench, needed: Resources, estimated: Estimate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "rounding_graphs", lambda *_: {DECODER} if rounding else set())
+    measured = rates.measure_rates(bench.artifact, bench.checkpoint, MODEL, threads=1)
+    assert (measured.in_float is not None) is rounding
+    costs = CostModel(MODEL, measured, streamed=True)
+    checks = [check for check in estimated.planned.checks if check.stage in ("decoder", "decode", "chunked")]
+    for check in checks:
+        copied = costs.of(replace(check, stage=f"{DEQUANTIZED}{check.stage}"), needed.cases)
+        assert (copied.artifact > 0) is rounding
+    assert len({check.stage for check in checks}) == 3
 
 
 def test_pieces_that_have_no_room_are_opened_at_each_token(
