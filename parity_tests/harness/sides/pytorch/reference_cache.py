@@ -61,21 +61,8 @@ def scope_of(checkpoint_files: Mapping[str, str], device: str = "cpu") -> str:
         checkpoint_files: sha256 of each file of the checkpoint, by name.
         device: the type of the device that computes.
     """
-    modules = (
-        "calls.py",
-        "choices.py",
-        "device.py",
-        "forward.py",
-        "inputs.py",
-        "attention.py",
-        "reference.py",
-        "reference_cache.py",
-        "restored_weights.py",
-        "adapters.py",
-        "torch_model.py",
-        "streamed_model.py",
-    )
-    code = [Path(__file__).with_name(name).read_bytes() for name in modules]
+    # Every module beside this one, so that none that computes is forgotten.
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     digest = hashlib.sha256()
     for part in (*code, repr(sorted(checkpoint_files.items())).encode(), device.encode()):
         digest.update(hashlib.sha256(part).digest())
