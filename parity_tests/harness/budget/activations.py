@@ -6,9 +6,11 @@ weights.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from qwen3vl_export.contract import TEXT
+from qwen3vl_export.runtime.cache import round_up_capacity
 
 from ..judging.measures import BLOCK
 from ..sides.artifact.artifact_results import REMEMBERED
@@ -73,11 +75,18 @@ def values_of_token(model: ModelSizes) -> int:
 
 
 def held_of(model: ModelSizes, case: CaseSizes) -> int:
-    """Bytes that the artifact holds of a case while its pieces are exchanged: caches, and logits of new tokens."""
+    """Bytes that the artifact holds of a case while its pieces are exchanged, as `Bench.held_bytes` of its prompts."""
     if case.pixels_only:
         return 0
-    after = (case.forced + case.new) * values_of_token(model) + case.new * model.output
-    return (1 if case.asked else READS) * cache_of(model, case) + FLOAT32 * case.rows * after
+    reads = 1 if case.asked else READS
+    room = reads * blocks_of(case.tokens) + blocks_of(case.forced) + blocks_of(case.new)
+    values = room * values_of_token(model) + 2 * reads * case.tokens * model.wide + case.new * model.output
+    return FLOAT32 * case.rows * values
+
+
+def blocks_of(tokens: int) -> int:
+    """As many tokens as the runtime makes room for in a cache."""
+    return round_up_capacity(tokens, sys.maxsize) if tokens else 0
 
 
 def results_of(model: ModelSizes, case: CaseSizes) -> int:

@@ -21,6 +21,7 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
+from qwen3vl_export.runtime.cache import round_up_capacity
 from qwen3vl_export.runtime.generate import Step, prefill
 from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
@@ -221,7 +222,7 @@ class Bench:
             logits, _ = self.runtime.decode(embeds, mask, position_ids, num_logits_to_keep=kept)
             return logits
 
-        return self.results.recall(key, np.ndarray, self.timed(compute), held=self.cache_bytes(mask))
+        return self.results.recall(key, np.ndarray, self.timed(compute), held=self.held_bytes(mask))
 
     def decode_steps(self, calls: Sequence[DecoderCall]) -> Floats:
         """Logits [B, T, V] of the last token of T calls of the decoder, each continuing the cache."""
@@ -234,7 +235,7 @@ class Bench:
                 steps.append(logits)
             return np.concatenate(steps, axis=1)
 
-        held = self.cache_bytes(calls[-1][1][:, : calls[0][1].shape[1]], len(calls))
+        held = self.held_bytes(calls[-1][1][:, : calls[0][1].shape[1]], len(calls))
         return self.results.recall(key, np.ndarray, self.timed(compute), shared=True, held=held)
 
     def prefill(self, prepared: Prepared, chunk: int | None) -> Prefilled:
@@ -246,14 +247,14 @@ class Bench:
             logits, cache = prefill(self.runtime.sessions, prepared, features, chunk)
             return Prefilled(logits, np.stack(cache.parts(prepared.attention_mask)))
 
-        held = self.cache_bytes(prepared.attention_mask)
+        held = self.held_bytes(prepared.attention_mask)
         return self.results.recall(key, Prefilled, self.timed(compute), held=held)
 
     def generate(self, prepared: Prepared, new_tokens: int, stop: bool = False) -> Greedy:
         """Greedy tokens of the runtime's loop and the logits of each step; with `stop`, fewer if every row ends."""
         key = ("generated", *key_of(prepared), new_tokens, stop)
         compute = self.timed(lambda: self.run_loop(prepared, new_tokens, stop))
-        held = self.cache_bytes(prepared.attention_mask, new_tokens)
+        held = self.held_bytes(prepared.attention_mask, new_tokens)
         return self.results.recall(key, Greedy, compute, shared=True, held=held)
 
     def run_loop(self, prepared: Prepared, new_tokens: int, stop: bool) -> Greedy:
@@ -280,7 +281,7 @@ class Bench:
             stop_ids = self.runtime.stop_ids | visual_ids(self.artifact.manifest.facts)
             return draft_of(self.greedy_steps(followed_by(prepared, given), most, stop_ids))
 
-        held = self.cache_bytes(prepared.attention_mask, len(given) + most)
+        held = self.held_bytes(prepared.attention_mask, len(given) + most)
         return self.results.recall(key, Draft, self.timed(compute), shared=True, held=held)
 
     def vectors(self, case: Case) -> Floats:
@@ -300,7 +301,7 @@ class Bench:
     def _of_prompts(self, name: str, case: Case, compute: Callable[[], Floats]) -> Floats:
         """A result of the runtime over the prompts of a case, which it prepares itself."""
         prepared = self.prepared(case)
-        key, held = (name, *key_of(prepared)), self.cache_bytes(prepared.attention_mask)
+        key, held = (name, *key_of(prepared)), self.held_bytes(prepared.attention_mask)
         return self.results.recall(key, np.ndarray, self.timed(compute), held=held)
 
     def make_room(self) -> None:
@@ -328,12 +329,14 @@ class Bench:
         for side in sides:
             side.reference.settle(report)
 
-    def cache_bytes(self, mask: Ints, new_tokens: int = 0) -> int:
-        """What keys and values of a prompt [B, S] take in float32, and of as many tokens after it with their logits."""
+    def held_bytes(self, mask: Ints, new_tokens: int = 0) -> int:
+        """What a prompt [B, S] and as many tokens after it take in float32 between two pieces: the cache, the prompt's
+        rows as they came and as they are passed on, logits of new tokens."""
         facts = self.artifact.manifest.facts
         cache = 2 * facts.num_hidden_layers * facts.num_key_value_heads * facts.head_dim
-        tokens: int = cache * (mask.shape[1] + new_tokens) + facts.vocab_size * new_tokens
-        return 4 * len(mask) * tokens
+        capacity = round_up_capacity(mask.shape[1] + new_tokens, facts.max_position_embeddings)
+        values: int = cache * capacity + 2 * facts.wide_size * mask.shape[1] + facts.vocab_size * new_tokens
+        return 4 * len(mask) * values
 
     def no_features(self) -> Floats:
         return np.empty((0, self.artifact.manifest.facts.wide_size), np.float32)

@@ -141,7 +141,7 @@ def routing_gaps(candidate: Ints, reference: Ints, logits: Floats) -> NDArray[np
 def record_choices(bench: Bench, calls: Sequence[DecoderCall]) -> Choices:
     """The experts that the artifact's decoder chooses in consecutive calls, each continuing the cache."""
     key = ("choices", array_key(*(array for call in calls for array in call)))
-    held = bench.cache_bytes(calls[-1][1])
+    held = bench.held_bytes(calls[-1][1])
     compute = bench.timed(lambda: np.stack(run_choices(bench, calls)))
     return list(bench.results.recall(key, np.ndarray, compute, shared=True, held=held))
 

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from parity_tests.harness import rounds, verify
@@ -31,6 +32,7 @@ from qwen3vl_export.contract import DECODER
 from qwen3vl_export.errors import ParityError
 from qwen3vl_export.promise import DEQUANTIZED, missing_checks
 from qwen3vl_export.recipe import load_recipe
+from qwen3vl_export.runtime.cache import SharedCache
 
 from ...fixtures.commands import invoke
 from ...fixtures.paths import TINY
@@ -121,6 +123,17 @@ def test_prompts_are_as_long_as_their_estimate(bench: Bench, needed: Resources) 
         assert sum(sizes.frames) == len(prepared.pixel_values), case.name
         rows, tokens = prepared.input_ids.shape
         assert sizes.rows == rows and tokens - 2 <= sizes.tokens <= 1.1 * tokens + 16, case.name
+
+
+@pytest.mark.parametrize("tokens", [10, 256, 300])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_is_held_between_pieces_has_the_room_that_the_cache_makes(bench: Bench, tokens: int, rows: int) -> None:
+    cache = bench.runtime.empty_cache(rows)
+    assert isinstance(cache, SharedCache)
+    cache.reserve(tokens)
+    buffers = sum(cache.memory.read(buffer).nbytes for buffer in cache.buffers)
+    passed = 2 * 4 * rows * tokens * bench.artifact.manifest.facts.wide_size
+    assert bench.held_bytes(np.ones((rows, tokens), np.int64)) == buffers + passed
 
 
 def test_a_case_without_a_model_takes_its_pixels_and_no_result() -> None:
