@@ -1,8 +1,8 @@
 """PyTorch's products of float32 rows with large weights on the CPU: by oneDNN where they would go to MKL.
 
 `F.linear` calls MKL, which packs the whole weight anew for every call and has no AVX-512 kernels for processors of AMD.
-oneDNN, which `torch.compile` has the same product computed by, reads the weight where it lies: a case's 64 to 400 rows
-take 0.4 to 0.7 of the time (AMD EPYC, two cores). Both add in float32, in orders of their own. Knows PyTorch's
+oneDNN, which `torch.compile` has the same product computed by, reads the weight where it lies: a case's 64 to 350 rows
+take 0.4 to 0.75 of the time (AMD EPYC, two cores). Both add in float32, in orders of their own. Knows PyTorch's
 operators; nothing about models.
 
 Source: `mkldnn::_linear_pointwise`, registered in PyTorch's `aten/src/ATen/native/mkldnn/Linear.cpp`.
