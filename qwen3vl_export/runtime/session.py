@@ -27,7 +27,7 @@ from .devices import CPU, HOST, Device, start_session
 from .external import check_external_data
 from .memory import memory_of
 from .opening import open_in_threads, stop_opening
-from .saturation import EXACT, saturates
+from .saturation import EXACT, multiplies_integers, saturates
 
 MAX_THREADS = 1024  # onnxruntime takes minutes to start 100,000, if it can
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"  # of external data, where a model has no file
@@ -220,8 +220,6 @@ def session_options(graph: str, threads: int | None) -> Any:
     # weights in blocks of 128: 5 to 11 % faster on two shared cores, depending on the shape of the product.
     options.add_session_config_entry("session.dynamic_block_base", "4")
     options.add_session_config_entry(*FOLD_ANY_SIZE)
-    if saturates():
-        options.add_session_config_entry(EXACT, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if graph.startswith(VISION_ENCODER):
@@ -240,8 +238,10 @@ def load_session(path: Path, options: Any, model: bytes | None = None, device: D
         InputError: the device's provider does not start any more.
     """
     if model is not None:
-        set_data_folder(options, path.parent)
+        set_once(options, DATA_FOLDER, str(path.parent.resolve()))
     try:
+        if saturates() and multiplies_integers(path.read_bytes() if model is None else model):
+            set_once(options, EXACT, "1")
         return start_session(device, model or str(path), options)
     except InputError:
         raise
@@ -250,12 +250,12 @@ def load_session(path: Path, options: Any, model: bytes | None = None, device: D
         raise ArtifactError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason})", "Rebuild it") from error
 
 
-def set_data_folder(options: Any, folder: Path) -> None:
-    """Say where the external data of a model without a file is; onnxruntime warns of settings that are set twice."""
+def set_once(options: Any, name: str, value: str) -> None:
+    """Set an entry of a session's configuration; onnxruntime warns of entries that are set twice."""
     try:
-        options.get_session_config_entry(DATA_FOLDER)
+        options.get_session_config_entry(name)
     except RuntimeError:
-        options.add_session_config_entry(DATA_FOLDER, str(folder.resolve()))
+        options.add_session_config_entry(name, value)
 
 
 def check_onnxruntime(artifact: Artifact) -> None:

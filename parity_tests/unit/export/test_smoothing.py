@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -29,6 +28,7 @@ from qwen3vl_export.exporter.weights.factors import Factors
 from qwen3vl_export.exporter.weights.inputs import use_factors
 from qwen3vl_export.recipe import load_recipe
 from qwen3vl_export.recipe.quantize import Int8Dynamic, MethodSettings
+from qwen3vl_export.runtime.session import load_session, session_options
 
 from ...fixtures.outlier_checkpoint import write_outlier_checkpoint
 from ...fixtures.paths import TINY
@@ -73,7 +73,7 @@ def features_of(checkpoint: Path, skeleton: Skeleton, work: Path, pictures: Pict
     """What a skeleton computes with a checkpoint's weights."""
     with WeightFile.create(work, VISION_ENCODER) as data:
         write_graph(skeleton, open_checkpoint(str(checkpoint)), data)
-    session: Any = ort.InferenceSession(work / f"{VISION_ENCODER}.onnx")
+    session = load_session(work / f"{VISION_ENCODER}.onnx", session_options(VISION_ENCODER, None))
     features: np.ndarray = session.run(None, dict(zip((PIXEL_VALUES, IMAGE_GRID_THW), pictures, strict=True)))[0]
     return features
 

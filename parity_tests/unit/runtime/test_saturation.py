@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper
 from qwen3vl_export.contract import DECODER
 from qwen3vl_export.runtime import saturation, session
 from qwen3vl_export.runtime.saturation import EXACT, LARGEST, PRODUCT, SUM, saturates
+from qwen3vl_export.runtime.session import load_session, session_options
 
 
 def test_the_product_is_what_its_bytes_are_said_to_be() -> None:
@@ -25,7 +28,7 @@ def test_the_product_is_what_its_bytes_are_said_to_be() -> None:
 
 
 @pytest.mark.parametrize("result", [SUM, np.iinfo(np.int16).max])
-def test_exact_products_are_asked_for_where_others_saturate(result: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_is_known_by_what_it_computes(result: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Processor:
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -35,14 +38,62 @@ def test_exact_products_are_asked_for_where_others_saturate(result: int, monkeyp
     monkeypatch.setattr(saturation.ort, "InferenceSession", Processor)
     saturates.cache_clear()
     try:
-        options = session.session_options(DECODER, None)
+        assert saturates() == (result != SUM)
     finally:
         saturates.cache_clear()
+
+
+@pytest.mark.parametrize("saturating", [True, False])
+@pytest.mark.parametrize("source", ["file", "memory"])
+def test_graphs_with_such_products_ask_for_exact_ones(
+    source: str, saturating: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session, "saturates", lambda: saturating)
+    monkeypatch.setattr(session, "start_session", lambda device, model, options: options)
+    for model, multiplies in ((PRODUCT, True), (inside_a_branch(PRODUCT), True), (table_of_bytes(), False)):
+        path = tmp_path / "graph.onnx"
+        path.write_bytes(model if source == "file" else b"")
+        options = session_options(DECODER, None)
+        opened = load_session(path, options, model if source == "memory" else None)
+        assert asks(opened) == (saturating and multiplies)
+        assert asks(load_session(path, options, model if source == "memory" else None)) == asks(opened)
+
+
+def test_bytes_are_dequantized_on_every_processor(tmp_path: Path) -> None:
+    path = tmp_path / "table.onnx"
+    path.write_bytes(table_of_bytes())
+    (rows,) = load_session(path, session_options(DECODER, None)).run(None, {})
+    np.testing.assert_array_equal(rows, [[-1.0, 2.0], [-127.0, 254.0]])
+
+
+def asks(options: Any) -> bool:
+    """Whether a session's options ask for exact products."""
     try:
-        asked = options.get_session_config_entry(EXACT)
-    except RuntimeError:  # it has no such entry
-        asked = "0"
-    assert asked == ("0" if result == SUM else "1")
+        return bool(options.get_session_config_entry(EXACT) == "1")
+    except RuntimeError:  # they have no such entry
+        return False
+
+
+def table_of_bytes() -> bytes:
+    """Signed bytes [2, 2] with a scale for each column and no zero points, as `int8` is stored in standard operators."""
+    table = helper.make_tensor(
+        "w", TensorProto.INT8, [2, 2], np.array([[-1, 1], [-127, 127]], np.int8).tobytes(), raw=True
+    )
+    scales = helper.make_tensor("s", TensorProto.FLOAT, [2], [1.0, 2.0])
+    node = helper.make_node("DequantizeLinear", ["w", "s"], ["y"], axis=1)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
+    graph = helper.make_graph([node], "MatMulInteger", [], [y], [table, scales])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+
+
+def inside_a_branch(model: bytes) -> bytes:
+    """A model whose only node chooses between a graph and itself."""
+    branch = onnx.load_from_string(model).graph
+    node = helper.make_node("If", ["which"], ["z"], then_branch=branch, else_branch=branch)
+    which = helper.make_tensor_value_info("which", TensorProto.BOOL, [])
+    z = helper.make_tensor_value_info("z", TensorProto.INT32, [1, 1])
+    graph = helper.make_graph([node], "g", [which], [z])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
 
 
 def test_sessions_that_ask_are_exact_on_this_processor() -> None:
