@@ -9,7 +9,10 @@ the arrays themselves little memory is taken. Blocks change no bit of a result: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,10 +25,12 @@ from .scales import in_units, magnitude
 
 Array = NDArray[np.floating] | NDArray[np.integer]
 Measures = Mapping[str, float | int | bool | None]
+Best = NDArray[np.int64]  # tokens
 
 MANY_TOKENS = 1 << 12  # of a vocabulary in which the best tokens are looked for in groups first
 GROUP = 64  # tokens
 BLOCK = 1 << 18  # values of one array that are looked at together: 2 MiB in float64, which caches hold
+THREADS = min(8, os.cpu_count() or 1)  # that look at blocks of rows
 
 
 class ShapeMismatch(ValueError):
@@ -53,8 +58,13 @@ def row_blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 
 def by_rows(measure: Callable[..., NDArray[np.float64]], *arrays: Array) -> NDArray[np.float64]:
-    """A measure of each row of arrays [..., C]: [N'], computed a block of rows at a time."""
-    return np.concatenate([np.empty(0), *(measure(*block) for block in row_blocks(*arrays))])
+    """A measure of each row of arrays [..., C]: [N'], computed blocks of rows side by side."""
+    blocks = [*row_blocks(*arrays)]
+    if len(blocks) < 2:
+        return np.concatenate([np.empty(0), *(measure(*block) for block in blocks)])
+    with ThreadPoolExecutor(THREADS) as pool:  # each in a copy of the context, which has numpy's settings
+        results = [pool.submit(copy_context().run, measure, *block) for block in blocks]
+        return np.concatenate([result.result() for result in results])
 
 
 def total(term: Callable[..., NDArray[np.float64]], *arrays: Array) -> float:
@@ -234,22 +244,24 @@ def _best_of_many(logits: Array, k: int) -> NDArray[np.int64]:
     return np.argpartition(-logits, k - 1)[:k]  # equal ones at the edge, or NaN
 
 
-def top1_gaps(candidate: Array, reference: Array) -> NDArray[np.float64]:
+def top1_gaps(candidate: Array, reference: Array, best: Best, truth: Best) -> NDArray[np.float64]:
     """How far apart the two best tokens are at each row of logits [N, V] of which they differ: [N'].
 
     The larger of the two sides' gaps, in units of the reference's largest absolute logit of the row, as the near-ties
     of greedy steps; inf where that is zero.
+
+    Args:
+        best, truth: the best token of each row on either side [N].
     """
-    best = candidate.argmax(-1), reference.argmax(-1)
     gaps = np.zeros(len(reference))
-    for logits, mine, other in ((candidate, *best), (reference, *best[::-1])):
+    for logits, mine, other in ((candidate, best, truth), (reference, truth, best)):
         chosen, rejected = (
             np.take_along_axis(logits, tokens[:, None], -1)[:, 0].astype(np.float64) for tokens in (mine, other)
         )
         gaps = np.maximum(gaps, chosen - rejected)
     units = np.maximum(reference.max(-1), -reference.min(-1)).astype(np.float64)
     scaled = np.divide(gaps, units, out=np.full(len(gaps), np.inf), where=units > 0)
-    differing: NDArray[np.float64] = scaled[best[0] != best[1]]
+    differing: NDArray[np.float64] = scaled[best != truth]
     return differing
 
 
@@ -266,16 +278,18 @@ def logit_closeness(candidate: Array, reference: Array) -> dict[str, float | int
     truth = reference.reshape(-1, reference.shape[-1])
     measured = rows.shape[0] > 0
     kl = kl_divergence(rows, truth) if measured else np.empty(0)
+    worst, peak = max_abs(rows, truth), magnitude(truth)
     # argmax of NaN is a number that means nothing
     ranked = measured and all(np.isfinite(block).all() for (block,) in flat_blocks(rows))
+    best = (rows.argmax(-1), truth.argmax(-1)) if ranked else (np.empty(0, np.int64),) * 2
     return {
-        "max_abs": max_abs(rows, truth),
-        "scaled_max_abs": relative(rows, truth),
-        "peak": magnitude(truth),
+        "max_abs": worst,
+        "scaled_max_abs": in_units(worst, peak),
+        "peak": peak,
         "mean_kl": float(kl.mean()) if measured else None,
         "worst_kl": float(kl.max()) if measured else None,
-        "top1_agreement": float((rows.argmax(-1) == truth.argmax(-1)).mean()) if ranked else None,
-        "top1_gap": float(top1_gaps(rows, truth).max(initial=0.0)) if ranked else None,
+        "top1_agreement": float((best[0] == best[1]).mean()) if ranked else None,
+        "top1_gap": float(top1_gaps(rows, truth, *best).max(initial=0.0)) if ranked else None,
         "jaccard_10": float(jaccard(rows, truth).mean()) if ranked else None,
         "positions": rows.shape[0],
     }

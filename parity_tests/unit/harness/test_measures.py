@@ -132,10 +132,11 @@ def test_a_token_outside_the_top_two_is_no_near_tie() -> None:
 def test_the_gap_of_best_tokens_is_that_of_the_worst_position_at_which_they_differ() -> None:
     truth = np.array([[4.0, 3.0, -8.0], [2.0, 1.9, 0.0], [5.0, 4.8, 0.0]])
     guess = np.array([[3.5, 3.0, -8.0], [1.8, 2.0, 0.0], [4.9, 5.0, 0.0]])
-    assert measures.top1_gaps(guess, truth) == pytest.approx([0.2 / 2, 0.2 / 5])
+    gaps = measures.top1_gaps(guess, truth, guess.argmax(-1), truth.argmax(-1))
+    assert gaps == pytest.approx([0.2 / 2, 0.2 / 5])
     assert measures.logit_closeness(guess, truth)["top1_gap"] == pytest.approx(0.1)
     assert measures.logit_closeness(truth, truth)["top1_gap"] == 0.0
-    assert measures.top1_gaps(np.array([[0.0, 1.0]]), np.zeros((1, 2))) == np.inf
+    assert measures.top1_gaps(np.array([[0.0, 1.0]]), np.zeros((1, 2)), np.array([1]), np.array([0])) == np.inf
 
 
 @pytest.mark.parametrize("positions", [4, 4000])
