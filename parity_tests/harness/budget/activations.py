@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from qwen3vl_export.contract import TEXT
 from qwen3vl_export.runtime.cache import round_up_capacity
 
-from ..judging.measures import BLOCK
+from ..judging.measures import BLOCK, THREADS
 from ..sides.artifact.artifact_results import REMEMBERED
 from ..sides.pytorch.attention import MOST_SCORES
 from ..sides.pytorch.results import REMEMBERED_BYTES
@@ -23,7 +23,7 @@ SCORES = 3  # copies of the scores in eager attention, with those of the mask
 SWIGLU = 3  # arrays as wide as an MLP in memory together: gate, up and their product
 PIXELS = 4  # copies of a case's: of both sides, and while each is made
 COPIES = 2  # of logits: what computes them has its own beside the array that it returns
-READS = 5  # of a prompt in step: before text, before tokens, for its logits, and twice for `chunked`
+READS = 3  # of a prompt alone in step with those before text and tokens: for its logits, and twice for `chunked`
 CACHES = 4  # that the stage `chunked` compares: two, each stacked as well
 COMPARED = 40  # bytes for each value that is compared at a time: five copies in float64
 CASES = 2  # whose results of PyTorch are in memory together: those of the first reference stay beside the second's
@@ -75,13 +75,22 @@ def values_of_token(model: ModelSizes) -> int:
 
 
 def held_of(model: ModelSizes, case: CaseSizes) -> int:
-    """Bytes that the artifact holds of a case while its pieces are exchanged, as `Bench.held_bytes` of its prompts."""
+    """Bytes that the artifact holds of a case while its pieces are exchanged: its prompt is read before text, before
+    tokens, and some times alone."""
     if case.pixels_only:
         return 0
-    reads = 1 if case.asked else READS
-    room = reads * blocks_of(case.tokens) + blocks_of(case.forced) + blocks_of(case.new)
-    values = room * values_of_token(model) + 2 * reads * case.tokens * model.wide + case.new * model.output
-    return FLOAT32 * case.rows * values
+    answered = held_between(model, case.rows, case.tokens, case.new)
+    if case.asked:
+        return answered
+    followed = held_between(model, case.rows, case.tokens + case.forced)
+    return answered + followed + READS * held_between(model, case.rows, case.tokens)
+
+
+def held_between(model: ModelSizes, rows: int, tokens: int, new: int = 0) -> int:
+    """Bytes that a prompt [B, S] and as many new tokens after it take in float32 between two pieces of the artifact:
+    the cache, the prompt's rows as they came and as they are passed on, logits of the new tokens."""
+    values = blocks_of(tokens + new) * values_of_token(model) + 2 * tokens * model.wide + new * model.output
+    return FLOAT32 * rows * values
 
 
 def blocks_of(tokens: int) -> int:
@@ -146,7 +155,7 @@ def comparing_of(model: ModelSizes, case: CaseSizes) -> int:
     if case.asked:  # what is compared are tokens
         return running
     logits, cache = logits_of(model, case), cache_of(model, case)
-    comparing = FLOAT32 * COPIES * logits + COMPARED * min(BLOCK, max(logits, cache // FLOAT32))
+    comparing = FLOAT32 * COPIES * logits + COMPARED * min(THREADS * BLOCK, max(logits, cache // FLOAT32))
     remembered = min(CASES * results_of(model, case), CASES * REMEMBERED_BYTES + FLOAT32 * logits)
     remembered += min(outputs_of(model, case), REMEMBERED + FLOAT32 * logits)
     return running + (CACHES - 1) * cache + comparing + remembered

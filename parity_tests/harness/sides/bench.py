@@ -21,12 +21,13 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.contract import EMBED_TOKENS, EMBEDDING, INPUT_IDS, INPUTS_EMBEDS, RERANKER, TEXT
 from qwen3vl_export.runtime import GREEDY, Image, Prepared, Qwen3VL, Video
 from qwen3vl_export.runtime.arrays import Floats, Ints
-from qwen3vl_export.runtime.cache import round_up_capacity
 from qwen3vl_export.runtime.generate import Step, prefill
 from qwen3vl_export.runtime.retrieval import embedding_conversation, reranker_conversation
 
+from ..budget.activations import held_between
 from ..budget.allocator import release_memory
 from ..budget.resources import Resources
+from ..budget.sizes import ModelSizes
 from ..cases.matrix import Case, Matrix, Prompt
 from ..cases.tasks import Task
 from ..judging.verdicts import Profile
@@ -41,6 +42,7 @@ from .pytorch.pixel_reference import PixelReference
 from .pytorch.prompt_reference import PromptReference
 from .pytorch.reference import Greedy, Reference
 from .pytorch.results import REMEMBERED_CASES
+from .pytorch.torch_model import read_config
 
 Result = TypeVar("Result")
 FPS = 2.0  # frames per second of every clip in the matrix
@@ -119,6 +121,11 @@ class Bench:
     def cases(self) -> list[Case]:
         """Every case of the matrix file."""
         return self.matrix.of_tier("full")
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        """Of the checkpoint."""
+        return ModelSizes.of(read_config(self.checkpoint)[0], self.head)
 
     @property
     def fixed_grids(self) -> list[tuple[int, int]]:
@@ -330,13 +337,9 @@ class Bench:
             side.reference.settle(report)
 
     def held_bytes(self, mask: Ints, new_tokens: int = 0) -> int:
-        """What a prompt [B, S] and as many tokens after it take in float32 between two pieces: the cache, the prompt's
-        rows as they came and as they are passed on, logits of new tokens."""
-        facts = self.artifact.manifest.facts
-        cache = 2 * facts.num_hidden_layers * facts.num_key_value_heads * facts.head_dim
-        capacity = round_up_capacity(mask.shape[1] + new_tokens, facts.max_position_embeddings)
-        values: int = cache * capacity + 2 * facts.wide_size * mask.shape[1] + facts.vocab_size * new_tokens
-        return 4 * len(mask) * values
+        """What a prompt [B, S] and as many tokens after it take between two pieces of the artifact."""
+        rows, tokens = mask.shape
+        return held_between(self.sizes, rows, tokens, new_tokens)
 
     def no_features(self) -> Floats:
         return np.empty((0, self.artifact.manifest.facts.wide_size), np.float32)
