@@ -75,10 +75,8 @@ def asks(options: Any) -> bool:
 
 
 def table_of_bytes() -> bytes:
-    """Signed bytes [2, 2] with a scale for each column and no zero points, as `int8` is stored in standard operators."""
-    table = helper.make_tensor(
-        "w", TensorProto.INT8, [2, 2], np.array([[-1, 1], [-127, 127]], np.int8).tobytes(), raw=True
-    )
+    """Signed bytes [2, 2], a scale for each column and no zero points: weights of `int8` in standard operators."""
+    table = helper.make_tensor("w", TensorProto.INT8, [2, 2], [-1, 1, -127, 127])
     scales = helper.make_tensor("s", TensorProto.FLOAT, [2], [1.0, 2.0])
     node = helper.make_node("DequantizeLinear", ["w", "s"], ["y"], axis=1)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
