@@ -15,6 +15,7 @@ from parity_tests.harness.sides.pytorch.reference import Reference
 from parity_tests.harness.sides.pytorch.reference_cache import Store
 
 from ...fixtures.paths import TINY
+from .test_streaming import inputs_of
 
 WIDTH = 1024  # a weight of [WIDTH, WIDTH] is large
 
@@ -72,14 +73,22 @@ def test_other_products_stay_as_they_are(kind: str, multiplied: list[torch.Size]
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_the_reference_computes_with_them(
+def test_the_decoder_computes_with_them_and_the_tower_does_not(
     streamed: bool, tmp_path: Path, multiplied: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The tower's features have the tightest limits, and oneDNN rounds more."""
     monkeypatch.setattr(products, "LARGE_WEIGHT", 1)
     reference = Reference(TINY, Store(tmp_path, ""), streamed=streamed)
-    layer = torch.nn.Linear(4, 2)
-    reference.together([lambda: layer(torch.ones(3, 4)), lambda: layer(torch.ones(1, 4))])
-    assert multiplied == [layer.weight.shape] * 2
+    prompt = inputs_of(reference, [[1, 4, 6]])
+    reference.obtain(lambda: reference.vision(prompt.pixel_values, prompt.image_grid_thw))
+    assert multiplied == []
+    start = reference.obtain(lambda: reference.prefill(prompt))
+    layers = [
+        module for module in reference.model.model.language_model.modules() if isinstance(module, torch.nn.Linear)
+    ]
+    assert len(multiplied) == len(layers) + 1  # the head
+    reference.decoder(start.inputs_embeds, prompt.attention_mask, start.position_ids)
+    assert len(multiplied) == 2 * (len(layers) + 1)
 
 
 def test_verdicts_with_them(

@@ -131,9 +131,9 @@ def test_drafts_end_soon_after_they_turn_wrong_and_begin_again() -> None:
 
 def test_a_token_costs_less_than_a_tenth_of_a_millisecond() -> None:
     text = RNG.integers(0, 30, 8192).tolist()
-    start = time.process_time()
+    start = time.thread_time()
     lookup = look_up(text)
     for token in text:
         lookup.push(token)
         lookup.draft(99)
-    assert time.process_time() - start < 8192 * 1e-4
+    assert time.thread_time() - start < 8192 * 1e-4

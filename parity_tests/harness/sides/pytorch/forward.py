@@ -27,6 +27,7 @@ from transformers.masking_utils import create_causal_mask
 from qwen3vl_export.runtime.arrays import Float32, Ints
 
 from .inputs import Inputs, model_arguments
+from .products import LargeProducts
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class Continuation:
 
 
 def encode(model: Any, inputs: Inputs, device: torch.device) -> Float32:
-    """Wide features [N, W] of the vision tower alone, every picture and frame in the order of the grid."""
+    """Wide features [N, W] of the vision tower alone, every picture and frame in the order of the grid.
+
+    Its products stay PyTorch's own, which are rounded less than `LargeProducts`: features have the tightest limits.
+    """
     pixels, grid = (torch.from_numpy(array).to(device) for array in (inputs.pixel_values, inputs.image_grid_thw))
     output = model.model.visual(pixels, grid_thw=grid)
     features: Float32 = to_numpy(torch.cat([output.pooler_output, *output.deepstack_features], dim=-1))
@@ -93,7 +97,8 @@ def read(
         kwargs["attention_mask"] = hide_other_parts(config.text_config, kwargs["attention_mask"], parts.to(device))
     kept = count + whole.input_ids.shape[1] - prompt
     recorded: dict[str, Any] = {}
-    with pre_forward_hook(model.model.language_model, lambda module, args, kwargs: recorded.update(kwargs)):
+    record = pre_forward_hook(model.model.language_model, lambda module, args, kwargs: recorded.update(kwargs))
+    with record, LargeProducts():
         output = model(**kwargs, position_ids=position_ids, logits_to_keep=kept, use_cache=False)
     logits, rows = to_numpy(output.logits), wide_rows(recorded, len(config.vision_config.deepstack_visual_indexes))
     visual = recorded["visual_pos_masks"]

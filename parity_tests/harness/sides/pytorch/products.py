@@ -2,8 +2,8 @@
 
 `F.linear` calls MKL, which packs the whole weight anew for every call and has no AVX-512 kernels for processors of AMD.
 oneDNN, which `torch.compile` has the same product computed by, reads the weight where it lies: a case's 64 to 350 rows
-take 0.4 to 0.75 of the time (AMD EPYC, two cores). Both add in float32, in orders of their own. Knows PyTorch's
-operators; nothing about models.
+take 0.4 to 0.75 of the time (AMD EPYC, two cores; without AVX-512 0.46 to 0.96). Both add in float32, in orders of
+their own: oneDNN's error is 5.7e-7 of the result's rms, MKL's 2.5e-7. Knows PyTorch's operators; nothing about models.
 
 Source: `mkldnn::_linear_pointwise`, registered in PyTorch's `aten/src/ATen/native/mkldnn/Linear.cpp`.
 """

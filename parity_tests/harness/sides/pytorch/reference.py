@@ -200,16 +200,17 @@ class Reference:
             torch.from_numpy(array).to(self.device) for array in (inputs_embeds, attention_mask, position_ids)
         )
         hidden, *maps = torch.split(rows, self.hidden_size, dim=-1)
-        output = self.model.model.language_model(
-            inputs_embeds=hidden,
-            attention_mask=mask,
-            position_ids=positions,
-            visual_pos_masks=torch.ones_like(hidden[..., 0], dtype=torch.bool),  # text rows of the maps are zero
-            deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
-            use_cache=False,
-        )
         kept = self._compared(inputs_embeds) if count is None else count
-        logits: Float32 = to_numpy(self.model.lm_head(output.last_hidden_state[:, -kept:]))
+        with LargeProducts():
+            output = self.model.model.language_model(
+                inputs_embeds=hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                visual_pos_masks=torch.ones_like(hidden[..., 0], dtype=torch.bool),  # text rows of the maps are zero
+                deepstack_visual_embeds=[wide.reshape(-1, hidden.shape[-1]) for wide in maps],
+                use_cache=False,
+            )
+            logits: Float32 = to_numpy(self.model.lm_head(output.last_hidden_state[:, -kept:]))
         return logits
 
     def parameter(self, name: str) -> Float32:
@@ -232,14 +233,15 @@ class Reference:
         return self.results.keep(key, encode(self.model, inputs, self.device)) if features is None else features
 
     def _generate(self, inputs: Inputs, new_tokens: int, stop: bool) -> Greedy:
-        output = self.model.generate(
-            **model_arguments(inputs, self.model.config, self.device),
-            max_new_tokens=new_tokens,
-            eos_token_id=self.stop_ids if stop else None,
-            pad_token_id=self.stop_ids[0],
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        with LargeProducts():
+            output = self.model.generate(
+                **model_arguments(inputs, self.model.config, self.device),
+                max_new_tokens=new_tokens,
+                eos_token_id=self.stop_ids if stop else None,
+                pad_token_id=self.stop_ids[0],
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         ids = output.sequences[:, inputs.input_ids.shape[1] :]
         return Greedy(to_numpy(ids), to_numpy(torch.stack(output.logits, dim=1)))
 
@@ -328,11 +330,11 @@ class Reference:
     def _compute_all(
         self, computations: Sequence[Callable[[], Result]], report: Callable[[str, int], None] = lambda *_: None
     ) -> list[Result]:
-        """Results without gradients, on this model's threads, large products by oneDNN, their time counted."""
+        """Results without gradients, on this model's threads, their time counted."""
         self.model.model.rope_deltas = None  # transformers keeps it between calls
 
         def guard(compute: Callable[[], Result]) -> Result:
-            with torch.no_grad(), LargeProducts(), self.threading():
+            with torch.no_grad(), self.threading():
                 return compute()
 
         start = time.perf_counter()
