@@ -8,10 +8,13 @@ this project's tiny recipes, built first, with the quick matrix. The plan, the b
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from .harness.judging.outcome import Outcome
 from .harness.plan import Check, carry_out
+from .harness.rounds import carry_out_all
 from .harness.sides.bench import Bench
 from .harness.verify import open_bench
 from .plugin import BUILDS, OUTCOME, option_of, plans_of
@@ -53,9 +56,41 @@ def benches(pytestconfig: pytest.Config) -> Callable[[str], Bench]:
     return bench_of
 
 
+@pytest.fixture(scope="session")
+def outcome_of(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Callable[[str, Check], Outcome]:
+    """Carries out a check of an artifact, by the name of its recipe.
+
+    Where PyTorch is streamed, the first check has all selected ones of the artifact carried out with it, in rounds; a
+    worker of pytest-xdist, which does not know the checks that it will get, those of the case.
+    """
+    known: dict[tuple[str, str], Outcome] = {}
+    is_worker = hasattr(request.config, "workerinput")
+
+    def carried_out(name: str, check: Check) -> Outcome:
+        bench = benches(name)
+        if not bench.reference.streamed:
+            return carry_out(bench, check)
+        if (name, check.id) not in known:
+            checks = [
+                other
+                for artifact, other in selected_checks(request.session)
+                if artifact == name and (not is_worker or group_of(artifact, other) == group_of(name, check))
+            ]
+            known.update({(name, outcome.id): outcome for outcome in carry_out_all(bench, checks)})
+        return known[name, check.id]
+
+    return carried_out
+
+
+def selected_checks(session: pytest.Session) -> list[tuple[str, Check]]:
+    """The checks that this process may be asked for, each with the recipe's name."""
+    tests: list[Any] = [test for test in session.items if getattr(test, "function", None) is test_parity]
+    return [(test.callspec.params["recipe_name"], test.callspec.params["check"]) for test in tests]
+
+
 def test_parity(
-    recipe_name: str, check: Check, benches: Callable[[str], Bench], request: pytest.FixtureRequest
+    recipe_name: str, check: Check, outcome_of: Callable[[str, Check], Outcome], request: pytest.FixtureRequest
 ) -> None:
-    outcome = carry_out(benches(recipe_name), check)
+    outcome = outcome_of(recipe_name, check)
     request.node.stash[OUTCOME] = outcome
     assert outcome.passed, outcome.message

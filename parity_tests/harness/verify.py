@@ -25,7 +25,7 @@ from qwen3vl_export.runtime.sizing import Sizing
 
 from .budget.allocator import map_large_arrays
 from .budget.estimate import Estimate, estimate
-from .budget.resources import must_stream, resources_of
+from .budget.resources import must_stream, resources_of, should_stream
 from .budget.sizes import question_sizes, sizes_of
 from .budget.table import show as show_estimate
 from .cases.fitting import fit_matrix
@@ -227,6 +227,7 @@ def open_bench(
     resources = resources_of(opened, source.root, sizes, memory, store)
     if reference is None:
         streamed = must_stream(opened, resources) or exceeds_device(computing, source.root)
+        streamed = streamed or (computing == CPU and should_stream(resources))
         merged = [adapter.root for adapter in source.adapters]
         reference = Reference(
             source.root, store, adapters=merged, streamed=streamed, room=resources.room, device=computing, head=head

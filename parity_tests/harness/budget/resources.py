@@ -13,9 +13,10 @@ from qwen3vl_export.artifact import Artifact
 from qwen3vl_export.console import format_size
 from qwen3vl_export.errors import ParityError
 
+from ..sides.pytorch.reference import SMALL_MODEL
 from ..sides.pytorch.reference_cache import Store
 from ..sides.pytorch.torch_model import read_config
-from .activations import outputs_of, results_of
+from .activations import FLOAT32, outputs_of, results_of
 from .machine import free_disk, memory_left
 from .memory import LIBRARIES, SLACK, MemoryNeeds, memory_needs
 from .sizes import CaseSizes, ModelSizes
@@ -116,3 +117,11 @@ def must_stream(artifact: Artifact, resources: Resources) -> bool:
                 "Free some space, or choose another disk: --cache DIR",
             )
     return True
+
+
+def should_stream(resources: Resources) -> bool:
+    """Whether PyTorch is done sooner a module at a time, wherever both sides fit into memory: with a large model, all
+    about a case is then answered by one call, in place of one for each token of an answer."""
+    free = free_disk(resources.results)
+    large = resources.needs.weights >= FLOAT32 * SMALL_MODEL
+    return large and all(resources.fit_on_disk([name], free) for name in resources.cases)

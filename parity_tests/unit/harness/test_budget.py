@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from parity_tests.harness import rounds, verify
 from parity_tests.harness.budget import estimate as estimate_module
@@ -18,7 +19,7 @@ from parity_tests.harness.budget.activations import comparing_of, need_of, outpu
 from parity_tests.harness.budget.cost import CostModel
 from parity_tests.harness.budget.cut import promised_cases
 from parity_tests.harness.budget.estimate import CONVERT, Estimate, estimate, opened_again, seconds_of_opening
-from parity_tests.harness.budget.resources import Resources, must_stream
+from parity_tests.harness.budget.resources import Resources, must_stream, should_stream
 from parity_tests.harness.budget.sizes import Call, CaseSizes, ModelSizes
 from parity_tests.harness.budget.split import split_in_order
 from parity_tests.harness.budget.table import describe
@@ -26,6 +27,8 @@ from parity_tests.harness.plan import Plan, Subject, cases_of, plan
 from parity_tests.harness.rounds import groups_on_disk
 from parity_tests.harness.sides.bench import Bench
 from parity_tests.harness.sides.pytorch.attention import MOST_SCORES
+from parity_tests.harness.sides.pytorch.device import CPU
+from parity_tests.harness.sides.pytorch.reference import SMALL_MODEL
 from parity_tests.harness.sides.pytorch.torch_model import read_config
 from qwen3vl_export.console import format_duration, parse_duration, parse_size
 from qwen3vl_export.contract import DECODER
@@ -171,6 +174,25 @@ def test_memory_decides_whether_pytorch_is_streamed(
     monkeypatch.setattr(resources, "memory_left", lambda _: needs.streamed - 1)
     with pytest.raises(ParityError, match=r"takes \S+ MB of memory \(the artifact .*\), \S+ MB are left\. .*--memory"):
         must_stream(bench.artifact, needed)
+
+
+def test_a_large_model_is_streamed_whatever_memory_there_is(needed: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless its results have no room: then it is computed as a whole."""
+    assert not should_stream(needed)
+    large = replace(needed, needs=replace(needed.needs, weights=4 * SMALL_MODEL))
+    assert should_stream(large)
+    monkeypatch.setattr(resources, "free_disk", lambda _: 1 << 20)
+    assert not should_stream(large)
+
+
+@pytest.mark.parametrize(("device", "streamed"), [(CPU, True), (torch.device("cuda"), False)])
+def test_only_a_processor_is_sooner_done_in_modules(
+    device: torch.device, streamed: bool, tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "should_stream", lambda _: True)
+    monkeypatch.setattr(verify, "open_device", lambda _: device)
+    monkeypatch.setattr(verify, "exceeds_device", lambda *_: False)
+    assert verify.open_bench(tiny_artifact, "quick", cache=tmp_path).reference.streamed is streamed
 
 
 def test_too_little_disk_for_the_results_of_a_case_is_refused(

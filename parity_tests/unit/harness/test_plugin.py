@@ -41,6 +41,33 @@ def test_an_artifact_is_verified_from_anywhere(elsewhere: Path, tiny_artifact: P
     assert not (elsewhere / "tiny" / "parity.json").exists()  # not the whole plan
 
 
+STREAMS = """
+from parity_tests.harness import verify
+from parity_tests.harness.sides.pytorch.streamed_model import StreamedModel
+
+verify.must_stream = lambda *_: True
+run_once = StreamedModel.run
+
+def run(self, *arguments):
+    print("a pass over the checkpoint")
+    return run_once(self, *arguments)
+
+StreamedModel.run = run
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1", "--dist", "loadgroup")], ids=["here", "worker"])
+def test_a_large_model_is_verified_in_rounds(elsewhere: Path, tiny_artifact: Path, workers: tuple[str, ...]) -> None:
+    """One pass over the checkpoint for all selected checks; a worker, whose output is not shown, takes one for a case."""
+    (elsewhere / "conftest.py").write_text(STREAMS)
+    shutil.copytree(tiny_artifact, elsewhere / "tiny")
+    selection = "decode and (text-only or minimum) and not batch and not decoder"
+    result = run(elsewhere, "--artifact", "tiny", "--matrix", "quick", "-v", "-s", "-k", selection, *workers)
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+    assert "2 passed" in result.stdout
+    assert workers or result.stdout.count("a pass over the checkpoint") == 1
+
+
 def test_without_an_artifact_nothing_changes(elsewhere: Path) -> None:
     result = run(elsewhere, "-q")
     assert result.returncode == pytest.ExitCode.OK

@@ -44,7 +44,7 @@ from .results import VISION, Deferred, Results
 from .streamed_model import Change, StreamedModel
 from .torch_model import WholeModel, load_model, stream_model
 
-SMALL_MODEL = 100_000_000  # parameters; below it threads cost more than they bring
+SMALL_MODEL = 100_000_000  # parameters; below it threads, and streaming the model, cost more than they bring
 
 Result = TypeVar("Result")
 
