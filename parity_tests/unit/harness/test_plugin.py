@@ -58,7 +58,7 @@ StreamedModel.run = run
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1", "--dist", "loadgroup")], ids=["here", "worker"])
 def test_a_large_model_is_verified_in_rounds(elsewhere: Path, tiny_artifact: Path, workers: tuple[str, ...]) -> None:
-    """One pass over the checkpoint for all selected checks; a worker, whose output is not shown, takes one for a case."""
+    """One pass over the checkpoint for all selected checks; a worker, whose output is not shown, takes one a case."""
     (elsewhere / "conftest.py").write_text(STREAMS)
     shutil.copytree(tiny_artifact, elsewhere / "tiny")
     selection = "decode and (text-only or minimum) and not batch and not decoder"
