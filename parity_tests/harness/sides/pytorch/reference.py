@@ -233,7 +233,7 @@ class Reference:
         return self.results.keep(key, encode(self.model, inputs, self.device)) if features is None else features
 
     def _generate(self, inputs: Inputs, new_tokens: int, stop: bool) -> Greedy:
-        with LargeProducts():
+        with LargeProducts():  # the tower, too: nothing compares its features here
             output = self.model.generate(
                 **model_arguments(inputs, self.model.config, self.device),
                 max_new_tokens=new_tokens,
